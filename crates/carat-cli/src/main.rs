@@ -1,0 +1,3 @@
+//! The `carat` command.
+
+fn main() {}
