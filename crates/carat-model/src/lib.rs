@@ -1,2 +1,6 @@
 #![forbid(unsafe_code)]
-//! placeholder
+//! Gemma models: configuration, weights, cache and forward pass.
+
+mod language_model;
+
+pub use language_model::{LanguageModel, LogitRows, Segment, SequenceCache};

@@ -1,0 +1,101 @@
+//! The seam between the models and whoever runs them.
+//!
+//! The engine knows a model only through [`LanguageModel`]: give it the new tokens of one or many
+//! sequences, each with its cache, and get rows of logits back. The cache and the error are associated
+//! types, not fixed ones, so that the engine's tests run on a fake model with a fake cache and so that a
+//! second backend may keep its cache elsewhere; the engine is generic over the model and never looks inside.
+//!
+//! A model knows no request, no time and no randomness: the same segments on the same caches give the same
+//! logits, however the tokens were cut into calls.
+
+/// Which rows of a segment the caller wants logits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// None: the tokens are only written to the cache (all but the last chunk of a prompt).
+    None,
+    /// The last token's row: what sampling needs.
+    Last,
+    /// Every token's row: scoring and checking a draft.
+    All,
+}
+
+impl LogitRows {
+    /// Rows wanted of a segment of `n_tokens` tokens.
+    #[must_use]
+    pub fn count(self, n_tokens: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => n_tokens.min(1),
+            Self::All => n_tokens,
+        }
+    }
+}
+
+/// What one sequence contributes to a forward pass.
+pub struct Segment<'a, C> {
+    /// Token ids, in order; they are appended to the cache. Never empty.
+    pub tokens: &'a [u32],
+    /// The sequence's cache; its length before the call is the position of `tokens[0]`.
+    pub cache: &'a mut C,
+    /// Which rows' logits are wanted.
+    pub logits: LogitRows,
+}
+
+/// The keys and values that a sequence has computed so far.
+pub trait SequenceCache {
+    /// Tokens held; the position of the next token.
+    fn len(&self) -> usize;
+
+    /// Whether nothing is held yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Most tokens that can be held.
+    fn max_tokens(&self) -> usize;
+
+    /// Forgets all but the first `len` tokens and says whether that was possible.
+    ///
+    /// Local layers keep only their window, so going back further than what is kept is refused: the answer is
+    /// `false` and the cache is unchanged. `len` 0 (empty the cache) and `len >= self.len()` (nothing to do)
+    /// always succeed.
+    #[must_use]
+    fn truncate(&mut self, len: usize) -> bool;
+}
+
+/// A model that predicts the next token.
+pub trait LanguageModel {
+    /// One sequence's cache.
+    type Cache: SequenceCache;
+    /// Why a call could not be done.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Width of a logits row. May exceed the tokenizer's size: the extra rows are padding, never to be sampled.
+    fn vocab_size(&self) -> usize;
+
+    /// Longest sequence the model was trained for, in tokens.
+    fn context_len(&self) -> usize;
+
+    /// Most tokens in one [`forward`](Self::forward) call, summed over its segments. At least 1.
+    fn max_batch_tokens(&self) -> usize;
+
+    /// An empty cache with room for `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// When `max_tokens` exceeds [`context_len`](Self::context_len) or memory cannot be had.
+    fn new_cache(&self, max_tokens: usize) -> Result<Self::Cache, Self::Error>;
+
+    /// Runs the segments' tokens, appends them to the caches and computes the wanted logits.
+    ///
+    /// - `logits`: `[wanted rows, vocab_size]` row-major, in segment order; resized to exactly that. Keep it
+    ///   between calls so that it is allocated once.
+    ///
+    /// # Errors
+    /// When a segment is empty, the batch is too large, a token id is no row of the embedding, or a cache is
+    /// full. The caches are then as before the call.
+    fn forward(
+        &mut self,
+        batch: &mut [Segment<'_, Self::Cache>],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), Self::Error>;
+}
