@@ -1,0 +1,225 @@
+//! The front of the crate: resolve, list, remove. (Pulling is in `pull.rs`.)
+
+use std::path::{Path, PathBuf};
+
+use crate::catalogue::{self, Entry};
+use crate::error::{Attempt, Error, Result};
+use crate::local::{Identity, LocalModel, Place, foreign_stores, open_path};
+use crate::name::{ModelName, has_quant};
+use crate::plan::Plan;
+use crate::settings::HubSettings;
+use crate::store::Store;
+
+/// Finds, fetches, lists and removes models.
+#[derive(Debug)]
+pub struct Hub {
+    pub(crate) settings: HubSettings,
+    pub(crate) store: Store,
+    catalogue: Vec<Entry>,
+}
+
+/// Where a model is.
+#[derive(Debug, Clone)]
+pub enum Resolution {
+    /// On this machine, ready to be opened.
+    Local(LocalModel),
+    /// Not on this machine; [`Hub::pull`] gets it.
+    NeedsDownload(Plan),
+}
+
+impl Hub {
+    /// Reads the catalogue; touches neither the stores nor the network.
+    ///
+    /// # Errors
+    /// [`Error::Catalogue`] when the user's catalogue file is malformed.
+    pub fn new(settings: HubSettings) -> Result<Self> {
+        let catalogue = catalogue::load(settings.catalogue_file.as_deref())?;
+        let store = Store::new(&settings.store_dir);
+        Ok(Hub {
+            settings,
+            store,
+            catalogue,
+        })
+    }
+
+    /// The models known by name, in the order of the catalogue.
+    pub fn catalogue(&self) -> &[Entry] {
+        &self.catalogue
+    }
+
+    /// Says where the model is that `model` names. Looks at the disk only.
+    ///
+    /// # Errors
+    /// [`Error::PathMissing`] and [`Error::NotAModel`] for paths, [`Error::BadName`] and
+    /// [`Error::UnknownModel`] for names.
+    pub fn resolve(&self, model: &str) -> Result<Resolution> {
+        match ModelName::parse(model, |name| self.entry(name).is_some())? {
+            ModelName::Path(path) => Ok(Resolution::Local(open_path(&path)?)),
+            ModelName::Catalogue(name) => self.resolve_name(&name),
+            ModelName::Hf { repo, file } => {
+                let file = file.as_deref();
+                let (mut hits, searched) = self.search(|m| m.is_hf(&repo, file));
+                Ok(match choose(&mut hits, &repo, file)? {
+                    Some(found) => Resolution::Local(found),
+                    None => Resolution::NeedsDownload(Plan::of_repo(model, &repo, file, searched)),
+                })
+            }
+        }
+    }
+
+    /// All models on this machine: carat's own, then those of other programs whose name holds `gemma`.
+    pub fn list(&self) -> Vec<LocalModel> {
+        let mut models = self.store.list();
+        let mut foreign: Vec<LocalModel> = foreign_stores(&self.settings)
+            .iter()
+            .flat_map(|store| store.list())
+            .collect();
+        for model in &mut foreign {
+            if let Some(entry) = self.catalogue.iter().find(|entry| model.is_entry(entry)) {
+                model.name.clone_from(&entry.name);
+            }
+        }
+        models.append(&mut foreign);
+        models
+    }
+
+    /// Removes a model from carat's own store; returns the bytes freed.
+    ///
+    /// `model` is a catalogue name, an `hf:` name, or the path of the stored file.
+    ///
+    /// # Errors
+    /// [`Error::NotOwned`] when only another program has it, [`Error::NotInStore`] when nobody has it.
+    pub fn remove(&self, model: &str) -> Result<u64> {
+        let asked = ModelName::parse(model, |name| self.entry(name).is_some());
+        let is_it = |local: &LocalModel| match &asked {
+            Ok(ModelName::Catalogue(name)) => {
+                local.name.eq_ignore_ascii_case(name) || self.entry(name).is_some_and(|e| local.is_entry(e))
+            }
+            Ok(ModelName::Hf { repo, file }) => match (&local.identity, file) {
+                // Without a file only the folder is meant, not every file of the repository.
+                (Identity::Hf { file: Some(_), .. }, None) => false,
+                _ => local.is_hf(repo, file.as_deref()),
+            },
+            Ok(ModelName::Path(path)) => same_file(&local.path, path),
+            Err(_) => local.name == model,
+        };
+        if let Some(freed) = self.store.remove(is_it)? {
+            return Ok(freed);
+        }
+        let owner = foreign_stores(&self.settings)
+            .iter()
+            .flat_map(|s| s.scan())
+            .find(is_it);
+        Err(match owner {
+            Some(found) => Error::NotOwned {
+                name: model.to_owned(),
+                owner: found.place.as_str(),
+                path: found.path,
+            },
+            None => match &asked {
+                Ok(ModelName::Path(path)) if path.exists() => Error::NotOwned {
+                    name: model.to_owned(),
+                    owner: "you",
+                    path: path.clone(),
+                },
+                _ => Error::NotInStore(model.to_owned()),
+            },
+        })
+    }
+
+    fn resolve_name(&self, name: &str) -> Result<Resolution> {
+        if let Some(entry) = self.entry(name) {
+            let (hits, searched) = self.search(|m| m.is_entry(entry));
+            return Ok(match hits.into_iter().next() {
+                Some(found) => Resolution::Local(found),
+                None => Resolution::NeedsDownload(Plan::of_entry(name, entry, searched)),
+            });
+        }
+        // A model of another name may be in Ollama's store: made there by its user, say.
+        let latest = format!("{name}:latest");
+        let (hits, _) = self.search(|m| {
+            matches!(m.place, Place::Ollama | Place::Store) && (m.name == name || m.name == latest)
+        });
+        match hits.into_iter().next() {
+            Some(found) => Ok(Resolution::Local(found)),
+            None => Err(Error::UnknownModel {
+                name: name.to_owned(),
+                hint: self.hint(name),
+            }),
+        }
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.catalogue.iter().find(|entry| entry.is_named(name))
+    }
+
+    /// Looks through every store; the places without a hit are told with where they were.
+    pub(crate) fn search(&self, is_it: impl Fn(&LocalModel) -> bool) -> (Vec<LocalModel>, Vec<Attempt>) {
+        let mut hits: Vec<LocalModel> = self.store.list().into_iter().filter(&is_it).collect();
+        let mut searched = vec![in_vain(Place::Store, self.store.root())];
+        for store in foreign_stores(&self.settings) {
+            hits.extend(store.scan().into_iter().filter(&is_it));
+            searched.push(in_vain(store.place, &store.dir));
+        }
+        (hits, searched)
+    }
+
+    /// Names that begin like the unknown one, or how names look.
+    fn hint(&self, name: &str) -> String {
+        let family = name.split(':').next().unwrap_or(name).to_ascii_lowercase();
+        let tag = name.split(':').nth(1).unwrap_or_default().to_ascii_lowercase();
+        let params = tag.split('-').next().unwrap_or_default();
+        let mut near: Vec<&str> = self
+            .catalogue
+            .iter()
+            .map(|entry| entry.name.as_str())
+            .filter(|n| n.starts_with(&format!("{family}:{params}")))
+            .collect();
+        near.truncate(8);
+        match near.is_empty() {
+            true => {
+                "give a name of the catalogue (gemma3:4b), hf:owner/repo, or the path of a model".to_owned()
+            }
+            false => format!("there are {}", near.join(", ")),
+        }
+    }
+}
+
+fn in_vain(place: Place, dir: &Path) -> Attempt {
+    let reason = if dir.is_dir() {
+        "it is not among the models in"
+    } else {
+        "there is no folder"
+    };
+    Attempt {
+        source: place.as_str().to_owned(),
+        reason: format!("{reason} {}", dir.display()),
+    }
+}
+
+/// One of several models of a repository: the folder, else the only file, else the Q4_K_M one.
+fn choose(hits: &mut Vec<LocalModel>, repo: &str, file: Option<&str>) -> Result<Option<LocalModel>> {
+    let file_of = |model: &LocalModel| match &model.identity {
+        Identity::Hf { file, .. } => file.clone().unwrap_or_default(),
+        _ => String::new(),
+    };
+    if file.is_none() && hits.len() > 1 {
+        let best = hits.iter().position(|m| file_of(m).is_empty());
+        let best = best.or_else(|| hits.iter().position(|m| has_quant(&file_of(m), "Q4_K_M")));
+        let first = file_of(&hits[0]);
+        if best.is_none() && hits.iter().any(|m| file_of(m) != first) {
+            let files: Vec<String> = hits.iter().map(file_of).collect();
+            return Err(Error::ChooseFile {
+                repo: repo.to_owned(),
+                files,
+            });
+        }
+        return Ok(Some(hits.swap_remove(best.unwrap_or(0))));
+    }
+    Ok((!hits.is_empty()).then(|| hits.swap_remove(0)))
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| -> Option<PathBuf> { path.canonicalize().ok() };
+    a == b || real(a).is_some_and(|a| Some(a) == real(b))
+}
