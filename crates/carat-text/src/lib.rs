@@ -1,2 +1,35 @@
 #![forbid(unsafe_code)]
-//! placeholder
+//! Gemma's tokenizer and chat templates.
+//!
+//! - [`Tokenizer`]: text to ids and back, built from GGUF metadata, `tokenizer.json` or `tokenizer.model`. The three
+//!   give the same ids. [`StreamDecoder`] turns ids into text as they arrive.
+//! - [`ChatTemplate`]: a conversation to the model's prompt, by the model's own Jinja template or by Gemma 3's built-in
+//!   format. [`ChatTemplate::encode`] keeps text of messages plain, whatever control strings it holds.
+//!
+//! Knows bytes and strings. Knows no file, no container, no tensor. Files are untrusted: every defect is an [`Error`].
+
+mod border;
+mod bpe;
+mod chat;
+mod decode;
+mod error;
+mod gemma3;
+mod jinja;
+mod kind;
+mod matcher;
+mod merges;
+mod piece_index;
+mod shield;
+mod source;
+mod strftime;
+mod template;
+mod tojson;
+mod tokenizer;
+mod vocabulary;
+
+pub use chat::{Message, Part, RenderOptions, Role};
+pub use decode::{ControlText, StreamDecoder};
+pub use error::Error;
+pub use source::GgufVocabulary;
+pub use template::ChatTemplate;
+pub use tokenizer::{Special, Tokenizer};
