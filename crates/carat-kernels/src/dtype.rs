@@ -60,7 +60,10 @@ impl DType {
     /// The format with this name, in any letter case.
     #[must_use]
     pub fn from_name(name: &str) -> Option<DType> {
-        TABLE.iter().find(|row| row.4.eq_ignore_ascii_case(name)).map(|row| row.0)
+        TABLE
+            .iter()
+            .find(|row| row.4.eq_ignore_ascii_case(name))
+            .map(|row| row.0)
     }
 
     /// The GGUF type id.
@@ -71,13 +74,13 @@ impl DType {
 
     /// Elements per block; a row's length must be a multiple of it.
     #[must_use]
-    pub fn block_len(self) -> usize {
+    pub const fn block_len(self) -> usize {
         self.row().2
     }
 
     /// Bytes per block.
     #[must_use]
-    pub fn block_bytes(self) -> usize {
+    pub const fn block_bytes(self) -> usize {
         self.row().3
     }
 
@@ -97,10 +100,14 @@ impl DType {
     #[must_use]
     pub fn bytes_for(self, n: usize) -> Option<usize> {
         let (len, bytes) = (self.block_len(), self.block_bytes());
-        if n % len != 0 { None } else { (n / len).checked_mul(bytes) }
+        if n % len != 0 {
+            None
+        } else {
+            (n / len).checked_mul(bytes)
+        }
     }
 
-    fn row(self) -> &'static Row {
+    const fn row(self) -> &'static Row {
         // The table is written in the order of the enum; a test holds it to that.
         &TABLE[self as usize]
     }

@@ -1,5 +1,37 @@
-//! Number formats, SIMD kernels and the thread pool. Knows slices and shapes; knows no model and no file.
+//! Number formats, SIMD kernels and the thread pool of carat.
+//!
+//! Knows slices and shapes; knows no model, no file and no tokenizer. The way in:
+//!
+//! - [`DType`], [`dequantize`], [`quantize`]: the formats weights come in.
+//! - [`Isa`]: which instruction set is used, found at run time.
+//! - [`Compute`]: instruction set, threads and scratch; [`Compute::multiply`] for products with weights.
+//! - [`vector`]: norms, rotary embedding, gated GELU. [`attention`]: scores, softmax, values.
+//!
+//! Every operation has a scalar version and versions for AVX2 and AVX-512, chosen by [`Isa`] at run time, and
+//! tests that hold them to the scalar one. `unsafe` stays inside this crate: its public functions are safe and
+//! check every length.
 
+pub mod attention;
+pub mod vector;
+
+mod activation;
+mod block;
 mod dtype;
+mod error;
+mod float_matmul;
+mod gemm_f32;
+mod isa;
+mod matmul;
+mod pool;
+mod quant;
+mod scalar;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 pub use dtype::DType;
+pub use error::Error;
+pub use isa::{Isa, cpu_features};
+pub use matmul::{Activations, Compute, Matrix, Precision, Product};
+pub use pool::Pool;
+pub use quant::{QuantError, dequantize, quantize};

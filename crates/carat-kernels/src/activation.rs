@@ -1,0 +1,173 @@
+//! Activations as the integer kernels take them: 8 bits with a scale for every 32 elements.
+//!
+//! `x ~ scale * q` with `scale = max|x| / 127` over 32 elements and `q` rounded to nearest, so the error of an
+//! element is at most half a scale. Rows are padded with zeros to whole chunks of 256. Beside `q` stand the
+//! sums that the formats' offsets and mins are multiplied with.
+
+use crate::Isa;
+use crate::block::CHUNK;
+use crate::simd::{Simd, dispatch};
+
+/// A batch of quantized rows; the buffers are reused from call to call.
+#[derive(Debug, Default)]
+pub(crate) struct QuantizedRows {
+    n_rows: usize,
+    n_cols: usize,
+    q: Vec<i8>,
+    scale: Vec<f32>,
+    sum: Vec<f32>,
+    isum: Vec<i32>,
+    scale32: Vec<f32>,
+    sum32: Vec<f32>,
+    isum32: Vec<i32>,
+}
+
+/// One row of a [`QuantizedRows`]. `n` is the padded length.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantizedRow<'a> {
+    /// `[n]`
+    pub(crate) q: &'a [i8],
+    /// `[n / 16]`
+    pub(crate) scale: &'a [f32],
+    /// `[n / 16]`: scale times the sum of 16 `q`.
+    pub(crate) sum: &'a [f32],
+    /// `[n / 16]`: the sum of 16 `q`. Read by the panel kernels alone, as are the next three.
+    pub(crate) isum: &'a [i32],
+    /// `[n / 32]`: the same scales, each once.
+    pub(crate) scale32: &'a [f32],
+    /// `[n / 32]`: scale times the sum of 32 `q`.
+    pub(crate) sum32: &'a [f32],
+    /// `[n / 32]`: the sum of 32 `q`.
+    pub(crate) isum32: &'a [i32],
+}
+
+impl QuantizedRows {
+    /// Quantizes `x` `[n_rows, n_cols]`.
+    pub(crate) fn fill(&mut self, isa: Isa, x: &[f32], n_rows: usize, n_cols: usize) {
+        assert_eq!(x.len(), n_rows * n_cols, "activations do not fit their shape");
+        let padded = n_cols.next_multiple_of(CHUNK);
+        self.n_rows = n_rows;
+        self.n_cols = padded;
+        let n = n_rows * padded;
+        self.q.resize(n, 0);
+        self.isum.resize(n / 16, 0);
+        self.isum32.resize(n / 32, 0);
+        for floats in [&mut self.scale, &mut self.sum] {
+            floats.resize(n / 16, 0.0);
+        }
+        for floats in [&mut self.scale32, &mut self.sum32] {
+            floats.resize(n / 32, 0.0);
+        }
+        for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
+            self.fill_row(isa, t, from);
+        }
+    }
+
+    pub(crate) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Padded length of a row.
+    pub(crate) fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    pub(crate) fn row(&self, t: usize) -> QuantizedRow<'_> {
+        let n = self.n_cols;
+        let (by16, by32) = (t * (n / 16)..(t + 1) * (n / 16), t * (n / 32)..(t + 1) * (n / 32));
+        QuantizedRow {
+            q: &self.q[t * n..(t + 1) * n],
+            scale: &self.scale[by16.clone()],
+            sum: &self.sum[by16.clone()],
+            isum: &self.isum[by16],
+            scale32: &self.scale32[by32.clone()],
+            sum32: &self.sum32[by32.clone()],
+            isum32: &self.isum32[by32],
+        }
+    }
+
+    fn fill_row(&mut self, isa: Isa, t: usize, from: &[f32]) {
+        let n = self.n_cols;
+        let mut block = [0.0; 32];
+        for b in 0..n / 32 {
+            let values = from.get(32 * b..).unwrap_or(&[]);
+            let values: &[f32; 32] = if let Some(whole) = values.first_chunk() {
+                whole
+            } else {
+                block.fill(0.0);
+                block[..values.len()].copy_from_slice(values);
+                &block
+            };
+            let at = t * (n / 32) + b;
+            let q: &mut [i8] = &mut self.q[32 * at..32 * (at + 1)];
+            let (scale, sums) = quantize_block(isa, values, q);
+            self.scale[2 * at..2 * at + 2].fill(scale);
+            self.scale32[at] = scale;
+            self.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
+            self.isum32[at] = sums[0] + sums[1];
+            for half in 0..2 {
+                self.sum[2 * at + half] = scale * sums[half] as f32;
+            }
+            self.sum32[at] = scale * self.isum32[at] as f32;
+        }
+    }
+}
+
+dispatch! {
+    fn quantize_block(values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) = quantize_block_generic;
+}
+
+/// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
+#[inline(always)]
+fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) {
+    let largest = values
+        .iter()
+        .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut sums = [0i32; 2];
+    for (half, sum) in sums.iter_mut().enumerate() {
+        for i in 16 * half..16 * (half + 1) {
+            let rounded = (values[i] * inverse).round_ties_even() as i32;
+            q[i] = rounded.clamp(-127, 127) as i8;
+            *sum += i32::from(q[i]);
+        }
+    }
+    (largest / 127.0, sums)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn error_is_at_most_half_a_scale(x in prop::collection::vec(-1e4f32..1e4, 1..700)) {
+            for isa in Isa::available() {
+                let mut rows = QuantizedRows::default();
+                rows.fill(isa, &x, 1, x.len());
+                let row = rows.row(0);
+                for (i, value) in x.iter().enumerate() {
+                    let error = (value - row.scale[i / 16] * f32::from(row.q[i])).abs();
+                    prop_assert!(error <= row.scale[i / 16] * 0.5001 + 1e-30, "{isa} {i}: {error}");
+                }
+                prop_assert!(row.q[x.len()..].iter().all(|q| *q == 0));
+                for (j, sum) in row.isum.iter().enumerate() {
+                    prop_assert_eq!(*sum, row.q[16 * j..16 * (j + 1)].iter().map(|q| i32::from(*q)).sum::<i32>());
+                }
+                for (j, sum) in row.isum32.iter().enumerate() {
+                    prop_assert_eq!(*sum, row.isum[2 * j] + row.isum[2 * j + 1]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_are_reused_for_another_shape() {
+        let mut rows = QuantizedRows::default();
+        rows.fill(Isa::detect(), &[1.0; 1024], 2, 512);
+        rows.fill(Isa::detect(), &[2.0; 40], 1, 40);
+        assert_eq!((rows.n_rows(), rows.n_cols()), (1, 256));
+        assert_eq!(&rows.row(0).q[38..42], &[127, 127, 0, 0]);
+    }
+}

@@ -1,0 +1,370 @@
+//! Many query rows of one sequence: prefill.
+//!
+//! A task is one key-value head and a tile of query tokens; the query heads of the group are further rows of
+//! the tile. Keys and values are taken in tiles of [`KEYS`] positions:
+//!
+//! ```text
+//! Q^T [E, M]      transposed once per task; M = tokens x group
+//! S^T [KEYS, M]   = K [KEYS, E] Q^T          keys need no transposing, softmax runs down the columns
+//! O   [M, E]     += P [M, KEYS] V [KEYS, E]  P is S^T read by columns
+//! ```
+//!
+//! so that softmax needs no sums across lanes. Bound: `4 * M * KEYS * E` operations a tile at the f32 FMA peak.
+//! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to
+//! the cache's format first by the caller: a result does not depend on how a prompt was cut. So a local layer's
+//! cache need not hold more than its window.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::{Element, KvData, KvView, row_len};
+use crate::Compute;
+use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
+use crate::matmul::SharedOut;
+use crate::simd::{Scalar, Simd, dispatch};
+
+/// Positions of a tile of keys.
+const KEYS: usize = 64;
+/// Rows (tokens x group) that a tile of queries has at most, unless one token has more.
+const ROWS: usize = 96;
+
+/// The query rows of one sequence's chunk.
+pub struct PrefillQuery<'a> {
+    /// `[T, H, E]`, normed, rotated; not yet scaled.
+    pub q: &'a [f32],
+    /// `[T, K, E]`: the chunk's keys, normed, rotated, rounded to the cache's format.
+    pub k: &'a [f32],
+    /// `[T, K, E]`: the chunk's values, rounded likewise.
+    pub v: &'a [f32],
+    /// The cache of the positions before the chunk. The chunk's own are not read from it.
+    pub kv: KvView<'a>,
+    /// Position of the first row.
+    pub pos: usize,
+    /// `[T, H, E]`, overwritten.
+    pub out: &'a mut [f32],
+}
+
+/// Memory that is reused between calls.
+#[derive(Default)]
+pub struct PrefillScratch {
+    threads: Vec<Mutex<Tile>>,
+}
+
+/// One thread's memory.
+#[derive(Default)]
+struct Tile {
+    /// `[E, M]`
+    q: Vec<f32>,
+    /// `[KEYS, E]` each
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// `[KEYS, M]`
+    scores: Vec<f32>,
+    /// `[M, E]`
+    out: Vec<f32>,
+    /// `[M]` each: largest score so far, sum of weights, factor for what was summed before.
+    largest: Vec<f32>,
+    total: Vec<f32>,
+    factor: Vec<f32>,
+}
+
+/// Attention of all rows of `query`. `window` counts a row's own position; `None` is all.
+///
+/// # Panics
+/// When a shape does not fit.
+pub fn prefill(
+    compute: &Compute,
+    query: &mut PrefillQuery<'_>,
+    window: Option<usize>,
+    score_scale: f32,
+    scratch: &mut PrefillScratch,
+) {
+    scratch
+        .threads
+        .resize_with(compute.pool().n_threads(), Mutex::default);
+    let kv = query.kv;
+    kv.check();
+    let kv_width = kv.n_kv_heads * kv.head_dim;
+    let n_tokens = query.k.len() / kv_width.max(1);
+    let q_width = query.q.len() / n_tokens.max(1);
+    let group = q_width / kv_width.max(1);
+    assert!(
+        query.k.len() == n_tokens * kv_width
+            && query.v.len() == query.k.len()
+            && query.q.len() == n_tokens * group * kv_width,
+        "queries, keys and values do not fit each other"
+    );
+    let out = SharedOut::new(query.out, n_tokens, q_width);
+    let task = Task {
+        q: query.q,
+        k: query.k,
+        v: query.v,
+        kv,
+        pos: query.pos,
+        group,
+        n_tokens,
+        tile_tokens: (ROWS / group.max(1)).max(1),
+        window: window.unwrap_or(usize::MAX),
+        score_scale,
+        out,
+    };
+    let n_tiles = n_tokens.div_ceil(task.tile_tokens);
+    compute.pool().run(n_tiles * kv.n_kv_heads, &|worker, item| {
+        let mut tile = scratch.threads[worker]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // Late tiles see the most keys: they go first, so that no thread is left alone with one at the end.
+        task.run(
+            compute.isa(),
+            item % kv.n_kv_heads,
+            n_tiles - 1 - item / kv.n_kv_heads,
+            &mut tile,
+        );
+    });
+}
+
+struct Task<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    kv: KvView<'a>,
+    pos: usize,
+    group: usize,
+    n_tokens: usize,
+    tile_tokens: usize,
+    window: usize,
+    score_scale: f32,
+    out: SharedOut<'a>,
+}
+
+impl Task<'_> {
+    fn run(&self, isa: crate::Isa, head: usize, tile_index: usize, tile: &mut Tile) {
+        let tokens = tile_index * self.tile_tokens..((tile_index + 1) * self.tile_tokens).min(self.n_tokens);
+        let rows = tokens.len() * self.group;
+        let dim = self.kv.head_dim;
+        tile.reset(rows, dim);
+        self.load_queries(head, &tokens, rows, &mut tile.q);
+        let first = (self.pos + tokens.start + 1).saturating_sub(self.window);
+        let end = self.pos + tokens.end;
+        // Tiles of keys begin at multiples of KEYS, so that the order of sums does not depend on the chunk.
+        let mut base = first / KEYS * KEYS;
+        while base < end {
+            let keys = base.max(first)..(base + KEYS).min(end);
+            self.load_keys(isa, head, &keys, tile);
+            self.multiply(isa, &keys, &tokens, tile);
+            base += KEYS;
+        }
+        for (r, row) in tile.out.chunks_exact_mut(dim).enumerate() {
+            crate::vector::scale(isa, row, 1.0 / tile.total[r]);
+            let (token, g) = (tokens.start + r / self.group, r % self.group);
+            self.out.set_run(token, (head * self.group + g) * dim, row);
+        }
+    }
+
+    /// Q^T: element `e` of row `token * group + g`, scaled.
+    fn load_queries(&self, head: usize, tokens: &std::ops::Range<usize>, rows: usize, to: &mut [f32]) {
+        let dim = self.kv.head_dim;
+        let width = self.group * self.kv.n_kv_heads * dim;
+        for r in 0..rows {
+            let (token, g) = (tokens.start + r / self.group, r % self.group);
+            let from = &self.q[token * width + (head * self.group + g) * dim..][..dim];
+            for (e, value) in from.iter().enumerate() {
+                to[e * rows + r] = value * self.score_scale;
+            }
+        }
+    }
+
+    /// Keys and values of positions `keys` as f32: older ones from the cache, the chunk's own as they are.
+    fn load_keys(&self, isa: crate::Isa, head: usize, keys: &std::ops::Range<usize>, tile: &mut Tile) {
+        let (dim, row) = (self.kv.head_dim, row_len(self.kv.head_dim));
+        let width = self.kv.n_kv_heads * dim;
+        for (i, pos) in keys.clone().enumerate() {
+            let at = i * dim..(i + 1) * dim;
+            if pos >= self.pos {
+                let from = (pos - self.pos) * width + head * dim;
+                tile.k[at.clone()].copy_from_slice(&self.k[from..from + dim]);
+                tile.v[at].copy_from_slice(&self.v[from..from + dim]);
+            } else {
+                let from = self.kv.row(head, pos);
+                for (data, to) in [(self.kv.k, &mut tile.k), (self.kv.v, &mut tile.v)] {
+                    match data {
+                        KvData::F16(data) => widen_f16(isa, &data[from..from + row], &mut to[at.clone()]),
+                        KvData::F32(data) => to[at.clone()].copy_from_slice(&data[from..from + dim]),
+                    }
+                }
+            }
+        }
+    }
+
+    /// One tile of keys: scores, online softmax, weighted values.
+    fn multiply(
+        &self,
+        isa: crate::Isa,
+        keys: &std::ops::Range<usize>,
+        tokens: &std::ops::Range<usize>,
+        tile: &mut Tile,
+    ) {
+        let (dim, n, rows) = (self.kv.head_dim, keys.len(), tokens.len() * self.group);
+        let scores = Gemm {
+            a: &tile.k,
+            a_row: dim,
+            a_col: 1,
+            b: &tile.q,
+            ldb: rows,
+            c: tile.scores.as_mut_ptr(),
+            ldc: rows,
+            m: n,
+            n: rows,
+            k: dim,
+            add: Accumulate::Overwrite,
+        };
+        // SAFETY: `scores` has KEYS x rows elements and is borrowed by nobody else.
+        unsafe { gemm_f32(isa, &scores) };
+        self.mask(keys, tokens, &mut tile.scores);
+        let scores = &mut tile.scores[..n * rows];
+        softmax_columns(isa, scores, &mut tile.largest, &mut tile.total, &mut tile.factor);
+        for (row, factor) in tile.out.chunks_exact_mut(dim).zip(&tile.factor) {
+            if *factor != 1.0 {
+                crate::vector::scale(isa, row, *factor);
+            }
+        }
+        let values = Gemm {
+            a: &tile.scores,
+            a_row: 1,
+            a_col: rows,
+            b: &tile.v,
+            ldb: dim,
+            c: tile.out.as_mut_ptr(),
+            ldc: dim,
+            m: rows,
+            n: dim,
+            k: n,
+            add: Accumulate::Add,
+        };
+        // SAFETY: `out` has rows x dim elements and is borrowed by nobody else.
+        unsafe { gemm_f32(isa, &values) };
+    }
+
+    /// Sets the scores of positions that a row must not see to minus infinity.
+    fn mask(&self, keys: &std::ops::Range<usize>, tokens: &std::ops::Range<usize>, scores: &mut [f32]) {
+        let (first, last) = (self.pos + tokens.start, self.pos + tokens.end - 1);
+        if keys.end <= first + 1 && last - keys.start < self.window {
+            return;
+        }
+        let rows = tokens.len() * self.group;
+        for (key, scores) in keys.clone().zip(scores.chunks_exact_mut(rows)) {
+            for (token, scores) in tokens.clone().zip(scores.chunks_exact_mut(self.group)) {
+                let pos = self.pos + token;
+                if key > pos || pos - key >= self.window {
+                    scores.fill(f32::NEG_INFINITY);
+                }
+            }
+        }
+    }
+}
+
+impl Tile {
+    fn reset(&mut self, rows: usize, dim: usize) {
+        self.q.resize(dim * rows, 0.0);
+        self.k.resize(KEYS * dim, 0.0);
+        self.v.resize(KEYS * dim, 0.0);
+        self.scores.resize(KEYS * rows, 0.0);
+        self.factor.resize(rows, 1.0);
+        for (values, start) in [(&mut self.largest, f32::NEG_INFINITY), (&mut self.total, 0.0)] {
+            values.clear();
+            values.resize(rows, start);
+        }
+        self.out.clear();
+        self.out.resize(rows * dim, 0.0);
+    }
+}
+
+dispatch! {
+    /// The first `to.len()` elements of an f16 cache row; `from` is padded to whole registers.
+    fn widen_f16(from: &[u16], to: &mut [f32]) = widen_generic;
+}
+dispatch! {
+    /// Online softmax down the columns of `scores` `[n, M]`: turns scores into weights e^(score - largest) with
+    /// the largest score so far, sets `factor` to what earlier sums must be multiplied with, updates the rest.
+    fn softmax_columns(scores: &mut [f32], largest: &mut [f32], total: &mut [f32], factor: &mut [f32])
+        = softmax_columns_generic;
+}
+
+#[inline(always)]
+fn widen_generic<S: Simd>(simd: S, from: &[u16], to: &mut [f32]) {
+    assert!(
+        from.len() >= to.len().next_multiple_of(S::LANES),
+        "a cache row is padded"
+    );
+    let mut at = 0;
+    while at < to.len() {
+        // SAFETY: `from` has whole registers; `to` is written in full or in part as it has room.
+        unsafe {
+            let value = u16::load(simd, from.as_ptr().add(at));
+            if to.len() - at >= S::LANES {
+                simd.store(to.as_mut_ptr().add(at), value);
+            } else {
+                simd.store_part(to.as_mut_ptr().add(at), value, to.len() - at);
+            }
+        }
+        at += S::LANES;
+    }
+}
+
+#[inline(always)]
+fn softmax_columns_generic<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    largest: &mut [f32],
+    total: &mut [f32],
+    factor: &mut [f32],
+) {
+    let m = largest.len();
+    assert!(total.len() == m && factor.len() == m, "one of each for a column");
+    let whole = m / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        softmax_lanes(simd, at, scores, largest, total, factor);
+    }
+    for at in whole..m {
+        softmax_lanes(Scalar, at, scores, largest, total, factor);
+    }
+}
+
+/// The columns `at .. at + LANES`.
+#[inline(always)]
+fn softmax_lanes<S: Simd>(
+    simd: S,
+    at: usize,
+    scores: &mut [f32],
+    largest: &mut [f32],
+    total: &mut [f32],
+    factor: &mut [f32],
+) {
+    let m = largest.len();
+    assert!(
+        at + S::LANES <= m && scores.len() % m == 0,
+        "columns out of range"
+    );
+    let rows = scores.len() / m;
+    // SAFETY: columns at .. at + LANES are below `m`, rows below `rows`.
+    unsafe {
+        let column = scores.as_mut_ptr().add(at);
+        let old = simd.load(largest.as_ptr().add(at));
+        let mut new = old;
+        for r in 0..rows {
+            new = simd.max(new, simd.load(column.add(r * m)));
+        }
+        // A column without any visible key yet stays at minus infinity; a finite shift keeps NaN out.
+        let shift = simd.max(new, simd.splat(f32::MIN));
+        let correction = simd.exp(simd.sub(simd.max(old, simd.splat(f32::MIN)), shift));
+        let mut sum = simd.mul(simd.load(total.as_ptr().add(at)), correction);
+        for r in 0..rows {
+            let score = simd.load(column.add(r * m));
+            let weight = simd.exp(simd.sub(score, shift));
+            simd.store(column.add(r * m), weight);
+            sum = simd.add(sum, weight);
+        }
+        simd.store(largest.as_mut_ptr().add(at), new);
+        simd.store(total.as_mut_ptr().add(at), sum);
+        simd.store(factor.as_mut_ptr().add(at), correction);
+    }
+}

@@ -1,0 +1,167 @@
+//! Which instruction set the kernels use: detected once, at run time, and forced lower on request.
+//!
+//! An [`Isa`] can only be had from [`Isa::detect`] or [`Isa::named`], which look at the processor. Holding
+//! one is therefore the proof that its instructions exist, and the dispatching functions rely on it.
+
+use std::fmt;
+
+use crate::Error;
+
+/// An instruction set that this processor has and that carat has kernels for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(pub(crate) Level);
+
+/// The sets by themselves, without the promise that the processor has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    Scalar,
+    Avx2,
+    Avx512,
+}
+
+impl Level {
+    const ALL: [(Level, &'static str); 3] = [
+        (Level::Avx512, "avx512"),
+        (Level::Avx2, "avx2"),
+        (Level::Scalar, "scalar"),
+    ];
+
+    fn is_present(self) -> bool {
+        match self {
+            Level::Scalar => true,
+            Level::Avx2 => has_avx2(),
+            Level::Avx512 => has_avx512(),
+        }
+    }
+}
+
+/// Names that the command line accepts and that carat has no kernels for yet.
+const WITHOUT_KERNELS: [&str; 2] = ["amx", "neon"];
+
+impl Isa {
+    /// The best set that this processor has.
+    #[must_use]
+    pub fn detect() -> Isa {
+        let best = Level::ALL.iter().find(|(level, _)| level.is_present());
+        Isa(best.map_or(Level::Scalar, |(level, _)| *level))
+    }
+
+    /// Every set that this processor has, best first.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Level::ALL
+            .iter()
+            .filter(|(level, _)| level.is_present())
+            .map(|(level, _)| Isa(*level))
+    }
+
+    /// The set called `scalar`, `avx2`, `avx512`, `amx` or `neon`.
+    ///
+    /// # Errors
+    /// [`Error::UnknownIsa`] for another name, [`Error::MissingIsa`] when the processor or carat lacks it.
+    pub fn named(name: &str) -> Result<Isa, Error> {
+        if WITHOUT_KERNELS.contains(&name) {
+            return Err(Error::MissingIsa {
+                name: name.to_owned(),
+                best: Isa::detect().name(),
+            });
+        }
+        let Some((level, _)) = Level::ALL.iter().find(|(_, n)| *n == name) else {
+            return Err(Error::UnknownIsa {
+                name: name.to_owned(),
+            });
+        };
+        if level.is_present() {
+            Ok(Isa(*level))
+        } else {
+            Err(Error::MissingIsa {
+                name: name.to_owned(),
+                best: Isa::detect().name(),
+            })
+        }
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Level::ALL
+            .iter()
+            .find(|(level, _)| *level == self.0)
+            .map_or("scalar", |(_, name)| name)
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The processor's features that matter to carat, each with whether it is there. For `carat doctor`.
+#[must_use]
+pub fn cpu_features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! seen { ($($name:tt),*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] } }
+        seen![
+            "avx2",
+            "fma",
+            "f16c",
+            "avxvnni",
+            "avx512f",
+            "avx512bw",
+            "avx512vl",
+            "avx512vnni",
+            "avx512bf16"
+        ]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        Vec::new()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma")
+        && std::arch::is_x86_feature_detected!("f16c")
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq")
+        && std::arch::is_x86_feature_detected!("avx512vnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx512() -> bool {
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_detected_set_is_available_by_name() {
+        let best = Isa::detect();
+        assert_eq!(Isa::named(best.name()).unwrap(), best);
+        assert_eq!(Isa::available().next(), Some(best));
+        assert!(Isa::available().any(|isa| isa.name() == "scalar"));
+    }
+
+    #[test]
+    fn names_without_kernels_are_refused() {
+        assert!(matches!(Isa::named("amx"), Err(Error::MissingIsa { .. })));
+        assert!(matches!(Isa::named("sse"), Err(Error::UnknownIsa { .. })));
+    }
+}

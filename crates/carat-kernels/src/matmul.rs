@@ -1,0 +1,519 @@
+//! Products of activations with weight matrices: `out[t][r] = sum over k of w[r][k] * x[t][k]`.
+//!
+//! Two arithmetics, chosen by the caller through [`Precision`]:
+//!
+//! - `Int8`: quantized weights times activations quantized to 8 bits ([`crate::activation`]); float weights
+//!   as below. The fast path.
+//! - `F32`: weights turned to f32 row by row, all products and sums in f32. The reference's arithmetic.
+//!
+//! Work is split over weight rows, never over the sum, so results do not depend on the number of threads.
+//! Few activation rows (decode) read each weight row once from memory and multiply it in registers; many
+//! (prefill) unpack a panel of weight rows to the cache first.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use crate::activation::QuantizedRows;
+use crate::block::BlockFormat;
+use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
+use crate::isa::Level;
+use crate::{DType, Error, Isa, Pool, scalar};
+
+/// With this many activation rows a panel pays for its unpacking.
+const PANEL_MIN_X: usize = 12;
+/// Weight bytes of a chunk of work in decode: some 10 µs of one core's memory bandwidth.
+const ROWS_CHUNK_BYTES: usize = 256 << 10;
+
+/// A weight matrix `[n_rows, n_cols]` in any format, borrowed from where it is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    dtype: DType,
+    n_rows: usize,
+    n_cols: usize,
+    row_bytes: usize,
+    bytes: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// Views `bytes` as a matrix.
+    ///
+    /// # Errors
+    /// [`Error::MatrixSize`] when the length does not fit, or a row is not a whole number of blocks.
+    pub fn new(dtype: DType, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Result<Matrix<'a>, Error> {
+        let row_bytes = dtype.bytes_for(n_cols);
+        match row_bytes.and_then(|row| row.checked_mul(n_rows).map(|all| (row, all))) {
+            Some((row_bytes, all)) if all == bytes.len() => Ok(Matrix {
+                dtype,
+                n_rows,
+                n_cols,
+                row_bytes,
+                bytes,
+            }),
+            _ => Err(Error::MatrixSize {
+                n_rows,
+                n_cols,
+                dtype,
+                n_bytes: bytes.len(),
+            }),
+        }
+    }
+
+    /// Number format.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows: outputs.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Columns: inputs.
+    #[must_use]
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// The bytes of one row.
+    ///
+    /// # Panics
+    /// When `row` is not below [`Matrix::n_rows`].
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+}
+
+/// Which arithmetic quantized weights are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// 8-bit activations; the fast path.
+    Int8,
+    /// All f32; the reference.
+    F32,
+}
+
+/// The input of one or several products: activation rows `[n_rows, n_cols]`, in both arithmetics.
+#[derive(Debug)]
+pub struct Activations {
+    precision: Precision,
+    n_rows: usize,
+    n_cols: usize,
+    floats: Vec<f32>,
+    quantized: QuantizedRows,
+}
+
+impl Activations {
+    /// Empty; filled by [`Activations::fill`], whose buffers are reused.
+    #[must_use]
+    pub fn new(precision: Precision) -> Activations {
+        Activations {
+            precision,
+            n_rows: 0,
+            n_cols: 0,
+            floats: Vec::new(),
+            quantized: QuantizedRows::default(),
+        }
+    }
+
+    /// Takes `x` `[n_rows, n_cols]` as the input of the products that follow.
+    ///
+    /// # Panics
+    /// When `x` does not have that many elements.
+    pub fn fill(&mut self, isa: Isa, x: &[f32], n_rows: usize, n_cols: usize) {
+        assert_eq!(x.len(), n_rows * n_cols, "activations do not fit their shape");
+        (self.n_rows, self.n_cols) = (n_rows, n_cols);
+        self.floats.clear();
+        self.floats.extend_from_slice(x);
+        if self.precision == Precision::Int8 {
+            self.quantized.fill(isa, x, n_rows, n_cols);
+        }
+    }
+}
+
+/// One product of several that share their input: the weights and the output `[x rows, weight rows]`.
+pub struct Product<'a> {
+    /// Weights.
+    pub weights: Matrix<'a>,
+    /// Output, overwritten.
+    pub out: &'a mut [f32],
+}
+
+/// What the products need beside their operands: instruction set, threads, scratch memory for each thread.
+pub struct Compute {
+    isa: Isa,
+    pool: Pool,
+    scratch: Vec<Mutex<Scratch>>,
+}
+
+#[derive(Default)]
+struct Scratch {
+    panel: PanelScratch,
+    float: FloatScratch,
+}
+
+impl Compute {
+    /// `n_threads` threads (at least 1) with the kernels of `isa`.
+    ///
+    /// # Errors
+    /// [`Error::Thread`] when the system gives no thread.
+    pub fn new(isa: Isa, n_threads: usize) -> Result<Compute, Error> {
+        let pool = Pool::new(n_threads)?;
+        let scratch = (0..pool.n_threads())
+            .map(|_| Mutex::new(Scratch::default()))
+            .collect();
+        Ok(Compute { isa, pool, scratch })
+    }
+
+    /// The instruction set in use.
+    #[must_use]
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The threads, for other parallel work between products.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Several products of one input in one parallel region.
+    ///
+    /// # Panics
+    /// When a shape does not fit: a weight's columns, an output's length. These are the caller's invariants.
+    pub fn multiply(&self, x: &Activations, products: &mut [Product<'_>]) {
+        let jobs: Vec<Job<'_>> = products
+            .iter_mut()
+            .map(|product| Job::new(self.isa, x, product))
+            .collect();
+        let n_chunks = jobs.iter().map(|job| job.n_chunks).sum();
+        self.pool.run(n_chunks, &|worker, mut chunk| {
+            for job in &jobs {
+                if chunk < job.n_chunks {
+                    let mut scratch = self.scratch[worker]
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner);
+                    job.run(self.isa, x, chunk, &mut scratch);
+                    return;
+                }
+                chunk -= job.n_chunks;
+            }
+        });
+    }
+}
+
+/// How a product is carried out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Int8Rows,
+    Int8Panel,
+    FloatRows,
+    FloatPanel,
+}
+
+/// One product cut into chunks of rows.
+struct Job<'a> {
+    weights: Matrix<'a>,
+    out: SharedOut<'a>,
+    method: Method,
+    chunk_rows: usize,
+    n_chunks: usize,
+}
+
+impl<'a> Job<'a> {
+    fn new(isa: Isa, x: &Activations, product: &'a mut Product<'_>) -> Job<'a> {
+        let weights = product.weights;
+        assert_eq!(
+            weights.n_cols, x.n_cols,
+            "a weight's columns are not the activations' columns"
+        );
+        let out = SharedOut::new(product.out, x.n_rows, weights.n_rows);
+        let many = x.n_rows >= PANEL_MIN_X;
+        let method = match (
+            weights.dtype.is_quantized() && x.precision == Precision::Int8,
+            many,
+        ) {
+            (true, true) if isa.0 == Level::Avx512 => Method::Int8Panel,
+            (true, _) => Method::Int8Rows,
+            (false, true) => Method::FloatPanel,
+            (false, false) => Method::FloatRows,
+        };
+        let chunk_rows = match method {
+            Method::Int8Panel => INT8_PANEL_ROWS,
+            Method::FloatPanel => FLOAT_PANEL_ROWS,
+            // Four rows are multiplied together; more activation rows mean more work for the same bytes.
+            _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(4, 512) & !3,
+        };
+        Job {
+            weights,
+            out,
+            method,
+            chunk_rows,
+            n_chunks: weights.n_rows.div_ceil(chunk_rows),
+        }
+    }
+
+    fn run(&self, isa: Isa, x: &Activations, chunk: usize, scratch: &mut Scratch) {
+        let first = chunk * self.chunk_rows;
+        let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
+        let (weights, out) = (&self.weights, &self.out);
+        match self.method {
+            Method::Int8Rows => int8_rows(
+                isa,
+                &RowTask {
+                    weights,
+                    rows,
+                    x: &x.quantized,
+                    out,
+                },
+            ),
+            Method::Int8Panel => {
+                int8_panel(
+                    isa,
+                    &RowTask {
+                        weights,
+                        rows,
+                        x: &x.quantized,
+                        out,
+                    },
+                    &mut scratch.panel,
+                );
+            }
+            Method::FloatRows => {
+                let task = FloatTask {
+                    weights,
+                    rows,
+                    x: &x.floats,
+                    n_x: x.n_rows,
+                    out,
+                };
+                float_rows(isa, &task, &mut scratch.float);
+            }
+            Method::FloatPanel => {
+                let task = FloatTask {
+                    weights,
+                    rows,
+                    x: &x.floats,
+                    n_x: x.n_rows,
+                    out,
+                };
+                float_panel(isa, &task, &mut scratch.float);
+            }
+        }
+    }
+}
+
+/// Some rows of an int8 product. Whoever makes one sees to it that no other live task has the same rows.
+pub(crate) struct RowTask<'a> {
+    pub(crate) weights: &'a Matrix<'a>,
+    pub(crate) rows: Range<usize>,
+    pub(crate) x: &'a QuantizedRows,
+    pub(crate) out: &'a SharedOut<'a>,
+}
+
+/// Some rows of a float product; as [`RowTask`]. `x` is `[n_x, n_cols]`.
+pub(crate) struct FloatTask<'a> {
+    pub(crate) weights: &'a Matrix<'a>,
+    pub(crate) rows: Range<usize>,
+    pub(crate) x: &'a [f32],
+    pub(crate) n_x: usize,
+    pub(crate) out: &'a SharedOut<'a>,
+}
+
+/// An output `[n_x, n_rows]` of which several threads write different columns.
+///
+/// Each element is written by the one task whose rows contain its column, so no two threads touch the same
+/// element; `Compute::multiply` cuts the tasks so.
+pub(crate) struct SharedOut<'a> {
+    to: *mut f32,
+    n_x: usize,
+    n_rows: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: see the type's doc: elements are disjoint between threads, and the borrow outlives the region.
+unsafe impl Sync for SharedOut<'_> {}
+// SAFETY: as above.
+unsafe impl Send for SharedOut<'_> {}
+
+impl<'a> SharedOut<'a> {
+    pub(crate) fn new(out: &'a mut [f32], n_x: usize, n_rows: usize) -> SharedOut<'a> {
+        assert_eq!(out.len(), n_x * n_rows, "an output does not fit its shape");
+        SharedOut {
+            to: out.as_mut_ptr(),
+            n_x,
+            n_rows,
+            borrow: PhantomData,
+        }
+    }
+
+    /// Writes the element of activation row `t` and weight row `row`.
+    pub(crate) fn set(&self, t: usize, row: usize, value: f32) {
+        self.set_run(t, row, &[value]);
+    }
+
+    /// Writes the elements of weight rows from `row` on.
+    pub(crate) fn set_run(&self, t: usize, row: usize, values: &[f32]) {
+        let to = self.run(t, row, values.len());
+        // SAFETY: `run` checked the bounds; this task alone writes these elements.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+    }
+
+    /// Adds to the elements of weight rows from `row` on.
+    pub(crate) fn add_run(&self, t: usize, row: usize, values: &[f32]) {
+        let to = self.run(t, row, values.len());
+        for (i, value) in values.iter().enumerate() {
+            // SAFETY: `run` checked the bounds; this task alone touches these elements.
+            unsafe { *to.add(i) += value };
+        }
+    }
+
+    /// Where the elements of weight rows `row .. row + n` begin; the distance between activation rows is
+    /// [`SharedOut::stride`].
+    pub(crate) fn run(&self, t: usize, row: usize, n: usize) -> *mut f32 {
+        assert!(
+            t < self.n_x && row <= self.n_rows && n <= self.n_rows - row,
+            "outside the output"
+        );
+        // SAFETY: within the slice that `new` got.
+        unsafe { self.to.add(t * self.n_rows + row) }
+    }
+
+    pub(crate) fn stride(&self) -> usize {
+        self.n_rows
+    }
+}
+
+/// The chunks of one weight row. A last part of fewer than 256 elements is copied and padded with zero blocks,
+/// so that kernels always read whole chunks.
+pub(crate) struct RowChunks<'a, F: BlockFormat> {
+    whole: &'a [u8],
+    tail: Option<[u8; MAX_TAIL_BYTES]>,
+    format: PhantomData<F>,
+}
+
+/// Eight blocks of 34 bytes (Q8_0), the largest format with blocks of 32. K-quants have no tail.
+const MAX_TAIL_BYTES: usize = 272;
+
+impl<'a, F: BlockFormat> RowChunks<'a, F> {
+    #[inline]
+    pub(crate) fn new(weights: &Matrix<'a>, row: usize) -> RowChunks<'a, F> {
+        let bytes = weights.row(row);
+        debug_assert_eq!(weights.dtype, F::DTYPE);
+        let (whole, rest) = bytes.split_at(bytes.len() / F::CHUNK_BYTES * F::CHUNK_BYTES);
+        let tail = (!rest.is_empty()).then(|| {
+            let mut tail = [0; MAX_TAIL_BYTES];
+            tail[..rest.len()].copy_from_slice(rest);
+            tail
+        });
+        RowChunks {
+            whole,
+            tail,
+            format: PhantomData,
+        }
+    }
+
+    /// The [`BlockFormat::CHUNK_BYTES`] bytes of chunk `c`.
+    #[inline]
+    pub(crate) fn bytes(&self, c: usize) -> &[u8] {
+        match (
+            self.whole.get(c * F::CHUNK_BYTES..(c + 1) * F::CHUNK_BYTES),
+            &self.tail,
+        ) {
+            (Some(bytes), _) => bytes,
+            (None, Some(tail)) => &tail[..F::CHUNK_BYTES],
+            (None, None) => &[],
+        }
+    }
+
+    /// All chunks in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let n = self.whole.len() / F::CHUNK_BYTES + usize::from(self.tail.is_some());
+        (0..n).map(|c| self.bytes(c))
+    }
+}
+
+/// One thread's memory for an unpacked panel of the int8 path.
+#[derive(Default)]
+pub(crate) struct PanelScratch {
+    q: Vec<Line>,
+    scale: Vec<Line>,
+    min: Vec<Line>,
+}
+
+/// A cache line, so that registers never straddle two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+// SAFETY: 64 plain bytes without padding.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; any bytes are a value.
+unsafe impl bytemuck::Pod for Line {}
+
+impl PanelScratch {
+    /// Room for `n_q` bytes and `n_scales` scales and mins.
+    pub(crate) fn reserve(&mut self, n_q: usize, n_scales: usize) {
+        self.q.resize(n_q.div_ceil(64), Line([0; 64]));
+        self.scale.resize(n_scales.div_ceil(16), Line([0; 64]));
+        self.min.resize(n_scales.div_ceil(16), Line([0; 64]));
+    }
+
+    pub(crate) fn q(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.q)
+    }
+
+    pub(crate) fn scale(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.scale)
+    }
+
+    pub(crate) fn min(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.min)
+    }
+
+    pub(crate) fn q_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.q)
+    }
+
+    pub(crate) fn scale_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.scale)
+    }
+
+    pub(crate) fn min_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.min)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+const INT8_PANEL_ROWS: usize = crate::x86_64::PANEL_ROWS;
+#[cfg(not(target_arch = "x86_64"))]
+const INT8_PANEL_ROWS: usize = 32;
+
+/// Few activation rows, by the kernel of `isa`.
+fn int8_rows(isa: Isa, task: &RowTask<'_>) {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::Avx512 => unsafe { crate::x86_64::dot_rows_avx512(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::Avx2 => unsafe { crate::x86_64::dot_rows_avx2(task) },
+        _ => crate::block::by_format!(task.weights.dtype, F => scalar::dot_rows::<F>(task), else {}),
+    }
+}
+
+/// Many activation rows.
+fn int8_panel(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::Avx512 => unsafe { crate::x86_64::multiply_panel(task, scratch) },
+        _ => int8_rows(isa, task),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,15 @@
+//! The x86-64 versions: AVX2 (with FMA and F16C) and AVX-512 (F, BW, VL, DQ, VNNI).
+
+pub(crate) mod avx2;
+mod avx2_dot;
+mod avx2_unpack;
+pub(crate) mod avx512;
+mod avx512_dot;
+mod avx512_panel;
+mod avx512_unpack;
+
+pub(crate) use avx2::Avx2;
+pub(crate) use avx2_dot::dot_rows as dot_rows_avx2;
+pub(crate) use avx512::Avx512;
+pub(crate) use avx512_dot::dot_rows as dot_rows_avx512;
+pub(crate) use avx512_panel::{PANEL_ROWS, multiply_panel};
