@@ -1,6 +1,10 @@
 //! The readers and writers against files made by each other, made wrongly, and made at random.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on must fail")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on must fail"
+)]
 
 mod common;
 mod corpus;
