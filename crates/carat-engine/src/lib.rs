@@ -1,2 +1,31 @@
 #![forbid(unsafe_code)]
-//! placeholder
+//! Generation: from a prompt's tokens to text.
+//!
+//! A [`Request`] holds token ids and how to go on from them; [`generate`], [`generate_batch`] and a
+//! [`Session`] (a conversation that keeps its cache) run it on any [`carat_model::LanguageModel`] and report
+//! [`Event`]s. [`Sampler`] chooses the tokens, [`score`] measures how likely a given text is.
+//!
+//! The engine knows no HTTP, no JSON, no files and no terminal. It never prints; time is read only for the
+//! [`Timings`], randomness comes only from the request's seed.
+
+mod error;
+mod generation;
+mod logprobs;
+mod numeric;
+mod random;
+mod request;
+mod sampler;
+mod sampling_params;
+mod score;
+mod selection;
+mod sequence;
+mod session;
+mod stop_strings;
+
+pub use error::Error;
+pub use logprobs::TokenLogprobs;
+pub use request::{Event, FinishReason, Finished, Request, Timings, Usage};
+pub use sampler::Sampler;
+pub use sampling_params::SamplingParams;
+pub use score::{Perplexity, Windows, score};
+pub use session::{Session, generate, generate_batch};

@@ -1,0 +1,102 @@
+//! What can go wrong in a generation, said so that the reader knows what to change.
+
+/// Why a request was refused or stopped half-way.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A sampling setting is outside its range.
+    #[error("sampling setting `{field}` is {value}, which is not {expected}")]
+    Setting {
+        /// Name of the setting.
+        field: &'static str,
+        /// The value given.
+        value: f32,
+        /// The allowed range, in words.
+        expected: &'static str,
+    },
+    /// A token id in the request is not in the vocabulary.
+    #[error("`{field}` names token {id}, but the vocabulary has {vocab_size} tokens")]
+    UnknownToken {
+        /// Where the id was given.
+        field: &'static str,
+        /// The id.
+        id: u32,
+        /// Tokens in the vocabulary.
+        vocab_size: usize,
+    },
+    /// A stop string is empty and would end every answer at once.
+    #[error("a stop string is empty; remove it")]
+    EmptyStopString,
+    /// No token was allowed.
+    #[error("`max_tokens` is 0; allow at least one token")]
+    NoTokensAllowed,
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens; give at least one (models begin with their `<bos>` token)")]
+    EmptyPrompt,
+    /// The prompt leaves no room in the context.
+    #[error(
+        "the prompt has {n_prompt} tokens, but the context holds {n_max} and at least one must be left for the \
+         answer; shorten the prompt or choose a larger context"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Tokens that the sequence's cache holds.
+        n_max: usize,
+    },
+    /// Every token was masked or had no finite logit.
+    #[error("no token can be chosen: the model gave no finite logit among the {n_allowed} allowed tokens")]
+    NoCandidate {
+        /// Tokens that were neither padding nor suppressed.
+        n_allowed: usize,
+    },
+    /// The model's logits have another shape than it announced.
+    #[error("the model gave {found} logits where {expected} were asked for")]
+    LogitsShape {
+        /// Numbers expected.
+        expected: usize,
+        /// Numbers found.
+        found: usize,
+    },
+    /// A cache does not hold what the sequence recorded.
+    #[error("the cache holds {found} tokens where {expected} were expected")]
+    CacheLength {
+        /// Tokens expected.
+        expected: usize,
+        /// Tokens held.
+        found: usize,
+    },
+    /// Windows for scoring make no sense.
+    #[error("a scoring window of {window} tokens with a stride of {stride} cannot be used; {expected}")]
+    Window {
+        /// Window, in tokens.
+        window: usize,
+        /// Stride, in tokens.
+        stride: usize,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The text is too short to be scored.
+    #[error(
+        "the text has {found} tokens, but scoring needs at least {needed}; give a longer text or a smaller window"
+    )]
+    TooFewTokens {
+        /// Tokens of the text.
+        found: usize,
+        /// Tokens needed.
+        needed: usize,
+    },
+    /// The caller asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// The model refused or failed.
+    #[error("the model could not run")]
+    Model(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Wraps a model's own error.
+    pub(crate) fn model(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Model(Box::new(error))
+    }
+}

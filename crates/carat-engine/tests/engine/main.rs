@@ -1,0 +1,8 @@
+//! The engine from outside: the sampler against a twin, generations and scoring on a fake model.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+mod fake;
+mod generation;
+mod sampler;
+mod score;
