@@ -185,7 +185,11 @@ fn fit_affine<const M: usize>(x: &[f32; M], w: &[f32; M], grid: &AffineGrid) -> 
     let (sum_w, sum_x) = (sum::<M>(|i| w[i]), sum::<M>(|i| w[i] * x[i]));
     // The plain grid over the range is the one to beat; where all values are alike it is the only one.
     let plain = range / q_max;
-    let mut best = (squared_error(x, w, &round_affine(x, plain, -lowest, q_max), plain, -lowest), plain, -lowest);
+    let mut best = (
+        squared_error(x, w, &round_affine(x, plain, -lowest, q_max), plain, -lowest),
+        plain,
+        -lowest,
+    );
     for t in 0..grid.n_steps {
         let steps = q_max + grid.first + f32::from(t) * grid.step;
         let q = round_affine(x, range / steps, -lowest, q_max);
