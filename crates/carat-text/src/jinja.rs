@@ -7,7 +7,7 @@
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State};
 
 use crate::error::{Error, Result};
@@ -29,9 +29,6 @@ const OUTPUT_LIMIT: usize = 64 << 20;
 
 /// Name of the only template in an environment.
 const NAME: &str = "chat_template";
-
-/// Name under which templates' functions find the time; no template uses it.
-pub(crate) const NOW: &str = "carat_now_seconds";
 
 /// What `raise_exception` was called with.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +57,10 @@ pub(crate) fn environment(source: &str) -> Result<Environment<'static>> {
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     environment.add_filter("trim", trim);
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", |value: &Value| {
+        is_sequence(value) || value.kind() == ValueKind::Iterable
+    });
     environment
         .add_template_owned(NAME, source.to_owned())
         .map_err(|error| Error::TemplateSyntax(Box::new(error)))?;
@@ -107,7 +108,10 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 }
 
 fn strftime_now(state: &State<'_, '_>, format: &str) -> String {
-    let seconds = state.lookup(NOW).and_then(|value| i64::try_from(value).ok());
+    // Set with the other variables of a rendering.
+    let seconds = state
+        .lookup("carat_now_seconds")
+        .and_then(|value| i64::try_from(value).ok());
     strftime(format, seconds.unwrap_or(0))
 }
 
@@ -126,6 +130,14 @@ fn trim(text: &str, chars: Option<&str>) -> String {
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
         None => python_strip(text).to_owned(),
     }
+}
+
+/// In Python, strings and mappings have a length and elements too.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::String | ValueKind::Bytes | ValueKind::Seq | ValueKind::Map
+    )
 }
 
 /// Output that stops at the limit.

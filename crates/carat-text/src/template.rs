@@ -71,9 +71,9 @@ impl ChatTemplate {
             add_generation_prompt => options.add_generation_prompt,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            carat_now_seconds => seconds,
         };
-        let now = Value::from_iter([(jinja::NOW, i64::try_from(seconds).unwrap_or(i64::MAX))]);
-        jinja::render(environment, minijinja::value::merge_maps([context, now]))
+        jinja::render(environment, context)
     }
 
     /// Ids of the prompt. Control strings of the template become tokens, those in messages stay text; when
