@@ -175,6 +175,12 @@ pub enum Fault {
         found: u64,
         limit: u64,
     },
+    #[error("{field} has {found} bytes, more than the limit of {limit}")]
+    TooLong {
+        field: &'static str,
+        found: u64,
+        limit: u64,
+    },
     #[error("{field} is not UTF-8")]
     NotUtf8 { field: &'static str },
     #[error("the name is used twice")]

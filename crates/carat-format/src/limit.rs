@@ -3,8 +3,8 @@
 /// Keys of a GGUF file. Real files have about 50.
 pub(crate) const MAX_KEYS: u64 = 1 << 16;
 
-/// Tensors of a GGUF file. Real files have about 1,000.
-pub(crate) const MAX_TENSORS: u64 = 1 << 20;
+/// Tensors of a file. Real ones have about 1,000, at most 20,000 where experts are kept apart.
+pub(crate) const MAX_TENSORS: u64 = 1 << 16;
 
 /// Bytes of a key or of a tensor's name; 65,535 is the limit the GGUF specification gives for keys.
 pub(crate) const MAX_NAME_BYTES: u64 = (1 << 16) - 1;
@@ -20,6 +20,9 @@ pub(crate) const MAX_DIMS: u32 = 4;
 
 /// Bytes of a tensor's name that ggml can hold (64 with the closing zero); kept when writing.
 pub(crate) const MAX_WRITTEN_TENSOR_NAME_BYTES: usize = 63;
+
+/// Dimensions of a safetensors tensor. Real ones have at most 5.
+pub(crate) const MAX_SAFETENSORS_DIMS: usize = 16;
 
 /// Parts of a split file or shards of a folder.
 pub(crate) const MAX_PARTS: u64 = 4096;

@@ -20,8 +20,8 @@ pub struct TensorView<'a> {
     pub dtype: DType,
     /// Elements per axis, outermost first; empty for a scalar.
     pub shape: &'a [usize],
-    /// The data: exactly as many bytes as `dtype` and `shape` need. Aligned as the file has it: 8 bytes or
-    /// more in GGUF, nothing is promised for safetensors.
+    /// The data: exactly as many bytes as `dtype` and `shape` need. In a mapped GGUF file it begins at a
+    /// multiple of its alignment, 32 bytes as a rule and 8 at least; for safetensors nothing is promised.
     pub bytes: &'a [u8],
     pub(crate) mapping: &'a Arc<Mapping>,
     pub(crate) start: usize,

@@ -14,6 +14,9 @@ use crate::tensor::TensorBytes;
 use super::cursor::Cursor;
 use super::value::{Value, ValueType, write_string};
 
+/// Strings for which room is made before they are seen; a vocabulary of Gemma has 262,144.
+const MAX_RESERVED: usize = 1 << 20;
+
 /// Bytes of the length before a string.
 const STRING_HEAD: usize = 8;
 
@@ -193,8 +196,8 @@ fn read_strings(cursor: &mut Cursor<'_>, len: usize) -> Result<Vec<u32>, Fault> 
     let begin = cursor.pos();
     let relative = |pos: usize| {
         let found = (pos - begin) as u64;
-        let too_long = Fault::TooMany {
-            field: "array size",
+        let too_long = Fault::TooLong {
+            field: "array",
             found,
             limit: MAX_STRING_ARRAY_BYTES,
         };
@@ -204,7 +207,8 @@ fn read_strings(cursor: &mut Cursor<'_>, len: usize) -> Result<Vec<u32>, Fault> 
             Ok(found as u32)
         }
     };
-    let mut starts = Vec::with_capacity(len + 1);
+    // A count that lies must not reserve what a huge file could hold.
+    let mut starts = Vec::with_capacity(len.saturating_add(1).min(MAX_RESERVED));
     for _ in 0..len {
         let n = cursor.u64("string")?;
         starts.push(relative(cursor.pos())?);

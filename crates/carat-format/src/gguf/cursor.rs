@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
     pub(super) fn string(&mut self, field: &'static str, limit: u64) -> Result<&'a [u8], Fault> {
         let len = self.u64(field)?;
         if len > limit && len <= self.left() {
-            return Err(Fault::TooMany {
+            return Err(Fault::TooLong {
                 field,
                 found: len,
                 limit,

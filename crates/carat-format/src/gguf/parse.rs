@@ -238,12 +238,11 @@ impl DataSection {
 
 /// Checks that no byte belongs to two tensors.
 fn check_overlap(tensors: &[Record], path: &Path) -> Result<()> {
-    let mut order: Vec<&Record> = tensors.iter().collect();
-    order.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
+    let mut order: Vec<&Record> = tensors.iter().filter(|tensor| !tensor.range.is_empty()).collect();
+    order.sort_by_key(|tensor| tensor.range.start);
     for pair in order.windows(2) {
         if let [a, b] = pair
             && a.range.end > b.range.start
-            && !b.range.is_empty()
         {
             let fault = Fault::Overlap {
                 other: a.name.clone(),

@@ -127,26 +127,36 @@ impl Gguf {
 
     /// Puts the parts together.
     fn join(parts: Vec<(Arc<Mapping>, Part)>) -> Result<Gguf> {
-        let (mut files, mut tensors, mut index) = (Vec::new(), Vec::new(), HashMap::new());
-        let mut first = None;
-        for (i_file, (file, part)) in parts.into_iter().enumerate() {
-            for record in part.tensors {
-                if index.insert(record.name.clone(), tensors.len()).is_some() {
-                    return Err(Fault::Duplicate.at(file.path(), Place::Tensor(record.name)));
-                }
-                tensors.push((i_file, record));
-            }
-            files.push(file);
-            first.get_or_insert((part.version, part.metadata));
+        let mut gguf = Gguf {
+            version: 0,
+            files: Vec::new(),
+            metadata: Metadata::new(Path::new("")),
+            tensors: Vec::new(),
+            index: HashMap::new(),
+        };
+        for (file, part) in parts {
+            gguf.add(file, part)?;
         }
-        let (version, metadata) = first.unwrap_or_else(|| (0, Metadata::new(Path::new(""))));
-        Ok(Gguf {
-            version,
-            files,
-            metadata,
-            tensors,
-            index,
-        })
+        Ok(gguf)
+    }
+
+    fn add(&mut self, file: Arc<Mapping>, part: Part) -> Result<()> {
+        if self.files.is_empty() {
+            self.version = part.version;
+            self.metadata = part.metadata;
+        }
+        for record in part.tensors {
+            if self
+                .index
+                .insert(record.name.clone(), self.tensors.len())
+                .is_some()
+            {
+                return Err(Fault::Duplicate.at(file.path(), Place::Tensor(record.name)));
+            }
+            self.tensors.push((self.files.len(), record));
+        }
+        self.files.push(file);
+        Ok(())
     }
 }
 

@@ -114,8 +114,8 @@ impl GgufBuilder {
             let fail = |fault: Fault| Err(fault.unwritable(path, Place::Key(key.clone())));
             if key.len() as u64 > MAX_NAME_BYTES {
                 let found = key.len() as u64;
-                return fail(Fault::TooMany {
-                    field: "key length",
+                return fail(Fault::TooLong {
+                    field: "the name",
                     found,
                     limit: MAX_NAME_BYTES,
                 });
@@ -160,24 +160,21 @@ impl GgufBuilder {
 impl Declared {
     /// Size of the data, if name and shape are such as the format can hold.
     fn n_bytes(&self) -> Result<u64, Fault> {
-        let too_many = |field, found: usize, limit: usize| Fault::TooMany {
-            field,
-            found: found as u64,
-            limit: limit as u64,
-        };
         if self.name.len() > MAX_WRITTEN_TENSOR_NAME_BYTES {
-            return Err(too_many(
-                "name length",
-                self.name.len(),
-                MAX_WRITTEN_TENSOR_NAME_BYTES,
-            ));
+            let (found, limit) = (self.name.len() as u64, MAX_WRITTEN_TENSOR_NAME_BYTES as u64);
+            return Err(Fault::TooLong {
+                field: "the name",
+                found,
+                limit,
+            });
         }
         if self.shape.len() > MAX_DIMS as usize {
-            return Err(too_many(
-                "number of dimensions",
-                self.shape.len(),
-                MAX_DIMS as usize,
-            ));
+            let (found, limit) = (self.shape.len() as u64, MAX_DIMS.into());
+            return Err(Fault::TooMany {
+                field: "number of dimensions",
+                found,
+                limit,
+            });
         }
         if let Some(axis) = self.shape.iter().position(|dim| *dim == 0) {
             return Err(Fault::ZeroDim { axis });

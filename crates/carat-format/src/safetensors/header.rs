@@ -7,10 +7,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, Fault, Place, Result};
-use crate::limit::MAX_SAFETENSORS_HEADER_BYTES;
+use crate::limit::{MAX_SAFETENSORS_DIMS, MAX_SAFETENSORS_HEADER_BYTES, MAX_TENSORS};
 use crate::mapping::Mapping;
 
 use super::METADATA_KEY;
@@ -122,6 +122,7 @@ fn check(
     }
     let shape: Vec<usize> = raw
         .shape
+        .0
         .iter()
         .map(|dim| usize::try_from(*dim).map_err(|_| Fault::SizeOverflow))
         .collect::<Result<_, _>>()?;
@@ -185,8 +186,40 @@ struct RawHeader<'a> {
 struct RawTensor<'a> {
     #[serde(borrow)]
     dtype: Cow<'a, str>,
-    shape: Vec<u64>,
+    shape: Dims,
     data_offsets: [u64; 2],
+}
+
+/// The dimensions of a tensor, not more than there may be.
+struct Dims(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Dims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(DimsVisitor)
+    }
+}
+
+struct DimsVisitor;
+
+impl<'de> Visitor<'de> for DimsVisitor {
+    type Value = Dims;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of dimensions")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Dims, A::Error> {
+        let mut dims = Vec::new();
+        while let Some(dim) = seq.next_element()? {
+            if dims.len() >= MAX_SAFETENSORS_DIMS {
+                return Err(A::Error::custom(format_args!(
+                    "more than {MAX_SAFETENSORS_DIMS} dimensions"
+                )));
+            }
+            dims.push(dim);
+        }
+        Ok(Dims(dims))
+    }
 }
 
 impl<'de> Deserialize<'de> for RawHeader<'de> {
@@ -209,6 +242,9 @@ impl<'de> Visitor<'de> for HeaderVisitor {
         let mut tensors = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if name != METADATA_KEY {
+                if tensors.len() as u64 >= MAX_TENSORS {
+                    return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} tensors")));
+                }
                 tensors.push((name, map.next_value()?));
             } else if metadata.replace(map.next_value()?).is_some() {
                 return Err(A::Error::custom("`__metadata__` is there twice"));

@@ -104,7 +104,7 @@ fn what_the_format_cannot_hold_is_not_written() {
             builder(|b| b.metadata("k", Value::U8(1)).metadata("k", Value::U8(2))),
         ),
         (
-            "key length is 65536",
+            "the name has 65536 bytes",
             builder(|b| b.metadata(&"k".repeat(65536), Value::U8(1))),
         ),
         (
@@ -120,7 +120,7 @@ fn what_the_format_cannot_hold_is_not_written() {
             builder(|b| b.tensor("w", DType::F32, &[1]).tensor("w", DType::F32, &[1])),
         ),
         (
-            "name length is 64, more than the limit of 63",
+            "the name has 64 bytes, more than the limit of 63",
             builder(|b| b.tensor(&"w".repeat(64), DType::F32, &[1])),
         ),
         (

@@ -62,7 +62,7 @@ fn broken_heads() -> Vec<Case> {
         (
             "too many tensors",
             head(1 << 40, 0),
-            "number of tensors is 1099511627776, more than the limit of 1048576",
+            "number of tensors is 1099511627776, more than the limit of 65536",
         ),
         (
             "tensor count beyond the file",
@@ -112,7 +112,7 @@ fn broken_keys() -> Vec<Case> {
         (
             "key too long",
             head().string(&long(70_000)),
-            "key number 0: key name is 70000, more than the limit of 65535",
+            "key number 0: key name has 70000 bytes, more than the limit of 65535",
         ),
         (
             "key not text",
@@ -143,7 +143,7 @@ fn broken_keys() -> Vec<Case> {
         (
             "string too long",
             key(STRING).string(&long(17 << 20)),
-            "value is 17825792, more than the limit of 16777216",
+            "value has 17825792 bytes, more than the limit of 16777216",
         ),
         (
             "array type unknown",
@@ -222,6 +222,10 @@ fn broken_tensors() -> Vec<Case> {
     };
     let pad = |bytes: GgufBytes| bytes.bytes(&[0; 32]);
     let head = || GgufBytes::head(1, 0);
+    let across = GgufBytes::head(3, 0)
+        .tensor("a", &[32], 0, 0)
+        .tensor("u", &[1], 99, 32);
+    let across = across.tensor("b", &[8], 0, 64).data(128);
     let align = GgufBytes::head(1, 1)
         .key_u32("general.alignment", 1 << 31)
         .tensor("w", &[8], 0, 0)
@@ -311,6 +315,11 @@ fn broken_tensors() -> Vec<Case> {
             "alignment beyond the file",
             align,
             "the data is at bytes 0..32 but the data section has 0",
+        ),
+        (
+            "overlap across a tensor of unknown size",
+            across,
+            "tensor `b`: the data overlaps that of tensor `a`",
         ),
         (
             "same data",

@@ -89,6 +89,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             text(&format!("{{\"w\":{{\"x\":{nested}")),
             JSON,
         ),
+        ("17 dimensions", one("F32", &["1"; 17].join(","), 0, 4), JSON),
         (
             "no shape",
             text(r#"{"w":{"dtype":"F32","data_offsets":[0,0]}}"#),
@@ -252,4 +253,14 @@ proptest! {
         let shape: Vec<String> = shape.iter().map(u64::to_string).collect();
         exercise(&one(dtype, &shape.join(","), begin, end));
     }
+}
+
+#[test]
+fn too_many_tensors_are_refused() {
+    let entries: Vec<String> = (0..70_000)
+        .map(|i| entry(&i.to_string(), "F32", "0", 0, 0))
+        .collect();
+    let error = open(safetensors_bytes(&format!("{{{}}}", entries.join(",")), 0)).unwrap_err();
+    let source = std::error::Error::source(&error).unwrap().to_string();
+    assert!(source.contains("more than 65536 tensors"), "{source}");
 }
