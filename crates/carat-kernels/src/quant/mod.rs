@@ -108,8 +108,8 @@ fn check_values(dtype: DType, values: &[f32]) -> Result<(), QuantError> {
         DType::BF16 => f32::from_bits(0x7f7f_7fff),
         _ => f16::MAX.to_f32(),
     };
-    // Not `>`, so that NaN is found too.
-    match values.iter().position(|v| !(v.abs() <= limit)) {
+    // A range does not contain NaN, which must be found too.
+    match values.iter().position(|v| !(-limit..=limit).contains(v)) {
         None => Ok(()),
         Some(index) => {
             let value = values[index];

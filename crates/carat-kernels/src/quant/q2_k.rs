@@ -33,8 +33,8 @@ pub(super) fn decode(block: &[u8; 84], out: &mut [f32; 256]) {
 
 pub(super) fn encode(values: &[f32; 256], block: &mut [u8; 84]) {
     let fitted = fit::affine::<16, 16>(values, &GRID);
-    for j in 0..16 {
-        block[j] = fitted.scales[j] | (fitted.mins[j] << 4);
+    for ((byte, scale), min) in block.iter_mut().zip(fitted.scales).zip(fitted.mins) {
+        *byte = scale | (min << 4);
     }
     for (i, byte) in block[16..80].iter_mut().enumerate() {
         let (h, l) = (i / 32, i % 32);
