@@ -64,8 +64,9 @@ pub(super) fn parse(file: &Arc<Mapping>) -> Result<Part> {
     };
     let mut tensors = Vec::with_capacity(records.len());
     for record in records {
-        let place = || Place::Tensor(record.name.clone());
-        let range = data.locate(&record).map_err(|fault| fault.at(path, place()))?;
+        let range = data
+            .locate(&record)
+            .map_err(|fault| fault.at(path, Place::Tensor(record.name.clone())))?;
         let RawRecord {
             name, type_id, shape, ..
         } = record;
@@ -221,7 +222,8 @@ impl DataSection {
             return Err(Fault::Misaligned { offset, alignment });
         }
         let size = self.file_size.saturating_sub(self.begin);
-        let end = offset.checked_add(n_bytes).ok_or(Fault::SizeOverflow)?;
+        // A sum that overflows is beyond any file too.
+        let end = offset.saturating_add(n_bytes);
         if end > size {
             return Err(Fault::OutOfBounds {
                 begin: offset,

@@ -304,7 +304,7 @@ fn broken_tensors() -> Vec<Case> {
         (
             "offset overflows",
             one_tensor(&[8], 0, HUGE - 31, 32),
-            "tensor `w`: the dimensions multiply to more",
+            "the data is at bytes 18446744073709551584..18446744073709551615 but",
         ),
         (
             "no data section",
