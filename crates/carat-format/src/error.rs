@@ -229,7 +229,7 @@ pub enum Fault {
     NotInShard { shard: String },
     #[error("{left} bytes of data are missing")]
     Missing { left: u64 },
-    #[error("there is no such tensor to write, or not now: next is `{}`", Shown(next))]
+    #[error("the data is out of order, next is that of tensor `{}`", Shown(next))]
     Order { next: String },
 }
 

@@ -283,7 +283,7 @@ mod tests {
         let open = || TensorWriter::create(&path, b"", vec![slot("a", 3), slot("b", 1)]).unwrap();
         let error = open().begin("b").unwrap_err().to_string();
         assert!(
-            error.contains("tensor `b`: there is no such tensor to write, or not now: next is `a`"),
+            error.contains("tensor `b`: the data is out of order, next is that of tensor `a`"),
             "{error}"
         );
         let error = open().append(b"x").unwrap_err().to_string();
