@@ -115,9 +115,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let one_line = prose.replace(['\r', '\n'], " ");
     let one_line = &one_line[..one_line.floor_char_boundary(1_000_000)];
-    let chunks: Vec<&str> = (prose.len() >= 2000)
-        .then(|| prose.split_inclusive("\n\n").take(500).collect())
-        .unwrap_or_default();
+    let chunks: Vec<&str> = prose.split_inclusive("\n\n").take(500).collect();
     report_speed(&tokenizer, "prose", &[&prose]);
     report_speed(&listed, "prose (listed merges)", &[&prose]);
     report_speed(&tokenizer, "prose, no newline", &[one_line]);

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::merges::{Merge, Merges, NO_PIECE};
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{VISIBLE_BLANK, Vocabulary};
 
 /// Up to this many characters the plain search is faster than the heap.
 const ROW_LIMIT: usize = 48;
@@ -157,11 +157,14 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// A symbol outside the vocabulary becomes its bytes.
+    /// A symbol outside the vocabulary becomes its bytes; those of a blank are the visible one's, as in the reference.
     fn emit(&self, symbol: Symbol, text: &str, ids: &mut Vec<u32>) {
         if symbol.id == NO_PIECE {
-            let bytes = &text.as_bytes()[symbol.start..symbol.end];
-            ids.extend(bytes.iter().map(|&byte| self.vocabulary.byte_id(byte)));
+            let shown = match &text[symbol.start..symbol.end] {
+                " " => VISIBLE_BLANK,
+                other => other,
+            };
+            ids.extend(shown.bytes().map(|byte| self.vocabulary.byte_id(byte)));
         } else {
             ids.push(symbol.id);
         }

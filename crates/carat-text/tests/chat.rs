@@ -1,4 +1,5 @@
 //! Conversations rendered and tokenized: equal to the reference, and messages cannot forge turns.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail loudly")]
 
 mod common;
 
@@ -305,7 +306,9 @@ fn templates_have_what_the_reference_gives_them() {
         render("{{ ({'a': 1} is mapping) and ('s' is sequence) and ([1] is iterable) }}"),
         "True"
     );
-    assert_eq!(render("{{ f() }}{% macro f() %}later{% endmacro %}"), "later");
+    let mutual = "{% macro a(n) %}{{ n }}{% if n %}{{ b(n - 1) }}{% endif %}{% endmacro %}\
+        {% macro b(n) %}-{{ a(n) }}{% endmacro %}{{ a(2) }}";
+    assert_eq!(render(mutual), "2-1-0");
 }
 
 #[test]

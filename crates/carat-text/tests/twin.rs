@@ -1,4 +1,5 @@
 //! The fast path against a plain twin: match, then merge the best pair of neighbours one at a time over the whole text.
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The real Gemma 3 vocabulary, and writers for the three forms in which tokenizers come.
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(clippy::unwrap_used, reason = "fixtures are part of the repository")]
 
 use std::collections::HashMap;
 use std::io::Read;
