@@ -26,6 +26,7 @@ mod pool;
 mod quant;
 mod scalar;
 mod simd;
+mod topology;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -35,3 +36,4 @@ pub use isa::{Isa, cpu_features};
 pub use matmul::{Activations, Compute, Matrix, Precision, Product};
 pub use pool::Pool;
 pub use quant::{QuantError, dequantize, quantize};
+pub use topology::physical_cores;

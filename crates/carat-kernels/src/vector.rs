@@ -1,5 +1,8 @@
 //! Operations on one row of activations: norms, rotary embedding, gated GELU, sums.
 
+use half::f16;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
 use crate::simd::{Simd, dispatch};
 
 dispatch! {
@@ -28,6 +31,22 @@ dispatch! {
 dispatch! {
     /// `x *= factor`.
     pub fn scale(x: &mut [f32], factor: f32) = scale_generic;
+}
+
+/// Writes `from` to `to` as f16, rounded to nearest; beyond 65,504 it becomes infinite, which Gemma's keys and
+/// values are far from.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn to_f16(from: &[f32], to: &mut [u16]) {
+    to.reinterpret_cast_mut::<f16>().convert_from_f32_slice(from);
+}
+
+/// Rounds every element to the nearest f16 and back; `buffer` is scratch that is kept between calls.
+pub fn round_to_f16(x: &mut [f32], buffer: &mut Vec<u16>) {
+    buffer.resize(x.len(), 0);
+    to_f16(x, buffer);
+    buffer.reinterpret_cast::<f16>().convert_to_f32_slice(x);
 }
 
 /// Calls `$whole` for every whole register at offset `$at` and `$rest` for the last `$n` elements, if any.

@@ -1,6 +1,31 @@
 #![forbid(unsafe_code)]
-//! Gemma models: configuration, weights, cache and forward pass.
+//! Gemma models: configuration, weights, KV cache and forward pass.
+//!
+//! - [`Checkpoint`]: a model on disk, GGUF or Hugging Face folder, opened and understood.
+//! - [`Model`]: its weights ready to run; an implementation of [`LanguageModel`], which is all that the
+//!   engine knows.
+//! - [`KvCache`]: what one sequence has computed so far.
+//!
+//! A model knows no request, no time and no randomness: the same tokens on the same caches give the same
+//! logits.
 
+mod backend;
+mod checkpoint;
+mod config;
+mod cpu;
+mod error;
+mod gemma;
+mod kv_cache;
 mod language_model;
+mod model;
+mod weights;
 
+pub use carat_kernels::{Isa, Precision, cpu_features, physical_cores};
+pub use checkpoint::{Checkpoint, Container};
+pub use config::{Config, Family, LayerConfig, Rope};
+pub use error::Error;
+pub use gemma::Observer;
+pub use kv_cache::{KvCache, KvDType, ROLLBACK};
 pub use language_model::{LanguageModel, LogitRows, Segment, SequenceCache};
+pub use model::{LoadOptions, Model};
+pub use weights::gguf_name;

@@ -296,7 +296,7 @@ unpack!(Q3K, |from| {
 });
 
 unpack!(Q4K, |from| {
-    let q = four!(|j| { _mm512_and_si512(shifted_pair(from.add(16 + 32 * j), 0, 4), _mm512_set1_epi8(15)) });
+    let q = four!(|j| _mm512_and_si512(shifted_pair(from.add(16 + 32 * j), 0, 4), _mm512_set1_epi8(15)));
     let (scale, min) = q4k_head(from);
     Unpacked { q, scale, min }
 });

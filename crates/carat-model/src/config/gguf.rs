@@ -1,0 +1,164 @@
+//! A Gemma 3 configuration from the keys of a GGUF file.
+
+use std::path::Path;
+
+use carat_format::{Gguf, Metadata};
+
+use super::{Config, Gemma3Sizes, Rope, every_nth_global};
+use crate::Error;
+
+/// Layers of the 27B, whose scores are scaled by 168^-0.5 instead of head_dim^-0.5. Files do not say so.
+const LAYERS_OF_27B: usize = 62;
+
+impl Config {
+    /// Reads the configuration of an opened GGUF file.
+    ///
+    /// # Errors
+    /// [`Error::Architecture`] for another model, [`Error::MissingField`] and [`Error::BadField`] for sizes
+    /// that are missing or impossible.
+    pub fn from_gguf(gguf: &Gguf, path: &Path) -> Result<Config, Error> {
+        let keys = Keys {
+            metadata: gguf.metadata(),
+            path,
+        };
+        let architecture = keys.metadata.str("general.architecture")?.unwrap_or("(none)");
+        if architecture != "gemma3" {
+            return Err(Error::Architecture {
+                path: path.to_owned(),
+                architecture: architecture.to_owned(),
+            });
+        }
+        let n_layers = keys.required("gemma3.block_count")?;
+        let (n_heads, n_kv_heads) = keys.heads(n_layers)?;
+        let head_dim = keys.usize("gemma3.attention.key_length")?.unwrap_or(256);
+        if keys
+            .usize("gemma3.attention.value_length")?
+            .is_some_and(|n| n != head_dim)
+        {
+            return Err(keys.bad("gemma3.attention.value_length", "the key length"));
+        }
+        let scale_of = if n_layers == LAYERS_OF_27B {
+            168.0
+        } else {
+            head_dim as f32
+        };
+        let scaling = match keys.metadata.str("gemma3.rope.scaling.type")? {
+            Some("linear") => keys.f32("gemma3.rope.scaling.factor")?.unwrap_or(1.0),
+            Some("none") | None => 1.0,
+            Some(_) => return Err(keys.bad("gemma3.rope.scaling.type", "linear or none")),
+        };
+        let sizes = Gemma3Sizes {
+            n_layers,
+            d_model: keys.required("gemma3.embedding_length")?,
+            d_ff: keys.required("gemma3.feed_forward_length")?,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            vocab_size: vocabulary_rows(gguf),
+            context_len: keys.required("gemma3.context_length")?,
+            window: keys.required("gemma3.attention.sliding_window")?,
+            norm_eps: keys
+                .f32("gemma3.attention.layer_norm_rms_epsilon")?
+                .unwrap_or(1e-6),
+            score_scale: keys
+                .f32("gemma3.attention.scale")?
+                .unwrap_or(1.0 / scale_of.sqrt()),
+            local_rope: Rope {
+                theta: keys.local_theta()?,
+                scaling: 1.0,
+            },
+            global_rope: Rope {
+                theta: keys.f32("gemma3.rope.freq_base")?.unwrap_or(1e6),
+                scaling,
+            },
+            is_global: keys.pattern(n_layers)?,
+        };
+        sizes.into_config(path)
+    }
+}
+
+/// Rows of the embedding; 0 when there is none, which loading the weights reports.
+fn vocabulary_rows(gguf: &Gguf) -> usize {
+    let embedding = gguf.infos().find(|info| info.name == "token_embd.weight");
+    embedding
+        .and_then(|info| info.shape.first().copied())
+        .unwrap_or(0)
+}
+
+/// Typed access that knows the file for its errors.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    path: &'a Path,
+}
+
+impl Keys<'_> {
+    fn usize(&self, key: &'static str) -> Result<Option<usize>, Error> {
+        Ok(self.metadata.u32(key)?.map(|value| value as usize))
+    }
+
+    fn f32(&self, key: &'static str) -> Result<Option<f32>, Error> {
+        Ok(self.metadata.f32(key)?)
+    }
+
+    fn required(&self, field: &'static str) -> Result<usize, Error> {
+        self.usize(field)?.ok_or_else(|| Error::MissingField {
+            path: self.path.to_owned(),
+            field,
+        })
+    }
+
+    fn bad(&self, field: &'static str, expected: &'static str) -> Error {
+        let value = self
+            .metadata
+            .get(field)
+            .map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
+        Error::BadField {
+            path: self.path.to_owned(),
+            field,
+            value,
+            expected,
+        }
+    }
+
+    /// Query and KV heads. Old Ollama conversions leave them out: then the published model of that depth.
+    fn heads(&self, n_layers: usize) -> Result<(usize, usize), Error> {
+        let given = (
+            self.usize("gemma3.attention.head_count")?,
+            self.usize("gemma3.attention.head_count_kv")?,
+        );
+        match (given, n_layers) {
+            ((Some(heads), Some(kv_heads)), _) => Ok((heads, kv_heads)),
+            (_, 18 | 26) => Ok((4, 1)),
+            (_, 34) => Ok((8, 4)),
+            (_, 48) => Ok((16, 8)),
+            (_, LAYERS_OF_27B) => Ok((32, 16)),
+            _ => Err(Error::MissingField {
+                path: self.path.to_owned(),
+                field: "gemma3.attention.head_count",
+            }),
+        }
+    }
+
+    /// Local rope base: rarely written; 10,000 in every Gemma 3. Ollama and newer converters name it each
+    /// their own way.
+    fn local_theta(&self) -> Result<f32, Error> {
+        let newer = self.f32("gemma3.rope.freq_base_swa")?;
+        Ok(match newer {
+            Some(theta) => theta,
+            None => self.f32("gemma3.rope.local.freq_base")?.unwrap_or(1e4),
+        })
+    }
+
+    /// Which layers are global. Absent in most files: then every sixth. An array says which are local.
+    fn pattern(&self, n_layers: usize) -> Result<Vec<bool>, Error> {
+        const KEY: &str = "gemma3.attention.sliding_window_pattern";
+        match self.metadata.get(KEY) {
+            None => Ok(every_nth_global(n_layers, 6)),
+            Some(carat_format::Value::Array(_)) => {
+                let local = self.metadata.bools(KEY)?.unwrap_or_default();
+                Ok(local.into_iter().map(|is_local| !is_local).collect())
+            }
+            Some(_) => Ok(every_nth_global(n_layers, self.usize(KEY)?.unwrap_or(6))),
+        }
+    }
+}

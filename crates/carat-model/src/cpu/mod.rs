@@ -1,0 +1,321 @@
+//! The CPU backend: `carat-kernels` on mapped weights.
+
+use carat_format::{TensorBytes, TensorView};
+use carat_kernels::attention::{DecodeQuery, DecodeScratch, PrefillQuery, PrefillScratch, decode, prefill};
+use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
+
+use crate::backend::{AttentionShape, Backend, Sequence};
+use crate::config::Rope;
+use crate::kv_cache::{KvCache, KvDType};
+use crate::{Config, Error, SequenceCache};
+
+/// Elements of one chunk of element-wise work: below it a parallel region costs more than it saves.
+const ELEMENTS_PER_CHUNK: usize = 16 << 10;
+
+/// See the module's head.
+pub(crate) struct Cpu {
+    compute: Compute,
+    kv_dtype: KvDType,
+    activations: Activations,
+    decode_scratch: DecodeScratch,
+    prefill_scratch: PrefillScratch,
+    rounding: Vec<u16>,
+}
+
+/// A weight matrix where it is mapped.
+#[derive(Debug)]
+pub(crate) struct CpuMatrix {
+    dtype: DType,
+    n_rows: usize,
+    n_cols: usize,
+    bytes: TensorBytes,
+}
+
+impl CpuMatrix {
+    /// The kernels' view. Sizes were checked when the matrix was made.
+    fn view(&self) -> Result<Matrix<'_>, Error> {
+        Ok(Matrix::new(self.dtype, self.n_rows, self.n_cols, &self.bytes)?)
+    }
+}
+
+/// Activations `[rows, width]`.
+#[derive(Debug, Default)]
+pub(crate) struct CpuBuffer {
+    width: usize,
+    values: Vec<f32>,
+}
+
+impl CpuBuffer {
+    /// Gives it a shape; the content is left over from before.
+    fn reshape(&mut self, rows: usize, width: usize) -> &mut [f32] {
+        self.width = width;
+        self.values.resize(rows * width, 0.0);
+        &mut self.values
+    }
+
+    fn n_rows(&self) -> usize {
+        self.values.len() / self.width.max(1)
+    }
+}
+
+/// Cosines and sines `[T, head_dim / 2]`.
+#[derive(Debug, Default)]
+pub(crate) struct CpuAngles {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Cpu {
+    /// `n_threads` threads with the kernels of `isa`.
+    pub(crate) fn new(
+        isa: Isa,
+        n_threads: usize,
+        precision: Precision,
+        kv_dtype: KvDType,
+    ) -> Result<Cpu, Error> {
+        Ok(Cpu {
+            compute: Compute::new(isa, n_threads)?,
+            kv_dtype,
+            activations: Activations::new(precision),
+            decode_scratch: DecodeScratch::default(),
+            prefill_scratch: PrefillScratch::default(),
+            rounding: Vec::new(),
+        })
+    }
+
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
+    /// Calls `each` with every row of `x` and its index, on all threads when there is enough to do.
+    fn for_rows(&self, x: &mut CpuBuffer, each: impl Fn(usize, &mut [f32]) + Sync) {
+        let (width, rows_per_chunk) = (x.width.max(1), (ELEMENTS_PER_CHUNK / x.width.max(1)).max(1));
+        let chunks: Vec<std::sync::Mutex<&mut [f32]>> = x
+            .values
+            .chunks_mut(rows_per_chunk * width)
+            .map(std::sync::Mutex::new)
+            .collect();
+        self.compute.pool().run(chunks.len(), &|_, i| {
+            // Each chunk is one thread's; the lock only says so to the compiler.
+            let mut chunk = chunks[i]
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
+                each(i * rows_per_chunk + r, row);
+            }
+        });
+    }
+}
+
+impl Backend for Cpu {
+    type Matrix = CpuMatrix;
+    type Vector = Vec<f32>;
+    type Buffer = CpuBuffer;
+    type Cache = KvCache;
+    type Angles = CpuAngles;
+
+    fn matrix(&self, tensor: &TensorView<'_>) -> Result<CpuMatrix, Error> {
+        let (n_rows, n_cols) = match *tensor.shape {
+            [rows, cols] => (rows, cols),
+            _ => (1, tensor.n_elements()),
+        };
+        Matrix::new(tensor.dtype, n_rows, n_cols, tensor.bytes)?;
+        Ok(CpuMatrix {
+            dtype: tensor.dtype,
+            n_rows,
+            n_cols,
+            bytes: tensor.hold(),
+        })
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Vec<f32> {
+        values
+    }
+
+    fn new_cache(&self, config: &Config, max_tokens: usize) -> Result<KvCache, Error> {
+        KvCache::new(config, self.kv_dtype, max_tokens)
+    }
+
+    fn cache_fits(&self, cache: &KvCache, config: &Config) -> bool {
+        cache.dtype() == self.kv_dtype && cache.fits(config)
+    }
+
+    fn embed(
+        &mut self,
+        table: &CpuMatrix,
+        tokens: &[u32],
+        scale: f32,
+        out: &mut CpuBuffer,
+    ) -> Result<(), Error> {
+        let (table, isa) = (table.view()?, self.compute.isa());
+        let width = table.n_cols();
+        let rows = out.reshape(tokens.len(), width).chunks_exact_mut(width);
+        for (token, row) in tokens.iter().zip(rows) {
+            dequantize(table.dtype(), table.row(*token as usize), row).map_err(|source| Error::Tensor {
+                name: "the token embedding".to_owned(),
+                source,
+            })?;
+            vector::scale(isa, row, scale);
+        }
+        Ok(())
+    }
+
+    fn angles(&mut self, rope: &Rope, head_dim: usize, positions: &[usize], angles: &mut CpuAngles) {
+        let half = head_dim / 2;
+        angles.half = half;
+        angles.cos.resize(positions.len() * half, 0.0);
+        angles.sin.resize(positions.len() * half, 0.0);
+        for j in 0..half {
+            // In f32 and in this order: as the reference computes its frequencies and angles.
+            let frequency = 1.0 / rope.theta.powf((2 * j) as f32 / head_dim as f32) / rope.scaling;
+            for (t, pos) in positions.iter().enumerate() {
+                let angle = *pos as f32 * frequency;
+                (angles.sin[t * half + j], angles.cos[t * half + j]) = angle.sin_cos();
+            }
+        }
+    }
+
+    fn norm(&mut self, x: &CpuBuffer, weight: &Vec<f32>, eps: f32, out: &mut CpuBuffer) {
+        out.reshape(x.n_rows(), x.width);
+        let isa = self.compute.isa();
+        self.for_rows(out, |t, row| {
+            vector::rms_norm(isa, &x.values[t * x.width..(t + 1) * x.width], weight, eps, row);
+        });
+    }
+
+    fn add_norm(&mut self, x: &mut CpuBuffer, y: &CpuBuffer, weight: &Vec<f32>, eps: f32) {
+        let isa = self.compute.isa();
+        self.for_rows(x, |t, row| {
+            vector::add_rms_norm(isa, row, &y.values[t * y.width..(t + 1) * y.width], weight, eps);
+        });
+    }
+
+    fn multiply(&mut self, x: &CpuBuffer, products: &mut [(&CpuMatrix, &mut CpuBuffer)]) {
+        let n = x.n_rows();
+        self.activations.fill(self.compute.isa(), &x.values, n, x.width);
+        let mut jobs: Vec<Product<'_>> = Vec::with_capacity(products.len());
+        for (matrix, out) in products {
+            // The view cannot fail: `matrix` made the same one when the weights were loaded.
+            if let Ok(weights) = matrix.view() {
+                jobs.push(Product {
+                    weights,
+                    out: out.reshape(n, matrix.n_rows),
+                });
+            }
+        }
+        self.compute.multiply(&self.activations, &mut jobs);
+    }
+
+    fn norm_rotate(
+        &mut self,
+        x: &mut CpuBuffer,
+        weight: &Vec<f32>,
+        eps: f32,
+        head_dim: usize,
+        angles: &CpuAngles,
+    ) {
+        let (isa, half) = (self.compute.isa(), angles.half);
+        self.for_rows(x, |t, row| {
+            let (cos, sin) = (
+                &angles.cos[t * half..(t + 1) * half],
+                &angles.sin[t * half..(t + 1) * half],
+            );
+            for head in row.chunks_exact_mut(head_dim) {
+                vector::rms_norm_in_place(isa, head, weight, eps);
+                vector::rotate(isa, head, cos, sin);
+            }
+        });
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        shape: &AttentionShape<'_>,
+        [q, k, v]: [&mut CpuBuffer; 3],
+        sequences: &mut [Sequence<'_, KvCache>],
+        out: &mut CpuBuffer,
+    ) {
+        if self.kv_dtype == KvDType::F16 {
+            // What later tokens will read from the cache is what this chunk's own rows see too.
+            vector::round_to_f16(&mut k.values, &mut self.rounding);
+            vector::round_to_f16(&mut v.values, &mut self.rounding);
+        }
+        let (q_width, kv_width) = (shape.layer.q_width(), shape.layer.kv_width());
+        let window = shape.layer.window;
+        out.reshape(q.n_rows(), q_width);
+        let mut queries: Vec<DecodeQuery<'_>> = Vec::with_capacity(sequences.len());
+        let mut rest = out.values.as_mut_slice();
+        let mut row = 0;
+        for sequence in sequences {
+            let n = sequence.n;
+            let (own, others) = rest.split_at_mut(n * q_width);
+            rest = others;
+            let q = &q.values[row * q_width..(row + n) * q_width];
+            let k = &k.values[row * kv_width..(row + n) * kv_width];
+            let v = &v.values[row * kv_width..(row + n) * kv_width];
+            let pos = sequence.cache.len();
+            if n == 1 {
+                sequence.cache.store(layer, pos, k, v);
+                queries.push(DecodeQuery {
+                    q,
+                    kv: sequence.cache.view(layer),
+                    pos,
+                    out: own,
+                });
+            } else {
+                let mut query = PrefillQuery {
+                    q,
+                    k,
+                    v,
+                    kv: sequence.cache.view(layer),
+                    pos,
+                    out: own,
+                };
+                prefill(
+                    &self.compute,
+                    &mut query,
+                    window,
+                    shape.score_scale,
+                    &mut self.prefill_scratch,
+                );
+                sequence.cache.store(layer, pos, k, v);
+            }
+            row += n;
+        }
+        if !queries.is_empty() {
+            decode(
+                &self.compute,
+                &mut queries,
+                window,
+                shape.score_scale,
+                &mut self.decode_scratch,
+            );
+        }
+    }
+
+    fn advance(&mut self, sequences: &mut [Sequence<'_, KvCache>]) {
+        for sequence in sequences {
+            sequence.cache.advance(sequence.n);
+        }
+    }
+
+    fn gelu_mul(&mut self, gate: &mut CpuBuffer, up: &CpuBuffer) {
+        let isa = self.compute.isa();
+        self.for_rows(gate, |t, row| {
+            vector::gelu_mul(isa, row, &up.values[t * up.width..(t + 1) * up.width]);
+        });
+    }
+
+    fn gather(&mut self, x: &CpuBuffer, rows: &[usize], out: &mut CpuBuffer) {
+        let width = x.width;
+        for (to, from) in out.reshape(rows.len(), width).chunks_exact_mut(width).zip(rows) {
+            to.copy_from_slice(&x.values[from * width..(from + 1) * width]);
+        }
+    }
+
+    fn read(&self, x: &CpuBuffer, out: &mut Vec<f32>) {
+        out.clear();
+        out.extend_from_slice(&x.values);
+    }
+}

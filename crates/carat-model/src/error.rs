@@ -1,0 +1,145 @@
+//! What can be wrong with a checkpoint or a call of a model.
+
+use std::path::PathBuf;
+
+/// The errors of loading and running a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file itself is damaged or cannot be read.
+    #[error(transparent)]
+    Format(#[from] carat_format::Error),
+    /// A kernel refused a shape or a setting.
+    #[error(transparent)]
+    Kernel(#[from] carat_kernels::Error),
+    /// Neither a GGUF file nor a Hugging Face folder.
+    #[error("`{}` is neither a GGUF file nor a folder with a config.json and safetensors", path.display())]
+    NotACheckpoint {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Another kind of model.
+    #[error("`{}` holds a model of architecture `{architecture}`, but carat runs gemma3 text models", path.display())]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// As the file names it.
+        architecture: String,
+    },
+    /// A JSON file that is no JSON, or not of the expected form.
+    #[error("`{}` cannot be understood: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A setting that is missing.
+    #[error("`{}` does not say `{field}`, without which the model cannot be run", path.display())]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// Key or JSON field.
+        field: &'static str,
+    },
+    /// A setting with a value that cannot be.
+    #[error("`{}` says {field} = {value}, but it must be {expected}", path.display())]
+    BadField {
+        /// The file.
+        path: PathBuf,
+        /// Key or JSON field.
+        field: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        expected: &'static str,
+    },
+    /// Tensors that the model needs and the file lacks.
+    #[error("`{}` lacks {} of the model's tensors, among them {}", path.display(), names.len(), first_few(names))]
+    MissingTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names in this kind of file.
+        names: Vec<String>,
+    },
+    /// Tensors that the file has and the model has no place for.
+    #[error("`{}` holds {} tensors that no gemma3 text model has, among them {}", path.display(), names.len(), first_few(names))]
+    UnknownTensors {
+        /// The file.
+        path: PathBuf,
+        /// Their names in this kind of file.
+        names: Vec<String>,
+    },
+    /// A tensor whose shape is not what the settings say.
+    #[error("tensor `{name}` of `{}` has shape {found:?}, but the model's settings say {expected:?}", path.display())]
+    TensorShape {
+        /// The file.
+        path: PathBuf,
+        /// Name in the file.
+        name: String,
+        /// Outermost first.
+        expected: Vec<usize>,
+        /// Outermost first.
+        found: Vec<usize>,
+    },
+    /// Numbers of a tensor that cannot be turned to f32.
+    #[error("tensor `{name}` cannot be read: {source}")]
+    Tensor {
+        /// Name in the file.
+        name: String,
+        /// Why.
+        source: carat_kernels::QuantError,
+    },
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} is not below the model's vocabulary size {vocab_size}")]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A segment without tokens.
+    #[error("a forward pass was asked for without tokens")]
+    EmptySegment,
+    /// More tokens than one pass takes.
+    #[error("{n_tokens} tokens in one pass are more than the {limit} that buffers are sized for")]
+    BatchTooLarge {
+        /// Tokens asked for.
+        n_tokens: usize,
+        /// See `LanguageModel::max_batch_tokens`.
+        limit: usize,
+    },
+    /// A sequence that outgrows its cache.
+    #[error("{n_tokens} tokens do not fit the {max_tokens} that the sequence's cache was made for")]
+    CacheFull {
+        /// Tokens that would be held.
+        n_tokens: usize,
+        /// Tokens that can be held.
+        max_tokens: usize,
+    },
+    /// A cache longer than the model's context.
+    #[error("a context of {max_tokens} tokens is more than the {context_len} that the model was made for")]
+    ContextTooLong {
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Tokens that the model takes.
+        context_len: usize,
+    },
+    /// A cache of another model.
+    #[error("the cache was made by another model")]
+    ForeignCache,
+    /// No memory for a cache.
+    #[error("no memory for a KV cache of {max_tokens} tokens ({bytes} bytes); ask for a shorter context")]
+    CacheMemory {
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// Bytes that they need.
+        bytes: usize,
+    },
+}
+
+/// The first names of a list, for a message.
+fn first_few(names: &[String]) -> String {
+    let few: Vec<String> = names.iter().take(4).map(|name| format!("`{name}`")).collect();
+    few.join(", ")
+}
