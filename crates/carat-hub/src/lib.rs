@@ -28,14 +28,19 @@
 mod catalogue;
 mod error;
 mod fs;
+mod hf;
+mod http;
 mod hub;
 mod local;
 mod name;
+mod partial;
+mod pip;
 mod plan;
 mod progress;
 mod pull;
 mod settings;
 mod store;
+mod transfer;
 
 pub use catalogue::{Entry, Tuning};
 pub use error::{Attempt, Error, Result};

@@ -8,7 +8,7 @@ use crate::store::Origin;
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub(crate) asked: String,
-    pub(crate) entry: Option<Entry>,
+    pub(crate) entry: Option<Box<Entry>>,
     pub(crate) sources: Vec<Source>,
     pub(crate) searched: Vec<Attempt>,
 }
@@ -27,7 +27,7 @@ impl Plan {
         sources.extend(entry.pypi.iter().cloned().map(Source::Pypi));
         Plan {
             asked: asked.to_owned(),
-            entry: Some(entry.clone()),
+            entry: Some(Box::new(entry.clone())),
             sources,
             searched,
         }
@@ -54,7 +54,7 @@ impl Plan {
 
     /// The catalogue entry, with size, licence and description, if the model has one.
     pub fn entry(&self) -> Option<&Entry> {
-        self.entry.as_ref()
+        self.entry.as_deref()
     }
 
     /// The sources that will be tried, in order, as a person knows them.

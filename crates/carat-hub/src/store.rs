@@ -221,8 +221,6 @@ impl Store {
         let text = serde_json::to_vec_pretty(&manifest).map_err(bad)?;
         make_parent(&manifest_path)?;
         write_atomic(&manifest_path, &text)?;
-        // What is left are states of ranges and unused parts; losing the removal costs disk, not truth.
-        let _ = fs::remove_dir_all(self.root.join("partial").join(origin.id()));
         Ok(self.local(&manifest))
     }
 
