@@ -129,7 +129,7 @@ impl Pieces {
             .map(|i| {
                 let unused = pieces[i].starts_with("<unused");
                 serde_json::json!({
-                    "id": i, "content": pieces[i], "single_word": false, "lstrip": false, "rstrip": false,
+                    "id": i, "content": pieces[i].replace('\u{2581}', " "), "single_word": false, "lstrip": false, "rstrip": false,
                     "normalized": false, "special": self.types[i] != USER && !unused,
                 })
             })
@@ -151,13 +151,14 @@ impl Pieces {
         serde_json::to_vec(&file).unwrap()
     }
 
-    /// A SentencePiece file; Gemma's calls turn markers user defined.
+    /// A SentencePiece file; Gemma's calls all markers but three user defined.
     pub(crate) fn sentencepiece(&self) -> Vec<u8> {
         let mut model = Vec::new();
         for (i, piece) in self.escaped().iter().enumerate() {
             let kind = match piece.as_str() {
-                "<start_of_turn>" | "<end_of_turn>" => USER,
                 "<unk>" => UNKNOWN,
+                "<pad>" | "<bos>" | "<eos>" => CONTROL,
+                _ if self.types[i] == CONTROL => USER,
                 _ => self.types[i],
             };
             let mut message = Vec::new();
