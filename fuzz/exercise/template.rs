@@ -32,7 +32,11 @@ pub(crate) fn exercise(bytes: &[u8]) {
 }
 
 fn message(i: usize, text: &str) -> Message {
-    let mut role = if i % 2 == 0 { Role::User } else { Role::Assistant };
+    let mut role = if i.is_multiple_of(2) {
+        Role::User
+    } else {
+        Role::Assistant
+    };
     let mut content = Vec::new();
     let text = match text.as_bytes().first() {
         Some(1) => {

@@ -2,7 +2,8 @@
 //!
 //! Blocks are trimmed, nothing is escaped, `raise_exception`, `strftime_now` and `tojson` exist, and strings and maps have
 //! Python's methods. Templates come from model files and are not trusted: their size, the instructions they may
-//! run, their depth and their output are limited.
+//! run, their depth and their output are limited. What their variables may hold is limited by that only: the
+//! engine has no bound on the length of a string that a template builds by joining it with itself.
 
 use std::io;
 

@@ -6,6 +6,15 @@
 //! - [`ChatTemplate`]: a conversation to the model's prompt, by the model's own Jinja template or by Gemma 3's built-in
 //!   format. [`ChatTemplate::encode`] keeps text of messages plain, whatever control strings it holds.
 //!
+//! ```
+//! use carat_text::{ChatTemplate, Message, RenderOptions, Role};
+//!
+//! let conversation = [Message::text(Role::User, "Hi")];
+//! let prompt = ChatTemplate::gemma3().render(&conversation, RenderOptions::default())?;
+//! assert_eq!(prompt, "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n");
+//! # Ok::<(), carat_text::Error>(())
+//! ```
+//!
 //! Knows bytes and strings. Knows no file, no container, no tensor. Files are untrusted: every defect is an [`Error`].
 
 mod border;

@@ -227,15 +227,25 @@ fn index_of(pieces: &Pieces, plain_blanks: &[u32]) -> Result<PieceIndex> {
 }
 
 /// The ids of `<0x00>` to `<0xFF>`, all of which must exist.
+///
+/// Hugging Face's converter has written Gemma files in which the piece of the tab stands in place of `<0x09>`; a
+/// character's own piece therefore does as well.
 fn byte_ids_of(pieces: &Pieces, index: &PieceIndex) -> Result<Box<[u32; 256]>> {
+    let find = |name: &[u8], is_right: fn(Kind) -> bool| {
+        let id = index.find(name, |id| pieces.get(id).as_bytes())?;
+        is_right(pieces.kinds[id as usize]).then_some(id)
+    };
     let mut ids = Box::new([0; 256]);
     for byte in 0..=255_u8 {
-        let name = format!("<0x{byte:02X}>");
-        let id = index
-            .find(name.as_bytes(), |id| pieces.get(id).as_bytes())
-            .filter(|&id| pieces.kinds[id as usize] == Kind::Byte)
-            .ok_or(Error::MissingBytePiece { byte })?;
-        ids[byte as usize] = id;
+        let own = find(format!("<0x{byte:02X}>").as_bytes(), |kind| kind == Kind::Byte);
+        let id = own.or_else(|| {
+            if byte.is_ascii() {
+                find(&[byte], Kind::is_mergeable)
+            } else {
+                None
+            }
+        });
+        ids[byte as usize] = id.ok_or(Error::MissingBytePiece { byte })?;
     }
     Ok(ids)
 }
@@ -320,6 +330,21 @@ mod tests {
             builder.finish(),
             Err(Error::MissingBytePiece { byte: 0 })
         ));
+    }
+
+    #[test]
+    fn a_tab_may_stand_in_for_its_byte() {
+        let mut builder = Builder::default();
+        for byte in 0..=255_u8 {
+            let (piece, kind) = match byte {
+                9 => ("\t".to_owned(), Kind::Normal),
+                _ => (format!("<0x{byte:02X}>"), Kind::Byte),
+            };
+            builder.push(piece.as_bytes(), kind).unwrap();
+        }
+        let vocabulary = builder.finish().unwrap();
+        assert_eq!(vocabulary.byte_id(9), 9);
+        assert_eq!(vocabulary.bytes(9), b"\t");
     }
 
     #[test]
