@@ -63,17 +63,20 @@ impl Http {
         // A second call finds the provider installed already: that is the same provider, so all is well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let limits = settings.limits.clone();
-        let client = Client::builder()
+        let mut builder = Client::builder()
             .user_agent(concat!("carat/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(limits.connect_timeout)
             // In the blocking client this bounds each read, not the whole transfer.
-            .timeout(limits.stall_timeout)
-            .build()
-            .map_err(|e| Error::Setting {
-                setting: "network",
-                reason: chain(&e),
-            })?;
+            .timeout(limits.stall_timeout);
+        if is_loopback(&endpoint) {
+            // The system's proxy leads out; a hub on this machine is not there.
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| Error::Setting {
+            setting: "network",
+            reason: chain(&e),
+        })?;
         Ok(Http {
             client,
             endpoint,
@@ -230,7 +233,8 @@ impl Http {
                 error: unreachable(&url, &e),
                 after: None,
             })?;
-            let linked = response.headers().contains_key("x-linked-etag");
+            let told = ["x-linked-etag", "x-linked-size"];
+            let linked = told.iter().all(|name| response.headers().contains_key(*name));
             if ours {
                 hub_headers.push(response.headers().clone());
             }
@@ -276,6 +280,11 @@ fn parse_endpoint(text: &str) -> Result<Url> {
     let url = Url::parse(text.trim()).map_err(|_| bad_endpoint(text))?;
     let web = matches!(url.scheme(), "http" | "https") && url.host_str().is_some();
     if web { Ok(url) } else { Err(bad_endpoint(text)) }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn bad_endpoint(text: &str) -> Error {
@@ -340,7 +349,9 @@ fn check_status(
         }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             let hint = match (has_token, code) {
-                (false, _) => "the model may be gated: accept its licence on its page and set HF_TOKEN",
+                (false, _) => {
+                    "it is gated, private or does not exist: accept its licence on its page and set HF_TOKEN"
+                }
                 (true, 401) => "the token is not valid: make a new one on the hub and set HF_TOKEN",
                 (true, _) => "the token has no access: accept the licence on the model's page",
             };
@@ -491,6 +502,13 @@ mod tests {
             let error = http(endpoint).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains("HF_ENDPOINT"), "{endpoint}: {error}");
         }
+    }
+
+    #[test]
+    fn loopback_is_recognized() {
+        let is = |url: &str| is_loopback(&Url::parse(url).unwrap());
+        assert!(is("http://127.0.0.1:1/x") && is("http://localhost/") && is("http://[::1]:8/"));
+        assert!(!is("https://huggingface.co/") && !is("http://10.0.0.1/"));
     }
 
     #[test]

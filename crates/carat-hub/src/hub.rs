@@ -6,9 +6,9 @@ use crate::catalogue::{self, Entry};
 use crate::error::{Attempt, Error, Result};
 use crate::local::{Identity, LocalModel, Place, foreign_stores, open_path};
 use crate::name::{ModelName, has_quant};
-use crate::plan::Plan;
+use crate::plan::{Plan, Source};
 use crate::settings::HubSettings;
-use crate::store::Store;
+use crate::store::{Origin, Store};
 
 /// Finds, fetches, lists and removes models.
 #[derive(Debug)]
@@ -85,7 +85,8 @@ impl Hub {
 
     /// Removes a model from carat's own store; returns the bytes freed.
     ///
-    /// `model` is a catalogue name, an `hf:` name, or the path of the stored file.
+    /// `model` is a catalogue name, an `hf:` name, or the path of the stored file. What an unfinished
+    /// pull of it left is removed too.
     ///
     /// # Errors
     /// [`Error::NotOwned`] when only another program has it, [`Error::NotInStore`] when nobody has it.
@@ -103,8 +104,15 @@ impl Hub {
             Ok(ModelName::Path(path)) => same_file(&local.path, path),
             Err(_) => local.name == model,
         };
-        if let Some(freed) = self.store.remove(is_it)? {
-            return Ok(freed);
+        let half: u64 = self
+            .unfinished(&asked)
+            .iter()
+            .map(|o| self.store.discard_partial(o))
+            .sum();
+        match self.store.remove(is_it)? {
+            Some(freed) => return Ok(freed.saturating_add(half)),
+            None if half > 0 => return Ok(half),
+            None => {}
         }
         let owner = foreign_stores(&self.settings)
             .iter()
@@ -147,6 +155,21 @@ impl Hub {
                 hint: self.hint(name),
             }),
         }
+    }
+
+    /// Where an unfinished pull of this name would lie.
+    fn unfinished(&self, asked: &Result<ModelName>) -> Vec<Origin> {
+        let plan = match asked {
+            Ok(ModelName::Catalogue(name)) => self
+                .entry(name)
+                .map(|entry| Plan::of_entry(name, entry, Vec::new())),
+            Ok(ModelName::Hf { repo, file }) => Some(Plan::of_repo(repo, repo, file.as_deref(), Vec::new())),
+            _ => None,
+        };
+        plan.iter()
+            .flat_map(|plan| &plan.sources)
+            .map(Source::origin)
+            .collect()
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {

@@ -174,7 +174,7 @@ fn wait(
         let status = child
             .try_wait()
             .map_err(|e| Error::io("wait for pip in", run, e))?;
-        let now = largest_file(run, 6);
+        let now = largest_file(&run.join("tmp"), 6).max(largest_file(&run.join("out"), 0));
         if now > arrived {
             arrived = now;
             last_growth = Instant::now();

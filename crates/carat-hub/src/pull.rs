@@ -54,6 +54,10 @@ impl Hub {
             };
             match outcome {
                 Ok(model) => {
+                    // Also what other sources began: nobody will go on with it.
+                    for source in &plan.sources {
+                        self.store.discard_partial(&source.origin());
+                    }
                     watch.tell(Event::Ready { path: &model.path });
                     return Ok(model);
                 }
@@ -113,12 +117,8 @@ impl Hub {
         };
         watch.check()?;
         let catalogue = plan.entry().map(|entry| entry.name.as_str());
-        let model = self
-            .store
-            .install(&fetched.origin, catalogue, fetched.format, fetched.files)?;
-        // What is left are states of ranges and wheels; a failed removal costs disk, not truth.
-        let _ = std::fs::remove_dir_all(&dir);
-        Ok(model)
+        self.store
+            .install(&fetched.origin, catalogue, fetched.format, fetched.files)
     }
 }
 

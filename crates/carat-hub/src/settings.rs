@@ -124,7 +124,7 @@ impl HubSettings {
     ///
     /// | variable | gives |
     /// |---|---|
-    /// | `CARAT_HOME` | store in its `models`, catalogue in its `catalogue.toml`; default `~/.carat` |
+    /// | `CARAT_HOME` | the store, and `catalogue.toml` in it; default `~/.carat` |
     /// | `CARAT_OFFLINE`, `HF_HUB_OFFLINE` | no network |
     /// | `HF_ENDPOINT` | another hub |
     /// | `HF_TOKEN`, `HUGGING_FACE_HUB_TOKEN` | token; else the file `HF_TOKEN_PATH` or `$HF_HOME/token` |
@@ -178,7 +178,7 @@ impl HubSettings {
             ],
             llamacpp_dirs,
             offline: flag("CARAT_OFFLINE") || flag("HF_HUB_OFFLINE"),
-            ..HubSettings::new(carat.join("models"))
+            ..HubSettings::new(carat)
         }
     }
 }
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn an_empty_environment_gives_the_documented_places() {
         let settings = with(&[("HF_TOKEN", " ")]);
-        assert_eq!(settings.store_dir, Path::new("/home/ada/.carat/models"));
+        assert_eq!(settings.store_dir, Path::new("/home/ada/.carat"));
         assert_eq!(
             settings.hf_cache_dirs,
             [Path::new("/home/ada/.cache/huggingface/hub")]
@@ -233,7 +233,7 @@ mod tests {
             ("HF_TOKEN", "hf_abc\n"),
             ("HF_HUB_OFFLINE", "1"),
         ]);
-        assert_eq!(settings.store_dir, Path::new("/data/carat/models"));
+        assert_eq!(settings.store_dir, Path::new("/data/carat"));
         assert_eq!(settings.hf_cache_dirs, [Path::new("/home/ada/hf/hub")]);
         assert_eq!(settings.ollama_dirs[0], Path::new("/data/ollama"));
         assert_eq!(settings.llamacpp_dirs, [Path::new("/data/llama")]);

@@ -154,7 +154,7 @@ impl Store {
     /// Waits until no other process pulls this model. The lock falls with the process that holds it,
     /// however that ends.
     pub(crate) fn lock(&self, origin: &Origin, watch: &mut Watch<'_>) -> Result<File> {
-        let path = self.root.join("locks").join(format!("{}.lock", origin.id()));
+        let path = self.lock_path(origin);
         make_parent(&path)?;
         let file = File::options()
             .create(true)
@@ -175,6 +175,21 @@ impl Store {
                 }
                 Err(TryLockError::Error(e)) => return Err(Error::io("lock", &path, e)),
             }
+        }
+    }
+
+    /// Throws away what an unfinished pull left, unless another process is at it; returns the bytes freed.
+    pub(crate) fn discard_partial(&self, origin: &Origin) -> u64 {
+        let dir = self.root.join("partial").join(origin.id());
+        if !dir.is_dir() {
+            return 0;
+        }
+        let lock = File::options().write(true).open(self.lock_path(origin));
+        let is_free = lock.as_ref().is_ok_and(|lock| lock.try_lock().is_ok());
+        let size = folder_size(&dir, 4);
+        match is_free && fs::remove_dir_all(&dir).is_ok() {
+            true => size,
+            false => 0,
         }
     }
 
@@ -265,6 +280,10 @@ impl Store {
         Ok(Some(freed))
     }
 
+    fn lock_path(&self, origin: &Origin) -> PathBuf {
+        self.root.join("locks").join(format!("{}.lock", origin.id()))
+    }
+
     fn manifest_path(&self, origin: &Origin) -> PathBuf {
         self.root.join("manifests").join(format!("{}.json", origin.id()))
     }
@@ -323,6 +342,16 @@ impl Store {
             },
         }
     }
+}
+
+/// Size of the files below a folder, in bytes.
+fn folder_size(dir: &Path, depth: usize) -> u64 {
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() && depth > 0 => folder_size(&entry.path(), depth - 1),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    fs::read_dir(dir).into_iter().flatten().flatten().map(size).sum()
 }
 
 #[cfg(test)]

@@ -148,9 +148,16 @@ fn run(
         stop: AtomicBool::new(false),
     });
     let (sender, receiver) = sync_channel(BLOCKS_UNDER_WAY);
-    for _ in 0..n_workers {
+    for i in 0..n_workers {
         let (job, sender) = (Arc::clone(&job), sender.clone());
-        std::thread::spawn(move || work(&job, &sender));
+        let started = std::thread::Builder::new()
+            .name(format!("pull-{i}"))
+            .spawn(move || work(&job, &sender));
+        match started {
+            // One connection is slower than four, but enough.
+            Err(error) if i == 0 => return Err(Error::io("start a connection for", partial.path(), error)),
+            _ => {}
+        }
     }
     drop(sender);
     let outcome = collect(&receiver, http.limits.save_every_bytes, size, partial, watch);

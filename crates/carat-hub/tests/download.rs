@@ -9,6 +9,8 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -103,6 +105,83 @@ fn an_interrupted_pull_fetches_only_the_rest() {
     assert_eq!(fs::read(&model.path).unwrap(), bytes);
     assert_eq!(fake.bytes_asked(), SIZE as u64 - 2 * PIECE);
     assert!(log.has(&format!("resumed_bytes: {}", 2 * PIECE)));
+}
+
+/// Not a test of its own: the process that `a_killed_process_loses_only_what_was_under_way` kills.
+#[test]
+fn child_that_is_killed() {
+    let (Ok(endpoint), Ok(dir)) = (
+        std::env::var("CARAT_TEST_ENDPOINT"),
+        std::env::var("CARAT_TEST_DIR"),
+    ) else {
+        return;
+    };
+    let mut settings = quick(Path::new(&dir));
+    settings.hf_endpoint = endpoint;
+    settings.limits.connections = 1;
+    settings.limits.stall_timeout = Duration::from_secs(60);
+    pull(settings, MODEL).unwrap();
+}
+
+#[test]
+fn a_killed_process_loses_only_what_was_under_way() {
+    let (fake, bytes, dir) = one_file();
+    fake.faults.lock().unwrap().hang_after = Some(2);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_is_killed"])
+        .env("CARAT_TEST_ENDPOINT", &fake.hub.address)
+        .env("CARAT_TEST_DIR", dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let expected = format!("\"done\":[[0,{}]]", 2 * PIECE);
+    let state = || {
+        let partial = fs::read_dir(dir.path().join("store/partial"))
+            .ok()?
+            .flatten()
+            .next()?
+            .path();
+        fs::read_to_string(partial.join(format!("{FILE}.part.json"))).ok()
+    };
+    let begun = Instant::now();
+    while !state().is_some_and(|text| text.contains(&expected)) {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "it never came so far: {:?}",
+            state()
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap(); // SIGKILL: no destructor runs, the lock falls with the process
+    child.wait().unwrap();
+
+    fake.faults.lock().unwrap().hang_after = None;
+    fake.storage.forget();
+    assert_eq!(
+        fs::read(pull(fake.settings(dir.path()), MODEL).unwrap().path).unwrap(),
+        bytes
+    );
+    assert_eq!(fake.bytes_asked(), SIZE as u64 - 2 * PIECE);
+}
+
+#[test]
+fn an_unfinished_pull_can_be_removed() {
+    let (fake, _, dir) = one_file();
+    let mut settings = fake.settings(dir.path());
+    settings.limits.connections = 1;
+    fake.faults.lock().unwrap().dead_after = Some(2);
+    refusal(settings.clone(), MODEL);
+    let hub = Hub::new(settings).unwrap();
+    assert!(hub.remove(MODEL).unwrap() >= 2 * PIECE);
+    assert!(
+        dir.path()
+            .join("store/partial")
+            .read_dir()
+            .unwrap()
+            .next()
+            .is_none()
+    );
+    assert!(matches!(hub.remove(MODEL), Err(Error::NotInStore(_))));
 }
 
 #[test]

@@ -153,6 +153,8 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Seen>>, handler: &Handler) {
 pub(crate) struct Faults {
     /// So many answers are given, then 503.
     pub(crate) dead_after: Option<usize>,
+    /// So many answers are given, the next ones fall silent in the middle.
+    pub(crate) hang_after: Option<usize>,
     /// So many answers are cut in the middle.
     pub(crate) cut_first: usize,
     /// So many answers fall silent in the middle.
@@ -164,6 +166,9 @@ pub(crate) struct Faults {
     /// Starts each range so many bytes too late.
     pub(crate) shift: u64,
 }
+
+/// Status and `Retry-After` in seconds.
+type Refusals = Vec<(u16, Option<u64>)>;
 
 /// A hub with one repository `o/r`, whose files lie on a second server.
 pub(crate) struct FakeHub {
@@ -177,7 +182,7 @@ pub(crate) struct FakeHub {
     /// Extra names in the file list.
     pub(crate) extra: Arc<Mutex<Vec<String>>>,
     /// Status and headers of the next answers of the hub itself.
-    pub(crate) refusals: Arc<Mutex<Vec<(u16, Option<u64>)>>>,
+    pub(crate) refusals: Arc<Mutex<Refusals>>,
     /// Small files are served by the hub itself, as the true one does.
     pub(crate) inline_below: usize,
 }
@@ -363,7 +368,10 @@ fn storage_reply(
             )
         }
     };
-    if faults.cut_first > 0 {
+    if faults.hang_after.is_some_and(|limit| n >= limit) {
+        reply.cut_after = Some(reply.body.len() / 2);
+        reply.hang = true;
+    } else if faults.cut_first > 0 {
         faults.cut_first -= 1;
         reply.cut_after = Some(reply.body.len() / 2);
     } else if faults.hang_first > 0 {
