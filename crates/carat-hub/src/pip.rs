@@ -120,7 +120,11 @@ fn download(
             Some(entry) => sync_file(&entry.path()).and_then(|()| rename(&entry.path(), wheel)),
             None => Err(failed("it ended well but left no wheel".into())),
         },
-        Ok(false) => Err(failed(last_words(&log))),
+        // pip's own words for a full disk say nothing of what to do.
+        Ok(false) => match last_words(&log) {
+            text if text.contains("No space left") => Err(Error::DiskFull(dir.to_owned())),
+            text => Err(failed(text)),
+        },
         Err(error) => Err(error),
     };
     let _ = fs::remove_dir_all(&run);

@@ -226,6 +226,13 @@ fn pip_is_stopped_with_the_pull() {
 }
 
 #[test]
+fn a_full_disk_ends_the_pull_and_is_named() {
+    let index = Index::new();
+    index.script("echo 'ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device' >&2\nexit 1\n");
+    assert!(matches!(pull(index.settings(), MODEL), Err(Error::DiskFull(_))));
+}
+
+#[test]
 fn a_pip_that_hangs_or_is_missing_is_told() {
     let index = Index::new();
     index.script("exec sleep 600\n");
