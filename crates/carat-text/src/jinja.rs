@@ -11,16 +11,17 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, ErrorKind, State};
 
+use crate::deep_stack;
 use crate::error::{Error, Result};
 use crate::gemma3::python_strip;
 use crate::strftime::strftime;
 use crate::tojson::to_json;
 
-/// Gemma's longest template has 19 kB.
-const SOURCE_LIMIT: usize = 1 << 20;
+/// Bytes; Gemma's longest template has 19 kB. Bounds the depth of expressions too, see `deep_stack`.
+const SOURCE_LIMIT: usize = 64 << 10;
 
-/// Instructions per rendering; a thousand messages take about half a million.
-const FUEL: u64 = 20_000_000;
+/// Instructions per rendering: two thousand for each of a thousand messages. Bounds the depth of values too.
+const FUEL: u64 = 2_000_000;
 
 /// Nested blocks and calls; a call of a macro counts about ten times.
 const DEPTH_LIMIT: usize = 250;
@@ -52,6 +53,8 @@ pub(crate) fn environment(source: &str) -> Result<Environment<'static>> {
     environment.set_syntax(syntax.map_err(|error| Error::TemplateSyntax(Box::new(error)))?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
+    // Errors would hold values of the template, and free them on the caller's stack.
+    environment.set_debug(false);
     environment.set_recursion_limit(DEPTH_LIMIT);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
@@ -62,8 +65,8 @@ pub(crate) fn environment(source: &str) -> Result<Environment<'static>> {
     environment.add_test("iterable", |value: &Value| {
         is_sequence(value) || value.kind() == ValueKind::Iterable
     });
-    environment
-        .add_template_owned(NAME, source.to_owned())
+    deep_stack::run(|| environment.add_template_owned(NAME, source.to_owned()))
+        .and_then(|parsed| parsed)
         .map_err(|error| Error::TemplateSyntax(Box::new(error)))?;
     Ok(environment)
 }
@@ -74,16 +77,20 @@ pub(crate) fn render(environment: &Environment<'static>, context: Value) -> Resu
         bytes: Vec::new(),
         is_over: false,
     };
-    let outcome = environment
-        .get_template(NAME)
-        .and_then(|template| template.render_captured_to(context, &mut output).map(|_| ()));
+    let outcome = deep_stack::run(|| {
+        let template = environment.get_template(NAME)?;
+        // All that the template made is freed here, on the deep stack.
+        template.render_captured_to(context, &mut output).map(drop)
+    });
     if output.is_over {
         return Err(Error::TemplateTooLarge {
             what: "rendered conversation",
             limit: OUTPUT_LIMIT,
         });
     }
-    outcome.map_err(refusal_or_failure)?;
+    outcome
+        .and_then(|rendered| rendered)
+        .map_err(refusal_or_failure)?;
     // Templates and values are strings, so that this never replaces anything.
     Ok(String::from_utf8(output.bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))

@@ -21,6 +21,7 @@ mod border;
 mod bpe;
 mod chat;
 mod decode;
+mod deep_stack;
 mod error;
 mod gemma3;
 mod jinja;

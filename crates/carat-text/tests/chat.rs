@@ -344,3 +344,26 @@ fn failures_are_told_apart() {
         Err(Error::TemplateTooLarge { .. })
     ));
 }
+
+#[test]
+fn deep_templates_do_not_exhaust_the_stack() {
+    // A test's thread has 2 MiB, which each of these would overflow.
+    let run = |source: &str| {
+        let template = ChatTemplate::from_jinja(source, "", "")?;
+        template.render(&[Message::text(Role::User, "x")], RenderOptions::default())
+    };
+    let nested = "{% set ns = namespace(x=[]) %}{% for a in range(99999) %}{% for b in range(9) %}\
+        {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    assert!(matches!(run(nested), Err(Error::TemplateRun(_))));
+    let lists =
+        "{% set ns = namespace(x=[]) %}{% for a in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}done";
+    assert_eq!(run(lists).unwrap(), "done");
+    assert_eq!(
+        run(&format!("{{{{ 1{} }}}}", "+1".repeat(30_000))).unwrap(),
+        "30001"
+    );
+    assert!(run(&format!("{{{{ 'a'{} }}}}", "|upper".repeat(10_000))).is_ok());
+    assert!(run(&format!("{{{{ a{} }}}}", ".b".repeat(32_000))).is_err());
+    assert!(run(&format!("{{{{ {}1 }}}}", "not ".repeat(16_000))).is_ok());
+    assert!(run(&format!("{{{{ {}1 }}}}", "-".repeat(65_000))).is_ok());
+}
