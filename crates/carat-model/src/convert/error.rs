@@ -37,7 +37,9 @@ pub enum ConvertError {
         reason: String,
     },
     /// A number that the new format cannot hold.
-    #[error("tensor `{tensor}`, row {row}, column {column}: {value} cannot be written as {dtype}; check the source, or use BF16 or F32")]
+    #[error(
+        "tensor `{tensor}`, row {row}, column {column}: {value} cannot be written as {dtype}; check the source, or use BF16 or F32"
+    )]
     Value {
         /// GGUF name.
         tensor: String,

@@ -69,11 +69,18 @@ impl Mix {
     /// [`ConvertError::UnknownMix`], which lists the names.
     pub fn from_name(name: &str) -> Result<Mix, ConvertError> {
         let medium = format!("{name}_M");
-        let find = |name: &str| TABLE.iter().find(|row| row.1.eq_ignore_ascii_case(name)).map(|row| row.0);
-        find(name).or_else(|| find(&medium)).ok_or_else(|| ConvertError::UnknownMix {
-            name: name.to_owned(),
-            known: TABLE.map(|row| row.1).join(", "),
-        })
+        let find = |name: &str| {
+            TABLE
+                .iter()
+                .find(|row| row.1.eq_ignore_ascii_case(name))
+                .map(|row| row.0)
+        };
+        find(name)
+            .or_else(|| find(&medium))
+            .ok_or_else(|| ConvertError::UnknownMix {
+                name: name.to_owned(),
+                known: TABLE.map(|row| row.1).join(", "),
+            })
     }
 
     /// The name, such as `Q4_K_M`.
@@ -121,6 +128,9 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_known_ones() {
         let text = Mix::from_name("IQ4_XS").unwrap_err().to_string();
-        assert!(text.contains("`IQ4_XS`") && text.contains("Q4_K_M, Q4_K_S"), "{text}");
+        assert!(
+            text.contains("`IQ4_XS`") && text.contains("Q4_K_M, Q4_K_S"),
+            "{text}"
+        );
     }
 }

@@ -5,8 +5,8 @@
 //! - The matrix that makes the logits (the embedding, where it serves as both) gets Q6_K in all mixes of
 //!   blocks below Q8_0.
 //! - Value projections and the MLP's last matrices of some layers get more bits in the `_M` and `_L` mixes.
-//! - Rows that are no whole blocks of 256 fall back to a format with blocks of 32 and at least as many bits.
-//!   Q2_K and Q3_K fall back to Q4_0 (llama.cpp takes IQ4_NL, which carat only reads).
+//! - Rows that are no whole blocks of 256 fall back to blocks of 32: Q6_K to Q8_0, Q5_K to Q5_1, Q4_K to Q5_0,
+//!   Q3_K and Q2_K to Q4_0 (older llama.cpp: IQ4_NL, which carat only reads); odd rows become F16.
 
 use carat_kernels::DType;
 
@@ -37,11 +37,21 @@ pub(super) fn choose(mix: Mix, pure: bool, tensors: &[Facts<'_>]) -> Vec<Choice>
     let model = ModelFacts::of(tensors);
     let choose_one = |tensor: &Facts<'_>| {
         if !is_quantizable(tensor) {
-            return Choice { dtype: tensor.dtype, instead_of: None };
+            return Choice {
+                dtype: tensor.dtype,
+                instead_of: None,
+            };
         }
-        let wanted = if pure || !mix.bulk().is_quantized() { mix.bulk() } else { wanted(mix, tensor, &model) };
+        let wanted = if pure || !mix.bulk().is_quantized() {
+            mix.bulk()
+        } else {
+            wanted(mix, tensor, &model)
+        };
         let dtype = fitting(wanted, tensor.shape);
-        Choice { dtype, instead_of: (dtype != wanted).then_some(wanted) }
+        Choice {
+            dtype,
+            instead_of: (dtype != wanted).then_some(wanted),
+        }
     };
     tensors.iter().map(choose_one).collect()
 }
@@ -58,13 +68,22 @@ struct ModelFacts {
 
 impl ModelFacts {
     fn of(tensors: &[Facts<'_>]) -> ModelFacts {
-        let rows = |name| tensors.iter().find(|t| t.name == name).and_then(|t| t.shape.first().copied());
+        let rows = |name| {
+            tensors
+                .iter()
+                .find(|t| t.name == name)
+                .and_then(|t| t.shape.first().copied())
+        };
         let (q, k) = (rows("blk.0.attn_q.weight"), rows("blk.0.attn_k.weight"));
         let of_values = tensors.iter().filter(|t| t.name.ends_with(".attn_v.weight"));
         let mut value_layers: Vec<usize> = of_values.filter_map(|t| layer(t.name)).collect();
         value_layers.sort_unstable();
         ModelFacts {
-            n_layers: tensors.iter().filter_map(|t| layer(t.name)).max().map_or(0, |last| last.saturating_add(1)),
+            n_layers: tensors
+                .iter()
+                .filter_map(|t| layer(t.name))
+                .max()
+                .map_or(0, |last| last.saturating_add(1)),
             has_head: tensors.iter().any(|t| t.name == "output.weight"),
             group: q.unwrap_or(1) / k.unwrap_or(1).max(1),
             value_layers,
@@ -80,8 +99,10 @@ fn layer(name: &str) -> Option<usize> {
 /// Matrices of the text model, without the router of experts and the projection of per-layer embeddings.
 fn is_quantizable(tensor: &Facts<'_>) -> bool {
     let name = tensor.name;
-    let is_of_text =
-        matches!(name, "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight") || layer(name).is_some();
+    let is_of_text = matches!(
+        name,
+        "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight"
+    ) || layer(name).is_some();
     is_of_text
         && tensor.shape.len() >= 2
         && name.ends_with(".weight")
@@ -94,7 +115,11 @@ fn wanted(mix: Mix, tensor: &Facts<'_>, model: &ModelFacts) -> DType {
     let bulk = mix.bulk();
     let name = tensor.name;
     if name == "output.weight" || (name == "token_embd.weight" && !model.has_head) {
-        return if bulk == DType::Q8_0 { DType::Q8_0 } else { DType::Q6_K };
+        return if bulk == DType::Q8_0 {
+            DType::Q8_0
+        } else {
+            DType::Q6_K
+        };
     }
     let Some(layer) = layer(name) else { return bulk };
     if name.ends_with(".attn_v.weight") {
@@ -158,7 +183,10 @@ fn fitting(wanted: DType, shape: &[usize]) -> DType {
         DType::Q6_K => DType::Q8_0,
         other => other,
     };
-    [wanted, small_blocks].into_iter().find(fits).unwrap_or(DType::F16)
+    [wanted, small_blocks]
+        .into_iter()
+        .find(fits)
+        .unwrap_or(DType::F16)
 }
 
 #[cfg(test)]
@@ -169,7 +197,15 @@ mod tests {
     fn names() -> Vec<String> {
         let mut names = vec!["output_norm.weight".to_owned(), "token_embd.weight".to_owned()];
         for layer in 0..18 {
-            for role in ["attn_q", "attn_k", "attn_v", "attn_output", "attn_norm", "ffn_up", "ffn_down"] {
+            for role in [
+                "attn_q",
+                "attn_k",
+                "attn_v",
+                "attn_output",
+                "attn_norm",
+                "ffn_up",
+                "ffn_down",
+            ] {
                 names.push(format!("blk.{layer}.{role}.weight"));
             }
         }
@@ -188,14 +224,23 @@ mod tests {
             }
         };
         let shapes: Vec<Vec<usize>> = names.iter().map(|name| shape(name)).collect();
-        let facts: Vec<Facts<'_>> =
-            names.iter().zip(&shapes).map(|(name, shape)| Facts { name, shape, dtype: DType::F32 }).collect();
+        let facts: Vec<Facts<'_>> = names
+            .iter()
+            .zip(&shapes)
+            .map(|(name, shape)| Facts {
+                name,
+                shape,
+                dtype: DType::F32,
+            })
+            .collect();
         let choices = choose(mix, pure, &facts);
         move |name| choices[names.iter().position(|n| n == name).unwrap()].dtype
     }
 
     fn layers_with(chosen: &impl Fn(&str) -> DType, role: &str, dtype: DType) -> Vec<usize> {
-        (0..18).filter(|layer| chosen(&format!("blk.{layer}.{role}.weight")) == dtype).collect()
+        (0..18)
+            .filter(|layer| chosen(&format!("blk.{layer}.{role}.weight")) == dtype)
+            .collect()
     }
 
     /// The layers are those of a published Q4_K_M file of an 18-layer model.
@@ -205,7 +250,10 @@ mod tests {
         let sensitive = [0, 1, 4, 7, 10, 13, 15, 16, 17];
         assert_eq!(layers_with(&chosen, "ffn_down", DType::Q6_K), sensitive);
         assert_eq!(layers_with(&chosen, "attn_v", DType::Q6_K), sensitive);
-        assert_eq!(layers_with(&chosen, "ffn_up", DType::Q4_K), (0..18).collect::<Vec<_>>());
+        assert_eq!(
+            layers_with(&chosen, "ffn_up", DType::Q4_K),
+            (0..18).collect::<Vec<_>>()
+        );
         assert_eq!(chosen("token_embd.weight"), DType::Q6_K);
         assert_eq!(chosen("output_norm.weight"), DType::F32);
         assert_eq!(chosen("blk.3.attn_norm.weight"), DType::F32);
@@ -217,8 +265,14 @@ mod tests {
         assert_eq!(of_q4("token_embd.weight"), DType::Q8_0);
         assert_eq!(of_q4("blk.0.attn_v.weight"), DType::Q8_0);
         assert_eq!(of_q4("blk.2.attn_v.weight"), DType::Q5_0);
-        assert_eq!(chosen(Mix::Q5_K_S, false, 640)("blk.2.ffn_up.weight"), DType::Q5_1);
-        assert_eq!(chosen(Mix::Q3_K_S, false, 640)("blk.2.ffn_up.weight"), DType::Q4_0);
+        assert_eq!(
+            chosen(Mix::Q5_K_S, false, 640)("blk.2.ffn_up.weight"),
+            DType::Q5_1
+        );
+        assert_eq!(
+            chosen(Mix::Q3_K_S, false, 640)("blk.2.ffn_up.weight"),
+            DType::Q4_0
+        );
         assert_eq!(chosen(Mix::Q4_0, false, 24)("blk.2.ffn_up.weight"), DType::F16);
     }
 
@@ -259,7 +313,11 @@ mod tests {
             ("v.blk.0.attn_q.weight", &[256, 256]),
             ("per_layer_model_proj.weight", &[256, 256]),
         ] {
-            let facts = Facts { name, shape, dtype: DType::BF16 };
+            let facts = Facts {
+                name,
+                shape,
+                dtype: DType::BF16,
+            };
             assert_eq!(choose(Mix::Q4_0, false, &[facts])[0].dtype, DType::BF16, "{name}");
         }
     }

@@ -25,13 +25,15 @@ pub(super) fn recode(
     sink: &mut dyn FnMut(&[u8]) -> Result<(), ConvertError>,
 ) -> Result<(), ConvertError> {
     if tensor.dtype == to && tensor.offset == 0.0 {
-        return tensor.bytes.chunks(4 * PIECE_LEN).try_for_each(sink);
+        return tensor.bytes().chunks(4 * PIECE_LEN).try_for_each(sink);
     }
     let n_cols = tensor.n_cols();
     let piece_len = (PIECE_LEN / n_cols.max(1)).max(1).saturating_mul(n_cols);
     let piece_bytes = size(tensor, tensor.dtype, piece_len)?;
-    let pieces: Vec<&[u8]> = tensor.bytes.chunks(piece_bytes.max(1)).collect();
-    let mut workers: Vec<Worker> = (0..n_threads.clamp(1, pieces.len().max(1))).map(|_| Worker::default()).collect();
+    let pieces: Vec<&[u8]> = tensor.bytes().chunks(piece_bytes.max(1)).collect();
+    let mut workers: Vec<Worker> = (0..n_threads.clamp(1, pieces.len().max(1)))
+        .map(|_| Worker::default())
+        .collect();
     let mut start = 0;
     for round in pieces.chunks(workers.len()) {
         let results = run_round(&mut workers, round, tensor, to);
@@ -65,16 +67,26 @@ impl Worker {
 }
 
 /// One piece for each worker; as many results as pieces.
-fn run_round(workers: &mut [Worker], pieces: &[&[u8]], tensor: &SourceTensor, to: DType) -> Vec<Result<(), QuantError>> {
+fn run_round(
+    workers: &mut [Worker],
+    pieces: &[&[u8]],
+    tensor: &SourceTensor,
+    to: DType,
+) -> Vec<Result<(), QuantError>> {
     let pairs = workers.iter_mut().zip(pieces);
     if pieces.len() == 1 {
-        return pairs.map(|(worker, piece)| worker.run(piece, tensor, to)).collect();
+        return pairs
+            .map(|(worker, piece)| worker.run(piece, tensor, to))
+            .collect();
     }
     thread::scope(|scope| {
-        let handles: Vec<_> =
-            pairs.map(|(worker, piece)| scope.spawn(move || worker.run(piece, tensor, to))).collect();
+        let handles: Vec<_> = pairs
+            .map(|(worker, piece)| scope.spawn(move || worker.run(piece, tensor, to)))
+            .collect();
         let join = |handle: thread::ScopedJoinHandle<'_, _>| {
-            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            handle
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
         handles.into_iter().map(join).collect()
     })
@@ -83,7 +95,11 @@ fn run_round(workers: &mut [Worker], pieces: &[&[u8]], tensor: &SourceTensor, to
 fn size(tensor: &SourceTensor, dtype: DType, n_values: usize) -> Result<usize, ConvertError> {
     dtype.bytes_for(n_values).ok_or_else(|| ConvertError::Tensor {
         tensor: tensor.name.clone(),
-        source: QuantError::Length { dtype, n_values, n_bytes: tensor.bytes.len() },
+        source: QuantError::Length {
+            dtype,
+            n_values,
+            n_bytes: tensor.bytes().len(),
+        },
     })
 }
 
@@ -92,9 +108,18 @@ fn explain(tensor: &SourceTensor, dtype: DType, start: usize, error: QuantError)
     match error {
         QuantError::NotFinite { index, value } | QuantError::TooLarge { index, value, .. } => {
             let (at, n_cols) = (start + index, tensor.n_cols().max(1));
-            ConvertError::Value { tensor: tensor.name.clone(), row: at / n_cols, column: at % n_cols, value, dtype }
+            ConvertError::Value {
+                tensor: tensor.name.clone(),
+                row: at / n_cols,
+                column: at % n_cols,
+                value,
+                dtype,
+            }
         }
-        source => ConvertError::Tensor { tensor: tensor.name.clone(), source },
+        source => ConvertError::Tensor {
+            tensor: tensor.name.clone(),
+            source,
+        },
     }
 }
 
@@ -108,7 +133,7 @@ mod tests {
             name: "blk.0.ffn_up.weight".to_owned(),
             shape: vec![values.len() / n_cols, n_cols],
             dtype: DType::F32,
-            bytes: bytes.into(),
+            stored: bytes.into(),
             offset: 0.0,
         }
     }
@@ -137,18 +162,26 @@ mod tests {
     #[test]
     fn equal_formats_are_copied_and_offsets_added() {
         let mut tensor = tensor(&[1.0, f32::NAN, 3.0, 4.0], 4);
-        assert_eq!(collected(&tensor, DType::F32, 2).unwrap(), &*tensor.bytes);
+        assert_eq!(collected(&tensor, DType::F32, 2).unwrap(), tensor.bytes());
         tensor = self::tensor(&[0.5, -1.0], 2);
         tensor.offset = 1.0;
-        assert_eq!(collected(&tensor, DType::F32, 2).unwrap(), [1.5_f32.to_le_bytes(), 0.0_f32.to_le_bytes()].concat());
+        assert_eq!(
+            collected(&tensor, DType::F32, 2).unwrap(),
+            [1.5_f32.to_le_bytes(), 0.0_f32.to_le_bytes()].concat()
+        );
     }
 
     #[test]
     fn a_bad_value_is_located() {
         let mut values = vec![0.25; 3 * PIECE_LEN];
         values[2 * PIECE_LEN + 32 * 7 + 5] = f32::INFINITY;
-        let text = collected(&tensor(&values, 32), DType::Q8_0, 2).unwrap_err().to_string();
+        let text = collected(&tensor(&values, 32), DType::Q8_0, 2)
+            .unwrap_err()
+            .to_string();
         let row = (2 * PIECE_LEN + 32 * 7) / 32;
-        assert!(text.contains(&format!("tensor `blk.0.ffn_up.weight`, row {row}, column 5: inf")), "{text}");
+        assert!(
+            text.contains(&format!("tensor `blk.0.ffn_up.weight`, row {row}, column 5: inf")),
+            "{text}"
+        );
     }
 }
