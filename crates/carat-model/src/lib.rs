@@ -9,6 +9,8 @@
 //! A model knows no request, no time and no randomness: the same tokens on the same caches give the same
 //! logits.
 
+pub mod convert;
+
 mod backend;
 mod checkpoint;
 mod config;
