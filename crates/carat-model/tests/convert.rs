@@ -1,0 +1,264 @@
+//! Conversion of the small reference model: what comes out loads again and says the same.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use carat_format::{Gguf, Value};
+use carat_kernels::{DType, dequantize};
+use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert};
+use carat_model::{LanguageModel, LoadOptions, LogitRows, Model, Segment};
+use carat_testkit::{Golden, fixture, relative_l2};
+use tempfile::TempDir;
+
+/// As in the tests of the forward pass: conversion to F32 adds nothing to its error.
+const TOL_LOGITS: f64 = 1e-4;
+/// Eight bits per weight leave 0.4 % of error in every matrix; eight layers add it up.
+const TOL_LOGITS_Q8_0: f64 = 0.05;
+
+fn folder() -> PathBuf {
+    fixture("gemma3-text/config.json").parent().unwrap().to_owned()
+}
+
+fn options(mix: Mix) -> ConvertOptions {
+    ConvertOptions {
+        mix,
+        pure: false,
+        n_threads: 2,
+    }
+}
+
+fn run(source: &Path, target: &Path, mix: Mix) -> ConvertReport {
+    convert(source, target, &options(mix), &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn logits(path: &Path, tokens: &[u32]) -> Vec<f32> {
+    let mut model = Model::load(path, LoadOptions::reference()).unwrap();
+    let mut cache = model.new_cache(tokens.len()).unwrap();
+    let mut all = Vec::new();
+    let mut batch = [Segment {
+        tokens,
+        cache: &mut cache,
+        logits: LogitRows::All,
+    }];
+    model.forward(&mut batch, &mut all).unwrap();
+    all
+}
+
+fn error_of(path: &Path) -> f64 {
+    let golden = Golden::open(&fixture("gemma3-text/golden.safetensors"));
+    let ids = golden.i64s("input_ids").data;
+    let tokens: Vec<u32> = ids.iter().map(|id| u32::try_from(*id).unwrap()).collect();
+    relative_l2(&logits(path, &tokens), &golden.f32s("logits").data)
+}
+
+/// The fixture with a vocabulary of `n` pieces beside it, and a chat template.
+fn folder_with_tokenizer(n: usize) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(folder().join(name), dir.path().join(name)).unwrap();
+    }
+    let specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<end_of_turn>"];
+    let piece = |id: usize| {
+        specials
+            .get(id)
+            .map_or_else(|| format!("p{id}"), |piece| (*piece).to_owned())
+    };
+    let vocab: serde_json::Map<String, serde_json::Value> = (0..n).map(|id| (piece(id), id.into())).collect();
+    let added: Vec<_> = (0..specials.len())
+        .map(|id| serde_json::json!({"id": id, "content": piece(id), "special": true}))
+        .collect();
+    let json = serde_json::json!({"added_tokens": added, "model": {"vocab": vocab, "merges": []}});
+    fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    fs::write(
+        dir.path().join("tokenizer_config.json"),
+        r#"{"chat_template": "{{ messages }}"}"#,
+    )
+    .unwrap();
+    dir
+}
+
+#[test]
+fn a_folder_converted_to_f32_gives_the_reference_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let report = run(&folder(), &path, Mix::F32);
+    assert_eq!(report.n_tensors.keys().collect::<Vec<_>>(), [&DType::F32]);
+    assert!(
+        report.notes.iter().any(|note| note.contains("no tokenizer")),
+        "{:?}",
+        report.notes
+    );
+    // The fixture scales scores by another number than its heads' width.
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.contains("scale of their own")),
+        "{:?}",
+        report.notes
+    );
+    let error = error_of(&path);
+    assert!(error < TOL_LOGITS, "{error}");
+}
+
+#[test]
+fn eight_bits_stay_close_to_the_reference() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let report = run(&folder(), &path, Mix::Q8_0);
+    // Seven matrices in each of eight layers, and the embedding.
+    assert_eq!(report.n_tensors[&DType::Q8_0], 57);
+    // Six norms in each layer, and the last one.
+    assert_eq!(report.n_tensors[&DType::F32], 49);
+    let error = error_of(&path);
+    assert!((1e-3..TOL_LOGITS_Q8_0).contains(&error), "{error}");
+}
+
+#[test]
+fn rows_of_64_fall_back_and_the_report_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = run(&folder(), &dir.path().join("model.gguf"), Mix::Q4_K_M);
+    assert_eq!(report.n_tensors.get(&DType::Q4_K), None);
+    assert!(report.n_tensors[&DType::Q5_0] > 0 && report.n_tensors[&DType::Q8_0] > 1);
+    let note = report
+        .notes
+        .iter()
+        .find(|note| note.contains("Q5_0 instead of Q4_K"))
+        .unwrap();
+    assert!(note.contains("no multiple of 256"), "{note}");
+}
+
+#[test]
+fn a_vocabulary_is_written_and_cuts_the_embedding() {
+    let dir = folder_with_tokenizer(500);
+    let path = dir.path().join("model.gguf");
+    let report = run(dir.path(), &path, Mix::F32);
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.starts_with("12 rows of the embedding")),
+        "{:?}",
+        report.notes
+    );
+    let gguf = Gguf::open(&path).unwrap();
+    let keys = gguf.metadata();
+    assert_eq!(
+        gguf.tensor("token_embd.weight").unwrap().unwrap().shape,
+        [500, 64]
+    );
+    assert_eq!(
+        keys.strings("tokenizer.ggml.tokens").unwrap().unwrap().get(7),
+        Some(&b"p7"[..])
+    );
+    assert_eq!(
+        keys.f32s("tokenizer.ggml.scores").unwrap().unwrap()[4..8],
+        [-1000.0, 0.0, -1.0, -2.0]
+    );
+    assert_eq!(
+        keys.i32s("tokenizer.ggml.token_type").unwrap().unwrap()[4..6],
+        [3, 1]
+    );
+    let specials = ["bos", "eos", "unknown", "padding", "eot"];
+    let ids = specials.map(|name| keys.u32(&format!("tokenizer.ggml.{name}_token_id")).unwrap());
+    assert_eq!(ids, [Some(2), Some(1), Some(3), Some(0), Some(4)]);
+    assert_eq!(
+        keys.str("tokenizer.chat_template").unwrap(),
+        Some("{{ messages }}")
+    );
+    assert_eq!(keys.get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(true)));
+    assert_eq!(keys.u32("general.file_type").unwrap(), Some(0));
+}
+
+#[test]
+fn a_gguf_file_keeps_its_keys_and_what_needs_no_change() {
+    let dir = folder_with_tokenizer(512);
+    let names = ["first.gguf", "second.gguf", "third.gguf"].map(|name| dir.path().join(name));
+    run(dir.path(), &names[0], Mix::Q8_0);
+    run(&names[0], &names[1], Mix::Q8_0);
+    assert!(fs::read(&names[0]).unwrap() == fs::read(&names[1]).unwrap());
+    let report = run(&names[0], &names[2], Mix::Q4_0);
+    assert!(
+        report.notes.iter().any(|note| note.contains("quantized before")),
+        "{:?}",
+        report.notes
+    );
+    let (first, third) = (Gguf::open(&names[0]).unwrap(), Gguf::open(&names[2]).unwrap());
+    for (key, value) in first
+        .metadata()
+        .iter()
+        .filter(|(key, _)| *key != "general.file_type")
+    {
+        assert_eq!(third.metadata().get(key), Some(value), "{key}");
+    }
+    assert_eq!(third.metadata().u32("general.file_type").unwrap(), Some(2));
+    assert_eq!(
+        third.tensor("blk.0.ffn_up.weight").unwrap().unwrap().dtype,
+        DType::Q4_0
+    );
+}
+
+#[test]
+fn norms_get_their_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    run(&folder(), &path, Mix::F16);
+    let gguf = Gguf::open(&path).unwrap();
+    let view = gguf.tensor("output_norm.weight").unwrap().unwrap();
+    let mut written = vec![0.0; view.n_elements()];
+    dequantize(view.dtype, view.bytes, &mut written).unwrap();
+    let stored = Golden::open(&fixture("gemma3-text/model.safetensors"))
+        .f32s("model.norm.weight")
+        .data;
+    let expected: Vec<f32> = stored.iter().map(|w| w + 1.0).collect();
+    assert_eq!(written, expected);
+}
+
+#[test]
+fn progress_ends_at_the_total() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = Vec::new();
+    let report = convert(
+        &folder(),
+        &dir.path().join("model.gguf"),
+        &options(Mix::Q8_0),
+        &mut |progress| {
+            seen.push((progress.done_bytes, progress.total_bytes));
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    assert!(seen.is_sorted());
+    assert_eq!(seen.last(), Some(&(report.total_bytes, report.total_bytes)));
+}
+
+#[test]
+fn a_cancelled_conversion_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let result = convert(
+        &folder(),
+        &dir.path().join("model.gguf"),
+        &options(Mix::Q8_0),
+        &mut |progress| {
+            if progress.tensor.starts_with("blk.3.") {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    );
+    assert!(matches!(result, Err(ConvertError::Cancelled)));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_source_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    run(&folder(), &path, Mix::F16);
+    let result = convert(&path, &path, &options(Mix::Q8_0), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    assert!(matches!(result, Err(ConvertError::SameFile { .. })));
+}
