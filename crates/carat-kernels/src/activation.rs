@@ -1,8 +1,10 @@
-//! Activations as the integer kernels take them: 8 bits with a scale for every 32 elements.
+//! Activations as the integer kernels take them: 8 or 16 bits with a scale for every 32 elements.
 //!
-//! `x ~ scale * q` with `scale = max|x| / 127` over 32 elements and `q` rounded to nearest, so the error of an
-//! element is at most half a scale. Rows are padded with zeros to whole chunks of 256. Beside `q` stand the
-//! sums that the formats' offsets and mins are multiplied with.
+//! 8 bits: `x ~ scale * q` with `scale = max|x| / 127` over 32 elements and `q` rounded to nearest, so the error
+//! of an element is at most half a scale. 16 bits: `x ~ scale * (256 q + low)` with a scale 256 times finer and
+//! two signed bytes, so that the same 8-bit dot product serves, twice. Rows are padded with zeros to whole
+//! chunks of 256. Beside `q` stand the sums that the formats' offsets and mins are multiplied with; they are sums
+//! of `q`, or of `256 q + low`.
 
 use crate::Isa;
 use crate::block::CHUNK;
@@ -14,6 +16,8 @@ pub(crate) struct QuantizedRows {
     n_rows: usize,
     n_cols: usize,
     q: Vec<i8>,
+    /// Empty with 8 bits.
+    low: Vec<i8>,
     scale: Vec<f32>,
     sum: Vec<f32>,
     isum: Vec<i32>,
@@ -27,6 +31,8 @@ pub(crate) struct QuantizedRows {
 pub(crate) struct QuantizedRow<'a> {
     /// `[n]`
     pub(crate) q: &'a [i8],
+    /// `[n]`, or empty with 8 bits.
+    pub(crate) low: &'a [i8],
     /// `[n / 16]`
     pub(crate) scale: &'a [f32],
     /// `[n / 16]`: scale times the sum of 16 `q`.
@@ -41,15 +47,23 @@ pub(crate) struct QuantizedRow<'a> {
     pub(crate) isum32: &'a [i32],
 }
 
+/// Bits of a quantized activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    Eight,
+    Sixteen,
+}
+
 impl QuantizedRows {
     /// Quantizes `x` `[n_rows, n_cols]`.
-    pub(crate) fn fill(&mut self, isa: Isa, x: &[f32], n_rows: usize, n_cols: usize) {
+    pub(crate) fn fill(&mut self, isa: Isa, bits: Bits, x: &[f32], n_rows: usize, n_cols: usize) {
         assert_eq!(x.len(), n_rows * n_cols, "activations do not fit their shape");
         let padded = n_cols.next_multiple_of(CHUNK);
         self.n_rows = n_rows;
         self.n_cols = padded;
         let n = n_rows * padded;
         self.q.resize(n, 0);
+        self.low.resize(if bits == Bits::Sixteen { n } else { 0 }, 0);
         self.isum.resize(n / 16, 0);
         self.isum32.resize(n / 32, 0);
         for floats in [&mut self.scale, &mut self.sum] {
@@ -61,6 +75,11 @@ impl QuantizedRows {
         for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
             self.fill_row(isa, t, from);
         }
+    }
+
+    /// Whether `low` is there.
+    pub(crate) fn is_wide(&self) -> bool {
+        !self.low.is_empty()
     }
 
     pub(crate) fn n_rows(&self) -> usize {
@@ -77,6 +96,7 @@ impl QuantizedRows {
         let (by16, by32) = (t * (n / 16)..(t + 1) * (n / 16), t * (n / 32)..(t + 1) * (n / 32));
         QuantizedRow {
             q: &self.q[t * n..(t + 1) * n],
+            low: self.low.get(t * n..(t + 1) * n).unwrap_or(&[]),
             scale: &self.scale[by16.clone()],
             sum: &self.sum[by16.clone()],
             isum: &self.isum[by16],
@@ -100,7 +120,10 @@ impl QuantizedRows {
             };
             let at = t * (n / 32) + b;
             let q: &mut [i8] = &mut self.q[32 * at..32 * (at + 1)];
-            let (scale, sums) = quantize_block(isa, values, q);
+            let (scale, sums) = match self.low.get_mut(32 * at..32 * (at + 1)) {
+                Some(low) => quantize_wide_block(isa, values, q, low),
+                None => quantize_block(isa, values, q),
+            };
             self.scale[2 * at..2 * at + 2].fill(scale);
             self.scale32[at] = scale;
             self.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
@@ -115,6 +138,39 @@ impl QuantizedRows {
 
 dispatch! {
     fn quantize_block(values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) = quantize_block_generic;
+}
+
+dispatch! {
+    fn quantize_wide_block(values: &[f32; 32], q: &mut [i8], low: &mut [i8]) -> (f32, [i32; 2])
+        = quantize_wide_block_generic;
+}
+
+/// As [`quantize_block_generic`], with 16 bits.
+#[inline(always)]
+fn quantize_wide_block_generic<S: Simd>(
+    _: S,
+    values: &[f32; 32],
+    q: &mut [i8],
+    low: &mut [i8],
+) -> (f32, [i32; 2]) {
+    const LARGEST: f32 = 127.0 * 256.0;
+    let largest = values
+        .iter()
+        .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
+    let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
+    let mut sums = [0i32; 2];
+    for (half, sum) in sums.iter_mut().enumerate() {
+        for i in 16 * half..16 * (half + 1) {
+            let whole = ((values[i] * inverse).round_ties_even() as i32).clamp(-32_512, 32_512);
+            let high = (whole + 128) >> 8;
+            q[i] = high as i8;
+            // -128 would have no opposite in 8 bits, which the AVX2 kernel needs; -127 is a 1/256 of an 8-bit
+            // step away.
+            low[i] = (whole - 256 * high).max(-127) as i8;
+            *sum += 256 * i32::from(q[i]) + i32::from(low[i]);
+        }
+    }
+    (largest / LARGEST, sums)
 }
 
 /// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
@@ -140,20 +196,29 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// The whole number that stands for element `i`.
+    fn whole(row: &QuantizedRow<'_>, i: usize) -> i32 {
+        let q = i32::from(row.q[i]);
+        row.low.get(i).map_or(q, |low| 256 * q + i32::from(*low))
+    }
+
     proptest! {
         #[test]
-        fn error_is_at_most_half_a_scale(x in prop::collection::vec(-1e4f32..1e4, 1..700)) {
+        fn error_is_at_most_half_a_scale(x in prop::collection::vec(-1e4f32..1e4, 1..700), wide: bool) {
+            // 16 bits: one unit more where -128 became -127, and the rounding of f32 itself.
+            let (bits, units) = if wide { (Bits::Sixteen, 1.51) } else { (Bits::Eight, 0.5001) };
             for isa in Isa::available() {
                 let mut rows = QuantizedRows::default();
-                rows.fill(isa, &x, 1, x.len());
+                rows.fill(isa, bits, &x, 1, x.len());
                 let row = rows.row(0);
+                prop_assert_eq!(rows.is_wide(), wide);
                 for (i, value) in x.iter().enumerate() {
-                    let error = (value - row.scale[i / 16] * f32::from(row.q[i])).abs();
-                    prop_assert!(error <= row.scale[i / 16] * 0.5001 + 1e-30, "{isa} {i}: {error}");
+                    let error = (value - row.scale[i / 16] * whole(&row, i) as f32).abs();
+                    prop_assert!(error <= row.scale[i / 16] * units + 1e-30, "{isa} {i}: {error}");
                 }
-                prop_assert!(row.q[x.len()..].iter().all(|q| *q == 0));
+                prop_assert!((x.len()..row.q.len()).all(|i| whole(&row, i) == 0));
                 for (j, sum) in row.isum.iter().enumerate() {
-                    prop_assert_eq!(*sum, row.q[16 * j..16 * (j + 1)].iter().map(|q| i32::from(*q)).sum::<i32>());
+                    prop_assert_eq!(*sum, (16 * j..16 * (j + 1)).map(|i| whole(&row, i)).sum::<i32>());
                 }
                 for (j, sum) in row.isum32.iter().enumerate() {
                     prop_assert_eq!(*sum, row.isum[2 * j] + row.isum[2 * j + 1]);
@@ -165,9 +230,9 @@ mod tests {
     #[test]
     fn buffers_are_reused_for_another_shape() {
         let mut rows = QuantizedRows::default();
-        rows.fill(Isa::detect(), &[1.0; 1024], 2, 512);
-        rows.fill(Isa::detect(), &[2.0; 40], 1, 40);
-        assert_eq!((rows.n_rows(), rows.n_cols()), (1, 256));
+        rows.fill(Isa::detect(), Bits::Sixteen, &[1.0; 1024], 2, 512);
+        rows.fill(Isa::detect(), Bits::Eight, &[2.0; 40], 1, 40);
+        assert_eq!((rows.n_rows(), rows.n_cols(), rows.is_wide()), (1, 256, false));
         assert_eq!(&rows.row(0).q[38..42], &[127, 127, 0, 0]);
     }
 }

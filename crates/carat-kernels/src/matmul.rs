@@ -1,9 +1,10 @@
 //! Products of activations with weight matrices: `out[t][r] = sum over k of w[r][k] * x[t][k]`.
 //!
-//! Two arithmetics, chosen by the caller through [`Precision`]:
+//! Three arithmetics, chosen by the caller through [`Precision`]:
 //!
 //! - `Int8`: quantized weights times activations quantized to 8 bits ([`crate::activation`]); float weights
 //!   as below. The fast path.
+//! - `Int16`: the same with activations in 16 bits, whose error is nothing beside that of the weights.
 //! - `F32`: weights turned to f32 row by row, all products and sums in f32. The reference's arithmetic.
 //!
 //! Work is split over weight rows, never over the sum, so results do not depend on the number of threads.
@@ -14,8 +15,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::activation::QuantizedRows;
-use crate::block::BlockFormat;
+use crate::activation::{Bits, QuantizedRows};
+use crate::block::{BlockFormat, CHUNK};
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
 use crate::isa::Level;
 use crate::{DType, Error, Isa, Pool, scalar};
@@ -77,6 +78,11 @@ impl<'a> Matrix<'a> {
         self.n_cols
     }
 
+    /// Bytes from one row to the next.
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     /// The bytes of one row.
     ///
     /// # Panics
@@ -90,8 +96,10 @@ impl<'a> Matrix<'a> {
 /// Which arithmetic quantized weights are multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 8-bit activations; the fast path.
+    /// 8-bit activations; the fastest.
     Int8,
+    /// 16-bit activations: twice the multiplications of `Int8`, as exact as f32 for every practical purpose.
+    Int16,
     /// All f32; the reference.
     F32,
 }
@@ -128,8 +136,10 @@ impl Activations {
         (self.n_rows, self.n_cols) = (n_rows, n_cols);
         self.floats.clear();
         self.floats.extend_from_slice(x);
-        if self.precision == Precision::Int8 {
-            self.quantized.fill(isa, x, n_rows, n_cols);
+        match self.precision {
+            Precision::Int8 => self.quantized.fill(isa, Bits::Eight, x, n_rows, n_cols),
+            Precision::Int16 => self.quantized.fill(isa, Bits::Sixteen, x, n_rows, n_cols),
+            Precision::F32 => {}
         }
     }
 }
@@ -233,7 +243,7 @@ impl<'a> Job<'a> {
         let out = SharedOut::new(product.out, x.n_rows, weights.n_rows);
         let many = x.n_rows >= PANEL_MIN_X;
         let method = match (
-            weights.dtype.is_quantized() && x.precision == Precision::Int8,
+            weights.dtype.is_quantized() && x.precision != Precision::F32,
             many,
         ) {
             (true, true) if isa.0 == Level::Avx512 => Method::Int8Panel,
@@ -387,53 +397,62 @@ impl<'a> SharedOut<'a> {
     }
 }
 
-/// The chunks of one weight row. A last part of fewer than 256 elements is copied and padded with zero blocks,
-/// so that kernels always read whole chunks.
+/// The chunks of one weight row.
+///
+/// A row whose length is no multiple of 256 ends within a chunk. Kernels always read whole chunks: what follows
+/// the row in the matrix is then read too, and counts for nothing, since the activations are zero there. Only
+/// where the matrix itself ends is a padded copy made.
 pub(crate) struct RowChunks<'a, F: BlockFormat> {
-    whole: &'a [u8],
-    tail: Option<[u8; MAX_TAIL_BYTES]>,
+    /// The matrix from this row on.
+    bytes: &'a [u8],
+    tail: Option<Box<[u8]>>,
     format: PhantomData<F>,
 }
-
-/// Eight blocks of 34 bytes (Q8_0), the largest format with blocks of 32. K-quants have no tail.
-const MAX_TAIL_BYTES: usize = 272;
 
 impl<'a, F: BlockFormat> RowChunks<'a, F> {
     #[inline]
     pub(crate) fn new(weights: &Matrix<'a>, row: usize) -> RowChunks<'a, F> {
-        let bytes = weights.row(row);
         debug_assert_eq!(weights.dtype, F::DTYPE);
-        let (whole, rest) = bytes.split_at(bytes.len() / F::CHUNK_BYTES * F::CHUNK_BYTES);
-        let tail = (!rest.is_empty()).then(|| {
-            let mut tail = [0; MAX_TAIL_BYTES];
-            tail[..rest.len()].copy_from_slice(rest);
-            tail
-        });
+        let bytes = &weights.bytes[row * weights.row_bytes..];
+        let n_chunks = weights.n_cols.div_ceil(CHUNK);
+        let tail = (bytes.len() < n_chunks * F::CHUNK_BYTES).then(|| Self::padded_tail(bytes, n_chunks));
         RowChunks {
-            whole,
+            bytes,
             tail,
             format: PhantomData,
         }
     }
 
-    /// The [`BlockFormat::CHUNK_BYTES`] bytes of chunk `c`.
-    #[inline]
+    #[cold]
+    fn padded_tail(bytes: &[u8], n_chunks: usize) -> Box<[u8]> {
+        let mut tail = vec![0; F::CHUNK_BYTES];
+        let rest = &bytes[(n_chunks - 1) * F::CHUNK_BYTES..];
+        tail[..rest.len()].copy_from_slice(rest);
+        tail.into_boxed_slice()
+    }
+
+    /// The [`BlockFormat::CHUNK_BYTES`] bytes of chunk `c`, which is below the row's length over 256, rounded up.
+    #[inline(always)]
     pub(crate) fn bytes(&self, c: usize) -> &[u8] {
         match (
-            self.whole.get(c * F::CHUNK_BYTES..(c + 1) * F::CHUNK_BYTES),
+            self.bytes.get(c * F::CHUNK_BYTES..(c + 1) * F::CHUNK_BYTES),
             &self.tail,
         ) {
             (Some(bytes), _) => bytes,
-            (None, Some(tail)) => &tail[..F::CHUNK_BYTES],
-            (None, None) => &[],
+            (None, Some(tail)) => tail,
+            (None, None) => unreachable_chunk(),
         }
     }
+}
 
-    /// All chunks in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let n = self.whole.len() / F::CHUNK_BYTES + usize::from(self.tail.is_some());
-        (0..n).map(|c| self.bytes(c))
-    }
+/// Kernels take chunks below the row's count only.
+#[cold]
+#[expect(
+    clippy::panic,
+    reason = "an invariant of this crate: kernels read without further checks"
+)]
+fn unreachable_chunk() -> ! {
+    panic!("a chunk beyond the end of its row")
 }
 
 /// One thread's memory for an unpacked panel of the int8 path.

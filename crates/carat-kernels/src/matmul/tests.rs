@@ -134,8 +134,9 @@ impl Case {
         let largest = by_format!(self.dtype, F => {
             let mut chunk = Chunk::zero();
             let mut largest = 0.0f32;
-            for bytes in RowChunks::<F>::new(&weights, r).iter() {
-                F::unpack(bytes, &mut chunk);
+            let chunks = RowChunks::<F>::new(&weights, r);
+            for c in 0..self.n_cols.div_ceil(CHUNK) {
+                F::unpack(chunks.bytes(c), &mut chunk);
                 for (i, q) in chunk.q.iter().enumerate() {
                     let code = f32::from(*q).max(F::OFFSET as f32);
                     largest = largest.max(chunk.scale[i / 16].abs() * code + chunk.min[i / 16].abs());
@@ -177,24 +178,31 @@ proptest! {
         }
     }
 
-    /// 8-bit arithmetic: within rounding errors of the exact product with the quantized activations.
+    /// Integer arithmetic: within rounding errors of the exact product with the quantized activations.
     #[test]
-    fn int8_products_equal_f64_over_quantized_activations(
+    fn integer_products_equal_f64_over_quantized_activations(
         dtype in any_dtype(), n_rows in 1usize..70, n_x in 1usize..20, which: usize, seed: u64, extreme: bool,
+        wide: bool,
     ) {
         prop_assume!(dtype.is_quantized());
         let case = Case::new(dtype, n_rows, n_x, which, seed, extreme);
         let mut rows = QuantizedRows::default();
-        rows.fill(Isa::detect(), &case.x, n_x, case.n_cols);
+        let (bits, precision) =
+            if wide { (Bits::Sixteen, Precision::Int16) } else { (Bits::Eight, Precision::Int8) };
+        rows.fill(Isa::detect(), bits, &case.x, n_x, case.n_cols);
         let x: Vec<f64> = (0..n_x)
             .flat_map(|t| {
                 let row = rows.row(t);
-                (0..case.n_cols).map(move |k| f64::from(row.scale[k / 16]) * f64::from(row.q[k])).collect::<Vec<_>>()
+                let whole = move |k: usize| {
+                    let q = f64::from(row.q[k]);
+                    row.low.get(k).map_or(q, |low| 256.0 * q + f64::from(*low))
+                };
+                (0..case.n_cols).map(move |k| f64::from(row.scale[k / 16]) * whole(k)).collect::<Vec<_>>()
             })
             .collect();
         let w = case.floats();
         for isa in Isa::available() {
-            let got = case.multiply(isa, Precision::Int8, 2);
+            let got = case.multiply(isa, precision, 2);
             for t in 0..n_x {
                 for r in 0..n_rows {
                     let (want, _) = case.expected(&x, t, r, &w);
@@ -214,7 +222,7 @@ proptest! {
     #[test]
     fn the_number_of_threads_changes_no_bit(dtype in any_dtype(), n_x in 1usize..16, which: usize, seed: u64) {
         let case = Case::new(dtype, 50, n_x, which, seed, false);
-        for precision in [Precision::F32, Precision::Int8] {
+        for precision in [Precision::F32, Precision::Int16, Precision::Int8] {
             let one = case.multiply(Isa::detect(), precision, 1);
             let three = case.multiply(Isa::detect(), precision, 3);
             prop_assert!(one.iter().zip(&three).all(|(a, b)| a.to_bits() == b.to_bits()));

@@ -15,8 +15,8 @@ pub(crate) fn dot_rows<F: Unpack>(task: &RowTask<'_>) {
         for t in 0..task.x.n_rows() {
             let x = task.x.row(t);
             let mut sum = 0.0;
-            for (c, bytes) in chunks.iter().enumerate() {
-                F::unpack(bytes, &mut chunk);
+            for c in 0..task.x.n_cols() / CHUNK {
+                F::unpack(chunks.bytes(c), &mut chunk);
                 sum += dot_chunk::<F>(&chunk, &x, c);
             }
             task.out.set(t, row, sum);
@@ -29,7 +29,14 @@ fn dot_chunk<F: Unpack>(chunk: &Chunk, x: &QuantizedRow<'_>, c: usize) -> f32 {
     for j in 0..CHUNK / 16 {
         let (first, s) = (CHUNK * c + 16 * j, CHUNK / 16 * c + j);
         let dot: i32 = (0..16)
-            .map(|i| (i32::from(chunk.q[16 * j + i]) - F::OFFSET) * i32::from(x.q[first + i]))
+            .map(|i| {
+                let high = i32::from(x.q[first + i]);
+                let whole = x
+                    .low
+                    .get(first + i)
+                    .map_or(high, |low| 256 * high + i32::from(*low));
+                (i32::from(chunk.q[16 * j + i]) - F::OFFSET) * whole
+            })
             .sum();
         sum += chunk.scale[j] * x.scale[s] * dot as f32 + chunk.min[j] * x.sum[s];
     }

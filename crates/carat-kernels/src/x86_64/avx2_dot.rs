@@ -78,7 +78,15 @@ unsafe fn dot_tile<F: Unpack, const T: usize>(
                     let q = unsafe {
                         _mm256_loadu_si256(x.q.as_ptr().add(CHUNK * c + 32 * (4 * half + g)).cast())
                     };
-                    let dot = dot32::<F>(w.q[4 * half + g], q);
+                    let mut dot = dot32::<F>(w.q[4 * half + g], q);
+                    if task.x.is_wide() {
+                        // SAFETY: wide rows have as many low bytes.
+                        let low = unsafe {
+                            _mm256_loadu_si256(x.low.as_ptr().add(CHUNK * c + 32 * (4 * half + g)).cast())
+                        };
+                        dot =
+                            _mm256_add_epi32(_mm256_slli_epi32::<8>(dot), dot32::<F>(w.q[4 * half + g], low));
+                    }
                     s = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), spread(scale, g), s);
                 }
             }

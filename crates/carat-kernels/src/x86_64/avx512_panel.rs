@@ -54,7 +54,11 @@ unsafe fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
         // SAFETY: the features are those of this function; the scratch holds a whole panel.
         unsafe {
             pack::<F>(task, cols.clone(), scratch);
-            multiply_cols::<F>(task, cols.clone(), scratch);
+            if task.x.is_wide() {
+                multiply_cols::<F, true>(task, cols.clone(), scratch);
+            } else {
+                multiply_cols::<F, false>(task, cols.clone(), scratch);
+            }
         }
         first = cols.end;
     }
@@ -148,19 +152,23 @@ fn transpose(rows: &mut [__m512i; LANES]) {
 
 /// The packed columns times all activation rows, added to (first columns: written to) the output.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn multiply_cols<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &PanelScratch) {
+unsafe fn multiply_cols<F: Unpack, const WIDE: bool>(
+    task: &RowTask<'_>,
+    cols: std::ops::Range<usize>,
+    scratch: &PanelScratch,
+) {
     let n = task.x.n_rows();
     let mut t = 0;
     while t < n {
         // SAFETY: the features are those of this function.
         t += unsafe {
             match n - t {
-                TILE_X.. => tile::<F, 6>(task, &cols, scratch, t),
-                5 => tile::<F, 5>(task, &cols, scratch, t),
-                4 => tile::<F, 4>(task, &cols, scratch, t),
-                3 => tile::<F, 3>(task, &cols, scratch, t),
-                2 => tile::<F, 2>(task, &cols, scratch, t),
-                _ => tile::<F, 1>(task, &cols, scratch, t),
+                TILE_X.. => tile::<F, WIDE, 6>(task, &cols, scratch, t),
+                5 => tile::<F, WIDE, 5>(task, &cols, scratch, t),
+                4 => tile::<F, WIDE, 4>(task, &cols, scratch, t),
+                3 => tile::<F, WIDE, 3>(task, &cols, scratch, t),
+                2 => tile::<F, WIDE, 2>(task, &cols, scratch, t),
+                _ => tile::<F, WIDE, 1>(task, &cols, scratch, t),
             }
         };
     }
@@ -170,6 +178,7 @@ unsafe fn multiply_cols<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usi
 #[derive(Clone, Copy)]
 struct TileRow {
     q: *const i32,
+    low: *const i32,
     scale: *const f32,
     sum: *const f32,
     isum: *const i32,
@@ -187,6 +196,7 @@ impl TileRow {
         };
         TileRow {
             q: row.q[first..].as_ptr().cast(),
+            low: row.low.get(first..).unwrap_or(&[]).as_ptr().cast(),
             scale: scale[sub..].as_ptr(),
             sum: sum[sub..].as_ptr(),
             isum: isum[sub..].as_ptr(),
@@ -194,10 +204,41 @@ impl TileRow {
     }
 }
 
+/// Adds to `dots` the products of the `SUB` columns `s` of the panel `q` with those of `T` activation rows.
+///
+/// # Safety
+/// - AVX-512 F and VNNI are there.
+/// - The panel and the rows have at least `(s + 1) * SUB` columns.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn add_products<F: Unpack, const T: usize>(
+    dots: &mut [[__m512i; 2]; T],
+    q: &[u8],
+    x: [*const i32; T],
+    s: usize,
+) {
+    for k in s * F::SUB / 4..(s + 1) * F::SUB / 4 {
+        // SAFETY: `k` is below the panel's columns over 4, each with two registers.
+        let (w0, w1) = unsafe {
+            let from = q.as_ptr().add(128 * k);
+            (
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(64).cast()),
+            )
+        };
+        for (dots, x) in dots.iter_mut().zip(&x) {
+            // SAFETY: four bytes of the row.
+            let x = _mm512_set1_epi32(unsafe { x.add(k).read_unaligned() });
+            dots[0] = _mm512_dpbusd_epi32(dots[0], w0, x);
+            dots[1] = _mm512_dpbusd_epi32(dots[1], w1, x);
+        }
+    }
+}
+
 /// `T` activation rows from `t` on; returns `T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn tile<F: Unpack, const T: usize>(
+unsafe fn tile<F: Unpack, const WIDE: bool, const T: usize>(
     task: &RowTask<'_>,
     cols: &std::ops::Range<usize>,
     scratch: &PanelScratch,
@@ -213,30 +254,24 @@ unsafe fn tile<F: Unpack, const T: usize>(
     );
     let mut sums = [[_mm512_setzero_ps(); 2]; T];
     for s in 0..n_subs {
-        // Symmetric formats: the offset's share, -OFFSET * sum of q, is where the integer sums begin.
         let mut dots = [[_mm512_setzero_si512(); 2]; T];
+        if WIDE {
+            // SAFETY: wide rows have as many low bytes as high ones; the rest as below.
+            unsafe { add_products::<F, T>(&mut dots, q, x.map(|x| x.q), s) };
+            for dot in dots.as_flattened_mut() {
+                *dot = _mm512_slli_epi32::<8>(*dot);
+            }
+        }
         if !F::HAS_MIN {
+            // Symmetric formats: the offset's share is -OFFSET * sum of q.
             for (dots, x) in dots.iter_mut().zip(&x) {
                 // SAFETY: `s` is below the row's number of sums.
-                *dots = [_mm512_set1_epi32(-F::OFFSET * unsafe { *x.isum.add(s) }); 2];
+                let share = _mm512_set1_epi32(-F::OFFSET * unsafe { *x.isum.add(s) });
+                *dots = dots.map(|dot| if WIDE { _mm512_add_epi32(dot, share) } else { share });
             }
         }
-        for k in s * F::SUB / 4..(s + 1) * F::SUB / 4 {
-            // SAFETY: `k` is below the panel's `cols.len() / 4`, each with two registers.
-            let (w0, w1) = unsafe {
-                let from = q.as_ptr().add(128 * k);
-                (
-                    _mm512_loadu_si512(from.cast()),
-                    _mm512_loadu_si512(from.add(64).cast()),
-                )
-            };
-            for (dots, x) in dots.iter_mut().zip(&x) {
-                // SAFETY: four `q` of the row, which has at least `cols.len()` left.
-                let x = _mm512_set1_epi32(unsafe { x.q.add(k).read_unaligned() });
-                dots[0] = _mm512_dpbusd_epi32(dots[0], w0, x);
-                dots[1] = _mm512_dpbusd_epi32(dots[1], w1, x);
-            }
-        }
+        // SAFETY: `s` is below the panel's `n_subs`, and rows and panel have `cols.len()` columns.
+        unsafe { add_products::<F, T>(&mut dots, q, x.map(|x| if WIDE { x.low } else { x.q }), s) };
         for half in 0..2 {
             let at = LANES * (2 * s + half);
             // SAFETY: the assertion above: `n_subs` pairs of registers.
