@@ -16,8 +16,9 @@ use crate::{Config, Error};
 /// How a model is to be run.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// 8-bit activations for quantized weights, or everything in f32.
-    pub precision: Precision,
+    /// What quantized weights are multiplied with. `None` leaves it to the model's size: see
+    /// [`LoadOptions::precision_for`].
+    pub precision: Option<Precision>,
     /// How keys and values are stored.
     pub kv_dtype: KvDType,
     /// Instruction set of the kernels.
@@ -33,7 +34,7 @@ impl Default for LoadOptions {
     /// The fast path on the best instruction set, on all physical cores, 512 tokens a pass.
     fn default() -> LoadOptions {
         LoadOptions {
-            precision: Precision::Int8,
+            precision: None,
             kv_dtype: KvDType::F16,
             isa: Isa::detect(),
             n_threads: carat_kernels::physical_cores(),
@@ -47,10 +48,22 @@ impl LoadOptions {
     #[must_use]
     pub fn reference() -> LoadOptions {
         LoadOptions {
-            precision: Precision::F32,
+            precision: Some(Precision::F32),
             kv_dtype: KvDType::F32,
             ..LoadOptions::default()
         }
+    }
+    /// The precision in effect for a model: as set, or 16-bit activations for models of under a billion
+    /// parameters and 8-bit ones for larger.
+    ///
+    /// Rounding to 8 bits moves the log-probability of a token of the 270M by 0.07 (standard deviation), about
+    /// two thirds of what llama.cpp's does; in 16 bits it is as good as none, and so small a model stays quick
+    /// with twice the multiplications. The wider rows of larger models average it out.
+    #[must_use]
+    pub fn precision_for(&self, config: &Config) -> Precision {
+        let small = config.n_parameters() < 1_000_000_000;
+        self.precision
+            .unwrap_or(if small { Precision::Int16 } else { Precision::Int8 })
     }
 }
 
@@ -80,17 +93,14 @@ impl Model {
     /// # Errors
     /// Tensors that are missing, unknown or of another shape than the settings say; no threads to be had.
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, Error> {
-        let backend = Cpu::new(
-            options.isa,
-            options.n_threads,
-            options.precision,
-            options.kv_dtype,
-        )?;
+        let precision = options.precision_for(checkpoint.config());
+        let backend = Cpu::new(options.isa, options.n_threads, precision, options.kv_dtype)?;
         let weights = Weights::load(checkpoint, &backend)?;
         Ok(Model {
             config: checkpoint.config().clone(),
             options: LoadOptions {
                 n_threads: backend.compute().pool().n_threads(),
+                precision: Some(precision),
                 ..options
             },
             backend,
@@ -108,7 +118,7 @@ impl Model {
         &self.config
     }
 
-    /// How it was loaded; `n_threads` is what there is.
+    /// How it was loaded: `n_threads` is what there is, `precision` what was chosen.
     #[must_use]
     pub fn options(&self) -> &LoadOptions {
         &self.options

@@ -103,6 +103,16 @@ fn a_folder_converted_to_f32_gives_the_reference_logits() {
 }
 
 #[test]
+fn probe() {
+    let dir = tempfile::tempdir().unwrap();
+    for mix in Mix::all() {
+        let path = dir.path().join("model.gguf");
+        run(&folder(), &path, mix);
+        eprintln!("PROBE {mix} {}", error_of(&path));
+    }
+}
+
+#[test]
 fn eight_bits_stay_close_to_the_reference() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");

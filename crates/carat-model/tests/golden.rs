@@ -27,7 +27,12 @@ fn load(options: LoadOptions) -> Model {
 }
 
 fn ids(golden: &Golden, name: &str) -> Vec<u32> {
-    golden.i64s(name).data.iter().map(|id| u32::try_from(*id).unwrap()).collect()
+    golden
+        .i64s(name)
+        .data
+        .iter()
+        .map(|id| u32::try_from(*id).unwrap())
+        .collect()
 }
 
 /// Logits of every token, the prompt cut into chunks of `chunk`.
@@ -35,7 +40,11 @@ fn logits(model: &mut Model, tokens: &[u32], chunk: usize) -> Vec<f32> {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let (mut all, mut part) = (Vec::new(), Vec::new());
     for tokens in tokens.chunks(chunk) {
-        let mut batch = [Segment { tokens, cache: &mut cache, logits: LogitRows::All }];
+        let mut batch = [Segment {
+            tokens,
+            cache: &mut cache,
+            logits: LogitRows::All,
+        }];
         model.forward(&mut batch, &mut part).unwrap();
         all.extend_from_slice(&part);
     }
@@ -48,7 +57,14 @@ fn logits_equal_the_reference_on_every_instruction_set() {
     let golden = golden();
     let (tokens, want) = (ids(&golden, "input_ids"), golden.f32s("logits"));
     for isa in Isa::available() {
-        let got = logits(&mut load(LoadOptions { isa, ..LoadOptions::reference() }), &tokens, 512);
+        let got = logits(
+            &mut load(LoadOptions {
+                isa,
+                ..LoadOptions::reference()
+            }),
+            &tokens,
+            512,
+        );
         let error = relative_l2(&got, &want.data);
         assert!(error < TOL_LOGITS, "{isa}: {error}");
         assert_close("logits", &got, &want.data, TOL_LOGITS_ABS);
@@ -61,14 +77,22 @@ fn hidden_states_equal_the_reference() {
     let tokens = ids(&golden, "input_ids");
     let mut model = load(LoadOptions::reference());
     let mut cache = model.new_cache(tokens.len()).unwrap();
-    let mut batch = [Segment { tokens: &tokens, cache: &mut cache, logits: LogitRows::All }];
+    let mut batch = [Segment {
+        tokens: &tokens,
+        cache: &mut cache,
+        logits: LogitRows::All,
+    }];
     let mut seen = 0;
     let n_layers = model.config().layers.len();
     model
         .forward_observed(&mut batch, &mut Vec::new(), &mut |i, got| {
             let want = golden.f32s(&format!("hidden.{i}"));
             let rms = (want.data.iter().map(|v| v * v).sum::<f32>() / want.data.len() as f32).sqrt();
-            let tolerance = if i == n_layers { TOL_HIDDEN_LAST } else { TOL_HIDDEN };
+            let tolerance = if i == n_layers {
+                TOL_HIDDEN_LAST
+            } else {
+                TOL_HIDDEN
+            };
             assert_close(&format!("hidden.{i}"), got, &want.data, tolerance * rms);
             seen += 1;
         })
@@ -87,7 +111,11 @@ fn incremental_decode_equals_the_reference_and_prefill() {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let (mut got, mut row) = (Vec::new(), Vec::new());
     for tokens in std::iter::once(&tokens[..split]).chain(tokens[split..].chunks(1)) {
-        let mut batch = [Segment { tokens, cache: &mut cache, logits: LogitRows::Last }];
+        let mut batch = [Segment {
+            tokens,
+            cache: &mut cache,
+            logits: LogitRows::Last,
+        }];
         model.forward(&mut batch, &mut row).unwrap();
         assert_eq!(row.len(), vocab);
         got.extend_from_slice(&row);
@@ -102,12 +130,19 @@ fn greedy_text_is_the_reference_s() {
     let golden = golden();
     let (mut tokens, want) = (ids(&golden, "input_ids"), ids(&golden, "greedy_ids"));
     for isa in Isa::available() {
-        let mut model = load(LoadOptions { isa, ..LoadOptions::reference() });
+        let mut model = load(LoadOptions {
+            isa,
+            ..LoadOptions::reference()
+        });
         let mut cache = model.new_cache(tokens.len() + want.len()).unwrap();
         let prompt = tokens.len();
         let (mut next, mut row) = (0, Vec::new());
         while tokens.len() < prompt + want.len() {
-            let mut batch = [Segment { tokens: &tokens[next..], cache: &mut cache, logits: LogitRows::Last }];
+            let mut batch = [Segment {
+                tokens: &tokens[next..],
+                cache: &mut cache,
+                logits: LogitRows::Last,
+            }];
             model.forward(&mut batch, &mut row).unwrap();
             next = tokens.len();
             tokens.push((0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32);
@@ -120,15 +155,23 @@ fn greedy_text_is_the_reference_s() {
 fn chunks_and_threads_change_only_rounding() {
     let golden = golden();
     let tokens = ids(&golden, "input_ids");
-    for (options, tolerance) in
-        [(LoadOptions::reference(), TOL_REORDERED), (LoadOptions::default(), TOL_REORDERED_F16)]
-    {
+    for (options, tolerance) in [
+        (LoadOptions::reference(), TOL_REORDERED),
+        (LoadOptions::default(), TOL_REORDERED_F16),
+    ] {
         let whole = logits(&mut load(options), &tokens, 512);
         for chunk in [1, 2, 7, 15, 16, 17, 33] {
             let error = relative_l2(&logits(&mut load(options), &tokens, chunk), &whole);
             assert!(error < tolerance, "chunks of {chunk}: {error}");
         }
-        let threads = logits(&mut load(LoadOptions { n_threads: 3, ..options }), &tokens, 512);
+        let threads = logits(
+            &mut load(LoadOptions {
+                n_threads: 3,
+                ..options
+            }),
+            &tokens,
+            512,
+        );
         assert_eq!(threads, whole, "threads must not change a bit");
     }
 }
@@ -146,7 +189,11 @@ fn a_batch_changes_only_rounding() {
     let mut out = Vec::new();
     for (cache, n) in caches.iter_mut().zip(before) {
         if n > 0 {
-            let mut batch = [Segment { tokens: &tokens[..n], cache, logits: LogitRows::None }];
+            let mut batch = [Segment {
+                tokens: &tokens[..n],
+                cache,
+                logits: LogitRows::None,
+            }];
             model.forward(&mut batch, &mut out).unwrap();
             assert!(out.is_empty());
         }
@@ -154,7 +201,11 @@ fn a_batch_changes_only_rounding() {
     let mut batch: Vec<_> = caches
         .iter_mut()
         .zip(lengths.iter().zip(before))
-        .map(|(cache, (n, first))| Segment { tokens: &tokens[first..*n], cache, logits: LogitRows::Last })
+        .map(|(cache, (n, first))| Segment {
+            tokens: &tokens[first..*n],
+            cache,
+            logits: LogitRows::Last,
+        })
         .collect();
     model.forward(&mut batch, &mut out).unwrap();
     assert_eq!(out.len(), 3 * vocab);
@@ -174,9 +225,22 @@ fn tokens_can_be_taken_back() {
     let mut cache = model.new_cache(100).unwrap();
     let mut out = Vec::new();
     let wrong: Vec<u32> = tokens[..30].iter().copied().chain([5, 6, 7, 8, 9]).collect();
-    model.forward(&mut [Segment { tokens: &wrong, cache: &mut cache, logits: LogitRows::None }], &mut out).unwrap();
+    model
+        .forward(
+            &mut [Segment {
+                tokens: &wrong,
+                cache: &mut cache,
+                logits: LogitRows::None,
+            }],
+            &mut out,
+        )
+        .unwrap();
     assert!(cache.truncate(30));
-    let mut batch = [Segment { tokens: &tokens[30..], cache: &mut cache, logits: LogitRows::Last }];
+    let mut batch = [Segment {
+        tokens: &tokens[30..],
+        cache: &mut cache,
+        logits: LogitRows::Last,
+    }];
     model.forward(&mut batch, &mut out).unwrap();
     assert!(relative_l2(&out, &whole[whole.len() - out.len()..]) < TOL_REORDERED);
 }
@@ -196,7 +260,11 @@ fn a_refused_batch_leaves_the_caches_as_they_were() {
     let mut cache = model.new_cache(4).unwrap();
     let mut out = Vec::new();
     for tokens in [&[1, 512][..], &[], &[1, 2, 3, 4, 5]] {
-        let mut batch = [Segment { tokens, cache: &mut cache, logits: LogitRows::Last }];
+        let mut batch = [Segment {
+            tokens,
+            cache: &mut cache,
+            logits: LogitRows::Last,
+        }];
         assert!(model.forward(&mut batch, &mut out).is_err());
         assert_eq!(cache.len(), 0);
     }
@@ -208,18 +276,34 @@ fn a_folder_with_a_tensor_too_few_or_too_many_is_refused_by_name() {
     let source = fixture("gemma3-text/config.json");
     let folder = tempfile::tempdir().unwrap();
     let json = std::fs::read_to_string(&source).unwrap();
-    std::fs::copy(fixture("gemma3-text/model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    std::fs::copy(
+        fixture("gemma3-text/model.safetensors"),
+        folder.path().join("model.safetensors"),
+    )
+    .unwrap();
     for (layers, wanted) in [(9, "layers.8."), (7, "layers.7.")] {
         let changed = json
-            .replace("\"num_hidden_layers\": 8", &format!("\"num_hidden_layers\": {layers}"))
+            .replace(
+                "\"num_hidden_layers\": 8",
+                &format!("\"num_hidden_layers\": {layers}"),
+            )
             .replace("\"layer_types\"", "\"other_types\"");
         std::fs::write(folder.path().join("config.json"), changed).unwrap();
-        let error = Model::load(folder.path(), LoadOptions::default()).err().unwrap().to_string();
+        let error = Model::load(folder.path(), LoadOptions::default())
+            .err()
+            .unwrap()
+            .to_string();
         assert!(error.contains(wanted), "{error}");
     }
     let wider = json.replace("\"intermediate_size\": 160", "\"intermediate_size\": 192");
     std::fs::write(folder.path().join("config.json"), wider).unwrap();
-    let error = Model::load(folder.path(), LoadOptions::default()).err().unwrap().to_string();
-    assert!(error.contains("[192, 64]") && error.contains("[160, 64]"), "{error}");
+    let error = Model::load(folder.path(), LoadOptions::default())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("[192, 64]") && error.contains("[160, 64]"),
+        "{error}"
+    );
     assert!(Checkpoint::open(std::path::Path::new("/nowhere")).is_err());
 }

@@ -34,6 +34,18 @@ pub struct Config {
     pub layers: Vec<LayerConfig>,
 }
 
+impl Config {
+    /// Weights of the text model, the embedding counted once.
+    #[must_use]
+    pub fn n_parameters(&self) -> usize {
+        let layer = |layer: &LayerConfig| {
+            let attention = 2 * layer.q_width() + 2 * layer.kv_width();
+            self.d_model * (attention + 3 * layer.d_ff + 4) + 2 * layer.head_dim
+        };
+        self.vocab_size * self.d_model + self.d_model + self.layers.iter().map(layer).sum::<usize>()
+    }
+}
+
 /// A generation of Gemma.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
