@@ -1,0 +1,305 @@
+//! `carat bench`: how fast a model runs here.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use carat_model::{KvCache, LanguageModel, LogitRows, Model, Segment};
+use clap::Args;
+use serde_json::json;
+
+use crate::compute_args::ComputeArgs;
+use crate::failure::{Hinted, Interrupted};
+use crate::interrupt::Interrupt;
+use crate::model_source::ModelSource;
+use crate::settings::Settings;
+use crate::{memory, output};
+
+/// Measure how fast a model reads prompts (prefill) and writes (decode) on this machine
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  carat bench gemma3:1b\n  carat bench gemma3:1b --prefill 128,512,2048 --decode 64 \
+                        --depth 0,4096\n  carat bench gemma3:1b --repeat 10 --threads 4 --json\n\nToken ids are drawn from a \
+                        fixed sequence; speed does not depend on them."
+)]
+pub(crate) struct Bench {
+    /// The model
+    model: String,
+    /// Prompt lengths to measure, in tokens; 0 for none
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [512])]
+    prefill: Vec<usize>,
+    /// Tokens to decode per measurement; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    decode: usize,
+    /// Tokens already in the cache when decoding begins
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [0])]
+    depth: Vec<usize>,
+    /// Measurements of each; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Tokens of a prompt that are computed at a time
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    chunk: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+/// One kind of measurement, repeated.
+struct Measured {
+    /// `prefill` or `decode`.
+    kind: &'static str,
+    n_tokens: usize,
+    depth: usize,
+    /// Tokens per second, sorted.
+    tok_per_s: Vec<f64>,
+}
+
+impl Measured {
+    fn median(&self) -> f64 {
+        let (n, half) = (self.tok_per_s.len(), self.tok_per_s.len() / 2);
+        if n % 2 == 1 {
+            self.tok_per_s[half]
+        } else {
+            (self.tok_per_s[half - 1] + self.tok_per_s[half]) / 2.0
+        }
+    }
+
+    fn min(&self) -> f64 {
+        self.tok_per_s.first().copied().unwrap_or(0.0)
+    }
+
+    fn max(&self) -> f64 {
+        self.tok_per_s.last().copied().unwrap_or(0.0)
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        let source = ModelSource::open(&self.model, settings, interrupt)?;
+        let mut options = self.compute.options(settings)?;
+        options.max_batch_tokens = self.chunk as usize;
+        let started = Instant::now();
+        let model = Model::from_checkpoint(&source.checkpoint, options)?;
+        let load = started.elapsed();
+        let mut bench = Runner {
+            ids: Ids::new(model.vocab_size()),
+            model,
+            interrupt,
+            logits: Vec::new(),
+        };
+        self.check(bench.model.context_len())?;
+        // The first pass maps the weights in and is not measured.
+        bench.prefill(16)?;
+        let mut measured = Vec::new();
+        for &n in self.prefill.iter().filter(|&&n| n > 0) {
+            let times = self.times(|| bench.prefill(n))?;
+            measured.push(Measured {
+                kind: "prefill",
+                n_tokens: n,
+                depth: 0,
+                tok_per_s: rates(n, times),
+            });
+        }
+        for &depth in self.depth.iter().filter(|_| self.decode > 0) {
+            let n = self.decode;
+            let times = self.times(|| bench.decode(n, depth))?;
+            measured.push(Measured {
+                kind: "decode",
+                n_tokens: n,
+                depth,
+                tok_per_s: rates(n, times),
+            });
+        }
+        self.print(&source, &bench.model, load, &measured)
+    }
+
+    fn check(&self, context_len: usize) -> Result<()> {
+        let longest_prefill = self.prefill.iter().copied().max().unwrap_or(0);
+        let deepest = self
+            .depth
+            .iter()
+            .copied()
+            .max()
+            .unwrap_or(0)
+            .saturating_add(self.decode);
+        let longest = longest_prefill.max(deepest);
+        if longest > context_len {
+            return Err(Hinted::wrong_arguments(
+                format!("{longest} tokens are more than the {context_len} of the model's context"),
+                "choose a smaller --prefill, --depth or --decode",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    fn times(&self, mut once: impl FnMut() -> Result<Duration>) -> Result<Vec<Duration>> {
+        (0..self.repeat).map(|_| once()).collect()
+    }
+
+    fn print(
+        &self,
+        source: &ModelSource,
+        model: &Model,
+        load: Duration,
+        measured: &[Measured],
+    ) -> Result<()> {
+        let options = model.options();
+        let rss = memory::peak_rss_bytes();
+        if self.json {
+            let results: Vec<_> = measured
+                .iter()
+                .map(|m| {
+                    json!({
+                        "kind": m.kind, "n_tokens": m.n_tokens, "depth": m.depth, "repeat": m.tok_per_s.len(),
+                        "tok_per_s": {"median": m.median(), "min": m.min(), "max": m.max()},
+                    })
+                })
+                .collect();
+            return output::json(&json!({
+                "model": source.local.name, "size_bytes": source.local.size_bytes,
+                "version": env!("CARGO_PKG_VERSION"), "isa": options.isa.name(), "threads": options.n_threads,
+                "dtype": format!("{:?}", self.compute.dtype).to_lowercase(), "chunk": self.chunk,
+                "load_ms": load.as_secs_f64() * 1e3, "peak_rss_bytes": rss, "results": results,
+            }));
+        }
+        let rows: Vec<Vec<String>> = measured
+            .iter()
+            .map(|m| {
+                let speed = |value: f64| format!("{value:.1}");
+                let sizes = [m.kind.to_string(), m.n_tokens.to_string(), m.depth.to_string()];
+                sizes
+                    .into_iter()
+                    .chain([m.median(), m.min(), m.max()].map(speed))
+                    .collect()
+            })
+            .collect();
+        output::line(&format!(
+            "{}, {} kernels, {} threads, loaded in {:.0} ms, at most {} of memory",
+            source.local.name,
+            options.isa.name(),
+            options.n_threads,
+            load.as_secs_f64() * 1e3,
+            rss.map_or_else(|| "?".to_string(), output::size)
+        ))?;
+        Ok(output::table(
+            &["WHAT", "TOKENS", "DEPTH", "TOK/S", "MIN", "MAX"],
+            &rows,
+        )?)
+    }
+}
+
+/// Runs measurements on a loaded model.
+struct Runner<'a> {
+    model: Model,
+    ids: Ids,
+    interrupt: &'a Interrupt,
+    logits: Vec<f32>,
+}
+
+impl Runner<'_> {
+    /// Time of a prompt of `n` tokens on an empty cache, up to the logits of its last token.
+    fn prefill(&mut self, n: usize) -> Result<Duration> {
+        let mut cache = self.model.new_cache(n)?;
+        let prompt: Vec<u32> = self.ids.by_ref().take(n).collect();
+        let started = Instant::now();
+        self.feed(&mut cache, &prompt)?;
+        Ok(started.elapsed())
+    }
+
+    /// Time of `n` single tokens behind `depth` others.
+    fn decode(&mut self, n: usize, depth: usize) -> Result<Duration> {
+        let mut cache = self.model.new_cache(depth + n)?;
+        let prompt: Vec<u32> = self.ids.by_ref().take(depth).collect();
+        self.feed(&mut cache, &prompt)?;
+        let tokens: Vec<u32> = self.ids.by_ref().take(n).collect();
+        let started = Instant::now();
+        for token in tokens {
+            self.feed(&mut cache, &[token])?;
+        }
+        Ok(started.elapsed())
+    }
+
+    fn feed(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
+        let mut chunks = tokens.chunks(self.model.max_batch_tokens()).peekable();
+        while let Some(tokens) = chunks.next() {
+            if self.interrupt.is_raised() {
+                return Err(Interrupted.into());
+            }
+            let logits = if chunks.peek().is_none() {
+                LogitRows::Last
+            } else {
+                LogitRows::None
+            };
+            self.model.forward(
+                &mut [Segment {
+                    tokens,
+                    cache: &mut *cache,
+                    logits,
+                }],
+                &mut self.logits,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// A fixed sequence of token ids all over the vocabulary.
+struct Ids {
+    state: u64,
+    vocab_size: u64,
+}
+
+impl Ids {
+    fn new(vocab_size: usize) -> Self {
+        Self {
+            state: 1,
+            vocab_size: (vocab_size as u64).max(1),
+        }
+    }
+}
+
+impl Iterator for Ids {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.state = self
+            .state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from((self.state >> 33) % self.vocab_size).ok()
+    }
+}
+
+/// Tokens per second, sorted.
+#[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
+fn rates(n: usize, times: Vec<Duration>) -> Vec<f64> {
+    let mut rates: Vec<f64> = times
+        .into_iter()
+        .map(|time| n as f64 / time.as_secs_f64().max(1e-9))
+        .collect();
+    rates.sort_by(f64::total_cmp);
+    rates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
+        let median = |tok_per_s: &[f64]| {
+            Measured {
+                kind: "decode",
+                n_tokens: 1,
+                depth: 0,
+                tok_per_s: tok_per_s.to_vec(),
+            }
+            .median()
+        };
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+    }
+}

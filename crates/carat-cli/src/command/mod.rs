@@ -1,0 +1,57 @@
+//! The subcommands, one file each.
+
+mod bench;
+mod completions;
+mod debug;
+mod detokenize;
+mod doctor;
+mod list;
+mod perplexity;
+mod pull;
+mod rm;
+mod run;
+mod show;
+mod tokenize;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::interrupt::Interrupt;
+use crate::settings::Settings;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(run::Run),
+    Pull(pull::Pull),
+    List(list::List),
+    Show(show::Show),
+    Rm(rm::Rm),
+    Bench(bench::Bench),
+    Perplexity(perplexity::Perplexity),
+    Tokenize(tokenize::Tokenize),
+    Detokenize(detokenize::Detokenize),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+    Debug(debug::Debug),
+}
+
+impl Command {
+    /// Does it.
+    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        match self {
+            Self::Run(command) => command.run(settings, interrupt),
+            Self::Pull(command) => command.run(settings, interrupt),
+            Self::List(command) => command.run(settings),
+            Self::Show(command) => command.run(settings, interrupt),
+            Self::Rm(command) => command.run(settings),
+            Self::Tokenize(command) => command.run(settings, interrupt),
+            Self::Detokenize(command) => command.run(settings, interrupt),
+            Self::Doctor(command) => command.run(settings),
+            Self::Bench(command) => command.run(settings, interrupt),
+            Self::Perplexity(command) => command.run(settings, interrupt),
+            Self::Debug(command) => command.run(settings, interrupt),
+            Self::Completions(command) => command.run(),
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `carat run`: one answer, or a chat.
+
+use std::io::{self, IsTerminal};
+
+use anyhow::Result;
+use carat_engine::FinishReason;
+use carat_text::{ChatTemplate, Message, Role};
+use clap::Args;
+use serde_json::json;
+
+use crate::answer::{Answer, AnswerOptions, Answerer, print_statistics};
+use crate::chat::Chat;
+use crate::compute_args::ComputeArgs;
+use crate::failure::{Hinted, Interrupted};
+use crate::interrupt::Interrupt;
+use crate::model_source::ModelSource;
+use crate::sampling_args::SamplingArgs;
+use crate::settings::Settings;
+use crate::{output, text_input};
+
+/// Ask a model once, or chat with it
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  carat run gemma3:1b                             chat (/help inside)\n  carat run gemma3:1b \
+                        \"Why is the sky blue?\"       one answer\n  carat run gemma3:1b \"Sum up:\" < notes.txt       prompt \
+                        and piped text together\n  carat run gemma3:270m-pt \"The capital of France is\" --max-tokens 8 \
+                        --temperature 0\n  carat run gemma3:1b \"Name a colour\" --json --logprobs 5\n\nA model that is not \
+                        on this machine is pulled first. Base models continue the text as it stands; instruct models \
+                        get it as a chat message."
+)]
+pub(crate) struct Run {
+    /// The model
+    model: String,
+    /// What to ask; without it and without piped text, a chat begins
+    prompt: Option<String>,
+    /// Instructions that come before everything
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens to generate [default: until the model ends]
+    #[arg(long, short = 'n', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: Option<u32>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Tokens that prompt and answer together may have [default: 8192, more for long prompts]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    ctx: Option<u32>,
+    /// Continue the text as it stands, without a chat template
+    #[arg(long, conflicts_with_all = ["chat", "system"])]
+    raw: bool,
+    /// Use Gemma's chat format even if the model seems to be a base model
+    #[arg(long)]
+    chat: bool,
+    /// Show speed and context use after each answer
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print one JSON object instead of the text
+    #[arg(long)]
+    json: bool,
+    /// With --json: each token's log-probability and its N likeliest alternatives
+    #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u8).range(0..=100))]
+    logprobs: Option<u8>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
+}
+
+impl Run {
+    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        // Read first: whoever pipes text in should not wait for the model.
+        let prompt = self.one_prompt()?;
+        if prompt.is_none() && self.json {
+            return Err(Hinted::wrong_arguments("--json needs a prompt", "give one, or pipe text in").into());
+        }
+        let source = ModelSource::open(&self.model, settings, interrupt)?;
+        let tokenizer = source.tokenizer()?;
+        let template = match (self.raw, self.chat, source.chat_template(&tokenizer)?) {
+            (true, _, _) => None,
+            (false, true, None) => Some(ChatTemplate::gemma3()),
+            (false, _, found) => found,
+        };
+        if template.is_none() && self.system.is_some() {
+            let hint = "leave --system away, or add --chat to use Gemma's chat format";
+            return Err(Hinted::wrong_arguments("a base model takes no system text", hint).into());
+        }
+        let options = AnswerOptions {
+            sampling: self.sampling.params(&source.sampling_defaults()?),
+            max_tokens: self.max_tokens.map(|n| n as usize),
+            stop_strings: self.stop.clone(),
+            logprobs: self.logprobs.map(usize::from),
+            context: self.ctx.map(|n| n as usize),
+        };
+        let model = self.compute.load(&source.checkpoint, settings)?;
+        let answerer = Answerer::new(&source, tokenizer, template, model)?;
+        match prompt {
+            Some(prompt) => self.once(answerer, &options, &prompt, interrupt),
+            None => {
+                let chat = Chat::new(answerer, options, self.system, self.verbose, &source.local.name);
+                chat.run(&settings.carat_dir, interrupt)
+            }
+        }
+    }
+
+    /// Argument and piped text together; `None` begins a chat.
+    fn one_prompt(&self) -> Result<Option<String>> {
+        match (&self.prompt, text_input::piped()?) {
+            (Some(prompt), Some(piped)) if !piped.trim().is_empty() => {
+                Ok(Some(format!("{prompt}\n\n{piped}")))
+            }
+            (Some(prompt), _) => Ok(Some(prompt.clone())),
+            (None, Some(piped)) if piped.is_empty() => {
+                let hint = "give a prompt as an argument, or run in a terminal to chat";
+                Err(Hinted::wrong_arguments("there is no prompt: the input is empty", hint).into())
+            }
+            (None, piped) => Ok(piped),
+        }
+    }
+
+    fn once(
+        &self,
+        mut answerer: Answerer,
+        options: &AnswerOptions,
+        prompt: &str,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let system = self.system.iter().map(|text| Message::text(Role::System, text));
+        let messages: Vec<Message> = system.chain([Message::text(Role::User, prompt)]).collect();
+        let ids = answerer.prompt(&messages, prompt)?;
+        let streams = !self.json;
+        let answer = answerer.answer(ids, options, interrupt, &mut |text| {
+            if streams { output::write(text) } else { Ok(()) }
+        })?;
+        if self.json {
+            output::json(&self.answer_json(&answer, &answerer, options))?;
+        } else if !answer.text.ends_with('\n') || io::stdout().is_terminal() {
+            output::line("")?;
+        }
+        if self.verbose {
+            print_statistics(&answer.finished);
+        }
+        if answer.finished.reason == FinishReason::Cancelled {
+            Err(Interrupted.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    fn answer_json(
+        &self,
+        answer: &Answer,
+        answerer: &Answerer,
+        options: &AnswerOptions,
+    ) -> serde_json::Value {
+        let piece = |id: u32| answerer.tokenizer.token_piece(id);
+        let (usage, timings) = (answer.finished.usage, answer.finished.timings);
+        let mut value = json!({
+            "model": self.model,
+            "text": answer.text,
+            "finish_reason": match answer.finished.reason {
+                FinishReason::Stop => "stop",
+                FinishReason::StopString => "stop_string",
+                FinishReason::Length => "length",
+                FinishReason::ContextFull => "context_full",
+                FinishReason::Cancelled => "cancelled",
+            },
+            "seed": options.sampling.seed,
+            "usage": {"prompt_tokens": usage.n_prompt, "completion_tokens": usage.n_generated},
+            "timings": {
+                "prefill_ms": timings.prefill.as_secs_f64() * 1e3,
+                "prefill_tok_per_s": timings.prefill_tok_per_s(),
+                "decode_ms": timings.decode.as_secs_f64() * 1e3,
+                "decode_tok_per_s": timings.decode_tok_per_s(),
+            },
+        });
+        if options.logprobs.is_some() {
+            let tokens: Vec<_> = answer
+                .logprobs
+                .iter()
+                .map(|(id, found)| {
+                    let top: Vec<_> = found
+                        .top
+                        .iter()
+                        .map(|&(id, logprob)| json!({"id": id, "piece": piece(id), "logprob": logprob}))
+                        .collect();
+                    json!({"id": id, "piece": piece(*id), "logprob": found.logprob, "top": top})
+                })
+                .collect();
+            value["logprobs"] = tokens.into();
+        }
+        value
+    }
+}

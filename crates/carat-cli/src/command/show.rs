@@ -1,0 +1,255 @@
+//! `carat show`: what a model is.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use carat_format::TensorInfo;
+use carat_model::Config;
+use clap::Args;
+use serde_json::json;
+
+use crate::interrupt::Interrupt;
+use crate::model_source::ModelSource;
+use crate::output;
+use crate::settings::Settings;
+
+/// Show a model's architecture, number formats, licence and template
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  carat show gemma3:1b\n  carat show ./gemma-3-1b-it-Q4_K_M.gguf --json\n  carat show \
+                        gemma3:1b --template"
+)]
+pub(crate) struct Show {
+    /// The model
+    model: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print only the chat template that is in the model
+    #[arg(long, conflicts_with = "json")]
+    template: bool,
+}
+
+/// What is counted over the tensors.
+#[derive(Default)]
+struct Weights {
+    n_parameters: u64,
+    n_bytes: u64,
+    /// Tensors and bytes by number format.
+    formats: BTreeMap<String, (usize, u64)>,
+}
+
+impl Weights {
+    fn count<'a>(infos: impl Iterator<Item = TensorInfo<'a>>) -> Self {
+        let mut weights = Self::default();
+        for info in infos {
+            let n_bytes = info.n_bytes as u64;
+            // The file was checked: a shape's product fits its size.
+            weights.n_parameters += info.shape.iter().map(|&n| n as u64).product::<u64>();
+            weights.n_bytes += n_bytes;
+            let format = weights.formats.entry(info.type_name.to_string()).or_default();
+            format.0 += 1;
+            format.1 += n_bytes;
+        }
+        weights
+    }
+}
+
+impl Show {
+    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        let source = ModelSource::open(&self.model, settings, interrupt)?;
+        let template = source.template_text()?;
+        if self.template {
+            if template.is_none() {
+                output::note("the model has no chat template of its own");
+            }
+            return Ok(output::write(&template.unwrap_or_default())?);
+        }
+        let weights = Weights::count(source.checkpoint.infos().into_iter());
+        let config = source.checkpoint.config();
+        let card = Card {
+            source: &source,
+            config,
+            weights: &weights,
+            has_template: template.is_some(),
+        };
+        if self.json {
+            output::json(&card.json())
+        } else {
+            card.print()
+        }
+    }
+}
+
+struct Card<'a> {
+    source: &'a ModelSource,
+    config: &'a Config,
+    weights: &'a Weights,
+    has_template: bool,
+}
+
+impl Card<'_> {
+    fn text_of(&self, key: &str) -> Option<String> {
+        self.source
+            .metadata()?
+            .str(key)
+            .ok()
+            .flatten()
+            .map(ToString::to_string)
+    }
+
+    /// Layers with a window, their window, and layers without.
+    fn attention(&self) -> (usize, Option<usize>, usize) {
+        let windows: Vec<usize> = self
+            .config
+            .layers
+            .iter()
+            .filter_map(|layer| layer.window)
+            .collect();
+        (
+            windows.len(),
+            windows.first().copied(),
+            self.config.layers.len() - windows.len(),
+        )
+    }
+
+    fn file_type(&self) -> Option<&'static str> {
+        let number = self.source.metadata()?.u32("general.file_type").ok().flatten()?;
+        FILE_TYPES
+            .iter()
+            .find(|(id, _)| *id == number)
+            .map(|(_, name)| *name)
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (n_local, window, n_global) = self.attention();
+        let layer = self.config.layers.first();
+        let formats: BTreeMap<_, _> = self
+            .weights
+            .formats
+            .iter()
+            .map(|(name, (n, bytes))| (name, json!({"tensors": n, "bytes": bytes})))
+            .collect();
+        json!({
+            "name": self.source.local.name,
+            "title": self.text_of("general.name"),
+            "path": self.source.local.path,
+            "place": self.source.local.place.as_str(),
+            "size_bytes": self.source.local.size_bytes,
+            "family": format!("{:?}", self.config.family).to_lowercase(),
+            "parameters": self.weights.n_parameters,
+            "n_layers": self.config.layers.len(),
+            "n_local_layers": n_local,
+            "n_global_layers": n_global,
+            "window": window,
+            "context_len": self.config.context_len,
+            "d_model": self.config.d_model,
+            "d_ff": layer.map(|layer| layer.d_ff),
+            "n_heads": layer.map(|layer| layer.n_heads),
+            "n_kv_heads": layer.map(|layer| layer.n_kv_heads),
+            "head_dim": layer.map(|layer| layer.head_dim),
+            "vocab_size": self.config.vocab_size,
+            "file_type": self.file_type(),
+            "formats": formats,
+            "licence": self.text_of("general.license"),
+            "has_template": self.has_template,
+        })
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "shown with four digits")]
+    fn print(&self) -> Result<()> {
+        let (n_local, window, n_global) = self.attention();
+        let mut text = String::new();
+        let mut row = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
+        row("name", self.source.local.name.clone());
+        if let Some(title) = self.text_of("general.name") {
+            row("title", title);
+        }
+        row(
+            "path",
+            format!(
+                "{} ({})",
+                self.source.local.path.display(),
+                self.source.local.place.as_str()
+            ),
+        );
+        row("size", output::size(self.source.local.size_bytes));
+        row("family", format!("{:?}", self.config.family));
+        row(
+            "parameters",
+            format!("{:.1} M", self.weights.n_parameters as f64 / 1e6),
+        );
+        let window = window.map_or_else(String::new, |window| format!(" of window {window}"));
+        row(
+            "layers",
+            format!(
+                "{} ({n_local} local{window}, {n_global} global)",
+                self.config.layers.len()
+            ),
+        );
+        if let Some(layer) = self.config.layers.first() {
+            row(
+                "heads",
+                format!(
+                    "{} query, {} key/value, width {}",
+                    layer.n_heads, layer.n_kv_heads, layer.head_dim
+                ),
+            );
+            row(
+                "width",
+                format!("{} (feed-forward {})", self.config.d_model, layer.d_ff),
+            );
+        }
+        row("context", format!("{} tokens", self.config.context_len));
+        row("vocabulary", format!("{} tokens", self.config.vocab_size));
+        let formats: Vec<String> = self
+            .weights
+            .formats
+            .iter()
+            .map(|(name, (n, bytes))| format!("{name} ({n} tensors, {})", output::size(*bytes)))
+            .collect();
+        row(
+            "quantization",
+            self.file_type().unwrap_or("as the tensors say").to_string(),
+        );
+        row("formats", formats.join(", "));
+        row(
+            "licence",
+            self.text_of("general.license")
+                .unwrap_or_else(|| "not stated in the file".to_string()),
+        );
+        row(
+            "template",
+            if self.has_template {
+                "in the model"
+            } else {
+                "none in the model"
+            }
+            .to_string(),
+        );
+        Ok(output::write(&text)?)
+    }
+}
+
+/// Names of `general.file_type`. A label only: mixed files are the rule.
+const FILE_TYPES: [(u32, &str); 19] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (25, "IQ4_NL"),
+    (30, "IQ4_XS"),
+    (32, "BF16"),
+];

@@ -1,0 +1,60 @@
+//! The flags that say how to compute, shared by every command that loads a model.
+
+use anyhow::Result;
+use carat_model::{Checkpoint, Isa, LoadOptions, Model};
+use clap::{Args, ValueEnum};
+
+use crate::settings::Settings;
+
+/// How to compute.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct ComputeArgs {
+    /// Threads to compute with [default: CARAT_THREADS, else the physical cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+    /// Instruction set: scalar, avx2, avx512, amx, neon [default: CARAT_ISA, else the best there is]
+    #[arg(long, value_name = "SET")]
+    pub(crate) isa: Option<String>,
+    /// Arithmetic: `auto` is the fast one, `f32` the reference's
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub(crate) dtype: Arithmetic,
+}
+
+/// Which arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arithmetic {
+    /// 8-bit activations against quantized weights, a 16-bit cache
+    Auto,
+    /// 32-bit floats throughout
+    F32,
+}
+
+impl ComputeArgs {
+    /// Options for loading: the flags over the environment over the defaults.
+    pub(crate) fn options(&self, settings: &Settings) -> Result<LoadOptions> {
+        let base = match self.dtype {
+            Arithmetic::Auto => LoadOptions::default(),
+            Arithmetic::F32 => LoadOptions::reference(),
+        };
+        let isa = match self.isa.as_deref().or(settings.isa.as_deref()) {
+            Some(name) => Isa::named(name)?,
+            None => base.isa,
+        };
+        let n_threads = self
+            .threads
+            .map(usize::from)
+            .or(settings.threads)
+            .unwrap_or(base.n_threads);
+        Ok(LoadOptions {
+            isa,
+            n_threads,
+            ..base
+        })
+    }
+
+    /// Loads a model's weights.
+    pub(crate) fn load(&self, checkpoint: &Checkpoint, settings: &Settings) -> Result<Model> {
+        Ok(Model::from_checkpoint(checkpoint, self.options(settings)?)?)
+    }
+}

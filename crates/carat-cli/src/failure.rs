@@ -1,0 +1,162 @@
+//! How a failed command is told: one sentence, a `hint:` line where something can be done, an exit code.
+//!
+//! | code | means |
+//! |---|---|
+//! | 0 | done; also when the reader of the output has gone away (`| head`) |
+//! | 1 | the user's fault, or their machine's: a missing file, a refused download, a damaged model |
+//! | 2 | wrong arguments |
+//! | 70 | a mistake in carat: please report it |
+//! | 130 | stopped by Ctrl-C |
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+/// Exit code of wrong arguments, as clap has it.
+const WRONG_ARGUMENTS: u8 = 2;
+/// Exit code of our own mistakes (`EX_SOFTWARE` of sysexits).
+pub(crate) const OUR_MISTAKE: u8 = 70;
+
+/// Exit code after Ctrl-C, as shells have it: 128 and the signal's number.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Context that says what failed and what the user can do about it.
+#[derive(Debug)]
+pub(crate) struct Hinted {
+    message: String,
+    hint: String,
+    code: u8,
+}
+
+impl Hinted {
+    /// A failure with advice.
+    pub(crate) fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: hint.into(),
+            code: 1,
+        }
+    }
+
+    /// Arguments that are wrong only in view of each other or of the model.
+    pub(crate) fn wrong_arguments(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            code: WRONG_ARGUMENTS,
+            ..Self::new(message, hint)
+        }
+    }
+}
+
+impl fmt::Display for Hinted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Hinted {}
+
+/// Ctrl-C ended the command. Nothing needs to be said about it.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Prints the failure of a command and gives its exit code. A closed output is no failure.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    if is_closed_output(error) {
+        return ExitCode::SUCCESS;
+    }
+    if error.is::<Interrupted>() {
+        return ExitCode::from(INTERRUPTED);
+    }
+    let mut stderr = io::stderr().lock();
+    // When even stderr is closed, the exit code says it.
+    let _unsaid = writeln!(stderr, "error: {}", sentence(error));
+    let hinted = error.downcast_ref::<Hinted>();
+    if let Some(hinted) = hinted {
+        let _unsaid = writeln!(stderr, "hint: {}", hinted.hint);
+    }
+    if is_ours(error) {
+        let _unsaid = writeln!(
+            stderr,
+            "hint: this is a mistake in carat; please report it with the command you ran"
+        );
+        return ExitCode::from(OUR_MISTAKE);
+    }
+    ExitCode::from(hinted.map_or(1, |hinted| hinted.code))
+}
+
+/// The error and its causes in one sentence.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        // Some errors repeat their cause in their own message.
+        if !parts.iter().any(|part| part.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+/// Whether the output was closed by its reader.
+fn is_closed_output(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<OutputError>()
+            .is_some_and(|e| e.0.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Whether the error says that carat broke its own rules.
+fn is_ours(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(
+            cause.downcast_ref(),
+            Some(carat_engine::Error::LogitsShape { .. } | carat_engine::Error::CacheLength { .. })
+        )
+    })
+}
+
+/// Writing to stdout failed. Kept apart from other input and output: only here a closed pipe is no failure.
+#[derive(Debug)]
+pub(crate) struct OutputError(pub(crate) io::Error);
+
+impl fmt::Display for OutputError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot write the output: {}", self.0)
+    }
+}
+
+impl std::error::Error for OutputError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn causes_become_one_sentence_without_repetition() {
+        let error = anyhow!("file `x` is gone").context("cannot load the model: file `x` is gone");
+        assert_eq!(sentence(&error), "cannot load the model: file `x` is gone");
+        let error = anyhow!("no such file").context("cannot read `x`");
+        assert_eq!(sentence(&error), "cannot read `x`: no such file");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure_but_a_full_disk_is() {
+        let error = |kind| anyhow::Error::new(OutputError(io::Error::from(kind))).context("cannot list");
+        assert!(is_closed_output(&error(io::ErrorKind::BrokenPipe)));
+        assert!(!is_closed_output(&error(io::ErrorKind::StorageFull)));
+        let elsewhere = Err::<(), _>(io::Error::from(io::ErrorKind::BrokenPipe))
+            .context("pull")
+            .unwrap_err();
+        assert!(!is_closed_output(&elsewhere));
+    }
+}

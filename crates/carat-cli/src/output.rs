@@ -1,0 +1,100 @@
+//! Writing to stdout: results only. Everything else (progress, notes, prompts) goes to stderr.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::failure::OutputError;
+
+/// Writes text as it is.
+pub(crate) fn write(text: &str) -> Result<(), OutputError> {
+    write_bytes(text.as_bytes())
+}
+
+/// Writes bytes and flushes, so that a stream is seen as it comes.
+pub(crate) fn write_bytes(bytes: &[u8]) -> Result<(), OutputError> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(OutputError)
+}
+
+/// Writes text and ends the line.
+pub(crate) fn line(text: &str) -> Result<(), OutputError> {
+    write(&format!("{text}\n"))
+}
+
+/// Writes a value as indented JSON.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(value)?;
+    Ok(line(&text)?)
+}
+
+/// Writes a value as JSON in one line.
+pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string(value)?;
+    Ok(line(&text)?)
+}
+
+/// Writes a table whose columns are as wide as their widest cell. Numbers right, all else left.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputError> {
+    let width = |column: usize| {
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .chain(head.get(column).map(|cell| cell.len()))
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let format_row = |cells: &[String]| {
+        let mut text = String::new();
+        for (cell, &width) in cells.iter().zip(&widths) {
+            let is_number = cell.starts_with(|c: char| c.is_ascii_digit());
+            text += &if is_number {
+                format!("{cell:>width$}  ")
+            } else {
+                format!("{cell:<width$}  ")
+            };
+        }
+        text.trim_end().to_string()
+    };
+    let head: Vec<String> = head.iter().map(ToString::to_string).collect();
+    let mut text = format_row(&head) + "\n";
+    for row in rows {
+        text += &(format_row(row) + "\n");
+    }
+    write(&text)
+}
+
+/// Writes a note to stderr. Notes are not results: when nobody reads them, nothing is lost.
+pub(crate) fn note(text: &str) {
+    let _unread = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Bytes as people say them: `253 MB`, `7.4 GB` (powers of ten).
+#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+pub(crate) fn size(bytes: u64) -> String {
+    let n = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.0} kB", n / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.0} MB", n / 1e6),
+        _ => format!("{:.1} GB", n / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_said_in_powers_of_ten() {
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(253_113_024), "253 MB");
+        assert_eq!(size(7_366_423_360), "7.4 GB");
+    }
+}
