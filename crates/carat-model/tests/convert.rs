@@ -13,8 +13,11 @@ use tempfile::TempDir;
 
 /// As in the tests of the forward pass: conversion to F32 adds nothing to its error.
 const TOL_LOGITS: f64 = 1e-4;
-/// Eight bits per weight leave 0.4 % of error in every matrix; eight layers add it up.
-const TOL_LOGITS_Q8_0: f64 = 0.05;
+/// The small model has sharp attention and amplifies relative noise in its weights 16 to 24 times (measured in
+/// BF16 and F16, whose rounding is known).
+const AMPLIFICATION: f64 = 24.0;
+/// Relative error of normal weights in blocks of Q8_0.
+const DISTORTION_Q8_0: f64 = 0.0054;
 
 fn folder() -> PathBuf {
     fixture("gemma3-text/config.json").parent().unwrap().to_owned()
@@ -103,16 +106,6 @@ fn a_folder_converted_to_f32_gives_the_reference_logits() {
 }
 
 #[test]
-fn probe() {
-    let dir = tempfile::tempdir().unwrap();
-    for mix in Mix::all() {
-        let path = dir.path().join("model.gguf");
-        run(&folder(), &path, mix);
-        eprintln!("PROBE {mix} {}", error_of(&path));
-    }
-}
-
-#[test]
 fn eight_bits_stay_close_to_the_reference() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
@@ -122,7 +115,10 @@ fn eight_bits_stay_close_to_the_reference() {
     // Six norms in each layer, and the last one.
     assert_eq!(report.n_tensors[&DType::F32], 49);
     let error = error_of(&path);
-    assert!((1e-3..TOL_LOGITS_Q8_0).contains(&error), "{error}");
+    assert!(
+        (DISTORTION_Q8_0..AMPLIFICATION * DISTORTION_Q8_0).contains(&error),
+        "{error}"
+    );
 }
 
 #[test]
