@@ -15,6 +15,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use smallvec::SmallVec;
+
 use crate::activation::{Bits, QuantizedRows};
 use crate::block::{BlockFormat, CHUNK};
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
@@ -195,7 +197,7 @@ impl Compute {
     /// # Panics
     /// When a shape does not fit: a weight's columns, an output's length. These are the caller's invariants.
     pub fn multiply(&self, x: &Activations, products: &mut [Product<'_>]) {
-        let jobs: Vec<Job<'_>> = products
+        let jobs: SmallVec<[Job<'_>; 4]> = products
             .iter_mut()
             .map(|product| Job::new(self.isa, x, product))
             .collect();

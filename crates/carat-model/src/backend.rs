@@ -85,6 +85,9 @@ pub(crate) trait Backend {
     /// Keeps the rows whose indexes are given, in their order.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer);
 
+    /// Hands the rows to the caller; what the buffer holds afterwards is not defined.
+    fn take(&mut self, x: &mut Self::Buffer, out: &mut Vec<f32>);
+
     /// Copies the rows to the caller.
     fn read(&self, x: &Self::Buffer, out: &mut Vec<f32>);
 }

@@ -94,8 +94,8 @@ pub(crate) fn forward<B: Backend>(
         mlp(backend, config, &weights.layers[i], buffers);
     }
     backend.advance(pass.sequences);
-    logits.clear();
     if pass.wanted.is_empty() {
+        logits.clear();
         return Ok(());
     }
     let b = buffers;
@@ -104,7 +104,7 @@ pub(crate) fn forward<B: Backend>(
     observe::<B>(backend, &b.normed, &mut b.hidden, n_layers, &mut observer);
     let head = weights.head.as_ref().unwrap_or(&weights.embedding);
     backend.multiply(&b.normed, &mut [(head, &mut b.logits)]);
-    backend.read(&b.logits, logits);
+    backend.take(&mut b.logits, logits);
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use carat_kernels::{Isa, Precision};
+use smallvec::SmallVec;
 
 use crate::backend::{Backend, Sequence};
 use crate::checkpoint::Checkpoint;
@@ -150,7 +151,7 @@ impl Model {
         self.tokens.clear();
         self.positions.clear();
         self.wanted.clear();
-        let mut sequences = Vec::with_capacity(batch.len());
+        let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());
             let pos = segment.cache.len();

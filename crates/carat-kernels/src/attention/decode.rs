@@ -7,6 +7,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use smallvec::SmallVec;
+
 use super::{Element, KvData, KvView, row_len};
 use crate::matmul::SharedOut;
 use crate::simd::{Simd, dispatch};
@@ -54,10 +56,16 @@ pub fn decode(
     scratch
         .threads
         .resize_with(compute.pool().n_threads(), Mutex::default);
-    let plans: Vec<Plan> = queries.iter().map(|query| Plan::new(query, window)).collect();
+    let plans: SmallVec<[Plan; 4]> = queries.iter().map(|query| Plan::new(query, window)).collect();
     let n_items: usize = plans.iter().map(Plan::n_items).sum();
     let record = plans.iter().map(|plan| plan.record).max().unwrap_or(0);
     scratch.parts.resize(n_items * record, 0.0);
+    // Every thread's memory now, whether or not it gets a part this time: later steps then allocate nothing.
+    let buffer = plans.iter().map(|plan| plan.buffer).max().unwrap_or(0);
+    for thread in &mut scratch.threads {
+        let thread = thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+        thread.resize(buffer.max(thread.len()), 0.0);
+    }
     let parts = SharedOut::new(&mut scratch.parts, n_items, record);
     let shared: &[DecodeQuery<'_>] = queries;
     let threads = &scratch.threads;
@@ -77,7 +85,7 @@ pub fn decode(
     let mut records = scratch.parts.chunks_exact(record.max(1));
     for (query, plan) in queries.iter_mut().zip(&plans) {
         for head in 0..plan.n_kv_heads {
-            let parts: Vec<&[f32]> = records.by_ref().take(plan.n_parts).collect();
+            let parts: SmallVec<[&[f32]; 8]> = records.by_ref().take(plan.n_parts).collect();
             join(
                 isa,
                 &parts,
@@ -98,6 +106,8 @@ struct Plan {
     head_dim: usize,
     /// f32 of one part's result.
     record: usize,
+    /// f32 that a thread needs for a part: the result, padded queries, scores.
+    buffer: usize,
 }
 
 impl Plan {
@@ -127,6 +137,7 @@ impl Plan {
             group,
             head_dim: kv.head_dim,
             record: group * (row_len(kv.head_dim) + 2),
+            buffer: group * (2 * row_len(kv.head_dim) + 2 + SPAN),
         }
     }
 
@@ -162,12 +173,12 @@ impl<'a> Part<'a> {
 
     /// Leaves in `buffer` `group` rows of weighted sums `[row_len]`, then `group` largest scores, then `group`
     /// sums of weights.
-    fn run(&self, isa: Isa, score_scale: f32, buffer: &mut Vec<f32>) {
+    fn run(&self, isa: Isa, score_scale: f32, buffer: &mut [f32]) {
         let (n, row, head_dim) = (self.end - self.first, row_len(self.kv.head_dim), self.kv.head_dim);
         let record = self.group * (row + 2);
-        buffer.resize(record + self.group * (row + SPAN), 0.0);
         let (result, rest) = buffer.split_at_mut(record);
-        let (q, scores) = rest.split_at_mut(self.group * row);
+        let (q, rest) = rest.split_at_mut(self.group * row);
+        let scores = &mut rest[..self.group * SPAN];
         q.fill(0.0);
         for (padded, q) in q.chunks_exact_mut(row).zip(self.q.chunks_exact(head_dim)) {
             padded[..head_dim].copy_from_slice(q);

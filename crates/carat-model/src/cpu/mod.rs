@@ -3,6 +3,7 @@
 use carat_format::{TensorBytes, TensorView};
 use carat_kernels::attention::{DecodeQuery, DecodeScratch, PrefillQuery, PrefillScratch, decode, prefill};
 use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
+use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, Sequence};
 use crate::config::Rope;
@@ -91,7 +92,7 @@ impl Cpu {
     /// Calls `each` with every row of `x` and its index, on all threads when there is enough to do.
     fn for_rows(&self, x: &mut CpuBuffer, each: impl Fn(usize, &mut [f32]) + Sync) {
         let (width, rows_per_chunk) = (x.width.max(1), (ELEMENTS_PER_CHUNK / x.width.max(1)).max(1));
-        let chunks: Vec<std::sync::Mutex<&mut [f32]>> = x
+        let chunks: SmallVec<[std::sync::Mutex<&mut [f32]>; 4]> = x
             .values
             .chunks_mut(rows_per_chunk * width)
             .map(std::sync::Mutex::new)
@@ -194,7 +195,7 @@ impl Backend for Cpu {
     fn multiply(&mut self, x: &CpuBuffer, products: &mut [(&CpuMatrix, &mut CpuBuffer)]) {
         let n = x.n_rows();
         self.activations.fill(self.compute.isa(), &x.values, n, x.width);
-        let mut jobs: Vec<Product<'_>> = Vec::with_capacity(products.len());
+        let mut jobs: SmallVec<[Product<'_>; 4]> = SmallVec::new();
         for (matrix, out) in products {
             // The view cannot fail: `matrix` made the same one when the weights were loaded.
             if let Ok(weights) = matrix.view() {
@@ -244,7 +245,7 @@ impl Backend for Cpu {
         let (q_width, kv_width) = (shape.layer.q_width(), shape.layer.kv_width());
         let window = shape.layer.window;
         out.reshape(q.n_rows(), q_width);
-        let mut queries: Vec<DecodeQuery<'_>> = Vec::with_capacity(sequences.len());
+        let mut queries: SmallVec<[DecodeQuery<'_>; 4]> = SmallVec::new();
         let mut rest = out.values.as_mut_slice();
         let mut row = 0;
         for sequence in sequences {
@@ -312,6 +313,10 @@ impl Backend for Cpu {
         for (to, from) in out.reshape(rows.len(), width).chunks_exact_mut(width).zip(rows) {
             to.copy_from_slice(&x.values[from * width..(from + 1) * width]);
         }
+    }
+
+    fn take(&mut self, x: &mut CpuBuffer, out: &mut Vec<f32>) {
+        std::mem::swap(&mut x.values, out);
     }
 
     fn read(&self, x: &CpuBuffer, out: &mut Vec<f32>) {
