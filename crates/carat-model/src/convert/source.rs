@@ -134,8 +134,9 @@ fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, C
     let described = metadata::of_folder(checkpoint, n_rows.unwrap_or(0), &mut notes)?;
     if let Some(n_tokens) = described.n_tokens {
         for tensor in &mut tensors {
-            if matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight") {
-                tensor.shape[0] = tensor.shape[0].min(n_tokens);
+            let is_tall = matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight");
+            if let Some(n_rows) = tensor.shape.first_mut().filter(|_| is_tall) {
+                *n_rows = (*n_rows).min(n_tokens);
             }
         }
     }
