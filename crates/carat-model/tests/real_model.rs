@@ -92,9 +92,10 @@ fn read<T: for<'a> Deserialize<'a>>(name: &str) -> T {
 
 /// The model's path; `None`, said aloud, when the tests are to be skipped.
 fn model_path(test: &str) -> Option<PathBuf> {
-    let Some(path) = std::env::var_os("CARAT_TEST_MODEL").map(PathBuf::from) else {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let Some(path) = set("CARAT_TEST_MODEL").map(PathBuf::from) else {
         assert!(
-            std::env::var_os("CARAT_REQUIRE_MODEL").is_none(),
+            set("CARAT_REQUIRE_MODEL").is_none(),
             "CARAT_REQUIRE_MODEL is set but CARAT_TEST_MODEL, the path of gemma-3-270m-q4_k_m.gguf, is not"
         );
         // Not `eprintln!`, which the test harness keeps to itself when a test passes.
