@@ -128,8 +128,8 @@ impl QuantizedRows {
             self.scale32[at] = scale;
             self.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
             self.isum32[at] = sums[0] + sums[1];
-            for half in 0..2 {
-                self.sum[2 * at + half] = scale * sums[half] as f32;
+            for (to, sum) in self.sum[2 * at..].iter_mut().zip(sums) {
+                *to = scale * sum as f32;
             }
             self.sum32[at] = scale * self.isum32[at] as f32;
         }

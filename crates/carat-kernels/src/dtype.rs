@@ -100,7 +100,7 @@ impl DType {
     #[must_use]
     pub fn bytes_for(self, n: usize) -> Option<usize> {
         let (len, bytes) = (self.block_len(), self.block_bytes());
-        if n % len != 0 {
+        if !n.is_multiple_of(len) {
             None
         } else {
             (n / len).checked_mul(bytes)

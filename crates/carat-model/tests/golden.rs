@@ -1,6 +1,8 @@
 //! The forward pass against the reference's logits, hidden states and greedy text for a small random model
 //! with the real features switched on, on prompts three times as long as its window of 16.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
 use carat_model::{Checkpoint, Isa, LanguageModel, LoadOptions, LogitRows, Model, Segment, SequenceCache};
 use carat_testkit::{Golden, assert_close, fixture, relative_l2};
 

@@ -282,7 +282,7 @@ fn scores_heads<S: Simd, K: Element, const G: usize>(
     scores: &mut [f32],
 ) -> usize {
     assert!(
-        q.len() >= G * row && row % S::LANES == 0,
+        q.len() >= G * row && row.is_multiple_of(S::LANES),
         "queries are padded to whole registers"
     );
     for (s, k) in k.chunks_exact(row).enumerate() {

@@ -341,7 +341,7 @@ fn softmax_lanes<S: Simd>(
 ) {
     let m = largest.len();
     assert!(
-        at + S::LANES <= m && scores.len() % m == 0,
+        at + S::LANES <= m && scores.len().is_multiple_of(m),
         "columns out of range"
     );
     let rows = scores.len() / m;

@@ -105,9 +105,9 @@ impl Unpack for Q2K {
         for i in 0..CHUNK {
             chunk.q[i] = (qs[32 * (i / 128) + i % 32] >> (2 * (i % 128 / 32))) & 3;
         }
-        for j in 0..16 {
-            chunk.scale[j] = d * f32::from(bytes[j] & 15);
-            chunk.min[j] = -dmin * f32::from(bytes[j] >> 4);
+        for (j, byte) in bytes[..16].iter().enumerate() {
+            chunk.scale[j] = d * f32::from(byte & 15);
+            chunk.min[j] = -dmin * f32::from(byte >> 4);
         }
     }
 }

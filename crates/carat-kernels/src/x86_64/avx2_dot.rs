@@ -12,30 +12,25 @@ use crate::block::{CHUNK, CHUNK_SCALES, by_format};
 use crate::matmul::{RowChunks, RowTask};
 
 /// As [`crate::scalar::dot_rows`], for the formats of [`by_format!`].
-///
-/// # Safety
-/// AVX2, FMA and F16C are there.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) unsafe fn dot_rows(task: &RowTask<'_>) {
-    // SAFETY: the features are those of this function.
-    by_format!(task.weights.dtype(), F => unsafe { dot_rows_of::<F>(task) }, else {})
+pub(crate) fn dot_rows(task: &RowTask<'_>) {
+    by_format!(task.weights.dtype(), F => {
+        dot_rows_of::<F>(task)
+    }, else {})
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_rows_of<F: Unpack>(task: &RowTask<'_>) {
+fn dot_rows_of<F: Unpack>(task: &RowTask<'_>) {
     for row in task.rows.clone() {
         let chunks = RowChunks::<F>::new(task.weights, row);
         let n = task.x.n_rows();
         let mut t = 0;
         while t < n {
-            // SAFETY: the features are those of this function.
-            t += unsafe {
-                match n - t {
-                    4.. => dot_tile::<F, 4>(task, &chunks, row, t),
-                    3 => dot_tile::<F, 3>(task, &chunks, row, t),
-                    2 => dot_tile::<F, 2>(task, &chunks, row, t),
-                    _ => dot_tile::<F, 1>(task, &chunks, row, t),
-                }
+            t += match n - t {
+                4.. => dot_tile::<F, 4>(task, &chunks, row, t),
+                3 => dot_tile::<F, 3>(task, &chunks, row, t),
+                2 => dot_tile::<F, 2>(task, &chunks, row, t),
+                _ => dot_tile::<F, 1>(task, &chunks, row, t),
             };
         }
     }
@@ -44,7 +39,7 @@ unsafe fn dot_rows_of<F: Unpack>(task: &RowTask<'_>) {
 /// One row times `T` activation rows from `t` on; returns `T`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn dot_tile<F: Unpack, const T: usize>(
+fn dot_tile<F: Unpack, const T: usize>(
     task: &RowTask<'_>,
     chunks: &RowChunks<'_, F>,
     row: usize,

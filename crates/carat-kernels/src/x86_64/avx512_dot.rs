@@ -22,53 +22,40 @@ use crate::matmul::{RowChunks, RowTask};
 const MAX_X: usize = 4;
 
 /// As [`crate::scalar::dot_rows`], for the formats of [`by_format!`].
-///
-/// # Safety
-/// AVX-512 F, BW, VL, DQ, VNNI and F16C are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-pub(crate) unsafe fn dot_rows(task: &RowTask<'_>) {
-    // SAFETY: the features are those of this function.
-    by_format!(task.weights.dtype(), F => unsafe {
+pub(crate) fn dot_rows(task: &RowTask<'_>) {
+    by_format!(task.weights.dtype(), F => {
         if task.x.is_wide() { dot_rows_of::<F, true>(task) } else { dot_rows_of::<F, false>(task) }
     }, else {})
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn dot_rows_of<F: Unpack, const WIDE: bool>(task: &RowTask<'_>) {
+fn dot_rows_of<F: Unpack, const WIDE: bool>(task: &RowTask<'_>) {
     let (mut row, end) = (task.rows.start, task.rows.end);
     let few_x = task.x.n_rows() == 1;
     while row < end {
         // Four rows share the loads of one activation row; with several activation rows two are enough and
         // leave registers for the sums.
-        // SAFETY: the features are those of this function.
-        row += unsafe {
-            match end - row {
-                4.. if few_x => dot_row_group::<F, WIDE, 4>(task, row),
-                2.. => dot_row_group::<F, WIDE, 2>(task, row),
-                _ => dot_row_group::<F, WIDE, 1>(task, row),
-            }
+        row += match end - row {
+            4.. if few_x => dot_row_group::<F, WIDE, 4>(task, row),
+            2.. => dot_row_group::<F, WIDE, 2>(task, row),
+            _ => dot_row_group::<F, WIDE, 1>(task, row),
         };
     }
 }
 
 /// `R` rows times all activation rows; returns `R`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn dot_row_group<F: Unpack, const WIDE: bool, const R: usize>(
-    task: &RowTask<'_>,
-    row: usize,
-) -> usize {
+fn dot_row_group<F: Unpack, const WIDE: bool, const R: usize>(task: &RowTask<'_>, row: usize) -> usize {
     let chunks: [RowChunks<'_, F>; R] = std::array::from_fn(|r| RowChunks::new(task.weights, row + r));
     let n = task.x.n_rows();
     let mut t = 0;
     while t < n {
-        // SAFETY: the features are those of this function.
-        t += unsafe {
-            match n - t {
-                MAX_X.. => dot_tile::<F, WIDE, R, 4>(task, &chunks, row, t),
-                3 => dot_tile::<F, WIDE, R, 3>(task, &chunks, row, t),
-                2 => dot_tile::<F, WIDE, R, 2>(task, &chunks, row, t),
-                _ => dot_tile::<F, WIDE, R, 1>(task, &chunks, row, t),
-            }
+        t += match n - t {
+            MAX_X.. => dot_tile::<F, WIDE, R, 4>(task, &chunks, row, t),
+            3 => dot_tile::<F, WIDE, R, 3>(task, &chunks, row, t),
+            2 => dot_tile::<F, WIDE, R, 2>(task, &chunks, row, t),
+            _ => dot_tile::<F, WIDE, R, 1>(task, &chunks, row, t),
         };
     }
     R
@@ -77,7 +64,7 @@ unsafe fn dot_row_group<F: Unpack, const WIDE: bool, const R: usize>(
 /// `R` rows times `T` activation rows from `t` on; returns `T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
+fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
     task: &RowTask<'_>,
     chunks: &[RowChunks<'_, F>; R],
     row: usize,
@@ -109,21 +96,17 @@ unsafe fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
                 };
                 let scale = _mm512_mul_ps(w.scale, x_scale);
                 let mut s = _mm512_fmadd_ps(bias, x_sum, *sum);
-                for j in 0..4 {
+                for (j, (w, spread)) in w.q.iter().zip(&spread).enumerate() {
                     // SAFETY: 64 bytes of the chunk's 256.
                     let high = unsafe { _mm512_loadu_si512(q.add(64 * j).cast()) };
-                    let mut dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.q[j], high);
+                    let mut dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), *w, high);
                     if WIDE {
                         // SAFETY: wide rows have as many low bytes.
                         let low =
                             unsafe { _mm512_loadu_si512(x.low.as_ptr().add(CHUNK * c + 64 * j).cast()) };
-                        dot = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(dot), w.q[j], low);
+                        dot = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(dot), *w, low);
                     }
-                    s = _mm512_fmadd_ps(
-                        _mm512_cvtepi32_ps(dot),
-                        _mm512_permutexvar_ps(spread[j], scale),
-                        s,
-                    );
+                    s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(*spread, scale), s);
                 }
                 *sum = s;
             }

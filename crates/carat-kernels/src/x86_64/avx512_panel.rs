@@ -31,17 +31,15 @@ const TILE_X: usize = 6;
 const LANES: usize = 16;
 
 /// As [`crate::scalar::dot_rows`], for up to [`PANEL_ROWS`] rows, best for many activation rows.
-///
-/// # Safety
-/// AVX-512 F, BW, VL, DQ, VNNI and F16C are there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-pub(crate) unsafe fn multiply_panel(task: &RowTask<'_>, scratch: &mut PanelScratch) {
-    // SAFETY: the features are those of this function.
-    by_format!(task.weights.dtype(), F => unsafe { multiply::<F>(task, scratch) }, else {})
+pub(crate) fn multiply_panel(task: &RowTask<'_>, scratch: &mut PanelScratch) {
+    by_format!(task.weights.dtype(), F => {
+        multiply::<F>(task, scratch)
+    }, else {})
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
+fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
     assert!(
         task.rows.len() <= PANEL_ROWS,
         "a panel has at most {PANEL_ROWS} rows"
@@ -51,14 +49,11 @@ unsafe fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
     let mut first = 0;
     while first < n_cols {
         let cols = first..(first + PANEL_COLS).min(n_cols);
-        // SAFETY: the features are those of this function; the scratch holds a whole panel.
-        unsafe {
-            pack::<F>(task, cols.clone(), scratch);
-            if task.x.is_wide() {
-                multiply_cols::<F, true>(task, cols.clone(), scratch);
-            } else {
-                multiply_cols::<F, false>(task, cols.clone(), scratch);
-            }
+        pack::<F>(task, cols.clone(), scratch);
+        if task.x.is_wide() {
+            multiply_cols::<F, true>(task, cols.clone(), scratch);
+        } else {
+            multiply_cols::<F, false>(task, cols.clone(), scratch);
         }
         first = cols.end;
     }
@@ -66,7 +61,7 @@ unsafe fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
 
 /// Unpacks columns `cols` of the rows of `task`; missing rows of the panel are zeros.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn pack<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &mut PanelScratch) {
+fn pack<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &mut PanelScratch) {
     for group in 0..PANEL_ROWS / LANES {
         let chunks: [Option<RowChunks<'_, F>>; LANES] = std::array::from_fn(|r| {
             let row = task.rows.start + LANES * group + r;
@@ -152,7 +147,7 @@ fn transpose(rows: &mut [__m512i; LANES]) {
 
 /// The packed columns times all activation rows, added to (first columns: written to) the output.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn multiply_cols<F: Unpack, const WIDE: bool>(
+fn multiply_cols<F: Unpack, const WIDE: bool>(
     task: &RowTask<'_>,
     cols: std::ops::Range<usize>,
     scratch: &PanelScratch,
@@ -160,16 +155,13 @@ unsafe fn multiply_cols<F: Unpack, const WIDE: bool>(
     let n = task.x.n_rows();
     let mut t = 0;
     while t < n {
-        // SAFETY: the features are those of this function.
-        t += unsafe {
-            match n - t {
-                TILE_X.. => tile::<F, WIDE, 6>(task, &cols, scratch, t),
-                5 => tile::<F, WIDE, 5>(task, &cols, scratch, t),
-                4 => tile::<F, WIDE, 4>(task, &cols, scratch, t),
-                3 => tile::<F, WIDE, 3>(task, &cols, scratch, t),
-                2 => tile::<F, WIDE, 2>(task, &cols, scratch, t),
-                _ => tile::<F, WIDE, 1>(task, &cols, scratch, t),
-            }
+        t += match n - t {
+            TILE_X.. => tile::<F, WIDE, 6>(task, &cols, scratch, t),
+            5 => tile::<F, WIDE, 5>(task, &cols, scratch, t),
+            4 => tile::<F, WIDE, 4>(task, &cols, scratch, t),
+            3 => tile::<F, WIDE, 3>(task, &cols, scratch, t),
+            2 => tile::<F, WIDE, 2>(task, &cols, scratch, t),
+            _ => tile::<F, WIDE, 1>(task, &cols, scratch, t),
         };
     }
 }
@@ -238,7 +230,7 @@ unsafe fn add_products<F: Unpack, const T: usize>(
 /// `T` activation rows from `t` on; returns `T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-unsafe fn tile<F: Unpack, const WIDE: bool, const T: usize>(
+fn tile<F: Unpack, const WIDE: bool, const T: usize>(
     task: &RowTask<'_>,
     cols: &std::ops::Range<usize>,
     scratch: &PanelScratch,

@@ -315,7 +315,7 @@ unpack!(Q6K, |from| {
     let q = four!(|j| {
         let half = j / 2;
         let both = _mm512_loadu_si512(from.add(64 * half).cast());
-        let low = if j % 2 == 0 {
+        let low = if j.is_multiple_of(2) {
             both
         } else {
             _mm512_srli_epi16::<4>(both)

@@ -29,15 +29,12 @@ struct TextConfig {
     rope_parameters: Option<LayerRopes>,
     layer_types: Option<Vec<String>>,
     #[serde(alias = "_sliding_window_pattern")]
-    sliding_window_pattern: Option<Pattern>,
+    sliding_window_pattern: Option<usize>,
     attn_logit_softcapping: Option<f32>,
     final_logit_softcapping: Option<f32>,
     attention_bias: bool,
     use_bidirectional_attention: Option<bool>,
 }
-
-/// New files hold both spellings of the pattern; they say the same, so the last one read is as good.
-type Pattern = usize;
 
 impl Default for TextConfig {
     fn default() -> TextConfig {
@@ -109,10 +106,10 @@ impl Config {
         };
         let mut text = text;
         // The two spellings of the pattern are one field to serde, which refuses to see it twice.
-        if let Some(fields) = text.as_object_mut() {
-            if fields.contains_key("sliding_window_pattern") {
-                fields.remove("_sliding_window_pattern");
-            }
+        if let Some(fields) = text.as_object_mut()
+            && fields.contains_key("sliding_window_pattern")
+        {
+            fields.remove("_sliding_window_pattern");
         }
         let text: TextConfig = serde_json::from_value(text).map_err(not_understood)?;
         text.check_features(path)?;

@@ -153,14 +153,14 @@ impl Gemma3Sizes {
                 "the number of layers",
             ));
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(bad(
                 "number of heads",
                 self.n_heads,
                 "a multiple of the number of KV heads",
             ));
         }
-        if self.head_dim % 2 != 0 || self.n_heads.saturating_mul(self.head_dim) > MAX_WIDTH {
+        if !self.head_dim.is_multiple_of(2) || self.n_heads.saturating_mul(self.head_dim) > MAX_WIDTH {
             return Err(bad(
                 "head size",
                 self.head_dim,
