@@ -20,7 +20,7 @@ use crate::fs::has_gguf_magic;
 use crate::name::{all_parts, has_quant, split_part};
 use crate::settings::HubSettings;
 
-pub(crate) use folder::{checkpoint_problem, open_path};
+pub(crate) use folder::{open_path, whole_model_problem};
 
 /// How the weights are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -113,14 +113,21 @@ fn by_path(
     }
 }
 
-/// What a folder lacks to be a checkpoint; `None` if it is whole.
-pub(crate) fn checkpoint_problem(dir: &Path) -> Option<String> {
+/// What a folder lacks to be taken for a model that was not named by its path; `None` if it is whole. Who names a
+/// folder may mean one without a tokenizer: weights can be looked at without one.
+pub(crate) fn whole_model_problem(dir: &Path) -> Option<String> {
+    let has = |name: &str| dir.join(name).is_file();
+    if !has("tokenizer.json") && !has("tokenizer.model") {
+        return Some("it has neither tokenizer.json nor tokenizer.model".into());
+    }
+    checkpoint_problem(dir)
+}
+
+/// What a folder lacks to be a checkpoint; `None` if it has its settings and all its weights.
+fn checkpoint_problem(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).is_file();
     if !has("config.json") {
         return Some("it has no config.json".into());
-    }
-    if !has("tokenizer.json") && !has("tokenizer.model") {
-        return Some("it has neither tokenizer.json nor tokenizer.model".into());
     }
     let index = dir.join("model.safetensors.index.json");
     if !index.is_file() {

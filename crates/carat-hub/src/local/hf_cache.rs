@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Identity, LocalModel, ModelFormat, Place, checkpoint_problem, children, gguf_file};
+use super::{Identity, LocalModel, ModelFormat, Place, children, gguf_file, whole_model_problem};
 use crate::fs::read_limited;
 
 pub(super) fn scan(root: &Path) -> Vec<LocalModel> {
@@ -33,7 +33,7 @@ pub(super) fn scan(root: &Path) -> Vec<LocalModel> {
 }
 
 fn scan_snapshot(repo: &str, snapshot: &Path, found: &mut Vec<LocalModel>) {
-    if checkpoint_problem(snapshot).is_none() {
+    if whole_model_problem(snapshot).is_none() {
         let files: Vec<fs::Metadata> = children(snapshot)
             .iter()
             .filter_map(|(_, path)| fs::metadata(path).ok())
