@@ -9,6 +9,9 @@ dispatch! {
     /// `out = x / sqrt(mean(x^2) + eps) * weight`, all of one length.
     ///
     /// The sum of squares is taken in f32 over as many partial sums as there are lanes.
+    ///
+    /// # Panics
+    /// When the lengths differ.
     pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = rms_norm_generic;
 }
 dispatch! {
@@ -90,27 +93,9 @@ fn inverse_rms<S: Simd>(simd: S, x: &[f32], eps: f32) -> f32 {
 
 #[inline(always)]
 fn rms_norm_generic<S: Simd>(simd: S, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    assert!(
-        x.len() == weight.len() && x.len() == out.len(),
-        "a norm's operands differ in length"
-    );
-    let factor = simd.splat(inverse_rms(simd, x, eps));
-    let (from, w, to) = (x.as_ptr(), weight.as_ptr(), out.as_mut_ptr());
-    // SAFETY: `lanes!` stays within the common length.
-    unsafe {
-        lanes!(
-            S,
-            x.len(),
-            |i| simd.store(
-                to.add(i),
-                simd.mul(simd.mul(simd.load(from.add(i)), factor), simd.load(w.add(i)))
-            ),
-            |i, n| {
-                let v = simd.mul(simd.load_part(from.add(i), n), factor);
-                simd.store_part(to.add(i), simd.mul(v, simd.load_part(w.add(i), n)), n);
-            }
-        );
-    }
+    // A copy of a row in the L1 cache is nothing beside the norm itself.
+    out.copy_from_slice(x);
+    rms_norm_in_place_generic(simd, out, weight, eps);
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::f16_at;
 use crate::block::{
     BlockFormat, IQ4_CODES, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
     iq4xs_scales, q3k_scales, q4k_scales,
@@ -76,14 +77,6 @@ macro_rules! eight {
             },
         ]
     };
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-unsafe fn f16_at(from: *const u8) -> f32 {
-    // SAFETY: two bytes, by the caller's word.
-    let bits = unsafe { from.cast::<u16>().read_unaligned() };
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
 }
 
 /// Eight f32, each twice.

@@ -13,3 +13,16 @@ pub(crate) use avx2_dot::dot_rows as dot_rows_avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use avx512_dot::dot_rows as dot_rows_avx512;
 pub(crate) use avx512_panel::{PANEL_ROWS, multiply_panel};
+
+/// The f16 at `from` as f32.
+///
+/// # Safety
+/// `from` is valid for reading two bytes.
+#[inline]
+#[target_feature(enable = "f16c")]
+unsafe fn f16_at(from: *const u8) -> f32 {
+    use std::arch::x86_64::{_mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32};
+    // SAFETY: two bytes, by the caller's word.
+    let bits = unsafe { from.cast::<u16>().read_unaligned() };
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+}
