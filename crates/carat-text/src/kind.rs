@@ -39,6 +39,18 @@ impl Kind {
         })
     }
 
+    /// The number by which [`from_number`](Self::from_number) and [`settled`](Self::settled) find it again.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::Marker | Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
     /// Whether merges may produce it.
     pub(crate) fn is_mergeable(self) -> bool {
         matches!(self, Self::Normal | Self::UserDefined)
@@ -114,5 +126,16 @@ mod tests {
         assert_eq!(settle("\n\n"), Kind::UserDefined);
         assert_eq!(Kind::Control.settled("<unk>"), Kind::Unknown);
         assert_eq!(Kind::Normal.settled("<start_of_turn>"), Kind::Normal);
+    }
+
+    #[test]
+    fn a_settled_kind_survives_as_its_number() {
+        for piece in ["<unk>", "<bos>", "<|tool>", "<h1>", "\n\n", "a"] {
+            for number in 1..=6 {
+                let settled = Kind::from_number(number).unwrap().settled(piece);
+                let again = Kind::from_number(settled.number().into()).unwrap().settled(piece);
+                assert_eq!(again, settled, "{piece} {number}");
+            }
+        }
     }
 }

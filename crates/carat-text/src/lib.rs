@@ -2,7 +2,8 @@
 //! Gemma's tokenizer and chat templates.
 //!
 //! - [`Tokenizer`]: text to ids and back, built from GGUF metadata, `tokenizer.json` or `tokenizer.model`. The three
-//!   give the same ids. [`StreamDecoder`] turns ids into text as they arrive.
+//!   give the same ids. [`StreamDecoder`] turns ids into text as they arrive. [`SentencePieceModel`] is what a
+//!   `tokenizer.model` says, for programs that write other files from it.
 //! - [`ChatTemplate`]: a conversation to the model's prompt, by the model's own Jinja template or by Gemma 3's built-in
 //!   format. [`ChatTemplate::encode`] keeps text of messages plain, whatever control strings it holds.
 //!
@@ -40,6 +41,6 @@ mod vocabulary;
 pub use chat::{Message, Part, RenderOptions, Role};
 pub use decode::{ControlText, StreamDecoder};
 pub use error::Error;
-pub use source::GgufVocabulary;
+pub use source::{GgufVocabulary, SentencePieceModel};
 pub use template::ChatTemplate;
 pub use tokenizer::{Special, Tokenizer};

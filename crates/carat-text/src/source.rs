@@ -5,3 +5,4 @@ mod sentencepiece;
 mod tokenizer_json;
 
 pub use gguf::GgufVocabulary;
+pub use sentencepiece::SentencePieceModel;

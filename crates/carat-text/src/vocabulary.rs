@@ -141,20 +141,7 @@ impl Builder {
     /// Adds the next piece as its file writes it.
     pub(crate) fn push(&mut self, raw: &[u8], kind: Kind) -> Result<()> {
         let id = self.len();
-        if id >= PIECE_LIMIT {
-            return Err(Error::PieceCount {
-                found: id + 1,
-                limit: PIECE_LIMIT,
-            });
-        }
-        if raw.len() > PIECE_BYTES_LIMIT {
-            return Err(Error::PieceTooLong {
-                id,
-                bytes: raw.len(),
-                limit: PIECE_BYTES_LIMIT,
-            });
-        }
-        let raw = std::str::from_utf8(raw).map_err(|_| Error::PieceNotText { id })?;
+        let raw = check_piece(id, raw)?;
         if raw.contains(' ') {
             self.plain_blanks.push(id as u32);
         }
@@ -202,6 +189,24 @@ impl Builder {
             longest_mergeable,
         })
     }
+}
+
+/// The piece of `id` as text, unless ids, lengths or bytes are out of bounds.
+pub(crate) fn check_piece(id: usize, raw: &[u8]) -> Result<&str> {
+    if id >= PIECE_LIMIT {
+        return Err(Error::PieceCount {
+            found: id + 1,
+            limit: PIECE_LIMIT,
+        });
+    }
+    if raw.len() > PIECE_BYTES_LIMIT {
+        return Err(Error::PieceTooLong {
+            id,
+            bytes: raw.len(),
+            limit: PIECE_BYTES_LIMIT,
+        });
+    }
+    std::str::from_utf8(raw).map_err(|_| Error::PieceNotText { id })
 }
 
 /// Indexes all pieces but the unused ones.

@@ -2,8 +2,8 @@
 
 mod common;
 
-use carat_text::{Error, Special, Tokenizer};
-use common::{NORMAL, Pieces, UNUSED, USER, put_bytes, put_number, small};
+use carat_text::{Error, SentencePieceModel, Special, Tokenizer};
+use common::{CONTROL, NORMAL, Pieces, UNUSED, USER, put_bytes, put_number, small};
 use serde_json::json;
 
 fn abc() -> Pieces {
@@ -216,6 +216,51 @@ fn tokenizer_json_of_other_kinds_is_refused() {
             "{pointer}"
         );
     }
+}
+
+#[test]
+fn a_sentencepiece_file_can_be_read_as_a_list() {
+    let mut pieces = abc();
+    pieces.push(b"<|tool>", 0.5, CONTROL);
+    let file = pieces.sentencepiece();
+    let model = SentencePieceModel::parse(&file).unwrap();
+    assert_eq!(model.pieces, pieces.escaped());
+    assert_eq!(model.scores, pieces.scores);
+    // The file calls the markers user defined: those that readers must not see are control again, the others stay.
+    let mut expected = pieces.types.clone();
+    expected[267] = USER;
+    assert_eq!(model.token_types, expected);
+    for (change, error) in [
+        (
+            put_score(f32::NAN),
+            "the score of vocabulary piece 268 is not a number",
+        ),
+        (put_piece(&[0xFF]), "vocabulary piece 268 is not valid UTF-8"),
+        (put_piece(&[b'x'; 2000]), "vocabulary piece 268 has 2000 bytes"),
+    ] {
+        let mut bad = file.clone();
+        put_bytes(&mut bad, 1, &change);
+        let text = SentencePieceModel::parse(&bad).unwrap_err().to_string();
+        assert!(text.starts_with(error), "{text}");
+    }
+    let mut endless = file.clone();
+    (0..1 << 20).for_each(|_| endless.extend([0x0A, 0x00]));
+    assert!(matches!(
+        SentencePieceModel::parse(&endless),
+        Err(Error::PieceCount { .. })
+    ));
+}
+
+fn put_piece(bytes: &[u8]) -> Vec<u8> {
+    let mut message = Vec::new();
+    put_bytes(&mut message, 1, bytes);
+    message
+}
+
+fn put_score(score: f32) -> Vec<u8> {
+    let mut message = vec![0x15];
+    message.extend(score.to_le_bytes());
+    message
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A tokenizer from a SentencePiece file (`tokenizer.model`).
+//! SentencePiece files (`tokenizer.model`), as a list of pieces and as a tokenizer.
 //!
 //! The file is a protobuf message. Only a few of its fields matter, so that it is read by a small reader of our own
 //! that never goes past the slice, never nests deeper than the three levels it knows, and skips what it does not
@@ -6,27 +6,46 @@
 
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::merges::Merges;
+use crate::source::GgufVocabulary;
 use crate::tokenizer::{SpecialIds, Tokenizer};
-use crate::vocabulary::Builder;
+use crate::vocabulary::check_piece;
 
 /// `trainer_spec.model_type` of byte-pair encoding.
 const MODEL_TYPE_BPE: u64 = 2;
 
-impl Tokenizer {
-    /// A tokenizer from the bytes of a SentencePiece file, usually `tokenizer.model`.
+/// What a SentencePiece file says about each piece; the three lists are as long as each other.
+#[derive(Debug)]
+pub struct SentencePieceModel<'a> {
+    /// The pieces in id order, as the file writes them (a blank is U+2581).
+    pub pieces: Vec<&'a str>,
+    /// Their scores, all of them numbers; the pair that makes the piece of the highest score merges first.
+    pub scores: Vec<f32>,
+    /// Their types in the numbers of GGUF (1 normal, 2 unknown, 3 control, 4 user defined, 5 unused, 6 byte).
+    /// Gemma's files call most markers user defined; those that carat hides from readers are control here.
+    pub token_types: Vec<i32>,
+    special: SpecialIds,
+}
+
+impl<'a> SentencePieceModel<'a> {
+    /// Reads the bytes of a SentencePiece file, usually `tokenizer.model`.
     ///
     /// # Errors
-    /// Damaged protobuf, defects of the vocabulary, and settings that Gemma tokenizers do not use.
-    pub fn from_sentencepiece(bytes: &[u8]) -> Result<Self> {
-        let mut builder = Builder::with_capacity(bytes.len() / 16);
-        let mut scores = Vec::new();
+    /// Damaged protobuf, pieces that are too many, too long or not text, unknown types, scores that are not
+    /// numbers, and settings that Gemma tokenizers do not use. What only shows when pieces are compared (one that
+    /// occurs twice, a byte without a piece) is left to [`Tokenizer::from_sentencepiece`].
+    pub fn parse(bytes: &'a [u8]) -> Result<Self> {
+        let mut model = Self {
+            pieces: Vec::new(),
+            scores: Vec::new(),
+            token_types: Vec::new(),
+            special: SpecialIds::default(),
+        };
         let mut trainer = Trainer::default();
         let mut normalizer = Normalizer::default();
         let mut reader = Reader::new(bytes);
         while let Some((field, value)) = reader.next_field()? {
             match (field, value) {
-                (1, Value::Bytes(piece)) => read_piece(piece, &mut builder, &mut scores)?,
+                (1, Value::Bytes(piece)) => model.push(piece)?,
                 (2, Value::Bytes(spec)) => trainer.read(spec)?,
                 (3, Value::Bytes(spec)) => normalizer.read(spec)?,
                 _ => {}
@@ -34,30 +53,56 @@ impl Tokenizer {
         }
         trainer.check()?;
         normalizer.check()?;
-        let vocabulary = builder.finish()?;
-        Self::new(vocabulary, Merges::from_scores(&scores)?, trainer.special, true)
+        model.special = trainer.special;
+        Ok(model)
+    }
+
+    /// One `SentencePiece { piece = 1, score = 2, type = 3 }`.
+    fn push(&mut self, mut reader: Reader<'a>) -> Result<()> {
+        let id = self.pieces.len();
+        let (mut piece, mut score, mut number) = (&[][..], 0.0_f32, 1);
+        while let Some((field, value)) = reader.next_field()? {
+            match (field, value) {
+                (1, Value::Bytes(text)) => piece = text.rest,
+                (2, Value::Fixed32(bits)) => score = f32::from_bits(bits),
+                (3, Value::Varint(found)) => number = found,
+                _ => {}
+            }
+        }
+        let piece = check_piece(id, piece)?;
+        let number = i64::try_from(number).unwrap_or(-1);
+        let kind = Kind::from_number(number).ok_or(Error::PieceType { id, found: number })?;
+        if score.is_nan() {
+            return Err(Error::ScoreNotNumber { id });
+        }
+        self.pieces.push(piece);
+        self.scores.push(score);
+        self.token_types.push(kind.settled(piece).number());
+        Ok(())
     }
 }
 
-/// One `SentencePiece { piece = 1, score = 2, type = 3 }`.
-fn read_piece(mut reader: Reader<'_>, builder: &mut Builder, scores: &mut Vec<f32>) -> Result<()> {
-    let (mut piece, mut score, mut number) = (&[][..], 0.0, 1);
-    while let Some((field, value)) = reader.next_field()? {
-        match (field, value) {
-            (1, Value::Bytes(text)) => piece = text.rest,
-            (2, Value::Fixed32(bits)) => score = f32::from_bits(bits),
-            (3, Value::Varint(found)) => number = found,
-            _ => {}
-        }
+impl Tokenizer {
+    /// A tokenizer from the bytes of a SentencePiece file, usually `tokenizer.model`.
+    ///
+    /// # Errors
+    /// Damaged protobuf, defects of the vocabulary, and settings that Gemma tokenizers do not use.
+    pub fn from_sentencepiece(bytes: &[u8]) -> Result<Self> {
+        let model = SentencePieceModel::parse(bytes)?;
+        Self::from_gguf(GgufVocabulary {
+            tokens: Box::new(model.pieces.iter().map(|piece| piece.as_bytes())),
+            scores: &model.scores,
+            token_types: &model.token_types,
+            merges: None,
+            bos: model.special.bos,
+            eos: model.special.eos,
+            unk: model.special.unk,
+            pad: model.special.pad,
+            eot: model.special.end_of_turn,
+            add_bos: true,
+            add_space_prefix: false,
+        })
     }
-    let number = i64::try_from(number).unwrap_or(-1);
-    let kind = Kind::from_number(number).ok_or(Error::PieceType {
-        id: builder.len(),
-        found: number,
-    })?;
-    builder.push(piece, kind)?;
-    scores.push(score);
-    Ok(())
 }
 
 /// What matters of `trainer_spec`; the defaults are the format's.
