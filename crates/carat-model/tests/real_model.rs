@@ -8,6 +8,12 @@
 //! What is compared is one prompt a call, its continuation given ("teacher forced"), so that one different
 //! choice does not make all that follow it different.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on must fail"
+)]
+
 use std::io::Write as _;
 use std::path::PathBuf;
 
@@ -99,11 +105,8 @@ fn model_path(test: &str) -> Option<PathBuf> {
             "CARAT_REQUIRE_MODEL is set but CARAT_TEST_MODEL, the path of gemma-3-270m-q4_k_m.gguf, is not"
         );
         // Not `eprintln!`, which the test harness keeps to itself when a test passes.
-        writeln!(
-            std::io::stderr(),
-            "skipped: {test}: set CARAT_TEST_MODEL to the path of gemma-3-270m-q4_k_m.gguf"
-        )
-        .unwrap();
+        let line = format!("skipped: {test}: set CARAT_TEST_MODEL to the path of gemma-3-270m-q4_k_m.gguf\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
         return None;
     };
     let size = std::fs::metadata(&path)
