@@ -67,6 +67,38 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// A failure told in exactly one line, with its advice: for commands whose errors scripts read.
+#[derive(Debug)]
+struct OneLine {
+    text: String,
+    code: u8,
+}
+
+impl fmt::Display for OneLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for OneLine {}
+
+/// The same failure, to be told in one line.
+pub(crate) fn in_one_line(error: anyhow::Error) -> anyhow::Error {
+    if error.is::<Interrupted>() {
+        return error;
+    }
+    let hinted = error.downcast_ref::<Hinted>();
+    let code = if is_ours(&error) {
+        OUR_MISTAKE
+    } else {
+        hinted.map_or(1, |hinted| hinted.code)
+    };
+    let advice = hinted.map_or_else(String::new, |hinted| format!("; {}", hinted.hint));
+    let text = sentence(&error) + &advice;
+    let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    OneLine { text, code }.into()
+}
+
 /// Prints the failure of a command and gives its exit code. A closed output is no failure.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if is_closed_output(error) {
@@ -78,6 +110,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let mut stderr = io::stderr().lock();
     // When even stderr is closed, the exit code says it.
     let _unsaid = writeln!(stderr, "error: {}", sentence(error));
+    if let Some(one_line) = error.downcast_ref::<OneLine>() {
+        return ExitCode::from(one_line.code);
+    }
     let hinted = error.downcast_ref::<Hinted>();
     if let Some(hinted) = hinted {
         let _unsaid = writeln!(stderr, "hint: {}", hinted.hint);

@@ -41,7 +41,7 @@ pub(crate) struct SamplingDefaults {
     pub(crate) min_p: Option<f32>,
     pub(crate) repetition_penalty: Option<f32>,
     /// `false` says greedy.
-    do_sample: Option<bool>,
+    pub(crate) do_sample: Option<bool>,
 }
 
 /// Finds `model`, pulling it first when it is only in the catalogue.

@@ -13,7 +13,7 @@ use carat_model::{KvCache, LanguageModel, LogitRows, Model, Segment};
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
-use crate::failure::Hinted;
+use crate::failure::{Hinted, in_one_line};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::settings::Settings;
@@ -37,7 +37,7 @@ enum DebugCommand {
 impl Debug {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         let DebugCommand::Logits(logits) = self.command;
-        logits.run(settings, interrupt)
+        logits.run(settings, interrupt).map_err(in_one_line)
     }
 }
 

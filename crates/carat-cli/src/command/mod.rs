@@ -8,6 +8,7 @@ mod doctor;
 mod list;
 mod perplexity;
 mod pull;
+mod quantize;
 mod rm;
 mod run;
 mod show;
@@ -29,6 +30,7 @@ pub(crate) enum Command {
     Rm(rm::Rm),
     Bench(bench::Bench),
     Perplexity(perplexity::Perplexity),
+    Quantize(quantize::Quantize),
     Tokenize(tokenize::Tokenize),
     Detokenize(detokenize::Detokenize),
     Doctor(doctor::Doctor),
@@ -50,6 +52,7 @@ impl Command {
             Self::Doctor(command) => command.run(settings),
             Self::Bench(command) => command.run(settings, interrupt),
             Self::Perplexity(command) => command.run(settings, interrupt),
+            Self::Quantize(command) => command.run(settings, interrupt),
             Self::Debug(command) => command.run(settings, interrupt),
             Self::Completions(command) => command.run(),
         }

@@ -1,0 +1,316 @@
+//! The real binary: output, exit codes, error texts, and logits against the reference's.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use carat_testkit::{Golden, assert_close, fixture, relative_l2};
+use tempfile::TempDir;
+
+/// What the reference's float32 logits may differ by, absolute.
+const TOL_LOGITS: f32 = 2e-3;
+/// What residual streams may differ by, relative to their size.
+const TOL_HIDDEN: f64 = 1e-4;
+
+/// carat in an empty home, without network.
+fn carat(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_carat"));
+    command
+        .env_clear()
+        .env("HOME", home)
+        .env("CARAT_OFFLINE", "1")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    let home = TempDir::new().unwrap();
+    carat(home.path()).args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// Runs to a failure with this code; returns what is said about it.
+fn fail(arguments: &[&str], code: i32) -> String {
+    let output = run(arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {}",
+        stderr(&output)
+    );
+    assert_eq!(stdout(&output), "", "{arguments:?}");
+    stderr(&output).to_string()
+}
+
+fn model() -> PathBuf {
+    fixture("gemma3-text")
+}
+
+/// `carat debug logits` on the fixture's ids; returns the file's tensors.
+fn debug_logits(extra: &[&str]) -> Golden {
+    let folder = TempDir::new().unwrap();
+    let golden = Golden::open(&fixture("gemma3-text/golden.safetensors"));
+    let ids = folder.path().join("ids.json");
+    fs::write(&ids, format!("{:?}", golden.i64s("input_ids").data)).unwrap();
+    let out = folder.path().join("out.safetensors");
+    let output = carat(folder.path())
+        .args(["debug", "logits"])
+        .args([
+            model(),
+            PathBuf::from("--ids"),
+            ids,
+            PathBuf::from("--out"),
+            out.clone(),
+        ])
+        .args(extra)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        (stdout(&output), stderr(&output)),
+        ("", ""),
+        "nothing else is printed"
+    );
+    Golden::open(&out)
+}
+
+#[test]
+fn debug_logits_are_the_references() {
+    let golden = Golden::open(&fixture("gemma3-text/golden.safetensors"));
+    let expected = golden.f32s("logits");
+    for extra in [
+        vec![],
+        vec!["--step-by-step"],
+        vec!["--chunk", "7"],
+        vec!["--isa", "scalar", "--threads", "1"],
+    ] {
+        let extra: Vec<&str> = ["--dtype", "f32", "--hidden", "0,3,8,last"]
+            .into_iter()
+            .chain(extra)
+            .collect();
+        let found = debug_logits(&extra);
+        let logits = found.f32s("logits");
+        assert_eq!(logits.data.len(), expected.data.len());
+        assert_eq!(logits.shape.last(), Some(&512));
+        assert_close("logits", &logits.data, &expected.data, TOL_LOGITS);
+        for name in ["hidden.0", "hidden.3", "hidden.8"] {
+            let (found, expected) = (found.f32s(name), golden.f32s(name));
+            let error = relative_l2(&found.data, &expected.data);
+            assert!(error < TOL_HIDDEN, "{name} with {extra:?}: {error}");
+        }
+        assert_eq!(found.f32s("hidden.last").data, found.f32s("hidden.8").data);
+    }
+}
+
+#[test]
+fn debug_logits_says_in_one_line_why_it_cannot() {
+    let folder = TempDir::new().unwrap();
+    let ids = |text: &str| {
+        let path = folder.path().join("ids.json");
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let out = folder.path().join("out.safetensors").display().to_string();
+    let model = model().display().to_string();
+    let mut check = |text: &str, extra: &[&str], code: i32, said: &str| {
+        let ids = ids(text);
+        let arguments = [&["debug", "logits", &model, "--ids", &ids, "--out", &out], extra].concat();
+        let message = fail(&arguments, code);
+        assert!(message.contains(said), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(!Path::new(&out).exists(), "no half file is left");
+    };
+    check("[1, 2", &[], 1, "is not a JSON array of token ids");
+    check("[]", &[], 1, "holds no ids");
+    check(
+        "[1, 512]",
+        &[],
+        1,
+        "token id 512 is not below the model's vocabulary size 512",
+    );
+    check(
+        "[1]",
+        &["--hidden", "9"],
+        2,
+        "there is no hidden.9: the model has 8 layers",
+    );
+    check("[1]", &["--isa", "sse9"], 1, "sse9");
+}
+
+#[test]
+fn bench_measures_and_says_so_in_json() {
+    let model = model().display().to_string();
+    let output = run(&[
+        "bench",
+        &model,
+        "--prefill",
+        "20",
+        "--decode",
+        "4",
+        "--repeat",
+        "3",
+        "--json",
+    ]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(found["results"][0]["kind"], "prefill");
+    assert_eq!(found["results"][1]["n_tokens"], 4);
+    let speed = &found["results"][1]["tok_per_s"];
+    assert!(speed["min"].as_f64().unwrap() <= speed["median"].as_f64().unwrap());
+    assert!(fail(&["bench", &model, "--depth", "999999"], 2).contains("more than the 131072"));
+}
+
+#[test]
+fn show_draws_the_architecture() {
+    let output = run(&["show", &model().display().to_string(), "--json"]);
+    let card: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!((&card["n_layers"], &card["window"]), (&8.into(), &16.into()));
+    assert_eq!((&card["n_heads"], &card["n_kv_heads"]), (&4.into(), &2.into()));
+}
+
+#[test]
+fn quantize_writes_a_model_unless_one_is_there() {
+    let folder = TempDir::new().unwrap();
+    let target = folder.path().join("small.gguf").display().to_string();
+    let message = fail(
+        &[
+            "quantize",
+            &model().display().to_string(),
+            &target,
+            "--type",
+            "Q9_9",
+        ],
+        2,
+    );
+    assert!(message.contains("Q4_K_M"), "the types are listed: {message}");
+    fs::write(&target, "mine").unwrap();
+    let message = fail(
+        &[
+            "quantize",
+            &model().display().to_string(),
+            &target,
+            "--type",
+            "Q8_0",
+        ],
+        1,
+    );
+    assert!(
+        message.contains("is already there") && message.contains("hint: give another name"),
+        "{message}"
+    );
+    assert_eq!(fs::read(&target).unwrap(), b"mine");
+}
+
+#[test]
+fn without_model_and_network_it_says_what_was_tried_and_what_to_do() {
+    let message = fail(&["run", "gemma3:1b", "hello"], 1);
+    for said in ["Hugging Face", "Ollama", "is not on this machine", "what to do:"] {
+        assert!(message.contains(said), "no {said:?} in {message}");
+    }
+}
+
+#[test]
+fn exit_codes_tell_whose_fault_it_is() {
+    fail(&["fly"], 2);
+    fail(&["run", "x", "--temperature", "hot"], 2);
+    assert!(fail(&["run", "gemma9:1b", "hello"], 1).starts_with("error: no model is named `gemma9:1b`"));
+    assert!(
+        fail(&["run", "./nothing.gguf", "hello"], 1).contains("there is no file or folder `./nothing.gguf`")
+    );
+    assert!(fail(&["rm", "gemma3:1b"], 1).contains("not in carat's own store"));
+    assert!(fail(&["run", "gemma3:1b"], 2).contains("hint: give a prompt"));
+    let folder = TempDir::new().unwrap();
+    let broken = folder.path().join("broken.gguf");
+    fs::write(&broken, b"GGUF\x03\0\0\0 and no more").unwrap();
+    let message = fail(&["show", &broken.display().to_string()], 1);
+    assert!(message.contains("broken.gguf"), "{message}");
+}
+
+#[test]
+fn settings_of_the_environment_are_checked() {
+    let home = TempDir::new().unwrap();
+    let output = carat(home.path())
+        .arg("doctor")
+        .env("CARAT_THREADS", "many")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("CARAT_THREADS is `many`"),
+        "{}",
+        stderr(&output)
+    );
+    let output = carat(home.path())
+        .args(["doctor", "--json"])
+        .env("CARAT_ISA", "scalar")
+        .output()
+        .unwrap();
+    let found: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(
+        (&found["isa"], &found["offline"]),
+        (&"scalar".into(), &true.into())
+    );
+}
+
+#[test]
+fn an_empty_machine_has_no_models() {
+    let output = run(&["list", "--json"]);
+    assert_eq!(stdout(&output).trim(), "[]");
+    let output = run(&["list", "--catalogue"]);
+    assert!(stdout(&output).contains("gemma3:270m"));
+}
+
+#[test]
+fn a_closed_output_ends_quietly() {
+    let home = TempDir::new().unwrap();
+    let mut child = carat(home.path())
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(0), ""));
+}
+
+#[test]
+fn help_has_examples_and_version_is_the_crates() {
+    let output = run(&["run", "--help"]);
+    assert!(stdout(&output).contains("Examples:") && stdout(&output).contains("--temperature"));
+    let output = run(&["--version"]);
+    assert_eq!(
+        stdout(&output).trim(),
+        concat!("carat ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn ids_that_are_no_ids_are_refused() {
+    let home = TempDir::new().unwrap();
+    let mut child = carat(home.path())
+        .args(["detokenize", "x.gguf"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"one two").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("hint: write it like [2, 818, 5279]"),
+        "{}",
+        stderr(&output)
+    );
+}
