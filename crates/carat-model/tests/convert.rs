@@ -10,7 +10,8 @@ use carat_format::{Gguf, Value};
 use carat_kernels::{DType, dequantize};
 use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert};
 use carat_model::{LanguageModel, LoadOptions, LogitRows, Model, Segment};
-use carat_testkit::{Golden, fixture, relative_l2};
+use carat_testkit::{Golden, fixture, relative_l2, sentencepiece};
+use carat_text::{GgufVocabulary, Special, Tokenizer};
 use tempfile::TempDir;
 
 /// As in the tests of the forward pass: conversion to F32 adds nothing to its error.
@@ -177,6 +178,113 @@ fn a_vocabulary_is_written_and_cuts_the_embedding() {
     );
     assert_eq!(keys.get("tokenizer.ggml.add_bos_token"), Some(&Value::Bool(true)));
     assert_eq!(keys.u32("general.file_type").unwrap(), Some(0));
+}
+
+/// A vocabulary whose scores do not go by its ids: pairs and triples of three letters, the best in the middle.
+fn letters_model() -> Vec<u8> {
+    let specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<end_of_turn>"];
+    let kinds = [3, 3, 3, 2, 4];
+    let mut pieces: Vec<(String, f32, u8)> = specials
+        .iter()
+        .zip(kinds)
+        .map(|(piece, kind)| ((*piece).to_owned(), 0.0, kind))
+        .collect();
+    pieces.push(("\u{2581}\u{2581}".to_owned(), 0.0, 4));
+    pieces.extend((0..=255_u8).map(|byte| (format!("<0x{byte:02X}>"), 0.0, 6)));
+    let letters = ["a", "b", "\u{2581}"];
+    let pairs: Vec<String> = letters
+        .iter()
+        .flat_map(|a| letters.map(|b| format!("{a}{b}")))
+        .collect();
+    let triples = pairs.iter().flat_map(|ab| letters.map(|c| format!("{ab}{c}")));
+    let merged = pairs
+        .iter()
+        .cloned()
+        .chain(triples)
+        .filter(|piece| piece != "\u{2581}\u{2581}");
+    // 7 and 37 have no common divisor, so that no two scores are alike.
+    pieces.extend(
+        merged
+            .enumerate()
+            .map(|(i, piece)| (piece, -((i * 7 % 37) as f32), 1)),
+    );
+    pieces.extend(letters.map(|letter| (letter.to_owned(), -99.0, 1)));
+    sentencepiece(
+        pieces
+            .iter()
+            .map(|(piece, score, kind)| (piece.as_str(), *score, *kind)),
+    )
+}
+
+#[test]
+fn a_folder_with_the_original_vocabulary_alone_gives_the_same_ids() {
+    let dir = folder_with_tokenizer(0);
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let model = letters_model();
+    fs::write(dir.path().join("tokenizer.model"), &model).unwrap();
+    fs::write(
+        dir.path().join("added_tokens.json"),
+        r#"{"<image_soft_token>": 400}"#,
+    )
+    .unwrap();
+    let path = dir.path().join("model.gguf");
+    let report = run(dir.path(), &path, Mix::F32);
+    assert!(
+        report
+            .notes
+            .iter()
+            .any(|note| note.starts_with("111 rows of the embedding")),
+        "{:?}",
+        report.notes
+    );
+    let gguf = Gguf::open(&path).unwrap();
+    assert_eq!(
+        gguf.tensor("token_embd.weight").unwrap().unwrap().shape,
+        [401, 64]
+    );
+    let keys = gguf.metadata();
+    let tokens = keys.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+    let written = Tokenizer::from_gguf(GgufVocabulary {
+        tokens: Box::new(tokens.iter()),
+        scores: &keys.f32s("tokenizer.ggml.scores").unwrap().unwrap(),
+        token_types: &keys.i32s("tokenizer.ggml.token_type").unwrap().unwrap(),
+        merges: None,
+        bos: keys.u32("tokenizer.ggml.bos_token_id").unwrap(),
+        eos: keys.u32("tokenizer.ggml.eos_token_id").unwrap(),
+        unk: keys.u32("tokenizer.ggml.unknown_token_id").unwrap(),
+        pad: keys.u32("tokenizer.ggml.padding_token_id").unwrap(),
+        eot: keys.u32("tokenizer.ggml.eot_token_id").unwrap(),
+        add_bos: keys.bool("tokenizer.ggml.add_bos_token").unwrap().unwrap(),
+        add_space_prefix: keys.bool("tokenizer.ggml.add_space_prefix").unwrap().unwrap(),
+    })
+    .unwrap();
+    let source = Tokenizer::from_sentencepiece(&model).unwrap();
+    // All texts of up to seven letters, one of them no piece.
+    let mut texts = vec![String::new()];
+    for n in 0..7 {
+        let longest: Vec<String> = texts
+            .iter()
+            .filter(|text| text.chars().count() == n)
+            .cloned()
+            .collect();
+        texts.extend(
+            longest
+                .iter()
+                .flat_map(|text| ["a", "b", " ", "\u{e9}"].map(|c| format!("{text}{c}"))),
+        );
+    }
+    texts.push("<bos>ab<end_of_turn>  b".to_owned());
+    for text in &texts {
+        for special in [Special::Parse, Special::AsText] {
+            assert_eq!(
+                written.encode(text, special),
+                source.encode(text, special),
+                "{text:?}"
+            );
+        }
+    }
+    assert_eq!(written.stop_ids(), source.stop_ids());
+    assert_eq!(written.encode("<image_soft_token>", Special::Parse), [400]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //!
 //! - [`fixture`]: the path of a file under `tests/fixtures`.
 //! - [`Golden`]: the tensors of a safetensors file, by name, as `f32` or `i64`.
+//! - [`sentencepiece`]: a `tokenizer.model` of given pieces.
 //! - [`assert_close`], [`relative_l2`], [`max_abs_diff`]: comparison with what the reference computed.
 
 #![forbid(unsafe_code)]
@@ -12,11 +13,13 @@
 
 mod compare;
 mod golden;
+mod sentencepiece;
 
 use std::path::{Path, PathBuf};
 
 pub use compare::{assert_close, max_abs_diff, relative_l2};
 pub use golden::{Golden, Tensor};
+pub use sentencepiece::sentencepiece;
 
 /// The path of `path` under `tests/fixtures`, such as `gemma3-text/model.safetensors`.
 ///

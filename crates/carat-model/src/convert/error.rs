@@ -36,6 +36,14 @@ pub enum ConvertError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A `tokenizer.model` that cannot be read.
+    #[error("`{}` cannot be converted", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: carat_text::Error,
+    },
     /// A number that the new format cannot hold.
     #[error(
         "tensor `{tensor}`, row {row}, column {column}: {value} cannot be written as {dtype}; check the source, or use BF16 or F32"

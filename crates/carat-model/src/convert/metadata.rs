@@ -38,17 +38,17 @@ pub(super) fn of_folder(
         keys.text("general.name", name);
     }
     sizes(checkpoint.config(), &mut keys, notes);
-    let Some(vocabulary) = Vocabulary::open(folder, n_rows)? else {
+    let Some(vocabulary) = Vocabulary::open(folder, n_rows, notes)? else {
         notes.push("the folder has no tokenizer, so the file has none and only runs on token ids".to_owned());
         return Ok(Described {
             metadata: keys.0,
             n_tokens: None,
         });
     };
-    if vocabulary.n_dropped > 0 {
+    if vocabulary.n_dropped() > 0 {
         notes.push(format!(
             "{} tokens without a row in the embedding were left out",
-            vocabulary.n_dropped
+            vocabulary.n_dropped()
         ));
     }
     let n_tokens = vocabulary.pieces.len();
