@@ -39,7 +39,7 @@ impl Settings {
 
     fn from_env(env: &dyn Fn(&str) -> Option<String>, home: &Path) -> anyhow::Result<Self> {
         let hub = HubSettings::from_env(env, home);
-        let carat_dir = hub.store_dir.parent().unwrap_or(&hub.store_dir).to_path_buf();
+        let carat_dir = hub.store_dir.clone();
         let threads = env("CARAT_THREADS")
             .map(|text| parse_threads(&text))
             .transpose()?;

@@ -122,7 +122,7 @@ fn debug_logits_says_in_one_line_why_it_cannot() {
     };
     let out = folder.path().join("out.safetensors").display().to_string();
     let model = model().display().to_string();
-    let mut check = |text: &str, extra: &[&str], code: i32, said: &str| {
+    let check = |text: &str, extra: &[&str], code: i32, said: &str| {
         let ids = ids(text);
         let arguments = [&["debug", "logits", &model, "--ids", &ids, "--out", &out], extra].concat();
         let message = fail(&arguments, code);
