@@ -1,7 +1,7 @@
 //! The flags that say how to compute, shared by every command that loads a model.
 
 use anyhow::Result;
-use carat_model::{Checkpoint, Isa, LoadOptions, Model};
+use carat_model::{Checkpoint, Isa, LoadOptions, Model, Precision};
 use clap::{Args, ValueEnum};
 
 use crate::settings::Settings;
@@ -16,7 +16,7 @@ pub(crate) struct ComputeArgs {
     /// Instruction set: scalar, avx2, avx512, amx, neon [default: CARAT_ISA, else the best there is]
     #[arg(long, value_name = "SET")]
     pub(crate) isa: Option<String>,
-    /// Arithmetic: `auto` is the fast one, `f32` the reference's
+    /// Arithmetic: `f32` is the reference's; `auto` takes int16 for models under a billion parameters, else int8
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub(crate) dtype: Arithmetic,
 }
@@ -24,8 +24,12 @@ pub(crate) struct ComputeArgs {
 /// Which arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arithmetic {
-    /// 8-bit activations against quantized weights, a 16-bit cache
+    /// The fast one that suits the model's size, a 16-bit cache
     Auto,
+    /// 8-bit activations against quantized weights, a 16-bit cache
+    Int8,
+    /// 16-bit activations against quantized weights, a 16-bit cache
+    Int16,
     /// 32-bit floats throughout
     F32,
 }
@@ -35,6 +39,14 @@ impl ComputeArgs {
     pub(crate) fn options(&self, settings: &Settings) -> Result<LoadOptions> {
         let base = match self.dtype {
             Arithmetic::Auto => LoadOptions::default(),
+            Arithmetic::Int8 => LoadOptions {
+                precision: Some(Precision::Int8),
+                ..LoadOptions::default()
+            },
+            Arithmetic::Int16 => LoadOptions {
+                precision: Some(Precision::Int16),
+                ..LoadOptions::default()
+            },
             Arithmetic::F32 => LoadOptions::reference(),
         };
         let isa = match self.isa.as_deref().or(settings.isa.as_deref()) {
