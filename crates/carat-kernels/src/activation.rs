@@ -6,9 +6,9 @@
 //! chunks of 256. Beside `q` stand the sums that the formats' offsets and mins are multiplied with; they are sums
 //! of `q`, or of `256 q + low`.
 
-use crate::Isa;
 use crate::block::CHUNK;
 use crate::simd::{Simd, dispatch};
+use crate::{Isa, is_area};
 
 /// A batch of quantized rows; the buffers are reused from call to call.
 #[derive(Debug, Default)]
@@ -57,7 +57,10 @@ pub(crate) enum Bits {
 impl QuantizedRows {
     /// Quantizes `x` `[n_rows, n_cols]`.
     pub(crate) fn fill(&mut self, isa: Isa, bits: Bits, x: &[f32], n_rows: usize, n_cols: usize) {
-        assert_eq!(x.len(), n_rows * n_cols, "activations do not fit their shape");
+        assert!(
+            is_area(x.len(), n_rows, n_cols),
+            "activations do not fit their shape"
+        );
         let padded = n_cols.next_multiple_of(CHUNK);
         self.n_rows = n_rows;
         self.n_cols = padded;
@@ -154,6 +157,12 @@ fn quantize_wide_block_generic<S: Simd>(
     low: &mut [i8],
 ) -> (f32, [i32; 2]) {
     const LARGEST: f32 = 127.0 * 256.0;
+    if !values.iter().all(|v| v.is_finite()) {
+        // A broken number must be seen in the output, as it would be in f32.
+        q.fill(0);
+        low.fill(0);
+        return (f32::NAN, [0; 2]);
+    }
     let largest = values
         .iter()
         .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
@@ -176,6 +185,11 @@ fn quantize_wide_block_generic<S: Simd>(
 /// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
 #[inline(always)]
 fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) {
+    if !values.iter().all(|v| v.is_finite()) {
+        // A broken number must be seen in the output, as it would be in f32.
+        q.fill(0);
+        return (f32::NAN, [0; 2]);
+    }
     let largest = values
         .iter()
         .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
@@ -223,6 +237,23 @@ mod tests {
                 for (j, sum) in row.isum32.iter().enumerate() {
                     prop_assert_eq!(*sum, row.isum[2 * j] + row.isum[2 * j + 1]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_number_shows() {
+        for (isa, bits) in Isa::available().flat_map(|isa| [(isa, Bits::Eight), (isa, Bits::Sixteen)]) {
+            for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = [1.0; 64];
+                x[40] = broken;
+                let mut rows = QuantizedRows::default();
+                rows.fill(isa, bits, &x, 1, 64);
+                let row = rows.row(0);
+                assert!(
+                    row.scale[1].is_finite() && row.scale[2].is_nan() && row.sum[3].is_nan(),
+                    "{isa}"
+                );
             }
         }
     }

@@ -35,19 +35,23 @@ pub(crate) enum Accumulate {
 
 impl Gemm<'_> {
     fn check(&self) {
+        // `None` where the last element's index overflows: no slice is that long.
         let end = |(rows, row): (usize, usize), (cols, col): (usize, usize)| {
             if rows == 0 || cols == 0 {
-                0
-            } else {
-                (rows - 1) * row + (cols - 1) * col + 1
+                return Some(0);
             }
+            (rows - 1)
+                .checked_mul(row)?
+                .checked_add((cols - 1).checked_mul(col)?)?
+                .checked_add(1)
         };
+        let fits = |end: Option<usize>, slice: &[f32]| end.is_some_and(|end| end <= slice.len());
         assert!(
-            end((self.m, self.a_row), (self.k, self.a_col)) <= self.a.len(),
+            fits(end((self.m, self.a_row), (self.k, self.a_col)), self.a),
             "A is too short"
         );
         assert!(
-            end((self.k, self.ldb), (self.n, 1)) <= self.b.len(),
+            fits(end((self.k, self.ldb), (self.n, 1)), self.b),
             "B is too short"
         );
     }

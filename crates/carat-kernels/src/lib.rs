@@ -30,6 +30,11 @@ mod topology;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
+/// Whether `len` elements are `rows` rows of `width`; a product that overflows is no length.
+fn is_area(len: usize, rows: usize, width: usize) -> bool {
+    rows.checked_mul(width) == Some(len)
+}
+
 pub use dtype::DType;
 pub use error::Error;
 pub use isa::{Isa, cpu_features};

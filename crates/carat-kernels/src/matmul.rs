@@ -21,7 +21,7 @@ use crate::activation::{Bits, QuantizedRows};
 use crate::block::{BlockFormat, CHUNK};
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
 use crate::isa::Level;
-use crate::{DType, Error, Isa, Pool, scalar};
+use crate::{DType, Error, Isa, Pool, is_area, scalar};
 
 /// With this many activation rows a panel pays for its unpacking.
 const PANEL_MIN_X: usize = 12;
@@ -46,7 +46,7 @@ impl<'a> Matrix<'a> {
     pub fn new(dtype: DType, n_rows: usize, n_cols: usize, bytes: &'a [u8]) -> Result<Matrix<'a>, Error> {
         let row_bytes = dtype.bytes_for(n_cols);
         match row_bytes.and_then(|row| row.checked_mul(n_rows).map(|all| (row, all))) {
-            Some((row_bytes, all)) if all == bytes.len() => Ok(Matrix {
+            Some((row_bytes, all)) if all == bytes.len() && n_cols > 0 => Ok(Matrix {
                 dtype,
                 n_rows,
                 n_cols,
@@ -134,7 +134,10 @@ impl Activations {
     /// # Panics
     /// When `x` does not have that many elements.
     pub fn fill(&mut self, isa: Isa, x: &[f32], n_rows: usize, n_cols: usize) {
-        assert_eq!(x.len(), n_rows * n_cols, "activations do not fit their shape");
+        assert!(
+            is_area(x.len(), n_rows, n_cols),
+            "activations do not fit their shape"
+        );
         (self.n_rows, self.n_cols) = (n_rows, n_cols);
         self.floats.clear();
         self.floats.extend_from_slice(x);
@@ -353,7 +356,10 @@ unsafe impl Send for SharedOut<'_> {}
 
 impl<'a> SharedOut<'a> {
     pub(crate) fn new(out: &'a mut [f32], n_x: usize, n_rows: usize) -> SharedOut<'a> {
-        assert_eq!(out.len(), n_x * n_rows, "an output does not fit its shape");
+        assert!(
+            is_area(out.len(), n_x, n_rows),
+            "an output does not fit its shape"
+        );
         SharedOut {
             to: out.as_mut_ptr(),
             n_x,
@@ -402,8 +408,9 @@ impl<'a> SharedOut<'a> {
 /// The chunks of one weight row.
 ///
 /// A row whose length is no multiple of 256 ends within a chunk. Kernels always read whole chunks: what follows
-/// the row in the matrix is then read too, and counts for nothing, since the activations are zero there. Only
-/// where the matrix itself ends is a padded copy made.
+/// the row in the matrix is then read too, and counts for nothing, since the activations are zero there (unless a
+/// damaged file has infinite scales: then the rows before such a block become NaN with it). Only where the matrix
+/// itself ends is a padded copy made.
 pub(crate) struct RowChunks<'a, F: BlockFormat> {
     /// The matrix from this row on.
     bytes: &'a [u8],

@@ -12,8 +12,9 @@
 //! Waiting spins for some tens of microseconds, then yields, then parks: a decode step has some 100 regions
 //! with a few microseconds between them, and an idle model must not burn a core.
 
+use std::any::Any;
 use std::cell::UnsafeCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -24,6 +25,9 @@ use crate::Error;
 const SPIN_TURNS: u32 = 4_000;
 /// Yields before a waiting worker parks.
 const YIELD_TURNS: u32 = 20;
+
+/// The most threads of a pool, far above any machine's: a mistyped number must not exhaust the system.
+const MAX_THREADS: usize = 1024;
 
 const CHUNK_BITS: u32 = 24;
 const CHUNK_MASK: u64 = (1 << CHUNK_BITS) - 1;
@@ -46,7 +50,8 @@ struct Shared {
     word: AtomicU64,
     n_done: AtomicUsize,
     task: UnsafeCell<Option<*const Task<'static>>>,
-    panicked: AtomicBool,
+    /// What a chunk panicked with, the first if there were several.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     n_parked: AtomicUsize,
     park: Mutex<()>,
@@ -60,7 +65,8 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `n_threads` threads, the caller of [`Pool::run`] counted as one of them. At least 1.
+    /// A pool of `n_threads` threads, the caller of [`Pool::run`] counted as one of them. At least 1,
+    /// at most 1,024.
     ///
     /// # Errors
     /// [`Error::Thread`] when the system gives no thread.
@@ -69,7 +75,7 @@ impl Pool {
             word: AtomicU64::new(0),
             n_done: AtomicUsize::new(0),
             task: UnsafeCell::new(None),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             n_parked: AtomicUsize::new(0),
             park: Mutex::new(()),
@@ -80,7 +86,7 @@ impl Pool {
             workers: Vec::new(),
             region: Mutex::new(()),
         };
-        for index in 1..n_threads.max(1) {
+        for index in 1..n_threads.clamp(1, MAX_THREADS) {
             let shared = Arc::clone(&pool.shared);
             let worker = std::thread::Builder::new()
                 .name(format!("carat-{index}"))
@@ -100,8 +106,10 @@ impl Pool {
     /// Calls `task(worker, chunk)` once for each chunk in `0..n_chunks`; returns when all are finished.
     /// `worker` is below [`Pool::n_threads`], and no two calls with the same worker overlap.
     ///
+    /// Not to be called from within a task: the inner region would wait for the outer one forever.
+    ///
     /// # Panics
-    /// When a call of `task` panicked, after the others have finished.
+    /// When a call of `task` panicked, with what it panicked with, after the others have finished.
     pub fn run(&self, n_chunks: usize, task: &Task<'_>) {
         let _region = lock(&self.region);
         // A region longer than the word can count runs in parts.
@@ -138,11 +146,8 @@ impl Pool {
         while shared.n_done.load(Ordering::Acquire) < n_chunks {
             pause(&mut turns);
         }
-        if shared.panicked.swap(false, Ordering::Relaxed) {
-            #[expect(clippy::panic, reason = "passes a worker's panic on to the caller")]
-            {
-                panic!("a chunk of a parallel region panicked");
-            }
+        if let Some(payload) = lock(&shared.panic).take() {
+            resume_unwind(payload);
         }
     }
 }
@@ -200,8 +205,13 @@ impl Shared {
                 task(worker, chunk);
             }
         }));
-        if outcome.is_err() {
-            self.panicked.store(true, Ordering::Relaxed);
+        if let Err(payload) = outcome {
+            let mut first = lock(&self.panic);
+            match &*first {
+                None => *first = Some(payload),
+                // Dropping a payload can panic again, which must not leave a region before its chunks are counted.
+                Some(_) => std::mem::forget(payload),
+            }
         }
         self.n_done.fetch_add(1, Ordering::Release);
         true
@@ -231,8 +241,8 @@ fn pause(turns: &mut u32) {
     *turns = turns.saturating_add(1);
 }
 
-/// A lock whose holder panicked guards no data here: go on.
-fn lock(mutex: &Mutex<()>) -> MutexGuard<'_, ()> {
+/// No code panics while it holds one of these locks: go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

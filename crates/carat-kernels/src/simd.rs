@@ -39,12 +39,14 @@ pub(crate) unsafe trait Simd: Copy {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once where the set can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The larger of each lane.
+    /// The larger of each lane; `b` where either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The smaller of each lane.
+    /// The smaller of each lane; `b` where either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest whole number, ties to even.
     fn round(self, a: Self::F) -> Self::F;
+    /// `value` where `x` is not below `limit`, else 0.
+    fn zero_below(self, x: Self::F, limit: f32, value: Self::F) -> Self::F;
     /// 2 to the power of a whole number within -126..=127.
     fn pow2(self, whole: Self::F) -> Self::F;
     /// Sum of the lanes.
@@ -58,7 +60,8 @@ pub(crate) unsafe trait Simd: Copy {
     /// r^8/8! is below 5.2e-9 relative), then times 2^k. ln 2 is split in two (Cody and Waite) so that r is exact.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
-        let x = self.min(self.max(x, self.splat(-87.0)), self.splat(88.0));
+        // In this order of operands a NaN passes, by `Simd::max` and `Simd::min`.
+        let x = self.min(self.splat(88.0), self.max(self.splat(-87.0), x));
         let k = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let r = self.fma(k, self.splat(-0.693_359_4), x);
         let r = self.fma(k, self.splat(2.121_944_4e-4), r);
@@ -143,8 +146,12 @@ unsafe impl Simd for Scalar {
         a.round_ties_even()
     }
     #[inline(always)]
+    fn zero_below(self, x: f32, limit: f32, value: f32) -> f32 {
+        if x < limit { 0.0 } else { value }
+    }
+    #[inline(always)]
     fn pow2(self, whole: f32) -> f32 {
-        f32::from_bits(((whole as i32 + 127) << 23) as u32)
+        f32::from_bits(((whole as i32).wrapping_add(127) << 23) as u32)
     }
     #[inline(always)]
     fn reduce_add(self, a: f32) -> f32 {

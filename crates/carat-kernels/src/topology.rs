@@ -1,5 +1,7 @@
 //! How many threads are worth having.
 
+use std::collections::BTreeSet;
+
 /// Physical cores that this process may use, at least 1.
 ///
 /// Two threads of one core share its multipliers and its memory port: a second one makes the kernels slower.
@@ -7,26 +9,53 @@
 #[must_use]
 pub fn physical_cores() -> usize {
     let allowed = std::thread::available_parallelism().map_or(1, usize::from);
-    allowed.min(cores_of_system().unwrap_or(allowed)).max(1)
+    allowed.min(allowed_cores().unwrap_or(allowed)).max(1)
 }
 
-/// Cores of the whole machine, where Linux lists them: each set of sibling threads is one.
-fn cores_of_system() -> Option<usize> {
-    let mut cores = std::collections::BTreeSet::new();
-    for entry in std::fs::read_dir("/sys/devices/system/cpu").ok()? {
-        let path = entry.ok()?.path().join("topology/thread_siblings_list");
-        if let Ok(siblings) = std::fs::read_to_string(path) {
-            cores.insert(siblings);
-        }
+/// Cores with a thread that this process may run on, where Linux tells: each set of siblings is one.
+fn allowed_cores() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    let mut cores = BTreeSet::new();
+    for cpu in cpu_list(list)? {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        cores.insert(std::fs::read_to_string(path).ok()?);
     }
     (!cores.is_empty()).then_some(cores.len())
 }
 
+/// `0-3,8` as numbers; `None` when it is not of that form.
+fn cpu_list(list: &str) -> Option<Vec<usize>> {
+    /// More than Linux supports: a list cannot make us count for ever.
+    const MAX_CPU: usize = 1 << 16;
+    let mut cpus = Vec::new();
+    for part in list.trim().split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if last > MAX_CPU {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn there_is_at_least_one_and_no_more_than_allowed() {
-        let n = super::physical_cores();
+        let n = physical_cores();
         assert!(n >= 1 && n <= std::thread::available_parallelism().map_or(1, usize::from));
+    }
+
+    #[test]
+    fn lists_of_processors_are_read() {
+        assert_eq!(cpu_list("\t0-2,8\n"), Some(vec![0, 1, 2, 8]));
+        assert_eq!(cpu_list("x"), None);
+        assert_eq!(cpu_list("0-99999999999"), None);
     }
 }

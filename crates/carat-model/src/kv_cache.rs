@@ -11,7 +11,8 @@ use carat_kernels::vector::to_f16;
 use crate::config::{Config, LayerConfig};
 use crate::{Error, SequenceCache};
 
-/// Tokens that can always be taken back with [`SequenceCache::truncate`].
+/// Tokens that can always be taken back with [`SequenceCache::truncate`], counted from the longest that the sequence
+/// has been.
 pub const ROLLBACK: usize = 64;
 
 /// How cached numbers are stored.

@@ -6,7 +6,7 @@
 //! second backend may keep its cache elsewhere; the engine is generic over the model and never looks inside.
 //!
 //! A model knows no request, no time and no randomness: the same segments on the same caches give the same
-//! logits, however the tokens were cut into calls.
+//! logits. How tokens are cut into calls, and what else is in a batch, changes rounding only.
 
 /// Which rows of a segment the caller wants logits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -57,9 +57,13 @@ pub fn decode(
         .threads
         .resize_with(compute.pool().n_threads(), Mutex::default);
     let plans: SmallVec<[Plan; 4]> = queries.iter().map(|query| Plan::new(query, window)).collect();
+    assert!(
+        window != Some(0),
+        "a window has at least the query's own position"
+    );
     let n_items: usize = plans.iter().map(Plan::n_items).sum();
     let record = plans.iter().map(|plan| plan.record).max().unwrap_or(0);
-    scratch.parts.resize(n_items * record, 0.0);
+    scratch.parts.resize(n_items.saturating_mul(record), 0.0);
     // Every thread's memory now, whether or not it gets a part this time: later steps then allocate nothing.
     let buffer = plans.iter().map(|plan| plan.buffer).max().unwrap_or(0);
     for thread in &mut scratch.threads {

@@ -57,9 +57,12 @@ pub struct KvView<'a> {
 
 impl KvView<'_> {
     fn check(&self) {
-        let n = self.n_kv_heads * self.capacity * row_len(self.head_dim);
+        let n = self
+            .n_kv_heads
+            .checked_mul(self.capacity)
+            .and_then(|n| n.checked_mul(row_len(self.head_dim)));
         assert!(
-            self.k.len() == n && self.v.len() == n,
+            n == Some(self.k.len()) && n == Some(self.v.len()) && self.head_dim > 0 && self.capacity > 0,
             "a cache does not fit its shape"
         );
     }

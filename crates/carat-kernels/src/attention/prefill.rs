@@ -11,8 +11,8 @@
 //!
 //! so that softmax needs no sums across lanes. Bound: `4 * M * KEYS * E` operations a tile at the f32 FMA peak.
 //! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to
-//! the cache's format first by the caller: a result does not depend on how a prompt was cut. So a local layer's
-//! cache need not hold more than its window.
+//! the cache's format first by the caller: how a prompt was cut changes rounding only. So a local layer's cache
+//! need not hold more than its window.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -92,6 +92,15 @@ pub fn prefill(
             && query.v.len() == query.k.len()
             && query.q.len() == n_tokens * group * kv_width,
         "queries, keys and values do not fit each other"
+    );
+    assert!(
+        window != Some(0),
+        "a window has at least the query's own position"
+    );
+    let first = (query.pos + 1).saturating_sub(window.unwrap_or(usize::MAX));
+    assert!(
+        query.pos - first.min(query.pos) <= kv.capacity,
+        "the visible span is longer than the cache"
     );
     let out = SharedOut::new(query.out, n_tokens, q_width);
     let task = Task {
@@ -359,7 +368,8 @@ fn softmax_lanes<S: Simd>(
         let mut sum = simd.mul(simd.load(total.as_ptr().add(at)), correction);
         for r in 0..rows {
             let score = simd.load(column.add(r * m));
-            let weight = simd.exp(simd.sub(score, shift));
+            let below = simd.sub(score, shift);
+            let weight = simd.zero_below(below, -87.0, simd.exp(below));
             simd.store(column.add(r * m), weight);
             sum = simd.add(sum, weight);
         }

@@ -86,6 +86,11 @@ unsafe impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn zero_below(self, x: __m256, limit: f32, value: __m256) -> __m256 {
+        // SAFETY: register-only instructions of a set that `self` proves.
+        unsafe { _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, _mm256_set1_ps(limit)), value) }
+    }
+    #[inline(always)]
     fn pow2(self, whole: __m256) -> __m256 {
         // SAFETY: register-only instructions of a set that `self` proves.
         unsafe {

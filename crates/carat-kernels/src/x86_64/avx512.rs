@@ -68,6 +68,11 @@ unsafe impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn zero_below(self, x: __m512, limit: f32, value: __m512) -> __m512 {
+        // SAFETY: register-only instructions of a set that `self` proves.
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(limit)), value) }
+    }
+    #[inline(always)]
     fn pow2(self, whole: __m512) -> __m512 {
         // SAFETY: register-only instructions of a set that `self` proves.
         unsafe {

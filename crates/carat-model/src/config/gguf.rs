@@ -77,7 +77,7 @@ impl Config {
     }
 }
 
-/// Rows of the embedding; 0 when there is none, which loading the weights reports.
+/// Rows of the embedding; 0, which is refused as a vocabulary size, when there is none.
 fn vocabulary_rows(gguf: &Gguf) -> usize {
     let embedding = gguf.infos().find(|info| info.name == "token_embd.weight");
     embedding

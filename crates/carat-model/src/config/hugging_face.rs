@@ -33,6 +33,7 @@ struct TextConfig {
     attn_logit_softcapping: Option<f32>,
     final_logit_softcapping: Option<f32>,
     attention_bias: bool,
+    hidden_activation: Option<String>,
     use_bidirectional_attention: Option<bool>,
 }
 
@@ -59,6 +60,7 @@ impl Default for TextConfig {
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
             attention_bias: false,
+            hidden_activation: None,
             use_bidirectional_attention: None,
         }
     }
@@ -143,6 +145,12 @@ impl TextConfig {
             ("final_logit_softcapping", self.final_logit_softcapping.is_some()),
             ("attention_bias", self.attention_bias),
             (
+                "hidden_activation",
+                self.hidden_activation
+                    .as_deref()
+                    .is_some_and(|name| name != "gelu_pytorch_tanh"),
+            ),
+            (
                 "use_bidirectional_attention",
                 self.use_bidirectional_attention == Some(true),
             ),
@@ -152,8 +160,8 @@ impl TextConfig {
             Some((field, _)) => Err(Error::BadField {
                 path: path.to_owned(),
                 field,
-                value: "set".to_owned(),
-                expected: "off, as in every Gemma 3 that generates text",
+                value: "something else".to_owned(),
+                expected: "as in every Gemma 3 that generates text",
             }),
         }
     }

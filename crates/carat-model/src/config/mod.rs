@@ -101,6 +101,8 @@ const GLOBAL_ROPE: usize = 1;
 /// Limits of what a file may claim, far above every Gemma: they keep sizes from overflowing.
 const MAX_LAYERS: usize = 1024;
 const MAX_WIDTH: usize = 1 << 20;
+const MAX_HEADS: usize = 1024;
+const MAX_VOCABULARY: usize = 1 << 24;
 
 /// What either kind of file says about a Gemma 3, before it is spread over the layers.
 struct Gemma3Sizes {
@@ -143,6 +145,12 @@ impl Gemma3Sizes {
                 return Err(bad(field, value, width));
             }
         }
+        if self.vocab_size == 0 || self.vocab_size > MAX_VOCABULARY {
+            return Err(bad("vocabulary size", self.vocab_size, "between 1 and 16777216"));
+        }
+        if self.n_heads > MAX_HEADS {
+            return Err(bad("number of heads", self.n_heads, "between 1 and 1024"));
+        }
         if self.n_layers == 0 || self.n_layers > MAX_LAYERS {
             return Err(bad("number of layers", self.n_layers, "between 1 and 1024"));
         }
@@ -175,6 +183,7 @@ impl Gemma3Sizes {
             ("attention scale", self.score_scale),
             ("rope base", self.local_rope.theta),
             ("rope base", self.global_rope.theta),
+            ("rope scaling", self.local_rope.scaling),
             ("rope scaling", self.global_rope.scaling),
         ] {
             if !value.is_finite() || value <= 0.0 {
