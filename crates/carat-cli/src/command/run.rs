@@ -113,7 +113,13 @@ impl Run {
                 let hint = "give a prompt as an argument, or run in a terminal to chat";
                 Err(Hinted::wrong_arguments("there is no prompt: the input is empty", hint).into())
             }
-            (None, piped) => Ok(piped),
+            // The newline that ends a piped line is the shell's, not the prompt's: a base model would go on from it.
+            (None, piped) => Ok(piped.map(|mut text| {
+                if text.ends_with('\n') {
+                    text.pop();
+                }
+                text
+            })),
         }
     }
 
