@@ -73,6 +73,17 @@ fn logits_equal_the_reference_on_every_instruction_set() {
     }
 }
 
+/// The text of a multimodal checkpoint: settings under `text_config`, tensors under another prefix, a vision tower
+/// beside them.
+#[test]
+fn a_multimodal_checkpoint_s_text_equals_the_reference() {
+    let golden = Golden::open(&fixture("gemma3-vision/golden.safetensors"));
+    let (tokens, want) = (ids(&golden, "input_ids"), golden.f32s("logits"));
+    let folder = fixture("gemma3-vision/config.json");
+    let mut model = Model::load(folder.parent().unwrap(), LoadOptions::reference()).unwrap();
+    assert!(relative_l2(&logits(&mut model, &tokens, 512), &want.data) < TOL_LOGITS);
+}
+
 #[test]
 fn hidden_states_equal_the_reference() {
     let golden = golden();
