@@ -2,6 +2,8 @@
 //!
 //! Results go to stdout, all else to stderr. Exit codes are in [`failure`].
 
+#![forbid(unsafe_code)]
+
 mod answer;
 mod chat;
 mod command;
