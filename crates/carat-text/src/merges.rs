@@ -5,6 +5,8 @@
 //! bytes of the two symbols lie side by side in the text, and the vocabulary's index answers.
 
 use crate::error::{Error, Result};
+use crate::kind::Kind;
+use crate::piece_index::overlap_reads;
 use crate::vocabulary::Vocabulary;
 
 /// Id of a symbol that is no piece (a character outside the vocabulary).
@@ -63,12 +65,81 @@ impl Merges {
     }
 }
 
+/// Rules on their way from a file into a [`PairTable`], in rank order.
+///
+/// Half a million rules need two million reads at random places. One after the other they would wait for memory each
+/// time, so rules are gathered and the reads of a batch made to overlap.
+#[derive(Debug)]
+pub(crate) struct Rules<'v> {
+    vocabulary: &'v Vocabulary,
+    table: PairTable,
+    /// The gathered rules, both sides joined, one after the other.
+    text: String,
+    /// Where the right side of each begins, and where it ends.
+    cuts: Vec<(usize, usize)>,
+    side_ids: Vec<Option<u32>>,
+}
+
+impl<'v> Rules<'v> {
+    /// Rules gathered before their pieces are looked up.
+    const BATCH: usize = 64;
+
+    /// About `n` rules over the pieces of `vocabulary`; `n` comes from a file, so it is only a hint.
+    pub(crate) fn with_capacity(vocabulary: &'v Vocabulary, n: usize) -> Self {
+        Self {
+            vocabulary,
+            table: PairTable::with_capacity(n),
+            text: String::new(),
+            cuts: Vec::with_capacity(Self::BATCH),
+            side_ids: Vec::with_capacity(2 * Self::BATCH),
+        }
+    }
+
+    /// Takes the next rule: the first `middle` bytes of `joined` merge with the others.
+    pub(crate) fn push(&mut self, joined: &str, middle: usize) -> Result<()> {
+        let start = self.text.len();
+        self.text.push_str(joined);
+        self.cuts.push((start + middle, self.text.len()));
+        if self.cuts.len() == Self::BATCH {
+            self.enter()?;
+        }
+        Ok(())
+    }
+
+    /// The table of all rules.
+    pub(crate) fn finish(mut self) -> Result<Merges> {
+        self.enter()?;
+        Ok(Merges::ByPair(self.table))
+    }
+
+    /// Enters the gathered rules into the table.
+    fn enter(&mut self) -> Result<()> {
+        let first = self.table.pairs.len();
+        let starts = std::iter::once(0).chain(self.cuts.iter().map(|&(_, end)| end));
+        let rules = starts
+            .zip(&self.cuts)
+            .map(|(start, &(middle, end))| (&self.text[start..end], middle - start));
+        let sides = rules.clone().flat_map(|(joined, middle)| {
+            let (left, right) = joined.as_bytes().split_at(middle);
+            [left, right]
+        });
+        self.vocabulary.find_all(sides, &mut self.side_ids);
+        for ((joined, middle), sides) in rules.zip(self.side_ids.as_chunks::<2>().0) {
+            self.table.push(self.vocabulary, joined, middle, sides)?;
+        }
+        self.table.place_from(first, self.vocabulary);
+        self.text.clear();
+        self.cuts.clear();
+        Ok(())
+    }
+}
+
 /// Listed pairs in an open-addressing table.
 #[derive(Debug)]
 pub(crate) struct PairTable {
     /// `[left, right, result]`, the rank is the index.
     pairs: Vec<[u32; 3]>,
-    /// Index + 1 of a pair, 0 when empty; at most half full.
+    /// Index + 1 of a pair, 0 when empty; at most two thirds full.
     slots: Vec<u32>,
 }
 
@@ -78,39 +149,52 @@ impl PairTable {
         let n = n.min(1 << 20);
         Self {
             pairs: Vec::with_capacity(n),
-            slots: vec![0; (n * 2).next_power_of_two().max(16)],
+            slots: vec![0; (n * 3 / 2).next_power_of_two().max(16)],
         }
     }
 
-    /// Adds the next rule in rank order. Rules whose result merges may not produce are kept out, but use up a rank.
-    pub(crate) fn push(&mut self, vocabulary: &Vocabulary, left: &str, right: &str) -> Result<()> {
-        let index = self.pairs.len();
-        let broken = || Error::MergeRule {
-            index,
-            rule: format!("{left} {right}"),
+    /// Gives the pair with ids `sides` the next rank; `joined` is the text of both, the left one up to `middle`.
+    fn push(
+        &mut self,
+        vocabulary: &Vocabulary,
+        joined: &str,
+        middle: usize,
+        sides: &[Option<u32>; 2],
+    ) -> Result<()> {
+        // Files list all ways to cut a piece one after the other, and the pieces in order.
+        let last = self.pairs.last().map_or(0, |&[.., result]| result);
+        let is_joined = |id: &u32| vocabulary.piece(*id) == joined;
+        let result = [last, last + 1].into_iter().find(is_joined);
+        let result = result.or_else(|| vocabulary.find(joined.as_bytes()));
+        let (&[Some(left), Some(right)], Some(result)) = (sides, result) else {
+            let (left, right) = joined.split_at(middle);
+            return Err(Error::MergeRule {
+                index: self.pairs.len(),
+                rule: format!("{left} {right}"),
+            });
         };
-        if left.is_empty() || right.is_empty() {
-            return Err(broken());
-        }
-        let find = |piece: &str| vocabulary.find(piece.as_bytes()).ok_or_else(broken);
-        let joined = [left, right].concat();
-        let (left_id, right_id, result) = (find(left)?, find(right)?, find(&joined)?);
-        self.pairs.push([left_id, right_id, result]);
-        if vocabulary.find_mergeable(joined.as_bytes()).is_none() {
-            return Ok(());
-        }
-        if self.pairs.len() * 2 > self.slots.len() {
-            self.grow();
-        }
-        self.place(index);
+        self.pairs.push([left, right, result]);
         Ok(())
     }
 
-    fn grow(&mut self) {
-        let held: Vec<u32> = self.slots.iter().copied().filter(|&slot| slot != 0).collect();
-        self.slots = vec![0; self.slots.len() * 2];
-        for slot in held {
-            self.place(slot as usize - 1);
+    /// Makes the pairs from rank `first` on findable. Those whose result merges may not produce only use up a rank.
+    fn place_from(&mut self, first: usize, vocabulary: &Vocabulary) {
+        let mut first = first;
+        while self.pairs.len() * 3 > self.slots.len() * 2 {
+            self.slots = vec![0; self.slots.len() * 2];
+            first = 0;
+        }
+        let mask = self.slots.len() - 1;
+        overlap_reads(&self.pairs[first..], |&[left, right, _]| {
+            u64::from(self.slots[slot_of(left, right) & mask])
+        });
+        for index in first..self.pairs.len() {
+            if vocabulary
+                .kind(self.pairs[index][2])
+                .is_some_and(Kind::is_mergeable)
+            {
+                self.place(index);
+            }
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A slot is one `u64`: 32 bits of the hash as a tag, 32 bits of `id + 1` (0 = empty). A piece that is not in the
 //! vocabulary, the usual case while merging, is refused by the tag without touching the pieces' bytes. The table
-//! is at most half full, so that runs stay short. The hash is keyed at random per index: a file cannot be
+//! is at most two thirds full, so that runs stay short. The hash is keyed at random per index: a file cannot be
 //! prepared to collide, and the choice of key never shows in a result. The pieces themselves live with the caller.
 
 use std::hash::{BuildHasher, RandomState};
@@ -23,7 +23,7 @@ pub(crate) struct PieceIndex {
 impl PieceIndex {
     /// An empty index for at most `n` pieces.
     pub(crate) fn with_capacity(n: usize) -> Self {
-        let len = n.max(8).saturating_mul(2).next_power_of_two();
+        let len = (n.max(8).saturating_mul(3) / 2).next_power_of_two();
         Self {
             slots: vec![0; len].into_boxed_slice(),
             mask: len - 1,
@@ -34,7 +34,11 @@ impl PieceIndex {
     /// The id whose piece is `bytes`; `piece_of` gives the bytes of an id.
     #[inline]
     pub(crate) fn find<'a>(&self, bytes: &[u8], piece_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
-        let hash = self.hash(bytes);
+        self.find_hashed(self.hash(bytes), bytes, piece_of)
+    }
+
+    #[inline]
+    fn find_hashed<'a>(&self, hash: u64, bytes: &[u8], piece_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
         let mut at = hash as usize & self.mask;
         loop {
             let slot = self.slots[at];
@@ -46,6 +50,37 @@ impl PieceIndex {
                 return Some(id);
             }
             at = (at + 1) & self.mask;
+        }
+    }
+
+    /// [`find`](Self::find) for many pieces: `ids` becomes their ids, in order.
+    pub(crate) fn find_all<'a, 'p>(
+        &self,
+        pieces: impl Iterator<Item = &'p [u8]> + Clone,
+        piece_of: impl Fn(u32) -> &'a [u8],
+        ids: &mut Vec<Option<u32>>,
+    ) {
+        let mut hashes = [0; 128];
+        ids.clear();
+        let mut rest = pieces;
+        loop {
+            let part = rest.clone().take(hashes.len());
+            let hashed = hashes.iter_mut().zip(part.clone());
+            let n = hashed.map(|(hash, piece)| *hash = self.hash(piece)).count();
+            if n == 0 {
+                return;
+            }
+            let slot = |hash: u64| self.slots[hash as usize & self.mask];
+            overlap_reads(&hashes[..n], |&hash| slot(hash));
+            // An empty slot wraps to an id that no piece has.
+            let candidate = |hash: u64| piece_of((slot(hash) as u32).wrapping_sub(1));
+            overlap_reads(&hashes[..n], |&hash| candidate(hash).len() as u64);
+            overlap_reads(&hashes[..n], |&hash| {
+                candidate(hash).first().copied().unwrap_or(0).into()
+            });
+            let found = part.zip(&hashes);
+            ids.extend(found.map(|(piece, &hash)| self.find_hashed(hash, piece, &piece_of)));
+            rest.by_ref().take(n).for_each(drop);
         }
     }
 
@@ -87,6 +122,13 @@ impl PieceIndex {
         }
         fold(fold(state ^ last, self.key), 0xA076_1D64_78BD_642F)
     }
+}
+
+/// Reads what `read` reads for each item, without a decision in between: the processor then waits for all of memory's
+/// answers at once, and who reads the same places next finds them in its cache.
+#[inline]
+pub(crate) fn overlap_reads<T>(items: &[T], read: impl Fn(&T) -> u64) {
+    std::hint::black_box(items.iter().fold(0, |all, item| all ^ read(item)));
 }
 
 /// High and low halves of the product, combined.

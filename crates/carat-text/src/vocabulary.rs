@@ -74,6 +74,16 @@ impl Vocabulary {
         self.index.find(piece, |id| self.pieces.get(id).as_bytes())
     }
 
+    /// [`find`](Self::find) for many pieces: `ids` becomes their ids, in order.
+    pub(crate) fn find_all<'p>(
+        &self,
+        pieces: impl Iterator<Item = &'p [u8]> + Clone,
+        ids: &mut Vec<Option<u32>>,
+    ) {
+        self.index
+            .find_all(pieces, |id| self.pieces.get(id).as_bytes(), ids);
+    }
+
     /// Id of a piece that merges may produce.
     #[inline]
     pub(crate) fn find_mergeable(&self, piece: &[u8]) -> Option<u32> {
@@ -145,7 +155,7 @@ impl Builder {
         if raw.contains(' ') {
             self.plain_blanks.push(id as u32);
         }
-        self.pieces.text.push_str(&with_plain_blanks(raw));
+        push_with_plain_blanks(&mut self.pieces.text, raw);
         // At most PIECE_LIMIT pieces of PIECE_BYTES_LIMIT bytes: 2^30, which fits.
         self.pieces.ends.push(self.pieces.text.len() as u32);
         self.pieces.kinds.push(if raw.is_empty() {
@@ -270,11 +280,33 @@ pub(crate) fn byte_of(piece: &str) -> Option<u8> {
 
 /// `text` with each `▁` as a blank; borrowed when it has none.
 pub(crate) fn with_plain_blanks(text: &str) -> Cow<'_, str> {
-    if text.contains(VISIBLE_BLANK) {
+    if may_have_visible_blank(text) && text.contains(VISIBLE_BLANK) {
         Cow::Owned(text.replace(VISIBLE_BLANK, " "))
     } else {
         Cow::Borrowed(text)
     }
+}
+
+/// Appends `text` with each `▁` as a blank.
+#[inline]
+pub(crate) fn push_with_plain_blanks(to: &mut String, text: &str) {
+    // Nearly every `▁` of a piece is its first character.
+    let (rest, first) = match text.strip_prefix(VISIBLE_BLANK) {
+        Some(rest) => (rest, " "),
+        None => (text, ""),
+    };
+    to.push_str(first);
+    if may_have_visible_blank(rest) {
+        to.push_str(&rest.replace(VISIBLE_BLANK, " "));
+    } else {
+        to.push_str(rest);
+    }
+}
+
+/// False only when there is no `▁`: a search for one byte costs little, one for a string more than a piece is long.
+#[inline]
+fn may_have_visible_blank(text: &str) -> bool {
+    text.as_bytes().contains(&VISIBLE_BLANK.as_bytes()[0])
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::merges::{Merges, PairTable};
+use crate::merges::{Merges, Rules};
 use crate::tokenizer::{SpecialIds, Tokenizer};
-use crate::vocabulary::{Builder, Vocabulary, with_plain_blanks};
+use crate::vocabulary::{Builder, Vocabulary, push_with_plain_blanks};
 
 /// The `tokenizer.ggml.*` metadata of a GGUF file.
 pub struct GgufVocabulary<'a> {
@@ -109,7 +109,8 @@ fn merges_from_rules<'a>(
     vocabulary: &Vocabulary,
     rules: Box<dyn Iterator<Item = &'a [u8]> + 'a>,
 ) -> Result<Merges> {
-    let mut table = PairTable::with_capacity(rules.size_hint().0);
+    let mut table = Rules::with_capacity(vocabulary, rules.size_hint().0);
+    let mut joined = String::new();
     for (index, rule) in rules.enumerate() {
         let broken = || Error::MergeRule {
             index,
@@ -117,7 +118,11 @@ fn merges_from_rules<'a>(
         };
         let rule = std::str::from_utf8(rule).map_err(|_| broken())?;
         let (left, right) = rule.split_once(' ').ok_or_else(broken)?;
-        table.push(vocabulary, &with_plain_blanks(left), &with_plain_blanks(right))?;
+        joined.clear();
+        push_with_plain_blanks(&mut joined, left);
+        let middle = joined.len();
+        push_with_plain_blanks(&mut joined, right);
+        table.push(&joined, middle)?;
     }
-    Ok(Merges::ByPair(table))
+    table.finish()
 }

@@ -1,20 +1,23 @@
 //! A tokenizer from Hugging Face's `tokenizer.json`.
 //!
-//! The file of a Gemma model has 33 MB and half a million merge rules. It is read in one pass into arenas, without
-//! a tree of values. The parts that steer the pipeline (normalizer, pre-tokenizer, flags of added tokens) are small
-//! and are checked against what Gemma uses; anything else would change ids and is refused.
+//! The file of a Gemma model has 33 MB and half a million merge rules. It is read in one pass without a tree of
+//! values: pieces go into an arena, and each rule goes straight into the table of pairs, because files list the rules
+//! last. A part that comes earlier than what it depends on is skipped and read again at the end, so that the order
+//! of keys changes the time only. The parts that steer the pipeline (normalizer, pre-tokenizer, flags of added tokens)
+//! are small and are checked against what Gemma uses; anything else would change ids and is refused.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::merges::{Merges, PairTable};
+use crate::merges::{Merges, Rules};
 use crate::tokenizer::{SpecialIds, Tokenizer};
-use crate::vocabulary::{Builder, Vocabulary, byte_of, with_plain_blanks};
+use crate::vocabulary::{Builder, Vocabulary, byte_of, push_with_plain_blanks, with_plain_blanks};
 
 /// Ids without a piece that are accepted beyond the number of pieces.
 const HOLE_LIMIT: usize = 4096;
@@ -25,26 +28,99 @@ impl Tokenizer {
     /// # Errors
     /// Broken JSON, defects of the vocabulary, and settings that Gemma tokenizers do not use.
     pub fn from_tokenizer_json(bytes: &[u8]) -> Result<Self> {
-        let file: File<'_> = serde_json::from_slice(bytes).map_err(Error::Json)?;
-        check_normalizer(file.normalizer.as_ref())?;
-        check_pre_tokenizer(file.pre_tokenizer.as_ref())?;
-        file.model.check()?;
-        let vocabulary = vocabulary_of(&file)?;
-        let merges = merges_of(&vocabulary, &file.model.merges)?;
+        let mut refusal = None;
+        let read = read_file(bytes, &mut refusal);
+        // A refusal ends the reading with an error of JSON's kind, which knows less.
+        if let Some(error) = refusal {
+            return Err(error);
+        }
+        let (vocabulary, merges) = read.map_err(Error::Json)?;
         Self::new(vocabulary, merges, SpecialIds::default(), true)
     }
 }
 
+/// The vocabulary and merges of a whole file. What is wrong with its content, not its JSON, is left in `refusal`.
+fn read_file(bytes: &[u8], refusal: &mut Option<Error>) -> Result<(Vocabulary, Merges), serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let file = json.deserialize_map(FileVisitor { refusal })?;
+    json.end()?;
+    Ok(file)
+}
+
+/// Keeps `error` for the caller and ends the reading.
+fn refuse<E: serde::de::Error>(refusal: &mut Option<Error>, error: Error) -> E {
+    let stop = E::custom(&error);
+    *refusal = Some(error);
+    stop
+}
+
+/// Reads the file's outermost map.
+struct FileVisitor<'r> {
+    refusal: &'r mut Option<Error>,
+}
+
 #[derive(Deserialize)]
-struct File<'a> {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-    #[serde(default, borrow)]
-    normalizer: Option<Step<'a>>,
-    #[serde(default, borrow)]
-    pre_tokenizer: Option<Step<'a>>,
-    #[serde(borrow)]
-    model: Model<'a>,
+#[serde(field_identifier, rename_all = "snake_case")]
+enum FileKey {
+    AddedTokens,
+    Normalizer,
+    PreTokenizer,
+    Model,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Visitor<'de> for FileVisitor<'_> {
+    type Value = (Vocabulary, Merges);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the map of a tokenizer.json")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let refusal = self.refusal;
+        let mut added_tokens: Option<Vec<AddedToken>> = None;
+        let mut normalizer: Option<Step<'de>> = None;
+        let mut pre_tokenizer: Option<Step<'de>> = None;
+        let mut model = None;
+        let mut skipped_model: Option<&RawValue> = None;
+        while let Some(key) = map.next_key()? {
+            match (key, &added_tokens) {
+                (FileKey::AddedTokens, _) => added_tokens = Some(map.next_value()?),
+                (FileKey::Normalizer, _) => normalizer = map.next_value()?,
+                (FileKey::PreTokenizer, _) => pre_tokenizer = map.next_value()?,
+                (FileKey::Model, Some(added_tokens)) => {
+                    model = Some(map.next_value_seed(ModelSeed {
+                        added_tokens,
+                        refusal,
+                    })?);
+                }
+                (FileKey::Model, None) => skipped_model = Some(map.next_value()?),
+                (FileKey::Other, _) => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        check_normalizer(normalizer.as_ref()).map_err(|error| refuse(refusal, error))?;
+        check_pre_tokenizer(pre_tokenizer.as_ref()).map_err(|error| refuse(refusal, error))?;
+        if let Some(skipped) = skipped_model {
+            let added_tokens = added_tokens.as_deref().unwrap_or_default();
+            let seed = ModelSeed {
+                added_tokens,
+                refusal,
+            };
+            model = Some(read_skipped(skipped, seed)?);
+        }
+        model.ok_or_else(|| serde::de::Error::missing_field("model"))
+    }
+}
+
+/// Reads a part that was skipped, now that what it depends on is known.
+fn read_skipped<'de, S, E>(skipped: &'de RawValue, seed: S) -> Result<S::Value, E>
+where
+    S: DeserializeSeed<'de>,
+    E: serde::de::Error,
+{
+    seed.deserialize(&mut serde_json::Deserializer::from_str(skipped.get()))
+        .map_err(E::custom)
 }
 
 #[derive(Deserialize)]
@@ -82,25 +158,97 @@ enum Pattern<'a> {
     Regex(#[serde(borrow)] Cow<'a, str>),
 }
 
-#[derive(Deserialize)]
-struct Model<'a> {
-    #[serde(rename = "type", default, borrow)]
-    kind: Option<Cow<'a, str>>,
-    #[serde(default)]
-    byte_fallback: bool,
-    #[serde(default)]
-    ignore_merges: bool,
-    #[serde(default)]
-    dropout: Option<f32>,
-    #[serde(default, borrow)]
-    continuing_subword_prefix: Option<Cow<'a, str>>,
-    #[serde(default, borrow)]
-    end_of_word_suffix: Option<Cow<'a, str>>,
-    vocab: Entries,
-    merges: Rules,
+/// Reads the map `model`.
+struct ModelSeed<'s> {
+    added_tokens: &'s [AddedToken],
+    refusal: &'s mut Option<Error>,
 }
 
-impl Model<'_> {
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum ModelKey {
+    Type,
+    ByteFallback,
+    IgnoreMerges,
+    Dropout,
+    ContinuingSubwordPrefix,
+    EndOfWordSuffix,
+    Vocab,
+    Merges,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> DeserializeSeed<'de> for ModelSeed<'_> {
+    type Value = (Vocabulary, Merges);
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ModelSeed<'_> {
+    type Value = (Vocabulary, Merges);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the map of a BPE model")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Self {
+            added_tokens,
+            refusal,
+        } = self;
+        let mut settings = Settings::default();
+        let mut vocabulary = None;
+        let mut merges = None;
+        let mut skipped_merges: Option<&RawValue> = None;
+        while let Some(key) = map.next_key()? {
+            match (key, &vocabulary) {
+                (ModelKey::Type, _) => settings.kind = map.next_value()?,
+                (ModelKey::ByteFallback, _) => settings.byte_fallback = map.next_value()?,
+                (ModelKey::IgnoreMerges, _) => settings.ignore_merges = map.next_value()?,
+                (ModelKey::Dropout, _) => settings.dropout = map.next_value()?,
+                (ModelKey::ContinuingSubwordPrefix, _) => settings.prefix = map.next_value()?,
+                (ModelKey::EndOfWordSuffix, _) => settings.suffix = map.next_value()?,
+                (ModelKey::Vocab, _) => {
+                    let entries: Entries = map.next_value()?;
+                    let built = vocabulary_of(&entries, added_tokens);
+                    vocabulary = Some(built.map_err(|error| refuse(refusal, error))?);
+                }
+                (ModelKey::Merges, Some(vocabulary)) => {
+                    merges = Some(map.next_value_seed(RulesSeed { vocabulary, refusal })?);
+                }
+                (ModelKey::Merges, None) => skipped_merges = Some(map.next_value()?),
+                (ModelKey::Other, _) => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        settings.check().map_err(|error| refuse(refusal, error))?;
+        let vocabulary = vocabulary.ok_or_else(|| serde::de::Error::missing_field("vocab"))?;
+        if let Some(skipped) = skipped_merges {
+            let seed = RulesSeed {
+                vocabulary: &vocabulary,
+                refusal,
+            };
+            merges = Some(read_skipped(skipped, seed)?);
+        }
+        let merges = merges.ok_or_else(|| serde::de::Error::missing_field("merges"))?;
+        Ok((vocabulary, merges))
+    }
+}
+
+/// What the model says beside its pieces and rules.
+#[derive(Default)]
+struct Settings<'a> {
+    kind: Option<Cow<'a, str>>,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    dropout: Option<f32>,
+    prefix: Option<Cow<'a, str>>,
+    suffix: Option<Cow<'a, str>>,
+}
+
+impl Settings<'_> {
     fn check(&self) -> Result<()> {
         let is_filled = |text: &Option<Cow<'_, str>>| text.as_ref().is_some_and(|text| !text.is_empty());
         let refused = [
@@ -114,11 +262,8 @@ impl Model<'_> {
                 self.dropout.is_some_and(|dropout| dropout != 0.0),
                 "random dropout of merges",
             ),
-            (
-                is_filled(&self.continuing_subword_prefix),
-                "a prefix of inner pieces",
-            ),
-            (is_filled(&self.end_of_word_suffix), "a suffix of last pieces"),
+            (is_filled(&self.prefix), "a prefix of inner pieces"),
+            (is_filled(&self.suffix), "a suffix of last pieces"),
         ];
         match refused.into_iter().find(|(is_set, _)| *is_set) {
             Some((_, what)) => Err(Error::Unsupported { what: what.into() }),
@@ -180,10 +325,9 @@ fn is_newline_split(pattern: &str) -> bool {
 }
 
 /// The pieces in id order, with their classes.
-fn vocabulary_of(file: &File<'_>) -> Result<Vocabulary> {
-    let entries = &file.model.vocab;
-    let n = entries.ids.len() + file.added_tokens.len();
-    let mut slots: Vec<Slot<'_>> = Vec::new();
+fn vocabulary_of(entries: &Entries, added_tokens: &[AddedToken]) -> Result<Vocabulary> {
+    let n = entries.ids.len() + added_tokens.len();
+    let mut slots: Vec<Slot<'_>> = Vec::with_capacity(entries.ids.len());
     let mut place = |id: u32, piece, kind| {
         let at = id as usize;
         if at >= n.saturating_add(HOLE_LIMIT) {
@@ -220,7 +364,7 @@ fn vocabulary_of(file: &File<'_>) -> Result<Vocabulary> {
             },
         )?;
     }
-    for token in &file.added_tokens {
+    for token in added_tokens {
         if token.single_word || token.lstrip || token.rstrip {
             let what = format!("stripping around the added token `{}`", token.content);
             return Err(Error::Unsupported { what });
@@ -253,26 +397,20 @@ fn is_same_piece(a: &str, b: &str) -> bool {
     with_plain_blanks(a) == with_plain_blanks(b)
 }
 
-fn merges_of(vocabulary: &Vocabulary, rules: &Rules) -> Result<Merges> {
-    let mut table = PairTable::with_capacity(rules.ends.len());
-    for (left, right) in rules.iter() {
-        table.push(vocabulary, &with_plain_blanks(left), &with_plain_blanks(right))?;
-    }
-    Ok(Merges::ByPair(table))
-}
-
 /// The map `vocab`: pieces in one arena, in file order.
 #[derive(Default)]
 struct Entries {
     text: String,
-    ends: Vec<usize>,
+    ends: Vec<u32>,
     ids: Vec<u32>,
 }
 
 impl Entries {
     fn iter(&self) -> impl Iterator<Item = (&str, u32)> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let pieces = starts.zip(&self.ends).map(|(start, &end)| &self.text[start..end]);
+        let pieces = starts
+            .zip(&self.ends)
+            .map(|(start, &end)| &self.text[start as usize..end as usize]);
         pieces.zip(self.ids.iter().copied())
     }
 }
@@ -291,7 +429,9 @@ impl<'de> Deserialize<'de> for Entries {
                 let mut entries = Entries::default();
                 while map.next_key_seed(PushText(&mut entries.text))?.is_some() {
                     entries.ids.push(map.next_value()?);
-                    entries.ends.push(entries.text.len());
+                    let end = u32::try_from(entries.text.len())
+                        .map_err(|_| serde::de::Error::custom("the pieces have more than 4 GiB"))?;
+                    entries.ends.push(end);
                 }
                 Ok(entries)
             }
@@ -300,41 +440,45 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// The list `merges`: both sides of each rule in one arena.
-#[derive(Default)]
-struct Rules {
-    text: String,
-    /// End of the left and of the right side.
-    ends: Vec<(usize, usize)>,
+/// Reads the list `merges` into a table of pairs.
+struct RulesSeed<'s> {
+    vocabulary: &'s Vocabulary,
+    refusal: &'s mut Option<Error>,
 }
 
-impl Rules {
-    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        let starts = std::iter::once(0).chain(self.ends.iter().map(|&(_, end)| end));
-        starts
-            .zip(&self.ends)
-            .map(|(start, &(middle, end))| (&self.text[start..middle], &self.text[middle..end]))
+impl<'de> DeserializeSeed<'de> for RulesSeed<'_> {
+    type Value = Merges;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Merges, D::Error> {
+        deserializer.deserialize_seq(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Rules {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct RulesVisitor;
-        impl<'de> Visitor<'de> for RulesVisitor {
-            type Value = Rules;
+impl<'de> Visitor<'de> for RulesSeed<'_> {
+    type Value = Merges;
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of merge rules")
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of merge rules")
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Rules, A::Error> {
-                let mut rules = Rules::default();
-                while list.next_element_seed(PushRule(&mut rules))?.is_some() {}
-                Ok(rules)
-            }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Merges, A::Error> {
+        // Gemma's files have about two rules for each piece.
+        let mut rules = Rules::with_capacity(self.vocabulary, self.vocabulary.len() * 2);
+        let mut rule = Rule::default();
+        while list.next_element_seed(ReadRule(&mut rule))?.is_some() {
+            rules
+                .push(&rule.text, rule.middle)
+                .map_err(|error| refuse(self.refusal, error))?;
         }
-        deserializer.deserialize_seq(RulesVisitor)
+        rules.finish().map_err(|error| refuse(self.refusal, error))
     }
+}
+
+/// Both sides of one rule with plain blanks, the right one from byte `middle`.
+#[derive(Default)]
+struct Rule {
+    text: String,
+    middle: usize,
 }
 
 /// Appends a string to an arena.
@@ -361,18 +505,43 @@ impl Visitor<'_> for PushText<'_> {
     }
 }
 
-/// Appends a rule, written as `"left right"` or as `["left", "right"]`.
-struct PushRule<'a>(&'a mut Rules);
+/// Appends a string with plain blanks.
+struct PushPlain<'a>(&'a mut String);
 
-impl<'de> DeserializeSeed<'de> for PushRule<'_> {
+impl<'de> DeserializeSeed<'de> for PushPlain<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for PushPlain<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        push_with_plain_blanks(self.0, text);
+        Ok(())
+    }
+}
+
+/// Reads a rule, written as `"left right"` or as `["left", "right"]`.
+struct ReadRule<'a>(&'a mut Rule);
+
+impl<'de> DeserializeSeed<'de> for ReadRule<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.0.text.clear();
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for PushRule<'_> {
+impl<'de> Visitor<'de> for ReadRule<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -383,24 +552,22 @@ impl<'de> Visitor<'de> for PushRule<'_> {
         let (left, right) = rule
             .split_once(' ')
             .ok_or_else(|| E::custom("a merge rule without a blank"))?;
-        self.0.text.push_str(left);
-        let middle = self.0.text.len();
-        self.0.text.push_str(right);
-        self.0.ends.push((middle, self.0.text.len()));
+        push_with_plain_blanks(&mut self.0.text, left);
+        self.0.middle = self.0.text.len();
+        push_with_plain_blanks(&mut self.0.text, right);
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut rule: A) -> Result<(), A::Error> {
         let short = || serde::de::Error::custom("a merge rule without two pieces");
-        rule.next_element_seed(PushText(&mut self.0.text))?
+        rule.next_element_seed(PushPlain(&mut self.0.text))?
             .ok_or_else(short)?;
-        let middle = self.0.text.len();
-        rule.next_element_seed(PushText(&mut self.0.text))?
+        self.0.middle = self.0.text.len();
+        rule.next_element_seed(PushPlain(&mut self.0.text))?
             .ok_or_else(short)?;
         if rule.next_element::<IgnoredAny>()?.is_some() {
             return Err(serde::de::Error::custom("a merge rule with more than two pieces"));
         }
-        self.0.ends.push((middle, self.0.text.len()));
         Ok(())
     }
 }

@@ -117,13 +117,9 @@ impl Pieces {
             .collect()
     }
 
+    /// A file as Hugging Face writes them: with line breaks, keys in their order, the rules last.
     pub(crate) fn tokenizer_json(&self) -> Vec<u8> {
         let pieces = self.escaped();
-        let vocab: serde_json::Map<String, serde_json::Value> = pieces
-            .iter()
-            .enumerate()
-            .map(|(i, piece)| (piece.clone(), i.into()))
-            .collect();
         let added: Vec<_> = (0..pieces.len())
             .filter(|&i| [UNKNOWN, CONTROL, USER].contains(&self.types[i]))
             .map(|i| {
@@ -134,21 +130,49 @@ impl Pieces {
                 })
             })
             .collect();
-        let merges: Vec<[String; 2]> = self.merges().into_iter().map(|(l, r)| [l, r]).collect();
-        let file = serde_json::json!({
-            "version": "1.0",
-            "added_tokens": added,
-            "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"},
-            "pre_tokenizer": {
-                "type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false
-            },
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": vocab, "merges": merges,
-            },
-        });
-        serde_json::to_vec(&file).unwrap()
+        let added = serde_json::to_string_pretty(&added).unwrap();
+        let quoted = |piece: &str| serde_json::to_string(piece).unwrap();
+        let vocab: Vec<String> = pieces
+            .iter()
+            .enumerate()
+            .map(|(i, piece)| format!("      {}: {i}", quoted(piece)))
+            .collect();
+        let merges: Vec<String> = self
+            .merges()
+            .iter()
+            .map(|(left, right)| {
+                format!(
+                    "      [\n        {},\n        {}\n      ]",
+                    quoted(left),
+                    quoted(right)
+                )
+            })
+            .collect();
+        let (vocab, merges) = (vocab.join(",\n"), merges.join(",\n"));
+        format!(
+            r#"{{
+  "version": "1.0",
+  "truncation": null,
+  "padding": null,
+  "added_tokens": {added},
+  "normalizer": {{"type": "Replace", "pattern": {{"String": " "}}, "content": "\u2581"}},
+  "pre_tokenizer": {{
+    "type": "Split", "pattern": {{"String": " "}}, "behavior": "MergedWithPrevious", "invert": false
+  }},
+  "model": {{
+    "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+    "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+    "vocab": {{
+{vocab}
+    }},
+    "merges": [
+{merges}
+    ]
+  }}
+}}
+"#
+        )
+        .into_bytes()
     }
 
     /// A SentencePiece file; Gemma's calls all markers but three user defined.
