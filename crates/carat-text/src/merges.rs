@@ -65,72 +65,27 @@ impl Merges {
     }
 }
 
-/// Rules on their way from a file into a [`PairTable`], in rank order.
-///
-/// Half a million rules need two million reads at random places. One after the other they would wait for memory each
-/// time, so rules are gathered and the reads of a batch made to overlap.
-#[derive(Debug)]
-pub(crate) struct Rules<'v> {
-    vocabulary: &'v Vocabulary,
-    table: PairTable,
-    /// The gathered rules, both sides joined, one after the other.
-    text: String,
-    /// Where the right side of each begins, and where it ends.
-    cuts: Vec<(usize, usize)>,
-    side_ids: Vec<Option<u32>>,
+/// Consecutive rules on their way from a file into a [`PairTable`].
+#[derive(Debug, Default)]
+pub(crate) struct RuleBatch {
+    /// Both sides of each rule with plain blanks, one after the other.
+    pub(crate) text: String,
+    /// Where in `text` the right side of each rule begins, and where it ends.
+    pub(crate) cuts: Vec<(usize, usize)>,
 }
 
-impl<'v> Rules<'v> {
-    /// Rules gathered before their pieces are looked up.
-    const BATCH: usize = 64;
-
-    /// About `n` rules over the pieces of `vocabulary`; `n` comes from a file, so it is only a hint.
-    pub(crate) fn with_capacity(vocabulary: &'v Vocabulary, n: usize) -> Self {
-        Self {
-            vocabulary,
-            table: PairTable::with_capacity(n),
-            text: String::new(),
-            cuts: Vec::with_capacity(Self::BATCH),
-            side_ids: Vec::with_capacity(2 * Self::BATCH),
-        }
+impl RuleBatch {
+    /// Whether there are as many rules as a core's own cache has room for what is read for them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.cuts.len() >= 256
     }
 
-    /// Takes the next rule: the first `middle` bytes of `joined` merge with the others.
-    pub(crate) fn push(&mut self, joined: &str, middle: usize) -> Result<()> {
-        let start = self.text.len();
-        self.text.push_str(joined);
-        self.cuts.push((start + middle, self.text.len()));
-        if self.cuts.len() == Self::BATCH {
-            self.enter()?;
-        }
-        Ok(())
-    }
-
-    /// The table of all rules.
-    pub(crate) fn finish(mut self) -> Result<Merges> {
-        self.enter()?;
-        Ok(Merges::ByPair(self.table))
-    }
-
-    /// Enters the gathered rules into the table.
-    fn enter(&mut self) -> Result<()> {
-        let first = self.table.pairs.len();
+    /// Each rule with both sides joined, and the length of the left one.
+    fn iter(&self) -> impl Iterator<Item = (&str, usize)> + Clone {
         let starts = std::iter::once(0).chain(self.cuts.iter().map(|&(_, end)| end));
-        let rules = starts
+        starts
             .zip(&self.cuts)
-            .map(|(start, &(middle, end))| (&self.text[start..end], middle - start));
-        let sides = rules.clone().flat_map(|(joined, middle)| {
-            let (left, right) = joined.as_bytes().split_at(middle);
-            [left, right]
-        });
-        self.vocabulary.find_all(sides, &mut self.side_ids);
-        for ((joined, middle), sides) in rules.zip(self.side_ids.as_chunks::<2>().0) {
-            self.table.push(self.vocabulary, joined, middle, sides)?;
-        }
-        self.table.place_from(first, self.vocabulary);
-        self.text.clear();
-        self.cuts.clear();
-        Ok(())
+            .map(|(start, &(middle, end))| (&self.text[start..end], middle - start))
     }
 }
 
@@ -144,13 +99,37 @@ pub(crate) struct PairTable {
 }
 
 impl PairTable {
-    /// A table for about `n` pairs; `n` comes from a file, so it is only a hint.
-    pub(crate) fn with_capacity(n: usize) -> Self {
+    fn with_capacity(n: usize) -> Self {
         let n = n.min(1 << 20);
         Self {
             pairs: Vec::with_capacity(n),
             slots: vec![0; (n * 3 / 2).next_power_of_two().max(16)],
         }
+    }
+
+    /// The table of all rules, which come in rank order. `n`, about how many, comes from a file, so it is only a hint.
+    pub(crate) fn from_batches(
+        vocabulary: &Vocabulary,
+        n: usize,
+        batches: impl IntoIterator<Item = RuleBatch>,
+    ) -> Result<Self> {
+        let mut table = Self::with_capacity(n);
+        let mut ids = Vec::new();
+        for rules in batches {
+            let first = table.pairs.len();
+            // Half a million rules need two million reads at random places. One after the other they would wait for
+            // memory each time, so the reads of a batch are made to overlap.
+            let sides = rules.iter().flat_map(|(joined, middle)| {
+                let (left, right) = joined.as_bytes().split_at(middle);
+                [left, right]
+            });
+            vocabulary.find_all(sides, &mut ids);
+            for ((joined, middle), sides) in rules.iter().zip(ids.as_chunks::<2>().0) {
+                table.push(vocabulary, joined, middle, sides)?;
+            }
+            table.place_from(first, vocabulary);
+        }
+        Ok(table)
     }
 
     /// Gives the pair with ids `sides` the next rank; `joined` is the text of both, the left one up to `middle`.
@@ -185,8 +164,12 @@ impl PairTable {
             first = 0;
         }
         let mask = self.slots.len() - 1;
-        overlap_reads(&self.pairs[first..], |&[left, right, _]| {
-            u64::from(self.slots[slot_of(left, right) & mask])
+        let slot = |&[left, right, _]: &[u32; 3]| self.slots[slot_of(left, right) & mask];
+        overlap_reads(&self.pairs[first..], |pair| slot(pair).into());
+        // Pairs that hold a slot already are compared with those that want it.
+        overlap_reads(&self.pairs[first..], |pair| {
+            let holder = (slot(pair) as usize).wrapping_sub(1);
+            self.pairs.get(holder).map_or(0, |&[left, ..]| left.into())
         });
         for index in first..self.pairs.len() {
             if vocabulary

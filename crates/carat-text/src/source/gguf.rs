@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::merges::{Merges, Rules};
+use crate::merges::{Merges, PairTable, RuleBatch};
 use crate::tokenizer::{SpecialIds, Tokenizer};
 use crate::vocabulary::{Builder, Vocabulary, push_with_plain_blanks};
 
@@ -109,8 +109,8 @@ fn merges_from_rules<'a>(
     vocabulary: &Vocabulary,
     rules: Box<dyn Iterator<Item = &'a [u8]> + 'a>,
 ) -> Result<Merges> {
-    let mut table = Rules::with_capacity(vocabulary, rules.size_hint().0);
-    let mut joined = String::new();
+    let n = rules.size_hint().0;
+    let mut batch = RuleBatch::default();
     for (index, rule) in rules.enumerate() {
         let broken = || Error::MergeRule {
             index,
@@ -118,11 +118,10 @@ fn merges_from_rules<'a>(
         };
         let rule = std::str::from_utf8(rule).map_err(|_| broken())?;
         let (left, right) = rule.split_once(' ').ok_or_else(broken)?;
-        joined.clear();
-        push_with_plain_blanks(&mut joined, left);
-        let middle = joined.len();
-        push_with_plain_blanks(&mut joined, right);
-        table.push(&joined, middle)?;
+        push_with_plain_blanks(&mut batch.text, left);
+        let middle = batch.text.len();
+        push_with_plain_blanks(&mut batch.text, right);
+        batch.cuts.push((middle, batch.text.len()));
     }
-    table.finish()
+    Ok(Merges::ByPair(PairTable::from_batches(vocabulary, n, [batch])?))
 }

@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::mpsc::sync_channel;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -15,7 +16,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::kind::Kind;
-use crate::merges::{Merges, Rules};
+use crate::merges::{Merges, PairTable, RuleBatch};
 use crate::tokenizer::{SpecialIds, Tokenizer};
 use crate::vocabulary::{Builder, Vocabulary, byte_of, push_with_plain_blanks, with_plain_blanks};
 
@@ -41,7 +42,9 @@ impl Tokenizer {
 
 /// The vocabulary and merges of a whole file. What is wrong with its content, not its JSON, is left in `refusal`.
 fn read_file(bytes: &[u8], refusal: &mut Option<Error>) -> Result<(Vocabulary, Merges), serde_json::Error> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
+    // Checked at once: a check per string takes several times as long.
+    let text = std::str::from_utf8(bytes).map_err(serde::de::Error::custom)?;
+    let mut json = serde_json::Deserializer::from_str(text);
     let file = json.deserialize_map(FileVisitor { refusal })?;
     json.end()?;
     Ok(file)
@@ -461,24 +464,30 @@ impl<'de> Visitor<'de> for RulesSeed<'_> {
         f.write_str("a list of merge rules")
     }
 
+    /// Reads the rules while a second thread looks up their pieces, which takes as long.
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Merges, A::Error> {
-        // Gemma's files have about two rules for each piece.
-        let mut rules = Rules::with_capacity(self.vocabulary, self.vocabulary.len() * 2);
-        let mut rule = Rule::default();
-        while list.next_element_seed(ReadRule(&mut rule))?.is_some() {
-            rules
-                .push(&rule.text, rule.middle)
-                .map_err(|error| refuse(self.refusal, error))?;
-        }
-        rules.finish().map_err(|error| refuse(self.refusal, error))
+        let Self { vocabulary, refusal } = self;
+        std::thread::scope(|scope| {
+            let (to_table, batches) = sync_channel(16);
+            // Gemma's files have about two rules for each piece.
+            let table =
+                scope.spawn(move || PairTable::from_batches(vocabulary, vocabulary.len() * 2, batches));
+            let mut batch = RuleBatch::default();
+            let mut is_taken = true;
+            while is_taken && list.next_element_seed(PushRule(&mut batch))?.is_some() {
+                if batch.is_full() {
+                    // Nobody takes batches any more once a rule was refused.
+                    is_taken = to_table.send(std::mem::take(&mut batch)).is_ok();
+                }
+            }
+            let _ = to_table.send(batch);
+            drop(to_table);
+            let table = table
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            table.map(Merges::ByPair).map_err(|error| refuse(refusal, error))
+        })
     }
-}
-
-/// Both sides of one rule with plain blanks, the right one from byte `middle`.
-#[derive(Default)]
-struct Rule {
-    text: String,
-    middle: usize,
 }
 
 /// Appends a string to an arena.
@@ -529,19 +538,18 @@ impl Visitor<'_> for PushPlain<'_> {
     }
 }
 
-/// Reads a rule, written as `"left right"` or as `["left", "right"]`.
-struct ReadRule<'a>(&'a mut Rule);
+/// Appends a rule, written as `"left right"` or as `["left", "right"]`.
+struct PushRule<'a>(&'a mut RuleBatch);
 
-impl<'de> DeserializeSeed<'de> for ReadRule<'_> {
+impl<'de> DeserializeSeed<'de> for PushRule<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        self.0.text.clear();
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for ReadRule<'_> {
+impl<'de> Visitor<'de> for PushRule<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -553,8 +561,9 @@ impl<'de> Visitor<'de> for ReadRule<'_> {
             .split_once(' ')
             .ok_or_else(|| E::custom("a merge rule without a blank"))?;
         push_with_plain_blanks(&mut self.0.text, left);
-        self.0.middle = self.0.text.len();
+        let middle = self.0.text.len();
         push_with_plain_blanks(&mut self.0.text, right);
+        self.0.cuts.push((middle, self.0.text.len()));
         Ok(())
     }
 
@@ -562,12 +571,13 @@ impl<'de> Visitor<'de> for ReadRule<'_> {
         let short = || serde::de::Error::custom("a merge rule without two pieces");
         rule.next_element_seed(PushPlain(&mut self.0.text))?
             .ok_or_else(short)?;
-        self.0.middle = self.0.text.len();
+        let middle = self.0.text.len();
         rule.next_element_seed(PushPlain(&mut self.0.text))?
             .ok_or_else(short)?;
         if rule.next_element::<IgnoredAny>()?.is_some() {
             return Err(serde::de::Error::custom("a merge rule with more than two pieces"));
         }
+        self.0.cuts.push((middle, self.0.text.len()));
         Ok(())
     }
 }
