@@ -18,6 +18,12 @@ pub enum Error {
         /// The best one that can be used.
         best: &'static str,
     },
+    /// No such format of keys and values.
+    #[error("KV cache format `{name}` is unknown; choose one of f16, bf16, q8_0, q4_0, f32")]
+    UnknownKvDType {
+        /// As the user wrote it.
+        name: String,
+    },
     /// A tensor's bytes do not fit its shape.
     #[error("{n_bytes} bytes are not a {n_rows} x {n_cols} matrix of {dtype}")]
     MatrixSize {

@@ -5,7 +5,7 @@
 //! only for their window and [`ROLLBACK`] more, so that a few tokens can be taken back without losing what
 //! the window still needs. Memory is reserved at once and touched as the sequence grows.
 
-use carat_kernels::attention::{KvData, KvView, row_len};
+use carat_kernels::attention::{KvDType, KvData, KvView, row_len};
 use carat_kernels::vector::to_f16;
 
 use crate::config::{Config, LayerConfig};
@@ -14,24 +14,6 @@ use crate::{Error, SequenceCache};
 /// Tokens that can always be taken back with [`SequenceCache::truncate`], counted from the longest that the sequence
 /// has been.
 pub const ROLLBACK: usize = 64;
-
-/// How cached numbers are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvDType {
-    /// Two bytes a number.
-    F16,
-    /// Four bytes a number: the reference.
-    F32,
-}
-
-impl KvDType {
-    fn n_bytes(self) -> usize {
-        match self {
-            KvDType::F16 => 2,
-            KvDType::F32 => 4,
-        }
-    }
-}
 
 /// One sequence's cache. See the module's head.
 #[derive(Debug)]
@@ -87,7 +69,8 @@ impl KvCache {
     #[must_use]
     pub fn bytes_for(config: &Config, dtype: KvDType, max_tokens: usize) -> usize {
         let one = |layer: &LayerConfig| {
-            (2 * layer.n_kv_heads * row_len(layer.head_dim) * dtype.n_bytes())
+            (2 * layer.n_kv_heads)
+                .saturating_mul(dtype.bytes_for_row(layer.head_dim))
                 .saturating_mul(capacity(layer, max_tokens))
         };
         config.layers.iter().map(one).fold(0, usize::saturating_add)
@@ -212,6 +195,8 @@ impl Numbers {
                 Vec::<f32>::new().try_reserve_exact(n).ok()?;
                 Some(Numbers::F32(vec![0.0; n]))
             }
+            // Sized by the planner, not yet computed with.
+            KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => None,
         }
     }
 
@@ -271,8 +256,8 @@ mod tests {
     #[test]
     fn local_layers_hold_their_window_only() {
         let bytes = |n| KvCache::bytes_for(&config(512), KvDType::F16, n);
-        assert_eq!(bytes(100_000), 2 * 16 * 2 * (512 + ROLLBACK + 100_000));
-        assert_eq!(bytes(10), 2 * 16 * 2 * 20);
+        assert_eq!(bytes(100_000), 2 * 32 * 2 * (512 + ROLLBACK + 100_000));
+        assert_eq!(bytes(10), 2 * 32 * 2 * 20);
     }
 
     #[test]

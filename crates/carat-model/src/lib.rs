@@ -22,12 +22,13 @@ mod language_model;
 mod model;
 mod weights;
 
+pub use carat_kernels::attention::KvDType;
 pub use carat_kernels::{Isa, Precision, cpu_features, physical_cores};
 pub use checkpoint::{Checkpoint, Container};
 pub use config::{Config, Family, LayerConfig, Rope};
 pub use error::Error;
 pub use gemma::Observer;
-pub use kv_cache::{KvCache, KvDType, ROLLBACK};
+pub use kv_cache::{KvCache, ROLLBACK};
 pub use language_model::{LanguageModel, LogitRows, Segment, SequenceCache};
 pub use model::{LoadOptions, Model};
 pub use weights::gguf_name;

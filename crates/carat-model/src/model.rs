@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use carat_kernels::attention::KvDType;
 use carat_kernels::{Isa, Precision};
 use smallvec::SmallVec;
 
@@ -9,7 +10,7 @@ use crate::backend::{Backend, Sequence};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
 use crate::gemma::{Buffers, Observer, Pass, forward};
-use crate::kv_cache::{KvCache, KvDType};
+use crate::kv_cache::KvCache;
 use crate::language_model::{LanguageModel, Segment, SequenceCache};
 use crate::weights::Weights;
 use crate::{Config, Error};

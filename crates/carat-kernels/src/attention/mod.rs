@@ -9,17 +9,19 @@
 //! slot `p % capacity`, and a row is head_dim elements padded with zeros to [`row_len`].
 
 mod decode;
+mod kv_dtype;
 mod prefill;
 
 pub use decode::{DecodeQuery, DecodeScratch, decode};
+pub use kv_dtype::KvDType;
 pub use prefill::{PrefillQuery, PrefillScratch, prefill};
 
 use crate::simd::Simd;
 
-/// Elements of a cache row: head_dim padded to whole registers of the widest instruction set.
+/// Elements of a cache row.
 #[must_use]
 pub fn row_len(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(16)
+    kv_dtype::row_len(head_dim)
 }
 
 /// Cached numbers, in the format of the cache.

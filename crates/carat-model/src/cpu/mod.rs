@@ -1,13 +1,15 @@
 //! The CPU backend: `carat-kernels` on mapped weights.
 
 use carat_format::{TensorBytes, TensorView};
-use carat_kernels::attention::{DecodeQuery, DecodeScratch, PrefillQuery, PrefillScratch, decode, prefill};
+use carat_kernels::attention::{
+    DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, prefill,
+};
 use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
 use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, Sequence};
 use crate::config::Rope;
-use crate::kv_cache::{KvCache, KvDType};
+use crate::kv_cache::KvCache;
 use crate::{Config, Error, SequenceCache};
 
 /// Elements of one chunk of element-wise work: below it a parallel region costs more than it saves.
