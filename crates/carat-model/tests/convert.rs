@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use carat_format::{Gguf, Value};
 use carat_kernels::{DType, dequantize};
-use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert};
-use carat_model::{LanguageModel, LoadOptions, LogitRows, Model, Segment};
+use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert, tensors_of};
+use carat_model::{Checkpoint, LanguageModel, LoadOptions, LogitRows, Model, Segment};
 use carat_testkit::{Golden, fixture, relative_l2, sentencepiece};
 use carat_text::{GgufVocabulary, Special, Tokenizer};
 use tempfile::TempDir;
@@ -377,4 +377,29 @@ fn the_source_is_not_overwritten() {
         ControlFlow::Continue(())
     });
     assert!(matches!(result, Err(ConvertError::SameFile { .. })));
+}
+
+/// What is planned from the configuration is what is written, tensor by tensor, in every mix.
+#[test]
+fn the_planned_tensors_are_those_that_are_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Checkpoint::open(&folder()).unwrap().config().clone();
+    for mix in Mix::all() {
+        let path = dir.path().join(format!("{mix}.gguf"));
+        let report = run(&folder(), &path, mix);
+        let planned = tensors_of(&config, mix);
+        let total: u64 = planned.iter().map(|tensor| tensor.n_bytes).sum();
+        assert_eq!(total, report.total_bytes, "{mix}");
+        let gguf = Gguf::open(&path).unwrap();
+        assert_eq!(gguf.infos().count(), planned.len(), "{mix}");
+        for tensor in planned {
+            let info = gguf.infos().find(|info| info.name == tensor.name).unwrap();
+            assert_eq!(
+                (info.type_name, info.n_bytes as u64),
+                (tensor.dtype.name(), tensor.n_bytes),
+                "{mix}: {}",
+                tensor.name
+            );
+        }
+    }
 }

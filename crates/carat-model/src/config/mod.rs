@@ -6,6 +6,7 @@
 
 mod gguf;
 mod hugging_face;
+mod published;
 
 use std::path::Path;
 

@@ -8,6 +8,7 @@
 //! Numbers are only rounded, never moved: a tensor that already has the chosen format is copied as it is.
 
 mod error;
+mod layout;
 mod metadata;
 mod mix;
 mod plan;
@@ -23,6 +24,7 @@ use carat_format::{GgufBuilder, Value};
 use carat_kernels::DType;
 
 pub use error::ConvertError;
+pub use layout::{MixTensor, tensors_of};
 pub use mix::Mix;
 
 use plan::{Choice, Facts};

@@ -1,0 +1,33 @@
+#![forbid(unsafe_code)]
+//! How much memory a model needs, where it fits and how fast it can be there: arithmetic, without any model.
+//!
+//! - [`Weights`]: bytes by what they are for, of a file or of a mix that could be written.
+//! - [`Setup`] and [`Plan`]: a context, a cache format, threads; and what they cost beside the weights.
+//! - [`Grid`]: plans of every mix by context, with a picture ([`heat_map`]) and a page ([`page`]) of them.
+//! - [`choose`]: the context and cache format for the memory that there is, or why there is none.
+//! - [`Machine`]: memory sizes and bandwidths of machines people own or rent.
+//!
+//! Figures are bytes and powers of ten where people read them. Nothing here opens a file, asks the system or
+//! prints; whoever runs models does.
+
+mod budget;
+mod choice;
+mod error;
+mod grid;
+mod heat_map;
+mod machine;
+mod page;
+mod plan;
+mod vision;
+mod weights;
+
+pub use budget::{Fit, parse_bytes, size};
+pub use choice::{Choice, Refusal, Remedy, Wish, choose};
+pub use error::Error;
+pub use grid::{CONTEXTS, Cell, Grid};
+pub use heat_map::heat_map;
+pub use machine::{Kind, Machine, Place, usable_ram};
+pub use page::{Page, page};
+pub use plan::{Buffers, Kv, Plan, Process, Setup, decode_bytes};
+pub use vision::vision_bytes;
+pub use weights::Weights;

@@ -1,0 +1,232 @@
+//! Machines that people own or rent, and what to expect of them.
+//!
+//! The list is `machines.toml`: memory sizes and bandwidths as their makers publish them. Decoding reads all
+//! weights and the visible cache for every token, so bandwidth over bytes bounds its speed from above; programs reach
+//! 60 to 90 % of it. Prefill is bound by arithmetic and not estimated.
+
+use serde::Deserialize;
+
+use crate::{Error, Plan};
+
+const LIST: &str = include_str!("../machines.toml");
+
+/// Bytes of a gigabyte of memory modules and video memory.
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// What kind of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A laptop.
+    Laptop,
+    /// A desktop, mini PC or workstation without its graphics card.
+    Desktop,
+    /// A handheld console or single-board computer.
+    Small,
+    /// A server's processor, all memory channels in use.
+    Server,
+    /// A graphics card or accelerator with memory of its own.
+    Gpu,
+}
+
+impl Kind {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Laptop => "laptop",
+            Kind::Desktop => "desktop",
+            Kind::Small => "small",
+            Kind::Server => "server",
+            Kind::Gpu => "gpu",
+        }
+    }
+}
+
+/// One machine of the list.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// What people call it.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Memory it can be had with, in GiB, smallest first.
+    pub memory_gib: Vec<f64>,
+    /// Published bandwidth of that memory, in GB/s.
+    pub bandwidth_gb_s: f64,
+}
+
+/// A machine with one of its memory sizes.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Memory, in GiB.
+    pub memory_gib: f64,
+    /// Bytes that a model can use of it.
+    pub usable: u64,
+    /// Bytes that the plan needs there.
+    pub needed: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct List {
+    machine: Vec<Machine>,
+}
+
+impl Machine {
+    /// The list.
+    ///
+    /// # Errors
+    /// [`Error::Machines`] when it is damaged, which would be a mistake in carat.
+    pub fn all() -> Result<Vec<Machine>, Error> {
+        let list: List = toml::from_str(LIST).map_err(|error| Error::Machines {
+            reason: error.to_string(),
+        })?;
+        Ok(list.machine)
+    }
+
+    /// The machine of this name. Case, blanks and dashes do not matter, and a part of a name is enough when it
+    /// is that of one machine only.
+    ///
+    /// # Errors
+    /// [`Error::UnknownMachine`] with the names that come near, [`Error::Machines`].
+    pub fn find(name: &str) -> Result<Machine, Error> {
+        let all = Machine::all()?;
+        let wanted = plain(name);
+        if let Some(exact) = all.iter().find(|machine| plain(&machine.name) == wanted) {
+            return Ok(exact.clone());
+        }
+        let parts: Vec<&Machine> = all
+            .iter()
+            .filter(|machine| !wanted.is_empty() && plain(&machine.name).contains(&wanted))
+            .collect();
+        if let [only] = parts[..] {
+            return Ok(only.clone());
+        }
+        let near = if parts.is_empty() {
+            all.iter().collect()
+        } else {
+            parts
+        };
+        let near: Vec<&str> = near.iter().map(|machine| machine.name.as_str()).collect();
+        Err(Error::UnknownMachine {
+            name: name.to_owned(),
+            near: near.join(", "),
+        })
+    }
+
+    /// Bytes of memory that a model can use out of `memory_gib`.
+    ///
+    /// A computer keeps an eighth for everything else, at least 2 and at most 4 GiB; a graphics card a sixteenth, at
+    /// least half a GiB, for its driver and the screen.
+    #[must_use]
+    pub fn usable(&self, memory_gib: f64) -> u64 {
+        if self.kind == Kind::Gpu {
+            ((memory_gib - (memory_gib / 16.0).max(0.5)).max(0.0) * GIB) as u64
+        } else {
+            usable_ram((memory_gib * GIB) as u64)
+        }
+    }
+
+    /// The smallest memory of this machine that the plan fits into, if one does.
+    #[must_use]
+    pub fn place(&self, plan: &Plan) -> Option<Place<'_>> {
+        let needed = self.needed(plan);
+        let place = |&memory_gib: &f64| Place {
+            machine: self,
+            memory_gib,
+            usable: self.usable(memory_gib),
+            needed,
+        };
+        self.memory_gib
+            .iter()
+            .map(place)
+            .find(|place| place.needed <= place.usable)
+    }
+
+    /// Bytes that the plan needs on this machine: on a graphics card, without the program.
+    #[must_use]
+    pub fn needed(&self, plan: &Plan) -> u64 {
+        if self.kind == Kind::Gpu {
+            plan.on_device()
+        } else {
+            plan.peak()
+        }
+    }
+
+    /// The most tokens a second of one sequence when each reads `bytes`: an upper bound.
+    #[must_use]
+    pub fn decode_tok_per_s(&self, bytes: u64) -> f64 {
+        self.bandwidth_gb_s * 1e9 / (bytes as f64).max(1.0)
+    }
+}
+
+/// Bytes of a computer's memory that a model can use: all but an eighth, at least 2 and at most 4 GiB.
+#[must_use]
+pub fn usable_ram(bytes: u64) -> u64 {
+    bytes.saturating_sub((bytes / 8).clamp(2 << 30, 4 << 30))
+}
+
+/// A name without what people write differently.
+fn plain(name: &str) -> String {
+    name.chars()
+        .filter(|c| c.is_alphanumeric())
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_sound() {
+        let all = Machine::all().unwrap();
+        assert!(all.len() >= 40, "{}", all.len());
+        let mut names: Vec<String> = all.iter().map(|machine| plain(&machine.name)).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all.len(), "a name is given twice");
+        for machine in &all {
+            let name = &machine.name;
+            assert!((20.0..10_000.0).contains(&machine.bandwidth_gb_s), "{name}");
+            assert!(
+                machine.memory_gib.windows(2).all(|pair| pair[0] < pair[1]),
+                "{name}"
+            );
+            assert!(
+                machine.memory_gib.iter().all(|gib| (4.0..=4096.0).contains(gib)),
+                "{name}"
+            );
+            assert!(!machine.memory_gib.is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn machines_are_found_by_what_people_write() {
+        assert_eq!(Machine::find("rtx-4090").unwrap().name, "RTX 4090");
+        assert_eq!(Machine::find("3060").unwrap().memory_gib, [12.0]);
+        let text = Machine::find("a100").unwrap_err().to_string();
+        assert!(text.contains("A100 40GB") && text.contains("A100 80GB"), "{text}");
+        assert!(Machine::find("").is_err());
+        assert!(
+            Machine::find("toaster")
+                .unwrap_err()
+                .to_string()
+                .contains("RTX 4090")
+        );
+    }
+
+    #[test]
+    fn a_part_of_the_memory_is_left_to_others() {
+        assert_eq!(usable_ram(16 << 30), 14 << 30);
+        assert_eq!(usable_ram(64 << 30), 60 << 30);
+        assert_eq!(usable_ram(1 << 30), 0);
+        let card = Machine::find("RTX 4090").unwrap();
+        assert_eq!(card.usable(24.0), (22.5 * GIB) as u64);
+        assert!((card.decode_tok_per_s(1_008_000_000) - 1000.0).abs() < 1.0);
+    }
+}
