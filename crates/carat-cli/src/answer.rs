@@ -12,9 +12,6 @@ use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::output;
 
-/// Context when none is asked for, in tokens: enough to chat, small enough for any machine.
-const DEFAULT_CONTEXT: usize = 8192;
-
 /// What the flags of `carat run` say about every answer.
 #[derive(Debug, Clone)]
 pub(crate) struct AnswerOptions {
@@ -102,7 +99,7 @@ impl Answerer {
             logprobs: options.logprobs,
             prompt,
         };
-        let mut session = self.session_for(request.prompt.len(), options)?;
+        let mut session = self.session_for(options)?;
         let mut text = String::new();
         let mut logprobs = Vec::new();
         let mut shown = Ok(());
@@ -139,27 +136,15 @@ impl Answerer {
         })
     }
 
-    /// The session so far, or a new one: the first, and one that is too small for a prompt that may have more.
-    fn session_for(&mut self, n_prompt: usize, options: &AnswerOptions) -> Result<Session<KvCache>> {
-        let n_max = context_for(n_prompt, options, self.model.context_len());
+    /// The session so far, or a new one with the context that the user asked for, else the model's own: its memory
+    /// grows with use.
+    fn session_for(&mut self, options: &AnswerOptions) -> Result<Session<KvCache>> {
+        let n_max = options.context.unwrap_or_else(|| self.model.context_len());
         match self.session.take() {
-            Some(session) if session.n_max() >= n_max => Ok(session),
+            Some(session) if session.n_max() == n_max => Ok(session),
             _ => Ok(Session::new(&self.model, n_max)?),
         }
     }
-}
-
-/// Tokens to make room for: what the user said, else enough for the prompt and a long answer.
-fn context_for(n_prompt: usize, options: &AnswerOptions, context_len: usize) -> usize {
-    let wanted = n_prompt
-        .saturating_add(options.max_tokens.unwrap_or(DEFAULT_CONTEXT / 4))
-        .saturating_add(1);
-    // Doubling keeps a growing conversation from being computed anew at every turn.
-    let grown = wanted
-        .checked_next_power_of_two()
-        .unwrap_or(usize::MAX)
-        .max(DEFAULT_CONTEXT);
-    options.context.unwrap_or(grown.min(context_len))
 }
 
 /// Adds what the user can do.
@@ -204,28 +189,4 @@ pub(crate) fn print_statistics(finished: &Finished) {
         usage.n_prompt + usage.n_generated,
         usage.n_max
     ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_fits_the_prompt_unless_the_user_says_otherwise() {
-        let options = AnswerOptions {
-            sampling: SamplingParams::default(),
-            max_tokens: None,
-            stop_strings: vec![],
-            logprobs: None,
-            context: None,
-        };
-        assert_eq!(context_for(100, &options, 32_768), 8192);
-        assert_eq!(context_for(7000, &options, 32_768), 16_384);
-        assert_eq!(context_for(90_000, &options, 32_768), 32_768);
-        let asked = AnswerOptions {
-            context: Some(512),
-            ..options
-        };
-        assert_eq!(context_for(7000, &asked, 32_768), 512);
-    }
 }

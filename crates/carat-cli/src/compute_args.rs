@@ -1,7 +1,8 @@
 //! The flags that say how to compute, shared by every command that loads a model.
 
 use anyhow::Result;
-use carat_model::{Checkpoint, Isa, LoadOptions, Model, Precision};
+use carat_model::{Checkpoint, Isa, KvDType, LoadOptions, Model, Precision};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use crate::settings::Settings;
@@ -19,18 +20,26 @@ pub(crate) struct ComputeArgs {
     /// Arithmetic: `f32` is the reference's; `auto` takes int16 for models under a billion parameters, else int8
     #[arg(long, value_name = "TYPE", default_value = "auto")]
     pub(crate) dtype: Arithmetic,
+    /// How keys and values are kept: q8_0 takes half the memory of f16, q4_0 a quarter [default: f16, or f32 with
+    /// `--dtype f32`]
+    #[arg(long, value_name = "TYPE", value_parser = kv_types())]
+    pub(crate) kv_type: Option<KvDType>,
+}
+
+fn kv_types() -> impl TypedValueParser<Value = KvDType> {
+    PossibleValuesParser::new(KvDType::ALL.map(KvDType::name)).try_map(|name| name.parse::<KvDType>())
 }
 
 /// Which arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arithmetic {
-    /// The fast one that suits the model's size, a 16-bit cache
+    /// The fast one that suits the model's size
     Auto,
-    /// 8-bit activations against quantized weights, a 16-bit cache
+    /// 8-bit activations against quantized weights
     Int8,
-    /// 16-bit activations against quantized weights, a 16-bit cache
+    /// 16-bit activations against quantized weights
     Int16,
-    /// 32-bit floats throughout
+    /// 32-bit floats throughout, in the cache too unless `--kv-type` says otherwise
     F32,
 }
 
@@ -61,6 +70,7 @@ impl ComputeArgs {
         Ok(LoadOptions {
             isa,
             n_threads,
+            kv_dtype: self.kv_type.unwrap_or(base.kv_dtype),
             ..base
         })
     }

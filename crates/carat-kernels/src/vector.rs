@@ -1,8 +1,5 @@
 //! Operations on one row of activations: norms, rotary embedding, gated GELU, sums.
 
-use half::f16;
-use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
-
 use crate::simd::{Simd, dispatch};
 
 dispatch! {
@@ -34,26 +31,6 @@ dispatch! {
 dispatch! {
     /// `x *= factor`.
     pub fn scale(x: &mut [f32], factor: f32) = scale_generic;
-}
-
-/// Writes `from` to `to` as f16, rounded to nearest; beyond 65,504 it becomes infinite.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn to_f16(from: &[f32], to: &mut [u16]) {
-    to.reinterpret_cast_mut::<f16>().convert_from_f32_slice(from);
-}
-
-/// Rounds every element to the nearest finite f16; `buffer` is scratch that is kept between calls.
-///
-/// Gemma's keys and values are far from the limit of 65,504. One beyond it is cut there: an infinite value would
-/// reach rows that must not see it, since nothing times infinity is not nothing.
-pub fn round_to_f16(x: &mut [f32], buffer: &mut Vec<u16>) {
-    const LIMIT: f32 = 65_504.0;
-    x.iter_mut().for_each(|v| *v = v.clamp(-LIMIT, LIMIT));
-    buffer.resize(x.len(), 0);
-    to_f16(x, buffer);
-    buffer.reinterpret_cast::<f16>().convert_to_f32_slice(x);
 }
 
 /// Calls `$whole` for every whole register at offset `$at` and `$rest` for the last `$n` elements, if any.

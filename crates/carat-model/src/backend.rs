@@ -28,11 +28,14 @@ pub(crate) trait Backend {
     /// Takes a norm's weights.
     fn vector(&self, values: Vec<f32>) -> Self::Vector;
 
-    /// An empty cache.
-    fn new_cache(&self, config: &Config, max_tokens: usize) -> Result<Self::Cache, Error>;
+    /// An empty cache, which takes no memory yet.
+    fn new_cache(&self, config: &Config, max_tokens: usize) -> Self::Cache;
 
     /// Whether a cache was made for this model.
     fn cache_fits(&self, cache: &Self::Cache, config: &Config) -> bool;
+
+    /// Takes the memory that the next `n` tokens of a cache need, so that nothing can fail later.
+    fn reserve(&self, cache: &mut Self::Cache, n: usize) -> Result<(), Error>;
 
     /// `out[t] = scale * table[tokens[t]]`. Token ids are below the table's rows.
     fn embed(

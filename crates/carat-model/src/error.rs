@@ -128,12 +128,15 @@ pub enum Error {
     /// A cache of another model.
     #[error("the cache was made by another model")]
     ForeignCache,
-    /// No memory for a cache.
-    #[error("no memory for a KV cache of {max_tokens} tokens ({bytes} bytes); ask for a shorter context")]
+    /// No memory for a cache to grow.
+    #[error(
+        "no memory for the KV cache to grow to {n_tokens} tokens, not even a page of {bytes} bytes; end other \
+             programs, or take a shorter context or a smaller type of cache"
+    )]
     CacheMemory {
-        /// Tokens asked for.
-        max_tokens: usize,
-        /// Bytes that they need.
+        /// Tokens that would be held.
+        n_tokens: usize,
+        /// Bytes that were asked for.
         bytes: usize,
     },
 }

@@ -1,12 +1,17 @@
 //! The keys and values of one sequence.
 //!
-//! Each layer keeps `[K heads][capacity][row]` of keys and of values, position `p` in slot `p % capacity`
-//! (see [`carat_kernels::attention`]). Global layers have a slot for every token of the sequence; local layers
-//! only for their window and [`ROLLBACK`] more, so that a few tokens can be taken back without losing what
-//! the window still needs. Memory is reserved at once and touched as the sequence grows.
+//! Each layer has a table of pages of [`PAGE`] positions (see [`carat_kernels::attention`]). A global layer's
+//! table grows with the sequence, a page at a time; a local layer's is a ring that holds its window and
+//! [`ROLLBACK`] positions more, so that a few tokens can be taken back without losing what the window still
+//! needs. Nothing is allocated before it is used: a cache for 131,072 tokens costs nothing until they come.
+//!
+//! Pages may be shared. [`KvCache::fork`] makes a second cache with the same beginning, which holds the same
+//! pages by reference count; whoever writes to a shared page first copies it. All memory of a pass is taken by
+//! [`KvCache::reserve`] before anything is computed, so that a pass cannot fail half-way.
 
-use carat_kernels::attention::{KvDType, KvData, KvView, row_len};
-use carat_kernels::vector::to_f16;
+use std::sync::Arc;
+
+use carat_kernels::attention::{KvDType, KvPage, KvShape, KvView, PAGE};
 
 use crate::config::{Config, LayerConfig};
 use crate::{Error, SequenceCache};
@@ -26,54 +31,48 @@ pub struct KvCache {
     max_tokens: usize,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LayerKv {
-    k: Numbers,
-    v: Numbers,
-    n_kv_heads: usize,
-    head_dim: usize,
-    capacity: usize,
+    shape: KvShape,
     window: Option<usize>,
-}
-
-#[derive(Debug)]
-enum Numbers {
-    F16(Vec<u16>),
-    F32(Vec<f32>),
+    /// Position `p` is in `pages[(p / PAGE) % pages.len()]`: a ring is full before it is gone around.
+    pages: Vec<Arc<KvPage>>,
 }
 
 impl KvCache {
-    /// An empty cache for a sequence of up to `max_tokens` tokens.
-    ///
-    /// # Errors
-    /// [`Error::CacheMemory`] when memory cannot be had.
-    pub fn new(config: &Config, dtype: KvDType, max_tokens: usize) -> Result<KvCache, Error> {
-        let no_memory = || Error::CacheMemory {
-            max_tokens,
-            bytes: KvCache::bytes_for(config, dtype, max_tokens),
-        };
-        let mut layers = Vec::with_capacity(config.layers.len());
-        for layer in &config.layers {
-            layers.push(LayerKv::new(layer, dtype, max_tokens).ok_or_else(no_memory)?);
-        }
-        Ok(KvCache {
-            layers,
+    /// An empty cache for a sequence of up to `max_tokens` tokens, which takes no memory yet.
+    #[must_use]
+    pub fn new(config: &Config, dtype: KvDType, max_tokens: usize) -> KvCache {
+        let layers = config.layers.iter().map(|layer| LayerKv {
+            shape: shape(layer, dtype),
+            window: layer.window,
+            pages: Vec::new(),
+        });
+        KvCache {
+            layers: layers.collect(),
             dtype,
             len: 0,
             high: 0,
             max_tokens,
-        })
+        }
     }
 
-    /// Bytes of a cache for `max_tokens` tokens.
+    /// Bytes of a cache that holds `n_tokens` tokens, if it shares nothing.
     #[must_use]
-    pub fn bytes_for(config: &Config, dtype: KvDType, max_tokens: usize) -> usize {
+    pub fn bytes_for(config: &Config, dtype: KvDType, n_tokens: usize) -> usize {
         let one = |layer: &LayerConfig| {
-            (2 * layer.n_kv_heads)
-                .saturating_mul(dtype.bytes_for_row(layer.head_dim))
-                .saturating_mul(capacity(layer, max_tokens))
+            let n_pages = ring_pages(layer.window).min(n_tokens.div_ceil(PAGE));
+            let page = shape(layer, dtype).page_bytes().unwrap_or(usize::MAX);
+            page.saturating_mul(n_pages)
         };
         config.layers.iter().map(one).fold(0, usize::saturating_add)
+    }
+
+    /// Bytes of the pages held now; those shared with other caches are counted in each.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let one = |kv: &LayerKv| kv.shape.page_bytes().unwrap_or(0).saturating_mul(kv.pages.len());
+        self.layers.iter().map(one).fold(0, usize::saturating_add)
     }
 
     /// How numbers are stored.
@@ -82,38 +81,73 @@ impl KvCache {
         self.dtype
     }
 
+    /// A second cache with the first `len` tokens of this one, which shares their memory until either writes
+    /// there. `None` when local layers no longer hold what a sequence of `len` tokens would need, as with
+    /// [`SequenceCache::truncate`], or when there are fewer than `len`.
+    #[must_use]
+    pub fn fork(&self, len: usize) -> Option<KvCache> {
+        if len > self.len || !self.holds(len) {
+            return None;
+        }
+        let mut fork = KvCache {
+            layers: self.layers.clone(),
+            ..*self
+        };
+        fork.shorten(len);
+        Some(fork)
+    }
+
     /// Whether this cache has the shape that `config` gives one.
     pub(crate) fn fits(&self, config: &Config) -> bool {
         self.layers.len() == config.layers.len()
-            && self.layers.iter().zip(&config.layers).all(|(kv, layer)| {
-                (kv.n_kv_heads, kv.head_dim, kv.window) == (layer.n_kv_heads, layer.head_dim, layer.window)
-            })
+            && self
+                .layers
+                .iter()
+                .zip(&config.layers)
+                .all(|(kv, layer)| kv.shape == shape(layer, self.dtype) && kv.window == layer.window)
+    }
+
+    /// Makes sure that the next `n` tokens have pages of their own to be written to.
+    ///
+    /// # Errors
+    /// [`Error::CacheMemory`] when memory cannot be had; what is cached is unchanged.
+    pub(crate) fn reserve(&mut self, n: usize) -> Result<(), Error> {
+        let (len, end) = (self.len, self.len.saturating_add(n));
+        for kv in &mut self.layers {
+            kv.reserve(len, end).ok_or(Error::CacheMemory {
+                n_tokens: end,
+                bytes: kv.shape.page_bytes().unwrap_or(usize::MAX),
+            })?;
+        }
+        Ok(())
     }
 
     /// One layer as the kernels read it.
     pub(crate) fn view(&self, layer: usize) -> KvView<'_> {
         let kv = &self.layers[layer];
         KvView {
-            k: kv.k.data(),
-            v: kv.v.data(),
-            n_kv_heads: kv.n_kv_heads,
-            head_dim: kv.head_dim,
-            capacity: kv.capacity,
+            pages: &kv.pages,
+            shape: kv.shape,
         }
     }
 
-    /// Writes keys and values `[T, K, E]` of positions `pos ..` to one layer.
-    pub(crate) fn store(&mut self, layer: usize, pos: usize, k: &[f32], v: &[f32]) {
+    /// What one layer's pages hold.
+    pub(crate) fn shape(&self, layer: usize) -> &KvShape {
+        &self.layers[layer].shape
+    }
+
+    /// Writes the packed keys and values `[n, K, row]` of the next `n` tokens to one layer. The pages have been
+    /// reserved.
+    pub(crate) fn store(&mut self, layer: usize, n: usize, k: &[u8], v: &[u8]) {
         let kv = &mut self.layers[layer];
-        let (width, row) = (kv.n_kv_heads * kv.head_dim, row_len(kv.head_dim));
-        let n = k.len() / width;
+        let (width, n_pages) = (k.len() / n.max(1), kv.pages.len());
         // Rows that later ones of the same call would overwrite are left out.
-        for t in n.saturating_sub(kv.capacity)..n {
-            for head in 0..kv.n_kv_heads {
-                let from = t * width + head * kv.head_dim..t * width + (head + 1) * kv.head_dim;
-                let to = (head * kv.capacity + (pos + t) % kv.capacity) * row;
-                kv.k.write(to, &k[from.clone()]);
-                kv.v.write(to, &v[from]);
+        for t in n.saturating_sub(n_pages * PAGE)..n {
+            let (pos, row) = (self.len + t, t * width..(t + 1) * width);
+            // A reserved page has no other owner, and none can come while this cache is borrowed.
+            match Arc::get_mut(&mut kv.pages[pos / PAGE % n_pages]) {
+                Some(page) => page.write(&kv.shape, pos % PAGE, &k[row.clone()], &v[row]),
+                None => unreachable!("a page is written that was not reserved"),
             }
         }
     }
@@ -122,6 +156,34 @@ impl KvCache {
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
         self.high = self.high.max(self.len);
+    }
+
+    /// Whether every layer still holds what tokens from position `len` on see.
+    fn holds(&self, len: usize) -> bool {
+        // The next row, at position `len`, sees back to `len + 1 - window`; slots hold positions from
+        // `high - slots` on.
+        let kept = |kv: &LayerKv| {
+            let Some(window) = kv.window else { return true };
+            let oldest = self
+                .high
+                .saturating_sub(ring_pages(kv.window).saturating_mul(PAGE));
+            (len + 1).saturating_sub(window) >= oldest
+        };
+        len == 0 || self.layers.iter().all(kept)
+    }
+
+    /// Forgets tokens from `len` on, and gives back pages that the next few would not need.
+    fn shorten(&mut self, len: usize) {
+        self.len = len;
+        if len == 0 {
+            self.high = 0;
+        }
+        for kv in &mut self.layers {
+            // A ring that has been gone around must stay whole.
+            if self.high <= ring_pages(kv.window).saturating_mul(PAGE) {
+                kv.pages.truncate(len.saturating_add(ROLLBACK).div_ceil(PAGE));
+            }
+        }
     }
 }
 
@@ -135,88 +197,56 @@ impl SequenceCache for KvCache {
     }
 
     fn truncate(&mut self, len: usize) -> bool {
-        if len == 0 {
-            (self.len, self.high) = (0, 0);
-        }
-        if len >= self.len {
+        if len >= self.len && len > 0 {
             return true;
         }
-        // The next row, at position `len`, sees back to `len + 1 - window`; slots hold positions from
-        // `high - capacity` on.
-        let kept = |kv: &LayerKv| {
-            let oldest = self.high.saturating_sub(kv.capacity);
-            kv.window
-                .is_none_or(|window| (len + 1).saturating_sub(window) >= oldest)
-        };
-        let possible = self.layers.iter().all(kept);
+        let possible = self.holds(len);
         if possible {
-            self.len = len;
+            self.shorten(len);
         }
         possible
     }
 }
 
 impl LayerKv {
-    fn new(layer: &LayerConfig, dtype: KvDType, max_tokens: usize) -> Option<LayerKv> {
-        let capacity = capacity(layer, max_tokens);
-        let n = layer
-            .n_kv_heads
-            .checked_mul(capacity)?
-            .checked_mul(row_len(layer.head_dim))?;
-        Some(LayerKv {
-            k: Numbers::zeros(dtype, n)?,
-            v: Numbers::zeros(dtype, n)?,
-            n_kv_heads: layer.n_kv_heads,
-            head_dim: layer.head_dim,
-            capacity,
-            window: layer.window,
-        })
+    /// Makes the pages of positions `len..end` exist without another owner. `None` when memory cannot be had.
+    fn reserve(&mut self, len: usize, end: usize) -> Option<()> {
+        let (ring, last) = (ring_pages(self.window), end.div_ceil(PAGE));
+        while self.pages.len() < last.min(ring) {
+            self.pages.try_reserve(1).ok()?;
+            self.pages.push(Arc::new(KvPage::new(&self.shape)?));
+        }
+        for page in (len / PAGE).max(last.saturating_sub(ring))..last {
+            let page = &mut self.pages[page % ring];
+            if Arc::get_mut(page).is_none() {
+                *page = Arc::new(page.try_clone()?);
+            }
+        }
+        Some(())
     }
 }
 
-/// Slots of a layer's head.
-fn capacity(layer: &LayerConfig, max_tokens: usize) -> usize {
-    let wanted = layer.window.map_or(max_tokens, |window| {
-        max_tokens.min(window.saturating_add(ROLLBACK))
-    });
-    wanted.max(1)
+/// What the pages of a layer hold.
+fn shape(layer: &LayerConfig, dtype: KvDType) -> KvShape {
+    KvShape {
+        dtype,
+        n_kv_heads: layer.n_kv_heads,
+        head_dim: layer.head_dim,
+    }
 }
 
-impl Numbers {
-    /// `None` when memory cannot be had. Zeroed memory comes from the system untouched.
-    fn zeros(dtype: KvDType, n: usize) -> Option<Numbers> {
-        // `vec![0; n]` aborts when memory cannot be had, so it is asked for first.
-        match dtype {
-            KvDType::F16 => {
-                Vec::<u16>::new().try_reserve_exact(n).ok()?;
-                Some(Numbers::F16(vec![0; n]))
-            }
-            KvDType::F32 => {
-                Vec::<f32>::new().try_reserve_exact(n).ok()?;
-                Some(Numbers::F32(vec![0.0; n]))
-            }
-            // Sized by the planner, not yet computed with.
-            KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => None,
-        }
-    }
-
-    fn data(&self) -> KvData<'_> {
-        match self {
-            Numbers::F16(numbers) => KvData::F16(numbers),
-            Numbers::F32(numbers) => KvData::F32(numbers),
-        }
-    }
-
-    fn write(&mut self, at: usize, from: &[f32]) {
-        match self {
-            Numbers::F16(numbers) => to_f16(from, &mut numbers[at..at + from.len()]),
-            Numbers::F32(numbers) => numbers[at..at + from.len()].copy_from_slice(from),
-        }
-    }
+/// Pages that a layer has at most.
+fn ring_pages(window: Option<usize>) -> usize {
+    window.map_or(usize::MAX, |window| {
+        window.saturating_add(ROLLBACK).div_ceil(PAGE)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use carat_kernels::Isa;
+    use carat_kernels::attention::pack_rows;
+
     use super::*;
     use crate::config::{Family, Rope};
 
@@ -245,37 +275,106 @@ mod tests {
         }
     }
 
-    fn fill(cache: &mut KvCache, n: usize) {
+    /// Appends `n` tokens whose keys and values are `value`.
+    fn fill(cache: &mut KvCache, n: usize, value: f32) {
+        cache.reserve(n).unwrap();
+        let mut rows = Vec::new();
         for layer in 0..2 {
-            let rows = vec![1.0; n * 16];
-            cache.store(layer, cache.len, &rows, &rows);
+            pack_rows(Isa::detect(), cache.shape(layer), &vec![value; n * 16], &mut rows);
+            cache.store(layer, n, &rows, &rows);
         }
         cache.advance(n);
+    }
+
+    /// How many of the pages of both are the same.
+    fn n_shared(a: &KvCache, b: &KvCache) -> usize {
+        let pairs = a.layers.iter().zip(&b.layers);
+        let shared = |(a, b): (&LayerKv, &LayerKv)| {
+            let both = a.pages.iter().zip(&b.pages);
+            both.filter(|(a, b)| Arc::ptr_eq(a, b)).count()
+        };
+        pairs.map(shared).sum()
     }
 
     #[test]
     fn local_layers_hold_their_window_only() {
         let bytes = |n| KvCache::bytes_for(&config(512), KvDType::F16, n);
-        assert_eq!(bytes(100_000), 2 * 32 * 2 * (512 + ROLLBACK + 100_000));
-        assert_eq!(bytes(10), 2 * 32 * 2 * 20);
+        // A page is 64 positions of keys and values, 64 elements after padding, two bytes each.
+        let page = 64 * 2 * 64 * 2;
+        assert_eq!(bytes(128_000), page * (9 + 2000));
+        assert_eq!(bytes(10), page * 2);
+        assert_eq!(bytes(0), 0);
+    }
+
+    #[test]
+    fn memory_grows_with_use() {
+        let config = config(512);
+        let mut cache = KvCache::new(&config, KvDType::Q8_0, 100_000);
+        assert_eq!(cache.bytes(), 0);
+        for _ in 0..30 {
+            fill(&mut cache, 50, 1.0);
+            assert_eq!(
+                cache.bytes(),
+                KvCache::bytes_for(&config, KvDType::Q8_0, cache.len())
+            );
+        }
+        assert!(cache.truncate(0));
+        assert_eq!(
+            cache.bytes(),
+            KvCache::bytes_for(&config, KvDType::Q8_0, ROLLBACK)
+        );
     }
 
     #[test]
     fn a_few_tokens_can_always_be_taken_back() {
-        let mut cache = KvCache::new(&config(100), KvDType::F32, 1000).unwrap();
-        fill(&mut cache, 500);
+        let mut cache = KvCache::new(&config(100), KvDType::F32, 1000);
+        fill(&mut cache, 500, 1.0);
         assert!(cache.truncate(500 - ROLLBACK));
         // Those slots are gone for good: what has been written further on counts.
-        assert!(!cache.truncate(500 - ROLLBACK - 2));
+        assert!(!cache.truncate(500 - ROLLBACK - 40));
         assert_eq!(cache.len(), 500 - ROLLBACK);
         assert!(cache.truncate(0));
-        fill(&mut cache, 150);
+        fill(&mut cache, 150, 1.0);
         assert!(cache.truncate(1), "nothing was overwritten yet");
+        fill(&mut cache, 600, 1.0);
+        assert_eq!(cache.len(), 601);
     }
 
     #[test]
-    fn impossible_memory_is_an_error() {
-        let result = KvCache::new(&config(100), KvDType::F32, usize::MAX / 1024);
-        assert!(matches!(result, Err(Error::CacheMemory { .. })));
+    fn a_chunk_longer_than_the_ring_leaves_it_whole() {
+        for n in [129, 200, 320, 500] {
+            let mut cache = KvCache::new(&config(10), KvDType::F32, 1000);
+            fill(&mut cache, n, 1.0);
+            assert_eq!(cache.layers[0].pages.len(), 2);
+        }
+    }
+
+    #[test]
+    fn a_page_is_copied_when_one_of_its_owners_writes() {
+        let mut cache = KvCache::new(&config(100), KvDType::F16, 1000);
+        fill(&mut cache, 300, 1.0);
+        let mut fork = cache.fork(300).unwrap();
+        let n_pages = 3 + 5;
+        assert_eq!(n_shared(&cache, &fork), n_pages);
+        fill(&mut fork, 1, 2.0);
+        assert_eq!(n_shared(&cache, &fork), n_pages - 2, "one page of each layer");
+        fill(&mut cache, 1, 3.0);
+        assert_eq!(
+            n_shared(&cache, &fork),
+            n_pages - 2,
+            "its page has one owner by now"
+        );
+        assert!(cache.fork(302).is_none(), "longer than the cache");
+        assert!(cache.fork(50).is_none(), "beyond what the local layer holds");
+        assert_eq!(cache.fork(0).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn impossible_memory_is_an_error_and_changes_nothing() {
+        let mut config = config(100);
+        config.layers[1].n_kv_heads = 1 << 45;
+        let mut cache = KvCache::new(&config, KvDType::F32, 1000);
+        assert!(matches!(cache.reserve(1), Err(Error::CacheMemory { .. })));
+        assert_eq!(cache.len(), 0);
     }
 }

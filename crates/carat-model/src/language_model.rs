@@ -79,10 +79,10 @@ pub trait LanguageModel {
     /// Most tokens in one [`forward`](Self::forward) call, summed over its segments. At least 1.
     fn max_batch_tokens(&self) -> usize;
 
-    /// An empty cache with room for `max_tokens` tokens.
+    /// An empty cache that may grow to `max_tokens` tokens. Its memory grows with use.
     ///
     /// # Errors
-    /// When `max_tokens` exceeds [`context_len`](Self::context_len) or memory cannot be had.
+    /// When `max_tokens` exceeds [`context_len`](Self::context_len).
     fn new_cache(&self, max_tokens: usize) -> Result<Self::Cache, Self::Error>;
 
     /// Runs the segments' tokens, appends them to the caches and computes the wanted logits.
@@ -91,8 +91,8 @@ pub trait LanguageModel {
     ///   between calls so that it is allocated once.
     ///
     /// # Errors
-    /// When a segment is empty, the batch is too large, a token id is no row of the embedding, or a cache is
-    /// full. The caches are then as before the call.
+    /// When a segment is empty, the batch is too large, a token id is no row of the embedding, a cache is full or
+    /// memory for it cannot be had. The caches are then as before the call.
     fn forward(
         &mut self,
         batch: &mut [Segment<'_, Self::Cache>],

@@ -152,6 +152,9 @@ impl Model {
         self.tokens.clear();
         self.positions.clear();
         self.wanted.clear();
+        for segment in batch.iter_mut() {
+            self.backend.reserve(segment.cache, segment.tokens.len())?;
+        }
         let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());
@@ -236,7 +239,7 @@ impl LanguageModel for Model {
                 context_len,
             });
         }
-        self.backend.new_cache(&self.config, max_tokens)
+        Ok(self.backend.new_cache(&self.config, max_tokens))
     }
 
     fn forward(&mut self, batch: &mut [Segment<'_, KvCache>], logits: &mut Vec<f32>) -> Result<(), Error> {

@@ -1,4 +1,4 @@
-//! A decode step allocates nothing: everything it needs was there after the first one.
+//! A decode step allocates nothing but a page of the cache when one is full: all else was there after the first step.
 //!
 //! One thread does all the work here and counts its own allocations, so that nothing else in the process
 //! (a test harness, a starting thread) is counted.

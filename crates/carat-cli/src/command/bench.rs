@@ -161,7 +161,8 @@ impl Bench {
             return output::json(&json!({
                 "model": source.local.name, "size_bytes": source.local.size_bytes,
                 "version": env!("CARGO_PKG_VERSION"), "isa": options.isa.name(), "threads": options.n_threads,
-                "dtype": format!("{:?}", self.compute.dtype).to_lowercase(), "chunk": self.chunk,
+                "dtype": format!("{:?}", self.compute.dtype).to_lowercase(), "kv_type": options.kv_dtype.name(),
+                "chunk": self.chunk,
                 "load_ms": load.as_secs_f64() * 1e3, "peak_rss_bytes": rss, "results": results,
             }));
         }

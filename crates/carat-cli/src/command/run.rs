@@ -42,7 +42,7 @@ pub(crate) struct Run {
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Tokens that prompt and answer together may have [default: 8192, more for long prompts]
+    /// Tokens that prompt and answer together may have [default: the model's context]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     ctx: Option<u32>,
     /// Continue the text as it stands, without a chat template

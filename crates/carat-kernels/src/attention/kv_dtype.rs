@@ -1,8 +1,15 @@
 //! The formats that keys and values are kept in, and how many bytes they take.
 //!
 //! A row is one position's key or value of one head: head_dim elements, padded with zeros to [`row_len`] so that
-//! kernels read whole blocks and registers. The two quantized formats have blocks of 32 elements along the head,
-//! each with its own f16 scale: `value = scale * q` with q in -127..=127, or `scale * (q - 8)` with q in 0..=15.
+//! kernels read whole registers. It has its numbers first, then its scales. The two quantized formats have blocks
+//! of 32 elements along the head, each with its own f16 scale:
+//!
+//! ```text
+//! q8_0   value = scale * q          byte e is element e, q in -127..=127
+//! q4_0   value = scale * (q - 8)    byte e of 32 has element e in its low half and element e + 32 in its high half
+//! ```
+//!
+//! so that 32 bytes of q4_0 come apart into 64 elements in their order.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,12 +17,11 @@ use std::str::FromStr;
 use crate::Error;
 
 /// Elements of a block of the quantized formats.
-pub(crate) const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 
-/// Elements of a cache row: head_dim padded to whole blocks, which are whole registers of every instruction set.
-#[must_use]
-pub(crate) fn row_len(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(BLOCK)
+/// Elements of a cache row: head_dim padded to pairs of blocks.
+pub(super) fn row_len(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(2 * BLOCK)
 }
 
 /// How cached keys and values are stored.
@@ -62,7 +68,7 @@ impl KvDType {
     }
 
     /// Bytes of a row's numbers, without scales.
-    pub(crate) fn value_bytes(self, head_dim: usize) -> usize {
+    pub(super) fn value_bytes(self, head_dim: usize) -> usize {
         let n = row_len(head_dim);
         match self {
             KvDType::F16 | KvDType::Bf16 => 2 * n,
@@ -73,7 +79,7 @@ impl KvDType {
     }
 
     /// Bytes of a row's scales.
-    pub(crate) fn scale_bytes(self, head_dim: usize) -> usize {
+    pub(super) fn scale_bytes(self, head_dim: usize) -> usize {
         match self {
             KvDType::F16 | KvDType::Bf16 | KvDType::F32 => 0,
             KvDType::Q8_0 | KvDType::Q4_0 => 2 * row_len(head_dim) / BLOCK,
@@ -117,6 +123,6 @@ mod tests {
     fn rows_have_the_bytes_of_their_bits_and_scales() {
         let bytes = KvDType::ALL.map(|dtype| dtype.bytes_for_row(256));
         assert_eq!(bytes, [512, 512, 272, 144, 1024]);
-        assert_eq!(KvDType::Q8_0.bytes_for_row(8), 34, "padded to a block");
+        assert_eq!(KvDType::Q8_0.bytes_for_row(8), 68, "padded to two blocks");
     }
 }

@@ -16,14 +16,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use super::{Element, KvData, KvView, row_len};
+use super::format::widen;
+use super::page::{KvView, PAGE, Side};
 use crate::Compute;
 use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
 use crate::matmul::SharedOut;
 use crate::simd::{Scalar, Simd, dispatch};
 
-/// Positions of a tile of keys.
-const KEYS: usize = 64;
+/// Positions of a tile of keys: those of a page.
+const KEYS: usize = PAGE;
 /// Rows (tokens x group) that a tile of queries has at most, unless one token has more.
 const ROWS: usize = 96;
 
@@ -82,8 +83,8 @@ pub fn prefill(
         .threads
         .resize_with(compute.pool().n_threads(), Mutex::default);
     let kv = query.kv;
-    kv.check();
-    let kv_width = kv.n_kv_heads * kv.head_dim;
+    let shape = kv.shape;
+    let kv_width = shape.n_kv_heads * shape.head_dim;
     let n_tokens = query.k.len() / kv_width.max(1);
     let q_width = query.q.len() / n_tokens.max(1);
     let group = q_width / kv_width.max(1);
@@ -99,7 +100,7 @@ pub fn prefill(
     );
     let first = (query.pos + 1).saturating_sub(window.unwrap_or(usize::MAX));
     assert!(
-        query.pos - first.min(query.pos) <= kv.capacity,
+        query.pos - first.min(query.pos) <= kv.n_slots(),
         "the visible span is longer than the cache"
     );
     let out = SharedOut::new(query.out, n_tokens, q_width);
@@ -117,15 +118,15 @@ pub fn prefill(
         out,
     };
     let n_tiles = n_tokens.div_ceil(task.tile_tokens);
-    compute.pool().run(n_tiles * kv.n_kv_heads, &|worker, item| {
+    compute.pool().run(n_tiles * shape.n_kv_heads, &|worker, item| {
         let mut tile = scratch.threads[worker]
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // Late tiles see the most keys: they go first, so that no thread is left alone with one at the end.
         task.run(
             compute.isa(),
-            item % kv.n_kv_heads,
-            n_tiles - 1 - item / kv.n_kv_heads,
+            item % shape.n_kv_heads,
+            n_tiles - 1 - item / shape.n_kv_heads,
             &mut tile,
         );
     });
@@ -149,7 +150,7 @@ impl Task<'_> {
     fn run(&self, isa: crate::Isa, head: usize, tile_index: usize, tile: &mut Tile) {
         let tokens = tile_index * self.tile_tokens..((tile_index + 1) * self.tile_tokens).min(self.n_tokens);
         let rows = tokens.len() * self.group;
-        let dim = self.kv.head_dim;
+        let dim = self.kv.shape.head_dim;
         tile.reset(rows, dim);
         self.load_queries(head, &tokens, rows, &mut tile.q);
         let first = (self.pos + tokens.start + 1).saturating_sub(self.window);
@@ -171,8 +172,8 @@ impl Task<'_> {
 
     /// Q^T: element `e` of row `token * group + g`, scaled.
     fn load_queries(&self, head: usize, tokens: &std::ops::Range<usize>, rows: usize, to: &mut [f32]) {
-        let dim = self.kv.head_dim;
-        let width = self.group * self.kv.n_kv_heads * dim;
+        let dim = self.kv.shape.head_dim;
+        let width = self.group * self.kv.shape.n_kv_heads * dim;
         for r in 0..rows {
             let (token, g) = (tokens.start + r / self.group, r % self.group);
             let from = &self.q[token * width + (head * self.group + g) * dim..][..dim];
@@ -184,22 +185,20 @@ impl Task<'_> {
 
     /// Keys and values of positions `keys` as f32: older ones from the cache, the chunk's own as they are.
     fn load_keys(&self, isa: crate::Isa, head: usize, keys: &std::ops::Range<usize>, tile: &mut Tile) {
-        let (dim, row) = (self.kv.head_dim, row_len(self.kv.head_dim));
-        let width = self.kv.n_kv_heads * dim;
-        for (i, pos) in keys.clone().enumerate() {
-            let at = i * dim..(i + 1) * dim;
-            if pos >= self.pos {
-                let from = (pos - self.pos) * width + head * dim;
-                tile.k[at.clone()].copy_from_slice(&self.k[from..from + dim]);
-                tile.v[at].copy_from_slice(&self.v[from..from + dim]);
-            } else {
-                let from = self.kv.row(head, pos);
-                for (data, to) in [(self.kv.k, &mut tile.k), (self.kv.v, &mut tile.v)] {
-                    match data {
-                        KvData::F16(data) => widen_f16(isa, &data[from..from + row], &mut to[at.clone()]),
-                        KvData::F32(data) => to[at.clone()].copy_from_slice(&data[from..from + dim]),
-                    }
-                }
+        let shape = &self.kv.shape;
+        let (dim, width) = (shape.head_dim, shape.n_kv_heads * shape.head_dim);
+        let n_cached = keys.end.min(self.pos).saturating_sub(keys.start);
+        for (side, own, to) in [
+            (Side::Key, self.k, &mut tile.k),
+            (Side::Value, self.v, &mut tile.v),
+        ] {
+            let (cached, new) = to[..keys.len() * dim].split_at_mut(n_cached * dim);
+            if n_cached > 0 {
+                let rows = self.kv.rows(side, head, keys.start..keys.start + n_cached);
+                widen(isa, rows, cached);
+            }
+            for (pos, to) in (keys.start + n_cached..keys.end).zip(new.chunks_exact_mut(dim)) {
+                to.copy_from_slice(&own[(pos - self.pos) * width + head * dim..][..dim]);
             }
         }
     }
@@ -212,7 +211,7 @@ impl Task<'_> {
         tokens: &std::ops::Range<usize>,
         tile: &mut Tile,
     ) {
-        let (dim, n, rows) = (self.kv.head_dim, keys.len(), tokens.len() * self.group);
+        let (dim, n, rows) = (self.kv.shape.head_dim, keys.len(), tokens.len() * self.group);
         let scores = Gemm {
             a: &tile.k,
             a_row: dim,
@@ -288,35 +287,10 @@ impl Tile {
 }
 
 dispatch! {
-    /// The first `to.len()` elements of an f16 cache row; `from` is padded to whole registers.
-    fn widen_f16(from: &[u16], to: &mut [f32]) = widen_generic;
-}
-dispatch! {
     /// Online softmax down the columns of `scores` `[n, M]`: turns scores into weights e^(score - largest) with
     /// the largest score so far, sets `factor` to what earlier sums must be multiplied with, updates the rest.
     fn softmax_columns(scores: &mut [f32], largest: &mut [f32], total: &mut [f32], factor: &mut [f32])
         = softmax_columns_generic;
-}
-
-#[inline(always)]
-fn widen_generic<S: Simd>(simd: S, from: &[u16], to: &mut [f32]) {
-    assert!(
-        from.len() >= to.len().next_multiple_of(S::LANES),
-        "a cache row is padded"
-    );
-    let mut at = 0;
-    while at < to.len() {
-        // SAFETY: `from` has whole registers; `to` is written in full or in part as it has room.
-        unsafe {
-            let value = u16::load(simd, from.as_ptr().add(at));
-            if to.len() - at >= S::LANES {
-                simd.store(to.as_mut_ptr().add(at), value);
-            } else {
-                simd.store_part(to.as_mut_ptr().add(at), value, to.len() - at);
-            }
-        }
-        at += S::LANES;
-    }
 }
 
 #[inline(always)]

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::{Compute, Isa};
 
@@ -70,66 +72,74 @@ impl Sequence {
         out
     }
 
-    /// The cache as it stands when positions `0..len` have been written in order.
-    fn cache(&self, len: usize, capacity: usize) -> Cache {
-        let row = row_len(self.head_dim);
-        let mut cache = Cache {
-            k: vec![0.0; self.n_kv_heads * capacity * row],
-            v: vec![0.0; self.n_kv_heads * capacity * row],
-            k16: Vec::new(),
-            v16: Vec::new(),
-            capacity,
+    /// The cache as it stands when positions `0..len` have been written in order to a table of `n_pages` pages.
+    fn cache(&self, dtype: KvDType, len: usize, n_pages: usize) -> Cache {
+        let shape = KvShape {
+            dtype,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
         };
+        let mut pages: Vec<KvPage> = (0..n_pages).map(|_| KvPage::new(&shape).unwrap()).collect();
+        let width = self.n_kv_heads * self.head_dim;
+        let (mut k, mut v) = (Vec::new(), Vec::new());
         for pos in 0..len {
-            for head in 0..self.n_kv_heads {
-                let at = (head * capacity + pos % capacity) * row;
-                cache.k[at..at + self.head_dim].copy_from_slice(self.row(
-                    &self.k,
-                    self.n_kv_heads,
-                    pos,
-                    head,
-                ));
-                cache.v[at..at + self.head_dim].copy_from_slice(self.row(
-                    &self.v,
-                    self.n_kv_heads,
-                    pos,
-                    head,
-                ));
-            }
+            pack_rows(Isa::detect(), &shape, &self.k[pos * width..][..width], &mut k);
+            pack_rows(Isa::detect(), &shape, &self.v[pos * width..][..width], &mut v);
+            pages[pos / PAGE % n_pages].write(&shape, pos % PAGE, &k, &v);
         }
-        let bits = |x: &[f32]| x.iter().map(|v| half::f16::from_f32(*v).to_bits()).collect();
-        (cache.k16, cache.v16) = (bits(&cache.k), bits(&cache.v));
-        cache
+        Cache {
+            pages: pages.into_iter().map(Arc::new).collect(),
+            shape,
+        }
+    }
+
+    /// Rounds keys and values as the cache does.
+    fn round(&mut self, dtype: KvDType) {
+        let shape = KvShape {
+            dtype,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+        };
+        let mut packed = Vec::new();
+        for x in [&mut self.k, &mut self.v] {
+            pack_rows(Isa::detect(), &shape, x, &mut packed);
+            unpack_rows(Isa::detect(), &shape, &packed, x);
+        }
     }
 }
 
 struct Cache {
-    k: Vec<f32>,
-    v: Vec<f32>,
-    k16: Vec<u16>,
-    v16: Vec<u16>,
-    capacity: usize,
+    pages: Vec<Arc<KvPage>>,
+    shape: KvShape,
 }
 
 impl Cache {
-    fn view(&self, sequence: &Sequence, narrow: bool) -> KvView<'_> {
-        let (k, v) = if narrow {
-            (KvData::F16(&self.k16), KvData::F16(&self.v16))
-        } else {
-            (KvData::F32(&self.k), KvData::F32(&self.v))
-        };
+    fn view(&self) -> KvView<'_> {
         KvView {
-            k,
-            v,
-            n_kv_heads: sequence.n_kv_heads,
-            head_dim: sequence.head_dim,
-            capacity: self.capacity,
+            pages: &self.pages,
+            shape: self.shape,
         }
     }
 }
 
+/// Pages of a ring that always holds `window` positions and `slack` more.
+fn ring(window: usize, slack: usize) -> usize {
+    (window + slack).div_ceil(PAGE).max(1)
+}
+
 /// Scores of up to about 100 lose 100 ulp in the exponent; weights and sums add a few.
 const TOLERANCE: f64 = 400.0 * f32::EPSILON as f64;
+
+/// What rounding queries to 8 bits does to the result, for keys that stay bytes.
+///
+/// A query's element errs by at most half a step of `2 / 127`, and a score by that times the sum of up to 128 keys of
+/// at most 2, times the scale of 0.3. Weights then err by that factor's exponential. Errors of random sign stay far
+/// below; what is held here is a fifth of it.
+const TOLERANCE_OF_BYTES: f64 = 0.25;
+
+fn any_dtype() -> impl Strategy<Value = KvDType> {
+    prop::sample::select(KvDType::ALL.to_vec())
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
@@ -138,25 +148,29 @@ proptest! {
     fn decode_equals_f64(
         pos in 0usize..1400, n_kv_heads in 1usize..3, group in 1usize..6,
         head_dim in prop::sample::select(vec![8usize, 24, 64, 128]),
-        window in prop::option::of(1usize..600), slack in 0usize..40, narrow: bool, seed: u64,
+        window in prop::option::of(1usize..600), slack in 0usize..100, dtype in any_dtype(), seed: u64,
     ) {
-        let sequence = Sequence::new(pos + 1, n_kv_heads, group, head_dim, seed);
-        let capacity = window.map_or(pos + 1, |w| w + slack).max(1);
-        let cache = sequence.cache(pos + 1, capacity);
+        let mut sequence = Sequence::new(pos + 1, n_kv_heads, group, head_dim, seed);
+        let cache = sequence.cache(dtype, pos + 1, ring(window.unwrap_or(pos + 1), slack));
+        sequence.round(dtype);
+        let tolerance = match dtype {
+            KvDType::Q8_0 | KvDType::Q4_0 => TOLERANCE_OF_BYTES,
+            _ => TOLERANCE,
+        };
         let width = sequence.n_heads * head_dim;
         for isa in Isa::available() {
             for n_threads in [1, 3] {
                 let compute = Compute::new(isa, n_threads).unwrap();
                 let mut out = vec![f32::NAN; width];
                 let mut queries = [DecodeQuery {
-                    q: &sequence.q[pos * width..], kv: cache.view(&sequence, narrow), pos, out: &mut out,
+                    q: &sequence.q[pos * width..], kv: cache.view(), pos, out: &mut out,
                 }];
                 decode(&compute, &mut queries, window, 0.3, &mut DecodeScratch::default());
                 for h in 0..sequence.n_heads {
                     let want = sequence.expected(pos, h, window, f64::from(0.3f32));
                     for (e, want) in want.iter().enumerate() {
                         let got = f64::from(out[h * head_dim + e]);
-                        prop_assert!((got - want).abs() <= TOLERANCE, "{isa} head {h} {e}: {got} not {want}");
+                        prop_assert!((got - want).abs() <= tolerance, "{isa} {dtype} {h} {e}: {got} not {want}");
                     }
                 }
             }
@@ -167,12 +181,12 @@ proptest! {
     fn prefill_equals_f64(
         pos in 0usize..300, n_tokens in 1usize..150, n_kv_heads in 1usize..3, group in 1usize..6,
         head_dim in prop::sample::select(vec![8usize, 24, 64, 128]),
-        window in prop::option::of(1usize..200), narrow: bool, seed: u64,
+        window in prop::option::of(1usize..200), dtype in any_dtype(), seed: u64,
     ) {
         let n = pos + n_tokens;
-        let sequence = Sequence::new(n, n_kv_heads, group, head_dim, seed);
-        let capacity = window.unwrap_or(n);
-        let cache = sequence.cache(pos, capacity);
+        let mut sequence = Sequence::new(n, n_kv_heads, group, head_dim, seed);
+        let cache = sequence.cache(dtype, pos, ring(window.unwrap_or(n), 0));
+        sequence.round(dtype);
         let (width, kv_width) = (sequence.n_heads * head_dim, n_kv_heads * head_dim);
         for isa in Isa::available() {
             let compute = Compute::new(isa, 2).unwrap();
@@ -181,7 +195,7 @@ proptest! {
                 q: &sequence.q[pos * width..],
                 k: &sequence.k[pos * kv_width..],
                 v: &sequence.v[pos * kv_width..],
-                kv: cache.view(&sequence, narrow),
+                kv: cache.view(),
                 pos,
                 out: &mut out,
             };
@@ -209,7 +223,7 @@ fn several_sequences_decode_as_each_alone() {
     let caches: Vec<Cache> = sequences
         .iter()
         .zip(lengths)
-        .map(|(s, n)| s.cache(n, n))
+        .map(|(s, n)| s.cache(KvDType::F16, n, n.div_ceil(PAGE)))
         .collect();
     let compute = Compute::new(Isa::detect(), 2).unwrap();
     let width = 4 * 32;
@@ -220,7 +234,7 @@ fn several_sequences_decode_as_each_alone() {
             .zip(&mut outs)
             .map(|(i, out)| DecodeQuery {
                 q: &sequences[*i].q[(lengths[*i] - 1) * width..],
-                kv: caches[*i].view(&sequences[*i], true),
+                kv: caches[*i].view(),
                 pos: lengths[*i] - 1,
                 out,
             })
@@ -232,4 +246,76 @@ fn several_sequences_decode_as_each_alone() {
     for (i, together) in together.iter().enumerate() {
         assert_eq!(together, &run(&[i])[0]);
     }
+}
+
+#[test]
+fn packed_rows_are_as_near_as_their_format_allows() {
+    let sequence = Sequence::new(50, 2, 1, 40, 7);
+    let shape = |dtype| KvShape {
+        dtype,
+        n_kv_heads: 2,
+        head_dim: 40,
+    };
+    // Relative to the largest of a block, here up to 2: half a step of each format.
+    let bounds = [
+        (KvDType::F16, 0.0),
+        (KvDType::Bf16, 2.0 / 256.0),
+        (KvDType::Q8_0, 2.0 / 254.0 * 1.01),
+        (KvDType::Q4_0, 2.0 / 8.0 * 1.01),
+        (KvDType::F32, 0.0),
+    ];
+    for (dtype, bound) in bounds {
+        let mut packed = Vec::new();
+        let mut back = vec![0.0; sequence.k.len()];
+        for isa in Isa::available() {
+            pack_rows(isa, &shape(dtype), &sequence.k, &mut packed);
+            unpack_rows(isa, &shape(dtype), &packed, &mut back);
+            for (got, want) in back.iter().zip(&sequence.k) {
+                assert!((got - want).abs() <= bound, "{isa} {dtype}: {got} not {want}");
+            }
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_pack_the_same_bytes() {
+    let mut sequence = Sequence::new(30, 2, 1, 72, 11);
+    // Zeros, numbers too small and too large for a format.
+    sequence.k[..72].fill(0.0);
+    sequence.k[72..144].iter_mut().for_each(|x| *x *= 1e-9);
+    sequence.k[144..216].iter_mut().for_each(|x| *x *= 1e30);
+    sequence.k[216] = f32::INFINITY;
+    for dtype in KvDType::ALL {
+        let shape = KvShape {
+            dtype,
+            n_kv_heads: 2,
+            head_dim: 72,
+        };
+        let packed: Vec<Vec<u8>> = Isa::available()
+            .map(|isa| {
+                let mut to = Vec::new();
+                pack_rows(isa, &shape, &sequence.k, &mut to);
+                to
+            })
+            .collect();
+        for other in &packed[1..] {
+            assert_eq!(other, &packed[0], "{dtype}");
+        }
+        let mut back = vec![0.0; sequence.k.len()];
+        unpack_rows(Isa::detect(), &shape, &packed[0], &mut back);
+        let finite = dtype == KvDType::F32 || back.iter().all(|x| x.is_finite());
+        assert!(finite, "{dtype}: what is too large must be cut");
+    }
+}
+
+#[test]
+fn a_page_that_cannot_be_had_is_none() {
+    let shape = |n_kv_heads, head_dim| KvShape {
+        dtype: KvDType::F32,
+        n_kv_heads,
+        head_dim,
+    };
+    assert!(KvPage::new(&shape(1 << 40, 1 << 10)).is_none());
+    assert!(KvPage::new(&shape(1, usize::MAX)).is_none());
+    assert!(KvPage::new(&shape(usize::MAX, 64)).is_none());
 }

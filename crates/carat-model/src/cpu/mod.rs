@@ -2,7 +2,8 @@
 
 use carat_format::{TensorBytes, TensorView};
 use carat_kernels::attention::{
-    DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, prefill,
+    DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, pack_rows, prefill,
+    unpack_rows,
 };
 use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
 use smallvec::SmallVec;
@@ -22,7 +23,8 @@ pub(crate) struct Cpu {
     activations: Activations,
     decode_scratch: DecodeScratch,
     prefill_scratch: PrefillScratch,
-    rounding: Vec<u16>,
+    /// Keys and values `[T, K, row]` in the cache's format.
+    packed: [Vec<u8>; 2],
 }
 
 /// A weight matrix where it is mapped.
@@ -83,12 +85,26 @@ impl Cpu {
             activations: Activations::new(precision),
             decode_scratch: DecodeScratch::default(),
             prefill_scratch: PrefillScratch::default(),
-            rounding: Vec::new(),
+            packed: Default::default(),
         })
     }
 
     pub(crate) fn compute(&self) -> &Compute {
         &self.compute
+    }
+
+    /// Brings a batch's keys and values into the cache's format, and rounds those of prompts in place: what later
+    /// tokens will read from the cache is what a chunk's own rows see too.
+    fn pack(&mut self, layer: usize, k: &mut [f32], v: &mut [f32], sequences: &[Sequence<'_, KvCache>]) {
+        let Some(first) = sequences.first() else { return };
+        let (isa, shape) = (self.compute.isa(), first.cache.shape(layer));
+        let is_prefill = sequences.iter().any(|sequence| sequence.n > 1);
+        for (x, packed) in [k, v].into_iter().zip(&mut self.packed) {
+            pack_rows(isa, shape, x, packed);
+            if is_prefill {
+                unpack_rows(isa, shape, packed, x);
+            }
+        }
     }
 
     /// Calls `each` with every row of `x` and its index, on all threads when there is enough to do.
@@ -136,12 +152,16 @@ impl Backend for Cpu {
         values
     }
 
-    fn new_cache(&self, config: &Config, max_tokens: usize) -> Result<KvCache, Error> {
+    fn new_cache(&self, config: &Config, max_tokens: usize) -> KvCache {
         KvCache::new(config, self.kv_dtype, max_tokens)
     }
 
     fn cache_fits(&self, cache: &KvCache, config: &Config) -> bool {
         cache.dtype() == self.kv_dtype && cache.fits(config)
+    }
+
+    fn reserve(&self, cache: &mut KvCache, n: usize) -> Result<(), Error> {
+        cache.reserve(n)
     }
 
     fn embed(
@@ -239,14 +259,11 @@ impl Backend for Cpu {
         sequences: &mut [Sequence<'_, KvCache>],
         out: &mut CpuBuffer,
     ) {
-        if self.kv_dtype == KvDType::F16 {
-            // What later tokens will read from the cache is what this chunk's own rows see too.
-            vector::round_to_f16(&mut k.values, &mut self.rounding);
-            vector::round_to_f16(&mut v.values, &mut self.rounding);
-        }
+        self.pack(layer, &mut k.values, &mut v.values, sequences);
         let (q_width, kv_width) = (shape.layer.q_width(), shape.layer.kv_width());
         let window = shape.layer.window;
-        out.reshape(q.n_rows(), q_width);
+        let n_rows = q.n_rows();
+        out.reshape(n_rows, q_width);
         let mut queries: SmallVec<[DecodeQuery<'_>; 4]> = SmallVec::new();
         let mut rest = out.values.as_mut_slice();
         let mut row = 0;
@@ -258,8 +275,12 @@ impl Backend for Cpu {
             let k = &k.values[row * kv_width..(row + n) * kv_width];
             let v = &v.values[row * kv_width..(row + n) * kv_width];
             let pos = sequence.cache.len();
+            let packed = |side: usize| {
+                let width = self.packed[side].len() / n_rows.max(1);
+                &self.packed[side][row * width..(row + n) * width]
+            };
             if n == 1 {
-                sequence.cache.store(layer, pos, k, v);
+                sequence.cache.store(layer, n, packed(0), packed(1));
                 queries.push(DecodeQuery {
                     q,
                     kv: sequence.cache.view(layer),
@@ -282,7 +303,7 @@ impl Backend for Cpu {
                     shape.score_scale,
                     &mut self.prefill_scratch,
                 );
-                sequence.cache.store(layer, pos, k, v);
+                sequence.cache.store(layer, n, packed(0), packed(1));
             }
             row += n;
         }
