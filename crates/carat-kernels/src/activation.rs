@@ -6,6 +6,7 @@
 //! chunks of 256. Beside `q` stand the sums that the formats' offsets and mins are multiplied with; they are sums
 //! of `q`, or of `256 q + low`.
 
+use crate::aligned::Aligned;
 use crate::block::CHUNK;
 use crate::simd::{Simd, dispatch};
 use crate::{Isa, is_area};
@@ -15,15 +16,15 @@ use crate::{Isa, is_area};
 pub(crate) struct QuantizedRows {
     n_rows: usize,
     n_cols: usize,
-    q: Vec<i8>,
+    q: Aligned<i8>,
     /// Empty with 8 bits.
-    low: Vec<i8>,
-    scale: Vec<f32>,
-    sum: Vec<f32>,
-    isum: Vec<i32>,
-    scale32: Vec<f32>,
-    sum32: Vec<f32>,
-    isum32: Vec<i32>,
+    low: Aligned<i8>,
+    scale: Aligned<f32>,
+    sum: Aligned<f32>,
+    isum: Aligned<i32>,
+    scale32: Aligned<f32>,
+    sum32: Aligned<f32>,
+    isum32: Aligned<i32>,
 }
 
 /// One row of a [`QuantizedRows`]. `n` is the padded length.
@@ -65,15 +66,15 @@ impl QuantizedRows {
         self.n_rows = n_rows;
         self.n_cols = padded;
         let n = n_rows * padded;
-        self.q.resize(n, 0);
-        self.low.resize(if bits == Bits::Sixteen { n } else { 0 }, 0);
-        self.isum.resize(n / 16, 0);
-        self.isum32.resize(n / 32, 0);
+        self.q.resize(n);
+        self.low.resize(if bits == Bits::Sixteen { n } else { 0 });
+        self.isum.resize(n / 16);
+        self.isum32.resize(n / 32);
         for floats in [&mut self.scale, &mut self.sum] {
-            floats.resize(n / 16, 0.0);
+            floats.resize(n / 16);
         }
         for floats in [&mut self.scale32, &mut self.sum32] {
-            floats.resize(n / 32, 0.0);
+            floats.resize(n / 32);
         }
         for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
             self.fill_row(isa, t, from);

@@ -15,6 +15,7 @@ pub mod attention;
 pub mod vector;
 
 mod activation;
+mod aligned;
 mod block;
 mod dtype;
 mod error;

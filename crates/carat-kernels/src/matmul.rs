@@ -18,13 +18,14 @@ use std::sync::{Mutex, PoisonError};
 use smallvec::SmallVec;
 
 use crate::activation::{Bits, QuantizedRows};
+use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK};
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
 use crate::isa::Level;
 use crate::{DType, Error, Isa, Pool, is_area, scalar};
 
 /// With this many activation rows a panel pays for its unpacking.
-const PANEL_MIN_X: usize = 12;
+const PANEL_MIN_X: usize = 5;
 /// Weight bytes of a chunk of work in decode: some 10 µs of one core's memory bandwidth.
 const ROWS_CHUNK_BYTES: usize = 256 << 10;
 
@@ -467,51 +468,17 @@ fn unreachable_chunk() -> ! {
 /// One thread's memory for an unpacked panel of the int8 path.
 #[derive(Default)]
 pub(crate) struct PanelScratch {
-    q: Vec<Line>,
-    scale: Vec<Line>,
-    min: Vec<Line>,
+    pub(crate) q: Aligned<u8>,
+    pub(crate) scale: Aligned<f32>,
+    pub(crate) min: Aligned<f32>,
 }
-
-/// A cache line, so that registers never straddle two.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-// SAFETY: 64 plain bytes without padding.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above; any bytes are a value.
-unsafe impl bytemuck::Pod for Line {}
 
 impl PanelScratch {
     /// Room for `n_q` bytes and `n_scales` scales and mins.
     pub(crate) fn reserve(&mut self, n_q: usize, n_scales: usize) {
-        self.q.resize(n_q.div_ceil(64), Line([0; 64]));
-        self.scale.resize(n_scales.div_ceil(16), Line([0; 64]));
-        self.min.resize(n_scales.div_ceil(16), Line([0; 64]));
-    }
-
-    pub(crate) fn q(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.q)
-    }
-
-    pub(crate) fn scale(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.scale)
-    }
-
-    pub(crate) fn min(&self) -> &[f32] {
-        bytemuck::cast_slice(&self.min)
-    }
-
-    pub(crate) fn q_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.q)
-    }
-
-    pub(crate) fn scale_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.scale)
-    }
-
-    pub(crate) fn min_mut(&mut self) -> &mut [f32] {
-        bytemuck::cast_slice_mut(&mut self.min)
+        self.q.resize(n_q);
+        self.scale.resize(n_scales);
+        self.min.resize(n_scales);
     }
 }
 

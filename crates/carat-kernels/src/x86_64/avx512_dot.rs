@@ -1,9 +1,9 @@
 //! Rows of a quantized matrix times few quantized activation rows, AVX-512 with VNNI: decode.
 //!
 //! Bound: each weight byte is read once for all of up to [`MAX_X`] activation rows, so a decode step takes at
-//! least weight bytes over memory bandwidth. Per chunk of 256 and row there are some 35 instructions beside
-//! the loads (4 `vpdpbusd`, 4 conversions, 5 FMA, 5 permutes and the unpacking), about 15 cycles for the 144
-//! bytes of a Q4_K block: near 10 bytes a cycle and core, which is what one core can read.
+//! least weight bytes over memory bandwidth. Per chunk of 256 and row there are some 40 instructions beside
+//! the loads (4 `vpdpbusd`, 4 conversions, 4 FMA, 5 products and sums, 4 permutes and the unpacking), about 15
+//! cycles for the 144 bytes of a Q4_K block: near 10 bytes a cycle and core, which is what one core can read.
 //!
 //! ```text
 //! lane        0..4        4..8        8..12       12..16         register j of a chunk
@@ -13,7 +13,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512_unpack::Unpack;
+use super::avx512_unpack::{Unpack, Unpacked};
 use crate::activation::QuantizedRow;
 use crate::block::{CHUNK, CHUNK_SCALES, by_format};
 use crate::matmul::{RowChunks, RowTask};
@@ -32,13 +32,13 @@ pub(crate) fn dot_rows(task: &RowTask<'_>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn dot_rows_of<F: Unpack, const WIDE: bool>(task: &RowTask<'_>) {
     let (mut row, end) = (task.rows.start, task.rows.end);
-    let few_x = task.x.n_rows() == 1;
+    let n_x = task.x.n_rows();
     while row < end {
-        // Four rows share the loads of one activation row; with several activation rows two are enough and
-        // leave registers for the sums.
+        // Four rows share the loads of one activation row; with more activation rows fewer are enough and leave
+        // registers for the sums.
         row += match end - row {
-            4.. if few_x => dot_row_group::<F, WIDE, 4>(task, row),
-            2.. => dot_row_group::<F, WIDE, 2>(task, row),
+            4.. if n_x == 1 => dot_row_group::<F, WIDE, 4>(task, row),
+            2.. if n_x <= 2 => dot_row_group::<F, WIDE, 2>(task, row),
             _ => dot_row_group::<F, WIDE, 1>(task, row),
         };
     }
@@ -61,7 +61,24 @@ fn dot_row_group<F: Unpack, const WIDE: bool, const R: usize>(task: &RowTask<'_>
     R
 }
 
-/// `R` rows times `T` activation rows from `t` on; returns `T`.
+/// Repeats `body` for `i` in `0..n`, written out: a loop over registers that the compiler leaves a loop keeps them in
+/// memory.
+macro_rules! unrolled {
+    ($n:expr, |$i:ident| $body:block) => {
+        unrolled!(@step $n, $i, $body, 0);
+        unrolled!(@step $n, $i, $body, 1);
+        unrolled!(@step $n, $i, $body, 2);
+        unrolled!(@step $n, $i, $body, 3);
+    };
+    (@step $n:expr, $i:ident, $body:block, $at:literal) => {
+        if $n > $at {
+            let $i: usize = $at;
+            $body
+        }
+    };
+}
+
+/// `R` rows times `T` activation rows from `t` on, both up to four; returns `T`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
@@ -75,42 +92,23 @@ fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
     let ahead = prefetch_distance(task.weights.row_bytes(), R);
     let spread: [__m512i; 4] = [lane_index(0), lane_index(4), lane_index(8), lane_index(12)];
     for c in 0..task.x.n_cols() / CHUNK {
-        for (chunks, sums) in chunks.iter().zip(&mut sums) {
-            let bytes = chunks.bytes(c);
-            prefetch(bytes, ahead);
-            // SAFETY: `bytes` is one whole chunk; the features are those of this function.
-            let w = unsafe { F::unpack(bytes.as_ptr()) };
+        unrolled!(R, |r| {
+            let bytes = chunks[r].bytes(c).as_ptr();
+            prefetch::<F>(bytes.wrapping_add(ahead));
+            // SAFETY: `bytes` begins one whole chunk; the features are those of this function.
+            let w = unsafe { F::unpack(bytes) };
             let bias = if F::HAS_MIN {
                 w.min
             } else {
                 _mm512_mul_ps(w.scale, _mm512_set1_ps(-(F::OFFSET as f32)))
             };
-            for (x, sum) in x.iter().zip(sums) {
+            unrolled!(T, |i| {
                 // SAFETY: an activation row has a whole number of chunks, `c` is below it.
-                let (q, x_scale, x_sum) = unsafe {
-                    (
-                        x.q.as_ptr().add(CHUNK * c),
-                        _mm512_loadu_ps(x.scale.as_ptr().add(CHUNK_SCALES * c)),
-                        _mm512_loadu_ps(x.sum.as_ptr().add(CHUNK_SCALES * c)),
-                    )
-                };
-                let scale = _mm512_mul_ps(w.scale, x_scale);
-                let mut s = _mm512_fmadd_ps(bias, x_sum, *sum);
-                for (j, (w, spread)) in w.q.iter().zip(&spread).enumerate() {
-                    // SAFETY: 64 bytes of the chunk's 256.
-                    let high = unsafe { _mm512_loadu_si512(q.add(64 * j).cast()) };
-                    let mut dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), *w, high);
-                    if WIDE {
-                        // SAFETY: wide rows have as many low bytes.
-                        let low =
-                            unsafe { _mm512_loadu_si512(x.low.as_ptr().add(CHUNK * c + 64 * j).cast()) };
-                        dot = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(dot), *w, low);
-                    }
-                    s = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_permutexvar_ps(*spread, scale), s);
-                }
-                *sum = s;
-            }
-        }
+                sums[r][i] = _mm512_add_ps(sums[r][i], unsafe {
+                    product::<WIDE>(&w, bias, &x[i], c, &spread)
+                });
+            });
+        });
     }
     for (r, sums) in sums.into_iter().enumerate() {
         for (i, sum) in sums.into_iter().enumerate() {
@@ -118,6 +116,44 @@ fn dot_tile<F: Unpack, const WIDE: bool, const R: usize, const T: usize>(
         }
     }
     T
+}
+
+/// One chunk of a weight row times chunk `c` of an activation row, to be summed over lanes. Two chains of sums, which
+/// nothing of the chunk before has to wait for.
+///
+/// # Safety
+/// `c` is below the activation row's number of chunks.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
+unsafe fn product<const WIDE: bool>(
+    w: &Unpacked,
+    bias: __m512,
+    x: &QuantizedRow<'_>,
+    c: usize,
+    spread: &[__m512i; 4],
+) -> __m512 {
+    // SAFETY: the caller's word: a chunk has 256 elements and 16 scales and sums.
+    let (x_scale, x_sum) = unsafe {
+        (
+            _mm512_loadu_ps(x.scale.as_ptr().add(CHUNK_SCALES * c)),
+            _mm512_loadu_ps(x.sum.as_ptr().add(CHUNK_SCALES * c)),
+        )
+    };
+    let scale = _mm512_mul_ps(w.scale, x_scale);
+    let mut sums = [_mm512_mul_ps(bias, x_sum), _mm512_setzero_ps()];
+    unrolled!(4, |j| {
+        // SAFETY: as above, 64 elements of the chunk.
+        let high = unsafe { _mm512_loadu_si512(x.q.as_ptr().add(CHUNK * c + 64 * j).cast()) };
+        let mut dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.q[j], high);
+        if WIDE {
+            // SAFETY: wide rows have as many low bytes.
+            let low = unsafe { _mm512_loadu_si512(x.low.as_ptr().add(CHUNK * c + 64 * j).cast()) };
+            dot = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(dot), w.q[j], low);
+        }
+        let scale = _mm512_permutexvar_ps(spread[j], scale);
+        sums[j % 2] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, sums[j % 2]);
+    });
+    _mm512_add_ps(sums[0], sums[1])
 }
 
 /// How far ahead of its use a weight byte is asked for: the same place in the next group of `rows` rows, or in
@@ -132,15 +168,13 @@ fn prefetch_distance(row_bytes: usize, rows: usize) -> usize {
 /// Some 100 ns of one core's memory bandwidth: the time that a read takes.
 const PREFETCH_BYTES: usize = 4096;
 
-/// Asks for the cache lines `ahead` bytes after `bytes`.
+/// Asks for the cache lines of the chunk that begins at `bytes`, which need not be mapped.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn prefetch(bytes: &[u8], ahead: usize) {
-    for line in (0..bytes.len()).step_by(64) {
-        // A prefetch of an address that is not mapped does nothing.
-        let address = bytes.as_ptr().wrapping_add(ahead + line);
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
+pub(super) fn prefetch<F: Unpack>(bytes: *const u8) {
+    unrolled!(F::CHUNK_BYTES.div_ceil(64), |line| {
+        _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(64 * line).cast());
+    });
 }
 
 /// `first` in lanes 0..4, `first + 1` in lanes 4..8 and so on.

@@ -17,6 +17,7 @@
 
 use std::arch::x86_64::*;
 
+use super::avx512_dot::prefetch;
 use super::avx512_unpack::Unpack;
 use crate::activation::{QuantizedRow, QuantizedRows};
 use crate::block::{CHUNK, CHUNK_SCALES, by_format};
@@ -63,6 +64,7 @@ fn multiply<F: Unpack>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 fn pack<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &mut PanelScratch) {
     for group in 0..PANEL_ROWS / LANES {
+        let ahead = distance_to_next::<F>(task, &cols, group);
         let chunks: [Option<RowChunks<'_, F>>; LANES] = std::array::from_fn(|r| {
             let row = task.rows.start + LANES * group + r;
             (row < task.rows.end).then(|| RowChunks::new(task.weights, row))
@@ -73,8 +75,10 @@ fn pack<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &m
             let mut min = [_mm512_setzero_si512(); LANES];
             for (r, chunks) in chunks.iter().enumerate() {
                 if let Some(chunks) = chunks {
-                    // SAFETY: `bytes` gives one whole chunk; the features are those of this function.
-                    let w = unsafe { F::unpack(chunks.bytes(c).as_ptr()) };
+                    let bytes = chunks.bytes(c).as_ptr();
+                    prefetch::<F>(bytes.wrapping_offset(ahead));
+                    // SAFETY: `bytes` begins one whole chunk; the features are those of this function.
+                    let w = unsafe { F::unpack(bytes) };
                     (q[0][r], q[1][r], q[2][r], q[3][r]) = (w.q[0], w.q[1], w.q[2], w.q[3]);
                     (scale[r], min[r]) = (_mm512_castps_si512(w.scale), _mm512_castps_si512(w.min));
                 }
@@ -83,16 +87,30 @@ fn pack<F: Unpack>(task: &RowTask<'_>, cols: std::ops::Range<usize>, scratch: &m
                 transpose(q);
                 for (k, lanes) in q.iter().enumerate() {
                     let register = (CHUNK / 4 * at + LANES * j + k) * 2 + group;
-                    let to = &mut scratch.q_mut()[64 * register..64 * (register + 1)];
+                    let to = &mut scratch.q[64 * register..64 * (register + 1)];
                     // SAFETY: `to` has 64 bytes.
                     unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), *lanes) };
                 }
             }
-            store_scales::<F>(&mut scale, scratch.scale_mut(), at, group);
+            store_scales::<F>(&mut scale, &mut scratch.scale, at, group);
             if F::HAS_MIN {
-                store_scales::<F>(&mut min, scratch.min_mut(), at, group);
+                store_scales::<F>(&mut min, &mut scratch.min, at, group);
             }
         }
+    }
+}
+
+/// Bytes from a chunk to the one at the same place of what is packed next: the other 16 rows of the panel, its next
+/// columns, or the next panel. Sixteen rows read side by side are too many streams for the processor's own prefetcher.
+fn distance_to_next<F: Unpack>(task: &RowTask<'_>, cols: &std::ops::Range<usize>, group: usize) -> isize {
+    let chunk = F::CHUNK_BYTES as isize;
+    let sixteen_rows = (LANES * task.weights.row_bytes()) as isize;
+    if group == 0 {
+        sixteen_rows
+    } else if cols.end < task.x.n_cols() {
+        (cols.len() / CHUNK) as isize * chunk - sixteen_rows
+    } else {
+        sixteen_rows - (cols.start / CHUNK) as isize * chunk
     }
 }
 
@@ -238,7 +256,7 @@ fn tile<F: Unpack, const WIDE: bool, const T: usize>(
 ) -> usize {
     let x: [TileRow; T] = std::array::from_fn(|i| TileRow::new::<F>(task.x, t + i, cols.start));
     let n_subs = cols.len() / F::SUB;
-    let (q, scales, mins) = (scratch.q(), scratch.scale(), scratch.min());
+    let (q, scales, mins) = (&*scratch.q, &*scratch.scale, &*scratch.min);
     assert!(
         q.len() >= PANEL_ROWS * cols.len()
             && scales.len() >= PANEL_ROWS * n_subs

@@ -76,16 +76,58 @@ fn twice(x: __m256) -> __m512 {
 }
 
 /// The f16 at `from + offset` of each of eight blocks of `size` bytes, each twice.
+///
+/// Two loads and one permutation where four blocks' numbers fit a register; storing eight words to load them again as
+/// one would wait for the stores.
 #[inline]
-#[target_feature(enable = "avx512f,avx512vl,f16c")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,f16c")]
 unsafe fn eight_f16(from: *const u8, size: usize, offset: usize) -> __m512 {
-    let mut bits = [0u16; 8];
-    for (b, bits) in bits.iter_mut().enumerate() {
+    let bits = if 3 * size + offset + 2 <= 64 {
+        // SAFETY: eight blocks of 16 bytes or more, by the caller's word; both loads lie within them.
+        let (first, second) = unsafe {
+            (
+                _mm512_loadu_si512(from.cast()),
+                _mm512_loadu_si512(from.add(4 * size).cast()),
+            )
+        };
+        // Indexes from 32 on are words of `second`.
+        let at = |b: i16| b % 4 * (size as i16 / 2) + offset as i16 / 2 + b / 4 * 32;
+        let index = _mm512_castsi256_si512(_mm256_setr_epi16(
+            at(0),
+            at(0),
+            at(1),
+            at(1),
+            at(2),
+            at(2),
+            at(3),
+            at(3),
+            at(4),
+            at(4),
+            at(5),
+            at(5),
+            at(6),
+            at(6),
+            at(7),
+            at(7),
+        ));
+        _mm512_castsi512_si256(_mm512_permutex2var_epi16(first, index, second))
+    } else {
         // SAFETY: within the chunk of eight blocks, by the caller's word.
-        *bits = unsafe { from.add(b * size + offset).cast::<u16>().read_unaligned() };
-    }
-    // SAFETY: `bits` has 16 bytes.
-    twice(_mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) }))
+        let word = |b: usize| unsafe { from.add(b * size + offset).cast::<i16>().read_unaligned() };
+        let words = _mm_setr_epi16(
+            word(0),
+            word(1),
+            word(2),
+            word(3),
+            word(4),
+            word(5),
+            word(6),
+            word(7),
+        );
+        let doubled = _mm256_cvtepu16_epi32(words);
+        _mm256_or_si256(doubled, _mm256_slli_epi32::<16>(doubled))
+    };
+    _mm512_cvtph_ps(bits)
 }
 
 /// 64 nibbles from the 16 bytes at `first` and the 16 at `second`.
