@@ -7,11 +7,12 @@
 //! take in any order; their partial softmaxes are joined in the order of positions, so the result does not
 //! depend on the number of threads.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
 
-use super::page::{KvView, PAGE, Side, by_page};
+use super::page::{KvView, PAGE, Rows, Side, by_page};
 use super::scores::{Queries, scores};
 use super::weigh::weigh;
 use crate::matmul::SharedOut;
@@ -184,6 +185,13 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// The rows of `positions`, which lie in one page, followed by those of the next page.
+    fn rows(&self, side: Side, positions: &Range<usize>) -> Rows<'a> {
+        let next = by_page(positions.end..self.end).next();
+        let next = next.map(|next| self.kv.rows(side, self.head, next));
+        self.kv.rows(side, self.head, positions.clone()).before(next)
+    }
+
     /// Leaves in `record` `group` rows of weighted sums `[row]`, then `group` largest scores, then `group` sums of
     /// weights.
     fn run(&self, isa: Isa, score_scale: f32, local: &mut Local) {
@@ -201,7 +209,7 @@ impl<'a> Part<'a> {
         }
         queries.prepare(isa, shape.dtype, n_sums);
         for positions in by_page(self.first..self.end) {
-            let k = self.kv.rows(Side::Key, self.head, positions.clone());
+            let k = self.rows(Side::Key, &positions);
             let to = &mut local.scores[positions.start - self.first..];
             scores(isa, queries, self.group, k, to, SPAN);
         }
@@ -212,7 +220,7 @@ impl<'a> Part<'a> {
         }
         sums.fill(0.0);
         for positions in by_page(self.first..self.end) {
-            let v = self.kv.rows(Side::Value, self.head, positions.clone());
+            let v = self.rows(Side::Value, &positions);
             weigh(isa, &local.scores[positions.start - self.first..], SPAN, v, sums);
         }
     }

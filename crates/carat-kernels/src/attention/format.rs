@@ -164,11 +164,11 @@ dispatch! {
 fn widen_generic<S: KvSimd, F: Format>(simd: S, rows: Rows<'_>, to: &mut [f32]) {
     let dim = rows.shape().head_dim;
     assert_eq!(to.len(), rows.len() * dim, "rows do not fit their place");
-    for ((values, scales), to) in rows.iter().zip(to.chunks_exact_mut(dim)) {
+    for (row, to) in rows.iter().zip(to.chunks_exact_mut(dim)) {
         for at in (0..dim).step_by(S::LANES) {
             // SAFETY: the row is padded to whole blocks; `to` is written as far as it goes.
             unsafe {
-                let value = F::load(simd, values, scales, at / BLOCK, at % BLOCK);
+                let value = F::load(simd, row.values, row.scales, at / BLOCK, at % BLOCK);
                 if dim - at >= S::LANES {
                     simd.store(to.as_mut_ptr().add(at), value);
                 } else {

@@ -21,7 +21,7 @@ pub(super) const BLOCK: usize = 32;
 
 /// Elements of a cache row: head_dim padded to pairs of blocks.
 pub(super) fn row_len(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(2 * BLOCK)
+    head_dim.div_ceil(2 * BLOCK).saturating_mul(2 * BLOCK)
 }
 
 /// How cached keys and values are stored.
@@ -61,20 +61,22 @@ impl KvDType {
         }
     }
 
-    /// Bytes of one key or one value of one head: head_dim elements and their padding.
+    /// Bytes of one key or one value of one head: head_dim elements and their padding. Beyond what a number can
+    /// hold it is the largest number.
     #[must_use]
     pub fn bytes_for_row(self, head_dim: usize) -> usize {
-        self.value_bytes(head_dim) + self.scale_bytes(head_dim)
+        self.value_bytes(head_dim)
+            .saturating_add(self.scale_bytes(head_dim))
     }
 
     /// Bytes of a row's numbers, without scales.
     pub(super) fn value_bytes(self, head_dim: usize) -> usize {
         let n = row_len(head_dim);
         match self {
-            KvDType::F16 | KvDType::Bf16 => 2 * n,
+            KvDType::F16 | KvDType::Bf16 => n.saturating_mul(2),
             KvDType::Q8_0 => n,
             KvDType::Q4_0 => n / 2,
-            KvDType::F32 => 4 * n,
+            KvDType::F32 => n.saturating_mul(4),
         }
     }
 
@@ -82,7 +84,7 @@ impl KvDType {
     pub(super) fn scale_bytes(self, head_dim: usize) -> usize {
         match self {
             KvDType::F16 | KvDType::Bf16 | KvDType::F32 => 0,
-            KvDType::Q8_0 | KvDType::Q4_0 => 2 * row_len(head_dim) / BLOCK,
+            KvDType::Q8_0 | KvDType::Q4_0 => row_len(head_dim) / (BLOCK / 2),
         }
     }
 }
@@ -124,5 +126,6 @@ mod tests {
         let bytes = KvDType::ALL.map(|dtype| dtype.bytes_for_row(256));
         assert_eq!(bytes, [512, 512, 272, 144, 1024]);
         assert_eq!(KvDType::Q8_0.bytes_for_row(8), 68, "padded to two blocks");
+        assert_eq!(KvDType::F32.bytes_for_row(usize::MAX), usize::MAX);
     }
 }

@@ -22,6 +22,8 @@ pub(super) unsafe trait KvSimd: Simd {
     const OFFSET_Q8: i32;
     /// What a chunk of q4_0 has been increased by.
     const OFFSET_Q4: i32;
+    /// Asks for the cache line at `at`, which need not be valid.
+    fn prefetch(self, at: *const u8);
     /// `LANES` signed bytes as f32.
     unsafe fn load_i8(self, from: *const u8) -> Self::F;
     /// The low or the high halves of `LANES` bytes as f32, 0 to 15.
@@ -45,6 +47,8 @@ unsafe impl KvSimd for Scalar {
     const OFFSET_Q8: i32 = 0;
     const OFFSET_Q4: i32 = 0;
 
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
     #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> f32 {
         // SAFETY: one byte, as the trait's contract says.

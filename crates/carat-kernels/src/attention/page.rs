@@ -143,6 +143,7 @@ impl KvPage {
             scales: &scales[slots.start * n_scales..slots.end * n_scales],
             n: slots.len(),
             shape: *shape,
+            next: values.as_ptr(),
         }
     }
 }
@@ -160,7 +161,24 @@ pub(super) struct Rows<'a> {
     scales: &'a [u8],
     n: usize,
     shape: KvShape,
+    /// Numbers that will be read after these; only ever asked for ahead of time.
+    next: *const u8,
 }
+
+/// One row of [`Rows`].
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    /// Begin of the numbers.
+    pub(super) values: *const u8,
+    /// Begin of the scales.
+    pub(super) scales: *const u8,
+    /// A row that will be read [`AHEAD`] bytes later.
+    pub(super) ahead: *const u8,
+}
+
+/// How far ahead rows are asked for, in bytes: at the 22 GB/s that one core gets, 4 KiB last for 180 ns, more than
+/// memory needs to answer.
+const AHEAD: usize = 4096;
 
 impl<'a> Rows<'a> {
     /// One row as [`super::pack_rows`] makes it.
@@ -172,6 +190,15 @@ impl<'a> Rows<'a> {
             scales,
             n: 1,
             shape: *shape,
+            next: values.as_ptr(),
+        }
+    }
+
+    /// Says what will be read after these rows.
+    pub(super) fn before(self, next: Option<Rows<'_>>) -> Rows<'a> {
+        Rows {
+            next: next.map_or(self.next, |next| next.values.as_ptr()),
+            ..self
         }
     }
 
@@ -183,10 +210,14 @@ impl<'a> Rows<'a> {
         &self.shape
     }
 
-    /// The begin of the numbers and the scales of each row; every row has the whole blocks of its shape's
-    /// `row_len`.
+    /// Cache lines of a row's numbers.
+    pub(super) fn lines(&self) -> usize {
+        self.shape.dtype.value_bytes(self.shape.head_dim) / size_of::<Line>()
+    }
+
+    /// Each row; it has the whole blocks of its shape's `row_len`.
     #[inline(always)]
-    pub(super) fn iter(self) -> impl Iterator<Item = (*const u8, *const u8)> {
+    pub(super) fn iter(self) -> impl Iterator<Item = Row> {
         let n_values = self.shape.dtype.value_bytes(self.shape.head_dim);
         let n_scales = self.shape.dtype.scale_bytes(self.shape.head_dim);
         assert!(
@@ -194,11 +225,16 @@ impl<'a> Rows<'a> {
             "rows do not fit their shape"
         );
         let (values, scales) = (self.values.as_ptr(), self.scales.as_ptr());
-        (0..self.n).map(move |i| {
-            (
-                values.wrapping_add(i * n_values),
-                scales.wrapping_add(i * n_scales),
-            )
+        let n_ahead = AHEAD / n_values.max(1);
+        // Wrapping, since what is only asked for may be no row at all.
+        (0..self.n).map(move |i| Row {
+            values: values.wrapping_add(i * n_values),
+            scales: scales.wrapping_add(i * n_scales),
+            ahead: if i + n_ahead < self.n {
+                values.wrapping_add((i + n_ahead) * n_values)
+            } else {
+                self.next.wrapping_add((i + n_ahead - self.n) * n_values)
+            },
         })
     }
 }

@@ -7,7 +7,7 @@
 use super::format::{Bf16, F16, F32, Format};
 use super::kv_dtype::{BLOCK, KvDType};
 use super::lanes::KvSimd;
-use super::page::Rows;
+use super::page::{Row, Rows};
 use crate::Isa;
 use crate::simd::dispatch;
 
@@ -99,13 +99,13 @@ trait Products {
     /// `q[first + g] . k` for each `g`.
     ///
     /// # Safety
-    /// `values` and `scales` are a row of `row` elements; `q` has `first + G` heads of them.
+    /// `key` is a row of `row` elements; `q` has `first + G` heads of them.
     unsafe fn products<S: KvSimd, const G: usize>(
         simd: S,
         q: &Queries,
         first: usize,
         row: usize,
-        key: (*const u8, *const u8),
+        key: Row,
     ) -> [f32; G];
 }
 
@@ -119,7 +119,7 @@ impl<F: Format> Products for Floats<F> {
         q: &Queries,
         first: usize,
         row: usize,
-        (values, scales): (*const u8, *const u8),
+        key: Row,
     ) -> [f32; G] {
         // SAFETY: the caller's word: the queries are there, the row has its blocks.
         unsafe {
@@ -128,14 +128,18 @@ impl<F: Format> Products for Floats<F> {
             let mut sums = [[simd.splat(0.0); 2]; G];
             for block in 0..row / BLOCK {
                 for i in 0..BLOCK / S::LANES {
-                    let key = F::load(simd, values, scales, block, i * S::LANES);
+                    let k = F::load(simd, key.values, key.scales, block, i * S::LANES);
                     for (g, sums) in sums.iter_mut().enumerate() {
                         let q = simd.load(q.add(g * row + block * BLOCK + i * S::LANES));
-                        sums[i % 2] = simd.fma(key, q, sums[i % 2]);
+                        sums[i % 2] = simd.fma(k, q, sums[i % 2]);
                     }
                 }
             }
-            sums.map(|sums| simd.reduce_add(simd.add(sums[0], sums[1])))
+            let mut products = [0.0; G];
+            for (product, sums) in products.iter_mut().zip(sums) {
+                *product = simd.reduce_add(simd.add(sums[0], sums[1]));
+            }
+            products
         }
     }
 }
@@ -185,7 +189,7 @@ impl<C: Chunks> Products for C {
         q: &Queries,
         first: usize,
         row: usize,
-        (values, scales): (*const u8, *const u8),
+        key: Row,
     ) -> [f32; G] {
         let n_chunks = row / S::CHUNK;
         // SAFETY: the caller's word: the queries are there, the row has its chunks.
@@ -195,8 +199,8 @@ impl<C: Chunks> Products for C {
             let starts = q.starts.as_ptr().add(first * n_chunks * S::LANES);
             let mut sums = [simd.splat(0.0); G];
             for i in 0..n_chunks {
-                let chunk = C::chunk(simd, values, i);
-                let scale = simd.chunk_scales(scales, i);
+                let chunk = C::chunk(simd, key.values, i);
+                let scale = simd.chunk_scales(key.scales, i);
                 for (g, sum) in sums.iter_mut().enumerate() {
                     let lanes = (g * n_chunks + i) * S::LANES;
                     let dot = simd.dot(chunk, bytes.add(g * row + i * S::CHUNK), starts.add(lanes));
@@ -204,7 +208,11 @@ impl<C: Chunks> Products for C {
                     *sum = simd.fma(dot, factor, *sum);
                 }
             }
-            sums.map(|sum| simd.reduce_add(sum))
+            let mut products = [0.0; G];
+            for (product, sum) in products.iter_mut().zip(sums) {
+                *product = simd.reduce_add(sum);
+            }
+            products
         }
     }
 }
@@ -245,7 +253,12 @@ fn some_heads<S: KvSimd, P: Products, const G: usize>(
     stride: usize,
 ) -> usize {
     let row = k.shape().row_len();
+    // The processor reads ahead by itself, but not beyond 4 KiB, eight rows.
+    let n_lines = if first == 0 { k.lines() } else { 0 };
     for (s, key) in k.iter().enumerate() {
+        for line in 0..n_lines {
+            simd.prefetch(key.ahead.wrapping_add(64 * line));
+        }
         // SAFETY: `key` is a row of the shape; the caller has checked that the heads are there.
         let products = unsafe { P::products::<S, G>(simd, q, first, row, key) };
         for (g, product) in products.into_iter().enumerate() {

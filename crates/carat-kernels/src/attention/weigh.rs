@@ -93,14 +93,19 @@ fn columns<S: KvSimd, F: Format, const G: usize, const C: usize>(
             && (block + n_blocks) * BLOCK <= row,
         "weights or sums are too short"
     );
+    // Whole rows are asked for when their first columns are read.
+    let n_lines = if block == 0 { v.lines() } else { 0 };
     let mut registers = [[simd.splat(0.0); C]; G];
     // SAFETY: the columns are within a row; rows, sums and weights are as asserted.
     unsafe {
-        for (s, (numbers, scales)) in v.iter().enumerate() {
+        for (s, value) in v.iter().enumerate() {
+            for line in 0..n_lines {
+                simd.prefetch(value.ahead.wrapping_add(64 * line));
+            }
             let mut values = [simd.splat(0.0); C];
-            for (c, value) in values.iter_mut().enumerate() {
+            for (c, register) in values.iter_mut().enumerate() {
                 let at = c * S::LANES;
-                *value = F::load(simd, numbers, scales, block + at / BLOCK, at % BLOCK);
+                *register = F::load(simd, value.values, value.scales, block + at / BLOCK, at % BLOCK);
             }
             for (g, registers) in registers.iter_mut().enumerate() {
                 let weight = simd.splat(*weights.get_unchecked(g * stride + s));

@@ -17,6 +17,11 @@ unsafe impl KvSimd for Avx512 {
     const OFFSET_Q4: i32 = 8;
 
     #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a hint, which no address can make fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> __m512 {
         // SAFETY: sixteen bytes, as the trait's contract says.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
@@ -81,6 +86,11 @@ unsafe impl KvSimd for Avx2 {
     const OFFSET_Q8: i32 = 0;
     const OFFSET_Q4: i32 = 0;
 
+    #[inline(always)]
+    fn prefetch(self, at: *const u8) {
+        // SAFETY: a hint, which no address can make fail.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
     #[inline(always)]
     unsafe fn load_i8(self, from: *const u8) -> __m256 {
         // SAFETY: eight bytes, as the trait's contract says.
