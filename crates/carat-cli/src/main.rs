@@ -13,6 +13,7 @@ mod interrupt;
 mod memory;
 mod model_source;
 mod output;
+mod planning;
 mod pull_progress;
 mod sampling_args;
 mod settings;

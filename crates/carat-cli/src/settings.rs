@@ -6,9 +6,11 @@
 //! | `CARAT_OFFLINE` | `1`: never use the network | off |
 //! | `CARAT_THREADS` | threads to compute with | physical cores |
 //! | `CARAT_ISA` | instruction set: `scalar`, `avx2`, `avx512` | the best there is |
+//! | `NO_COLOR` | anything: no colours | colours in a terminal |
 //!
 //! `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `OLLAMA_MODELS` and their like mean what they mean to their own programs.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -27,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) threads: Option<usize>,
     /// `CARAT_ISA`.
     pub(crate) isa: Option<String>,
+    /// Whether stdout takes colours: a terminal, and no `NO_COLOR`.
+    pub(crate) color: bool,
 }
 
 impl Settings {
@@ -48,6 +52,7 @@ impl Settings {
             carat_dir,
             threads,
             isa: env("CARAT_ISA"),
+            color: env("NO_COLOR").is_none() && std::io::stdout().is_terminal(),
         })
     }
 }

@@ -202,6 +202,10 @@ mod tests {
                 "{name}"
             );
             assert!(!machine.memory_gib.is_empty(), "{name}");
+            assert!(
+                machine.kind != Kind::Gpu || machine.memory_gib.len() == 1,
+                "{name}"
+            );
         }
     }
 

@@ -7,6 +7,7 @@ mod detokenize;
 mod doctor;
 mod list;
 mod perplexity;
+mod plan;
 mod pull;
 mod quantize;
 mod rm;
@@ -27,6 +28,7 @@ pub(crate) enum Command {
     Pull(pull::Pull),
     List(list::List),
     Show(show::Show),
+    Plan(plan::Plan),
     Rm(rm::Rm),
     Bench(bench::Bench),
     Perplexity(perplexity::Perplexity),
@@ -46,6 +48,7 @@ impl Command {
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),
             Self::Show(command) => command.run(settings, interrupt),
+            Self::Plan(command) => command.run(settings),
             Self::Rm(command) => command.run(settings),
             Self::Tokenize(command) => command.run(settings, interrupt),
             Self::Detokenize(command) => command.run(settings, interrupt),

@@ -4,19 +4,21 @@ use std::io::{self, IsTerminal};
 
 use anyhow::Result;
 use carat_engine::FinishReason;
+use carat_model::{LoadOptions, Model};
+use carat_plan::Wish;
 use carat_text::{ChatTemplate, Message, Role};
 use clap::Args;
 use serde_json::json;
 
 use crate::answer::{Answer, AnswerOptions, Answerer, print_statistics};
 use crate::chat::Chat;
-use crate::compute_args::ComputeArgs;
+use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::failure::{Hinted, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::sampling_args::SamplingArgs;
 use crate::settings::Settings;
-use crate::{output, text_input};
+use crate::{output, planning, text_input};
 
 /// Ask a model once, or chat with it
 #[derive(Debug, Args)]
@@ -42,9 +44,12 @@ pub(crate) struct Run {
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Tokens that prompt and answer together may have [default: the model's context]
+    /// Tokens that prompt and answer together may have [default: the model's context, or what memory has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     ctx: Option<u32>,
+    /// Run the model even if memory has no room for it
+    #[arg(long)]
+    force: bool,
     /// Continue the text as it stands, without a chat template
     #[arg(long, conflicts_with_all = ["chat", "system"])]
     raw: bool,
@@ -74,6 +79,7 @@ impl Run {
             return Err(Hinted::wrong_arguments("--json needs a prompt", "give one, or pipe text in").into());
         }
         let source = ModelSource::open(&self.model, settings, interrupt)?;
+        let (load, context) = self.fitting(&source, settings)?;
         let tokenizer = source.tokenizer()?;
         let template = match (self.raw, self.chat, source.chat_template(&tokenizer)?) {
             (true, _, _) => None,
@@ -89,9 +95,9 @@ impl Run {
             max_tokens: self.max_tokens.map(|n| n as usize),
             stop_strings: self.stop.clone(),
             logprobs: self.logprobs.map(usize::from),
-            context: self.ctx.map(|n| n as usize),
+            context,
         };
-        let model = self.compute.load(&source.checkpoint, settings)?;
+        let model = Model::from_checkpoint(&source.checkpoint, load)?;
         let answerer = Answerer::new(&source, tokenizer, template, model)?;
         match prompt {
             Some(prompt) => self.once(answerer, &options, &prompt, interrupt),
@@ -100,6 +106,32 @@ impl Run {
                 chat.run(&settings.carat_dir, interrupt)
             }
         }
+    }
+
+    /// How to load the model and the context that there is room for: what the user said, else the best that fits.
+    fn fitting(&self, source: &ModelSource, settings: &Settings) -> Result<(LoadOptions, Option<usize>)> {
+        let options = self.compute.options(settings)?;
+        let asked = self.ctx.map(|n| n as usize);
+        let is_reference = self.compute.dtype == Arithmetic::F32;
+        let wish = Wish {
+            context: asked,
+            kv_dtype: self.compute.kv_type.or(is_reference.then_some(options.kv_dtype)),
+        };
+        let chosen = match planning::choose(source, &options, wish) {
+            Err(_) if self.force => None,
+            result => result?,
+        };
+        let Some(choice) = chosen else {
+            return Ok((options, asked));
+        };
+        if self.verbose {
+            output::note(&format!("memory  {choice}"));
+        }
+        let load = LoadOptions {
+            kv_dtype: choice.kv_dtype,
+            ..options
+        };
+        Ok((load, Some(choice.context)))
     }
 
     /// Argument and piped text together; `None` begins a chat.

@@ -1,0 +1,289 @@
+//! A plan as people and scripts read it.
+
+use anyhow::Result;
+use carat_plan::{Cell, Fit, Kind, Machine, Place, decode_bytes, size};
+use serde_json::{Value, json};
+
+use super::Outcome;
+use crate::output;
+
+/// Machines of each kind that are shown unless all are asked for.
+const MACHINES_OF_A_KIND: usize = 3;
+
+impl Outcome {
+    /// What is planned for, in a line.
+    pub(super) fn target_line(&self) -> String {
+        let sequences = match self.setup.n_sequences {
+            1 => String::new(),
+            n => format!(" for each of {n} sequences"),
+        };
+        format!(
+            "{} of memory can be used ({}); {} KV cache{sequences}, {} threads",
+            size(self.target.usable),
+            self.target.name,
+            self.setup.kv_dtype,
+            self.setup.n_threads
+        )
+    }
+
+    /// Whether it fits, in a phrase.
+    pub(super) fn sum_line(&self) -> String {
+        let usable = size(self.target.usable);
+        match self.fit {
+            Fit::Fits => format!("fits into {usable}"),
+            Fit::Tight => format!("fits into {usable}, but tightly"),
+            Fit::DoesNotFit => format!("does not fit into {usable}"),
+            Fit::BeyondContext => format!(
+                "beyond the model's context of {} tokens",
+                self.subject.config.context_len
+            ),
+        }
+    }
+
+    /// The parts of the plan: name, bytes, remark.
+    pub(super) fn parts(&self) -> Vec<(String, u64, String)> {
+        let layers = &self.subject.config.layers;
+        let window = layers.iter().find_map(|layer| layer.window).unwrap_or(0);
+        let n_local = layers.iter().filter(|layer| layer.window.is_some()).count();
+        let n_global = layers.len() - n_local;
+        let part = |name: &str, bytes, remark: String| (name.to_owned(), bytes, remark);
+        let mut parts = vec![
+            part(
+                "weights",
+                self.plan.weights.total(),
+                format!("{}, mapped", self.quant),
+            ),
+            part(
+                "cache, local layers",
+                self.plan.kv.local,
+                format!("in {n_local} layers of window {window}"),
+            ),
+            part(
+                "cache, global layers",
+                self.plan.kv.global,
+                format!("in {n_global} layers of {} tokens", self.setup.context),
+            ),
+            part(
+                "buffers",
+                self.plan.buffers.total(),
+                format!(
+                    "for {} tokens a pass, {} threads",
+                    self.setup.max_batch_tokens, self.setup.n_threads
+                ),
+            ),
+        ];
+        if self.target.gpu.is_none() {
+            let process = self.plan.process;
+            parts.push(part(
+                "program",
+                process.program + process.tokenizer,
+                "with its tokenizer".to_owned(),
+            ));
+        }
+        parts
+    }
+
+    /// The machines that the plan fits on, smallest memory first and the fastest of those, with the most tokens a
+    /// second when the cache is empty and full.
+    pub(super) fn places(&self) -> Vec<(Place<'_>, f64, f64)> {
+        let mut places: Vec<Place<'_>> = self
+            .machines
+            .iter()
+            .filter_map(|machine| machine.place(&self.plan))
+            .collect();
+        places.sort_by(|a, b| {
+            let faster = b.machine.bandwidth_gb_s.total_cmp(&a.machine.bandwidth_gb_s);
+            a.memory_gib.total_cmp(&b.memory_gib).then(faster)
+        });
+        let with_speeds = places.into_iter().map(|place| {
+            let (empty, full) = self.decode_speeds(place.machine);
+            (place, empty, full)
+        });
+        with_speeds.collect()
+    }
+
+    /// The most tokens a second of one sequence on a machine, with an empty and a full cache.
+    fn decode_speeds(&self, machine: &Machine) -> (f64, f64) {
+        let (config, weights) = (&self.subject.config, &self.plan.weights);
+        let empty = decode_bytes(config, weights, self.setup.kv_dtype, 0);
+        (
+            machine.decode_tok_per_s(empty),
+            machine.decode_tok_per_s(self.plan.decode_bytes),
+        )
+    }
+
+    pub(super) fn print(&self, color: bool, all_machines: bool) -> Result<()> {
+        let subject = &self.subject;
+        output::line(&format!(
+            "{} ({}), context {}: {}\n{}",
+            subject.name,
+            subject.origin,
+            self.setup.context,
+            self.sum_line(),
+            self.target_line()
+        ))?;
+        if let Some(gpu) = &self.target.gpu {
+            let (empty, full) = self.decode_speeds(gpu);
+            output::line(&format!(
+                "{:.0} GB/s allow at most {empty:.1} tokens/s with an empty cache, {full:.1} with a full one",
+                gpu.bandwidth_gb_s
+            ))?;
+        }
+        output::line("")?;
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        let sum = ("peak".to_owned(), self.target.needed(&self.plan), self.sum_line());
+        for (name, bytes, remark) in self.parts().into_iter().chain([sum]) {
+            rows.push(vec![name, size(bytes), remark]);
+        }
+        if let Some(vision) = self.vision {
+            let remark = "beside it, when images are read";
+            rows.push(vec!["image tower".to_owned(), size(vision), remark.to_owned()]);
+        }
+        output::table(&["PART", "MEMORY", ""], &rows)?;
+        output::line("")?;
+        self.print_grid(color)?;
+        self.print_machines(all_machines)
+    }
+
+    /// Contexts that the model has, as columns; words say what the colours do.
+    fn print_grid(&self, color: bool) -> Result<()> {
+        let context_len = self.subject.config.context_len;
+        let is_shown = |context: usize| context <= context_len;
+        let cells = || self.grid.rows.iter().flat_map(|row| &row.1);
+        let digits = if cells().all(|cell| cell.needed < 10_000_000_000) {
+            2
+        } else {
+            1
+        };
+        let mut text = format!("{:<8}", "GB");
+        for context in self.grid.contexts.iter().filter(|n| is_shown(**n)) {
+            text += &format!("{:>6}      ", short(*context));
+        }
+        text = text.trim_end().to_owned() + "\n";
+        for (mix, cells) in &self.grid.rows {
+            text += &format!("{:<8}", mix.name());
+            for cell in cells.iter().filter(|cell| is_shown(cell.context)) {
+                let told = format!("{:>6.digits$} {:<5}", cell.needed as f64 / 1e9, word(cell.fit));
+                text += &if color { painted(&told, cell.fit) } else { told };
+            }
+            text = text.trim_end().to_owned() + "\n";
+        }
+        if self.grid.contexts.iter().any(|n| !is_shown(*n)) {
+            text += &format!("Longer contexts are beyond this model's {context_len} tokens.\n");
+        }
+        Ok(output::write(&text)?)
+    }
+
+    fn print_machines(&self, all: bool) -> Result<()> {
+        let places = self.places();
+        if places.is_empty() {
+            return Ok(output::line("\nIt fits on no machine of the list.")?);
+        }
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        for kind in [Kind::Laptop, Kind::Desktop, Kind::Small, Kind::Server, Kind::Gpu] {
+            let of_kind = places.iter().filter(|(place, ..)| place.machine.kind == kind);
+            let n_shown = if all { usize::MAX } else { MACHINES_OF_A_KIND };
+            for (place, empty, full) in of_kind.take(n_shown) {
+                rows.push(vec![
+                    place.machine.name.clone(),
+                    format!("{} GiB", place.memory_gib),
+                    format!("{} GB/s", place.machine.bandwidth_gb_s),
+                    format!("{empty:.1}"),
+                    format!("{full:.1}"),
+                ]);
+            }
+        }
+        output::line(
+            "\nMachines it fits on; tokens/s of one sequence at most, with an empty and a full cache:",
+        )?;
+        output::table(&["MACHINE", "MEMORY", "BANDWIDTH", "EMPTY", "FULL"], &rows)?;
+        if rows.len() < places.len() {
+            output::line(&format!("{} more with --machines", places.len() - rows.len()))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn json(&self) -> Value {
+        let (plan, config) = (&self.plan, &self.subject.config);
+        let machines: Vec<Value> = self
+            .places()
+            .into_iter()
+            .map(|(place, empty, full)| {
+                json!({
+                    "name": place.machine.name, "kind": place.machine.kind.name(), "memory_gib": place.memory_gib,
+                    "bandwidth_gb_s": place.machine.bandwidth_gb_s, "usable_bytes": place.usable,
+                    "needed_bytes": place.needed,
+                    "decode_tok_per_s_at_most": {"empty": empty, "full": full},
+                })
+            })
+            .collect();
+        let grid: Vec<Value> = self
+            .grid
+            .rows
+            .iter()
+            .map(|(mix, cells)| json!({"quant": mix.name(), "cells": cells.iter().map(cell_json).collect::<Vec<_>>()}))
+            .collect();
+        let speed = self.target.gpu.as_ref().map(|gpu| {
+            let (empty, full) = self.decode_speeds(gpu);
+            json!({"empty": empty, "full": full})
+        });
+        json!({
+            "target_decode_tok_per_s_at_most": speed,
+            "model": self.subject.name, "origin": self.subject.origin, "quant": self.quant,
+            "context": self.setup.context, "model_context": config.context_len,
+            "kv_type": self.setup.kv_dtype.to_string(), "sequences": self.setup.n_sequences,
+            "threads": self.setup.n_threads, "batch_tokens": self.setup.max_batch_tokens,
+            "target": self.target.name, "usable_bytes": self.target.usable,
+            "weights_bytes": {
+                "embedding": plan.weights.embedding, "head": plan.weights.head, "attention": plan.weights.attention,
+                "mlp": plan.weights.mlp, "small": plan.weights.small, "rest": plan.weights.rest,
+                "total": plan.weights.total(),
+            },
+            "kv_bytes": {"local": plan.kv.local, "global": plan.kv.global, "total": plan.kv.total()},
+            "buffers_bytes": {
+                "activations": plan.buffers.activations, "products": plan.buffers.products,
+                "attention": plan.buffers.attention, "logits": plan.buffers.logits, "total": plan.buffers.total(),
+            },
+            "process_bytes": {"program": plan.process.program, "tokenizer": plan.process.tokenizer},
+            "vision_bytes": self.vision,
+            "peak_bytes": plan.peak(), "device_bytes": plan.on_device(), "fit": self.fit.words(),
+            "decode_bytes_full": plan.decode_bytes,
+            "grid": grid, "machines": machines,
+        })
+    }
+}
+
+fn cell_json(cell: &Cell) -> Value {
+    json!({
+        "context": cell.context, "weights_bytes": cell.plan.weights.total(), "kv_local_bytes": cell.plan.kv.local,
+        "kv_global_bytes": cell.plan.kv.global, "buffers_bytes": cell.plan.buffers.total(),
+        "peak_bytes": cell.plan.peak(), "needed_bytes": cell.needed, "fit": cell.fit.words(),
+    })
+}
+
+fn short(context: usize) -> String {
+    if context.is_multiple_of(1024) {
+        format!("{}K", context / 1024)
+    } else {
+        context.to_string()
+    }
+}
+
+/// A fit in the few letters that a column has room for.
+fn word(fit: Fit) -> &'static str {
+    match fit {
+        Fit::Fits => "fits",
+        Fit::Tight => "tight",
+        Fit::DoesNotFit => "no",
+        Fit::BeyondContext => "long",
+    }
+}
+
+fn painted(text: &str, fit: Fit) -> String {
+    let code = match fit {
+        Fit::Fits => 32,
+        Fit::Tight => 33,
+        Fit::DoesNotFit | Fit::BeyondContext => 31,
+    };
+    format!("\u{1b}[{code}m{text}\u{1b}[0m")
+}

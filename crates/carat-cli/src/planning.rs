@@ -1,0 +1,90 @@
+//! From an opened model and this machine to what `carat-plan` asks, and from its answer to a run.
+
+use anyhow::Result;
+use carat_kernels::DType;
+use carat_model::{Checkpoint, Config, Container, LoadOptions};
+use carat_plan::{Choice, Refusal, Setup, Weights, Wish};
+
+use crate::failure::Hinted;
+use crate::memory;
+use crate::model_source::ModelSource;
+
+/// The weights of an opened model: its tensors, and for GGUF what else the file holds.
+pub(crate) fn weights_of(checkpoint: &Checkpoint, size_bytes: u64) -> Weights {
+    let infos = checkpoint.infos();
+    let tensors = infos.iter().map(|info| {
+        let dtype = DType::from_name(info.type_name);
+        (info.name, dtype, info.n_bytes as u64)
+    });
+    let all: u64 = infos.iter().map(|info| info.n_bytes as u64).sum();
+    let rest = match checkpoint.container() {
+        Container::Gguf(_) => size_bytes.saturating_sub(all),
+        // Lists of tensors and the vocabulary are read and let go.
+        Container::HuggingFace(_) => 0,
+    };
+    Weights::of_tensors(tensors, rest)
+}
+
+/// One sequence of `context` tokens with these options.
+pub(crate) fn setup(config: &Config, options: &LoadOptions, context: usize) -> Setup {
+    Setup {
+        context,
+        n_sequences: 1,
+        kv_dtype: options.kv_dtype,
+        n_threads: options.n_threads,
+        max_batch_tokens: options.max_batch_tokens,
+        precision: options.precision_for(config),
+    }
+}
+
+/// Chooses context and cache format for a run on this machine, or refuses with what would fit. `None` where the
+/// system does not say how much memory there is.
+pub(crate) fn choose(source: &ModelSource, options: &LoadOptions, wish: Wish) -> Result<Option<Choice>> {
+    let Some(usable) = memory::usable_bytes() else {
+        return Ok(None);
+    };
+    let config = source.checkpoint.config();
+    let weights = weights_of(&source.checkpoint, source.local.size_bytes);
+    let setup = setup(config, options, config.context_len);
+    carat_plan::choose(config, &weights, &setup, wish, usable)
+        .map(Some)
+        .map_err(|refusal| refused(&refusal).into())
+}
+
+fn refused(refusal: &Refusal) -> Hinted {
+    let force = "--force runs it all the same, at the speed of the disk once memory is full";
+    let remedies: Vec<String> = refusal.remedies.iter().map(ToString::to_string).collect();
+    let hint = if remedies.is_empty() {
+        format!("nothing that `carat plan` knows would fit; {force}")
+    } else {
+        format!(
+            "these would fit: {}; see `carat plan`; {force}",
+            remedies.join(", or ")
+        )
+    };
+    Hinted::new(refusal.to_string(), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carat_model::convert::Mix;
+
+    #[test]
+    fn a_refusal_names_the_figures_and_what_would_fit() {
+        let config = Config::published("12B").unwrap();
+        let weights = Weights::of_mix(&config, Mix::Q8_0);
+        let setup = setup(&config, &LoadOptions::default(), config.context_len);
+        let refusal = carat_plan::choose(&config, &weights, &setup, Wish::default(), 10_000_000_000);
+        let hinted = refused(&refusal.unwrap_err());
+        let told = format!("{hinted} {hinted:?}");
+        for part in [
+            "12.5 GB",
+            "10.0 GB can be used",
+            "these would fit: the model in Q",
+            "--force",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+}
