@@ -16,7 +16,12 @@ pub(crate) struct Aligned<T> {
 /// A cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
+
+impl Line {
+    /// Zeros.
+    pub(crate) const ZERO: Line = Line([0; 64]);
+}
 
 // SAFETY: 64 plain bytes without padding.
 unsafe impl bytemuck::Zeroable for Line {}
@@ -36,8 +41,7 @@ impl<T> Default for Aligned<T> {
 impl<T: Pod> Aligned<T> {
     /// Makes it `len` long. Old values stay where they are, new ones are zero or of an earlier, longer time.
     pub(crate) fn resize(&mut self, len: usize) {
-        self.lines
-            .resize((len * size_of::<T>()).div_ceil(64), Line([0; 64]));
+        self.lines.resize((len * size_of::<T>()).div_ceil(64), Line::ZERO);
         self.len = len;
     }
 }

@@ -15,19 +15,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::kv_dtype::{KvDType, row_len};
+use crate::aligned::Line;
 
 /// Positions of a page.
 pub const PAGE: usize = 64;
-
-/// A cache line, the unit of allocation: rows then never straddle more lines than they must.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-// SAFETY: an array of bytes of the type's full size and alignment, for which zeros are a value.
-unsafe impl bytemuck::Zeroable for Line {}
-// SAFETY: as above: no padding, every bit pattern is a value.
-unsafe impl bytemuck::Pod for Line {}
 
 /// What the pages of a layer hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +62,7 @@ pub(super) enum Side {
 
 /// The keys and values of [`PAGE`] positions of one layer. See the module's head for the layout.
 pub struct KvPage {
+    /// Whole cache lines, so that rows never straddle more of them than they must.
     lines: Vec<Line>,
 }
 
@@ -81,7 +73,7 @@ impl KvPage {
         let n = shape.page_bytes()?.div_ceil(size_of::<Line>());
         let mut lines = Vec::new();
         lines.try_reserve_exact(n).ok()?;
-        lines.resize(n, Line([0; 64]));
+        lines.resize(n, Line::ZERO);
         Some(KvPage { lines })
     }
 
