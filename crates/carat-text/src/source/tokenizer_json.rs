@@ -203,40 +203,40 @@ impl<'de> Visitor<'de> for ModelSeed<'_> {
             refusal,
         } = self;
         let mut settings = Settings::default();
-        let mut vocabulary = None;
-        let mut merges = None;
+        let mut entries: Option<Entries> = None;
+        let mut built = None;
         let mut skipped_merges: Option<&RawValue> = None;
         while let Some(key) = map.next_key()? {
-            match (key, &vocabulary) {
+            match (key, &entries) {
                 (ModelKey::Type, _) => settings.kind = map.next_value()?,
                 (ModelKey::ByteFallback, _) => settings.byte_fallback = map.next_value()?,
                 (ModelKey::IgnoreMerges, _) => settings.ignore_merges = map.next_value()?,
                 (ModelKey::Dropout, _) => settings.dropout = map.next_value()?,
                 (ModelKey::ContinuingSubwordPrefix, _) => settings.prefix = map.next_value()?,
                 (ModelKey::EndOfWordSuffix, _) => settings.suffix = map.next_value()?,
-                (ModelKey::Vocab, _) => {
-                    let entries: Entries = map.next_value()?;
-                    let built = vocabulary_of(&entries, added_tokens);
-                    vocabulary = Some(built.map_err(|error| refuse(refusal, error))?);
-                }
-                (ModelKey::Merges, Some(vocabulary)) => {
-                    merges = Some(map.next_value_seed(RulesSeed { vocabulary, refusal })?);
+                (ModelKey::Vocab, _) => entries = Some(map.next_value()?),
+                (ModelKey::Merges, Some(entries)) => {
+                    built = Some(map.next_value_seed(RulesSeed {
+                        entries,
+                        added_tokens,
+                        refusal,
+                    })?);
                 }
                 (ModelKey::Merges, None) => skipped_merges = Some(map.next_value()?),
                 (ModelKey::Other, _) => drop(map.next_value::<IgnoredAny>()?),
             }
         }
         settings.check().map_err(|error| refuse(refusal, error))?;
-        let vocabulary = vocabulary.ok_or_else(|| serde::de::Error::missing_field("vocab"))?;
+        let entries = entries.ok_or_else(|| serde::de::Error::missing_field("vocab"))?;
         if let Some(skipped) = skipped_merges {
             let seed = RulesSeed {
-                vocabulary: &vocabulary,
+                entries: &entries,
+                added_tokens,
                 refusal,
             };
-            merges = Some(read_skipped(skipped, seed)?);
+            built = Some(read_skipped(skipped, seed)?);
         }
-        let merges = merges.ok_or_else(|| serde::de::Error::missing_field("merges"))?;
-        Ok((vocabulary, merges))
+        built.ok_or_else(|| serde::de::Error::missing_field("merges"))
     }
 }
 
@@ -443,52 +443,63 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// Reads the list `merges` into a table of pairs.
+/// Reads the list `merges`; with it the vocabulary is built, whose pieces have been read.
 struct RulesSeed<'s> {
-    vocabulary: &'s Vocabulary,
+    entries: &'s Entries,
+    added_tokens: &'s [AddedToken],
     refusal: &'s mut Option<Error>,
 }
 
 impl<'de> DeserializeSeed<'de> for RulesSeed<'_> {
-    type Value = Merges;
+    type Value = (Vocabulary, Merges);
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Merges, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for RulesSeed<'_> {
-    type Value = Merges;
+    type Value = (Vocabulary, Merges);
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list of merge rules")
     }
 
-    /// Reads the rules while a second thread looks up their pieces, which takes as long.
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Merges, A::Error> {
-        let Self { vocabulary, refusal } = self;
+    /// Reads the rules while a second thread builds the vocabulary and looks up their pieces, which takes as long.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let Self {
+            entries,
+            added_tokens,
+            refusal,
+        } = self;
         std::thread::scope(|scope| {
-            let (to_table, batches) = sync_channel(16);
-            // Gemma's files have about two rules for each piece.
-            let table =
-                scope.spawn(move || PairTable::from_batches(vocabulary, vocabulary.len() * 2, batches));
+            let (to_table, batches) = sync_channel(BATCHES_WAITING);
+            let built = scope.spawn(move || {
+                let vocabulary = vocabulary_of(entries, added_tokens)?;
+                // Gemma's files have about two rules for each piece.
+                let table = PairTable::from_batches(&vocabulary, vocabulary.len() * 2, batches)?;
+                Ok((vocabulary, Merges::ByPair(table)))
+            });
             let mut batch = RuleBatch::default();
             let mut is_taken = true;
             while is_taken && list.next_element_seed(PushRule(&mut batch))?.is_some() {
                 if batch.is_full() {
-                    // Nobody takes batches any more once a rule was refused.
+                    // Nobody takes batches any more once the vocabulary or a rule was refused.
                     is_taken = to_table.send(std::mem::take(&mut batch)).is_ok();
                 }
             }
             let _ = to_table.send(batch);
             drop(to_table);
-            let table = table
+            let built = built
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            table.map(Merges::ByPair).map_err(|error| refuse(refusal, error))
+            built.map_err(|error| refuse(refusal, error))
         })
     }
 }
+
+/// Batches of rules that may wait for the vocabulary: some 4 MiB.
+const BATCHES_WAITING: usize = 512;
 
 /// Appends a string to an arena.
 struct PushText<'a>(&'a mut String);
