@@ -248,6 +248,7 @@ fn step<M: LanguageModel>(
         let (tokens, cache) = generation.sequence.work(n);
         batch.push(Segment {
             tokens,
+            media: &[],
             cache,
             logits: if last { LogitRows::Last } else { LogitRows::None },
         });

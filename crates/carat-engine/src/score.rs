@@ -189,6 +189,7 @@ impl<M: LanguageModel> Scorer<'_, M> {
     fn forward(&mut self, tokens: &[u32], rows: LogitRows) -> Result<(), Error> {
         let mut batch = [Segment {
             tokens,
+            media: &[],
             cache: &mut self.cache,
             logits: rows,
         }];

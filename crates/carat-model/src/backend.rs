@@ -4,7 +4,10 @@
 //! caches where it computes and knows nothing of layers or names. The CPU is one ([`crate::cpu`]); a GPU is to
 //! be another, in its own crate. Shapes use `T` for the tokens of the batch, all sequences one after another.
 
+use std::ops::Range;
+
 use carat_format::TensorView;
+use smallvec::SmallVec;
 
 use crate::config::{LayerConfig, Rope};
 use crate::{Config, Error, SequenceCache};
@@ -45,6 +48,9 @@ pub(crate) trait Backend {
         scale: f32,
         out: &mut Self::Buffer,
     ) -> Result<(), Error>;
+
+    /// Puts `values` `[n, width]` in the place of the rows from `first` on.
+    fn replace_rows(&mut self, x: &mut Self::Buffer, first: usize, values: &[f32]);
 
     /// Fills `angles` for `positions`, one for each token.
     fn angles(&mut self, rope: &Rope, head_dim: usize, positions: &[usize], angles: &mut Self::Angles);
@@ -105,4 +111,6 @@ pub(crate) struct AttentionShape<'a> {
 pub(crate) struct Sequence<'a, C> {
     pub(crate) cache: &'a mut C,
     pub(crate) n: usize,
+    /// Rows that see each other in both directions, in layers that have it so.
+    pub(crate) spans: SmallVec<[Range<usize>; 2]>,
 }

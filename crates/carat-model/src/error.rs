@@ -101,6 +101,30 @@ pub enum Error {
     /// A segment without tokens.
     #[error("a forward pass was asked for without tokens")]
     EmptySegment,
+    /// Media rows that are not whole rows of the segment, or lie over others.
+    #[error(
+        "media rows at token {start} of a segment of {n_tokens} tokens are not one or more rows of {d_model} \
+         numbers within it, after those before them; give each image or sound as many placeholder tokens as it \
+         has rows"
+    )]
+    MediaRows {
+        /// Index of the first row's token.
+        start: usize,
+        /// Tokens of the segment.
+        n_tokens: usize,
+        /// Width of a row.
+        d_model: usize,
+    },
+    /// A bidirectional span that is too long to be computed at once.
+    #[error(
+        "an image of {n_rows} rows is more than the {limit} that are computed in one pass; make it smaller"
+    )]
+    SpanTooLong {
+        /// Rows of the span.
+        n_rows: usize,
+        /// Most rows of a span.
+        limit: usize,
+    },
     /// More tokens than one pass takes.
     #[error("{n_tokens} tokens in one pass are more than the {limit} that buffers are sized for")]
     BatchTooLarge {

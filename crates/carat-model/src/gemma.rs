@@ -56,6 +56,8 @@ impl<B: Backend> Default for Buffers<B> {
 pub(crate) struct Pass<'a, 'b, C> {
     pub(crate) tokens: &'a [u32],
     pub(crate) positions: &'a [usize],
+    /// Rows of `d_model` that take the place of embedded tokens, with the index of the first.
+    pub(crate) media: &'a [(usize, &'a [f32])],
     pub(crate) sequences: &'a mut [Sequence<'b, C>],
     /// Indexes of the rows whose logits are wanted.
     pub(crate) wanted: &'a [usize],
@@ -87,6 +89,9 @@ pub(crate) fn forward<B: Backend>(
         config.embed_scale,
         &mut buffers.x,
     )?;
+    for (first, rows) in pass.media {
+        backend.replace_rows(&mut buffers.x, *first, rows);
+    }
     let n_layers = config.layers.len();
     for i in 0..n_layers {
         observe::<B>(backend, &buffers.x, &mut buffers.hidden, i, &mut observer);

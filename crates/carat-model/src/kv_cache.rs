@@ -258,6 +258,7 @@ mod tests {
             window,
             rope: 0,
             d_ff: 32,
+            sees_spans: true,
         };
         Config {
             family: Family::Gemma3,

@@ -31,10 +31,35 @@ impl LogitRows {
     }
 }
 
+/// Which of a span's rows see each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanAttention {
+    /// Each sees what comes before it, as text does: sounds.
+    Causal,
+    /// All see all, in the layers where the model has it so: images and frames of a video. Models that never
+    /// have it so take these spans as causal.
+    Bidirectional,
+}
+
+/// Rows that take the place of embedded tokens: what an image or a sound became.
+///
+/// A bidirectional span is computed in one pass: all of its rows are in one segment.
+#[derive(Debug, Clone, Copy)]
+pub struct MediaSpan<'a> {
+    /// Index of its first row among the segment's tokens. What ids stand there has no meaning.
+    pub start: usize,
+    /// `[n, d_model]`, as they enter the first layer: they are not scaled as embeddings are.
+    pub rows: &'a [f32],
+    /// Which of the rows see each other.
+    pub attention: SpanAttention,
+}
+
 /// What one sequence contributes to a forward pass.
 pub struct Segment<'a, C> {
     /// Token ids, in order; they are appended to the cache. Never empty.
     pub tokens: &'a [u32],
+    /// Rows that stand in the place of some of the tokens, in order, none over another.
+    pub media: &'a [MediaSpan<'a>],
     /// The sequence's cache; its length before the call is the position of `tokens[0]`.
     pub cache: &'a mut C,
     /// Which rows' logits are wanted.
@@ -76,7 +101,8 @@ pub trait LanguageModel {
     /// Longest sequence the model was trained for, in tokens.
     fn context_len(&self) -> usize;
 
-    /// Most tokens in one [`forward`](Self::forward) call, summed over its segments. At least 1.
+    /// Most tokens in one [`forward`](Self::forward) call, summed over its segments. At least 1. Rows of
+    /// bidirectional spans do not count: a pass may be longer by them, so that none need be cut.
     fn max_batch_tokens(&self) -> usize;
 
     /// An empty cache that may grow to `max_tokens` tokens. Its memory grows with use.
@@ -91,7 +117,8 @@ pub trait LanguageModel {
     ///   between calls so that it is allocated once.
     ///
     /// # Errors
-    /// When a segment is empty, the batch is too large, a token id is no row of the embedding, a cache is full or
+    /// When a segment is empty, the batch is too large, media rows do not fit their segment or are too many for a
+    /// span, a token id is no row of the embedding, a cache is full or
     /// memory for it cannot be had. The caches are then as before the call.
     fn forward(
         &mut self,

@@ -29,6 +29,6 @@ pub use config::{Config, Family, LayerConfig, Rope};
 pub use error::Error;
 pub use gemma::Observer;
 pub use kv_cache::{KvCache, ROLLBACK};
-pub use language_model::{LanguageModel, LogitRows, Segment, SequenceCache};
-pub use model::{LoadOptions, Model};
+pub use language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+pub use model::{LoadOptions, MAX_SPAN_ROWS, Model};
 pub use weights::gguf_name;

@@ -11,9 +11,14 @@ use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
 use crate::gemma::{Buffers, Observer, Pass, forward};
 use crate::kv_cache::KvCache;
-use crate::language_model::{LanguageModel, Segment, SequenceCache};
+use crate::language_model::{LanguageModel, MediaSpan, Segment, SequenceCache, SpanAttention};
 use crate::weights::Weights;
 use crate::{Config, Error};
+
+/// Most rows of a bidirectional span: those of the largest image there is (1,120) several times over.
+pub const MAX_SPAN_ROWS: usize = 8192;
+/// The token that stands where media rows do, for whatever looks a token up.
+const PADDING: u32 = 0;
 
 /// How a model is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -156,20 +161,34 @@ impl Model {
             self.backend.reserve(segment.cache, segment.tokens.len())?;
         }
         let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
+        let mut media: SmallVec<[(usize, &[f32]); 4]> = SmallVec::new();
+        let d_model = self.config.d_model;
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());
             let pos = segment.cache.len();
             self.tokens.extend_from_slice(segment.tokens);
             self.positions.extend(pos..pos + n);
             self.wanted.extend(first + n - segment.logits.count(n)..first + n);
+            let mut spans = SmallVec::new();
+            for span in segment.media {
+                let rows = rows_of(span, d_model);
+                // Whatever stands for media in the tokens need not be a row of the embedding.
+                self.tokens[first..][rows.clone()].fill(PADDING);
+                media.push((first + span.start, span.rows));
+                if span.attention == SpanAttention::Bidirectional {
+                    spans.push(rows);
+                }
+            }
             sequences.push(Sequence {
                 cache: segment.cache,
                 n,
+                spans,
             });
         }
         let mut pass = Pass {
             tokens: &self.tokens,
             positions: &self.positions,
+            media: &media,
             sequences: &mut sequences,
             wanted: &self.wanted,
         };
@@ -189,11 +208,12 @@ impl Model {
         if n_tokens == 0 || batch.iter().any(|segment| segment.tokens.is_empty()) {
             return Err(Error::EmptySegment);
         }
-        if n_tokens > self.max_batch_tokens() {
-            return Err(Error::BatchTooLarge {
-                n_tokens,
-                limit: self.max_batch_tokens(),
-            });
+        let n_bidirectional = batch
+            .iter()
+            .try_fold(0, |n, segment| Ok::<_, Error>(n + self.check_media(segment)?))?;
+        let limit = self.max_batch_tokens() + n_bidirectional;
+        if n_tokens > limit {
+            return Err(Error::BatchTooLarge { n_tokens, limit });
         }
         for segment in batch {
             let (n_tokens, max_tokens) = (
@@ -206,13 +226,56 @@ impl Model {
             if !self.backend.cache_fits(segment.cache, &self.config) {
                 return Err(Error::ForeignCache);
             }
-            let vocab_size = self.config.vocab_size;
-            if let Some(id) = segment.tokens.iter().find(|id| **id as usize >= vocab_size) {
+            let (vocab_size, d_model) = (self.config.vocab_size, self.config.d_model);
+            let is_text = |i: usize| {
+                !segment
+                    .media
+                    .iter()
+                    .any(|span| rows_of(span, d_model).contains(&i))
+            };
+            let mut ids = segment.tokens.iter().enumerate();
+            if let Some((_, id)) = ids.find(|(i, id)| **id as usize >= vocab_size && is_text(*i)) {
                 return Err(Error::TokenId { id: *id, vocab_size });
             }
         }
         Ok(())
     }
+
+    /// Checks the places of a segment's media; returns how many rows are in bidirectional spans.
+    fn check_media(&self, segment: &Segment<'_, KvCache>) -> Result<usize, Error> {
+        let (n_tokens, d_model) = (segment.tokens.len(), self.config.d_model);
+        let (mut free, mut n_bidirectional) = (0, 0);
+        for span in segment.media {
+            let rows = rows_of(span, d_model);
+            if span.rows.is_empty()
+                || !span.rows.len().is_multiple_of(d_model)
+                || rows.start < free
+                || rows.end > n_tokens
+            {
+                return Err(Error::MediaRows {
+                    start: span.start,
+                    n_tokens,
+                    d_model,
+                });
+            }
+            if span.attention == SpanAttention::Bidirectional {
+                if rows.len() > MAX_SPAN_ROWS {
+                    return Err(Error::SpanTooLong {
+                        n_rows: rows.len(),
+                        limit: MAX_SPAN_ROWS,
+                    });
+                }
+                n_bidirectional += rows.len();
+            }
+            free = rows.end;
+        }
+        Ok(n_bidirectional)
+    }
+}
+
+/// The tokens of its segment that a span stands for.
+fn rows_of(span: &MediaSpan<'_>, d_model: usize) -> std::ops::Range<usize> {
+    span.start..span.start.saturating_add(span.rows.len() / d_model)
 }
 
 impl LanguageModel for Model {

@@ -58,6 +58,7 @@ fn a_decode_step_allocates_nothing() {
         let mut step = |token: u32, cache: &mut _, logits: &mut _| {
             let mut batch = [Segment {
                 tokens: &[token],
+                media: &[],
                 cache,
                 logits: LogitRows::Last,
             }];

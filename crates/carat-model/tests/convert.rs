@@ -44,6 +44,7 @@ fn logits(path: &Path, tokens: &[u32]) -> Vec<f32> {
     let mut all = Vec::new();
     let mut batch = [Segment {
         tokens,
+        media: &[],
         cache: &mut cache,
         logits: LogitRows::All,
     }];

@@ -44,6 +44,7 @@ fn logits(model: &mut Model, tokens: &[u32], chunk: usize) -> Vec<f32> {
     for tokens in tokens.chunks(chunk) {
         let mut batch = [Segment {
             tokens,
+            media: &[],
             cache: &mut cache,
             logits: LogitRows::All,
         }];
@@ -92,6 +93,7 @@ fn hidden_states_equal_the_reference() {
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let mut batch = [Segment {
         tokens: &tokens,
+        media: &[],
         cache: &mut cache,
         logits: LogitRows::All,
     }];
@@ -126,6 +128,7 @@ fn incremental_decode_equals_the_reference_and_prefill() {
     for tokens in std::iter::once(&tokens[..split]).chain(tokens[split..].chunks(1)) {
         let mut batch = [Segment {
             tokens,
+            media: &[],
             cache: &mut cache,
             logits: LogitRows::Last,
         }];
@@ -153,6 +156,7 @@ fn greedy_text_is_the_reference_s() {
         while tokens.len() < prompt + want.len() {
             let mut batch = [Segment {
                 tokens: &tokens[next..],
+                media: &[],
                 cache: &mut cache,
                 logits: LogitRows::Last,
             }];
@@ -204,6 +208,7 @@ fn a_batch_changes_only_rounding() {
         if n > 0 {
             let mut batch = [Segment {
                 tokens: &tokens[..n],
+                media: &[],
                 cache,
                 logits: LogitRows::None,
             }];
@@ -216,6 +221,7 @@ fn a_batch_changes_only_rounding() {
         .zip(lengths.iter().zip(before))
         .map(|(cache, (n, first))| Segment {
             tokens: &tokens[first..*n],
+            media: &[],
             cache,
             logits: LogitRows::Last,
         })
@@ -242,6 +248,7 @@ fn tokens_can_be_taken_back() {
         .forward(
             &mut [Segment {
                 tokens: &wrong,
+                media: &[],
                 cache: &mut cache,
                 logits: LogitRows::None,
             }],
@@ -251,6 +258,7 @@ fn tokens_can_be_taken_back() {
     assert!(cache.truncate(30));
     let mut batch = [Segment {
         tokens: &tokens[30..],
+        media: &[],
         cache: &mut cache,
         logits: LogitRows::Last,
     }];
@@ -275,6 +283,7 @@ fn a_refused_batch_leaves_the_caches_as_they_were() {
     for tokens in [&[1, 512][..], &[], &[1, 2, 3, 4, 5]] {
         let mut batch = [Segment {
             tokens,
+            media: &[],
             cache: &mut cache,
             logits: LogitRows::Last,
         }];

@@ -35,6 +35,7 @@ fn feed(model: &mut Model, cache: &mut KvCache, tokens: &[u32], chunk: usize) ->
     for tokens in tokens.chunks(chunk) {
         let mut batch = [Segment {
             tokens,
+            media: &[],
             cache: &mut *cache,
             logits: LogitRows::Last,
         }];

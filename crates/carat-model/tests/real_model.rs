@@ -145,6 +145,7 @@ fn forward(
 ) {
     let mut batch = [Segment {
         tokens,
+        media: &[],
         cache,
         logits: rows,
     }];

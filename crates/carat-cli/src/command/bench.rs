@@ -237,6 +237,7 @@ impl Runner<'_> {
             self.model.forward(
                 &mut [Segment {
                     tokens,
+                    media: &[],
                     cache: &mut *cache,
                     logits,
                 }],

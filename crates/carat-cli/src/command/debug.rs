@@ -186,6 +186,7 @@ fn run_chunk(
 ) -> Result<()> {
     let mut batch = [Segment {
         tokens,
+        media: &[],
         cache,
         logits: LogitRows::All,
     }];

@@ -20,6 +20,7 @@ fn expected(seen: &[u32], target: u32) -> f64 {
     let mut logits = Vec::new();
     let segment = Segment {
         tokens: seen,
+        media: &[],
         cache: &mut cache,
         logits: LogitRows::Last,
     };

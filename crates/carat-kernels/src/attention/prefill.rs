@@ -13,7 +13,11 @@
 //! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to
 //! the cache's format first by the caller: how a prompt was cut changes rounding only. So a local layer's cache
 //! need not hold more than its window.
+//!
+//! Spans are tokens that see each other in both directions (an image's). A row of a span sees to the span's end;
+//! the window limits only how far it sees back. Without spans nothing but one comparison is spent on them.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::format::widen;
@@ -40,6 +44,8 @@ pub struct PrefillQuery<'a> {
     pub kv: KvView<'a>,
     /// Position of the first row.
     pub pos: usize,
+    /// Rows of the chunk that see each other in both directions, ascending and apart; each whole in the chunk.
+    pub spans: &'a [Range<usize>],
     /// `[T, H, E]`, overwritten.
     pub out: &'a mut [f32],
 }
@@ -66,6 +72,8 @@ struct Tile {
     largest: Vec<f32>,
     total: Vec<f32>,
     factor: Vec<f32>,
+    /// Per token: the position after the last that it sees.
+    ends: Vec<usize>,
 }
 
 /// Attention of all rows of `query`. `window` counts a row's own position; `None` is all.
@@ -98,6 +106,14 @@ pub fn prefill(
         window != Some(0),
         "a window has at least the query's own position"
     );
+    assert!(
+        query
+            .spans
+            .iter()
+            .all(|span| span.start < span.end && span.end <= n_tokens)
+            && query.spans.is_sorted_by(|a, b| a.end <= b.start),
+        "spans are not ascending rows of the chunk"
+    );
     let first = (query.pos + 1).saturating_sub(window.unwrap_or(usize::MAX));
     assert!(
         query.pos - first.min(query.pos) <= kv.n_slots(),
@@ -110,6 +126,7 @@ pub fn prefill(
         v: query.v,
         kv,
         pos: query.pos,
+        spans: query.spans,
         group,
         n_tokens,
         tile_tokens: (ROWS / group.max(1)).max(1),
@@ -138,6 +155,7 @@ struct Task<'a> {
     v: &'a [f32],
     kv: KvView<'a>,
     pos: usize,
+    spans: &'a [Range<usize>],
     group: usize,
     n_tokens: usize,
     tile_tokens: usize,
@@ -154,7 +172,9 @@ impl Task<'_> {
         tile.reset(rows, dim);
         self.load_queries(head, &tokens, rows, &mut tile.q);
         let first = (self.pos + tokens.start + 1).saturating_sub(self.window);
-        let end = self.pos + tokens.end;
+        tile.ends.clear();
+        tile.ends.extend(tokens.clone().map(|token| self.end(token)));
+        let end = tile.ends.iter().copied().max().unwrap_or(self.pos);
         // Tiles of keys begin at multiples of KEYS, so that the order of sums does not depend on the chunk.
         let mut base = first / KEYS * KEYS;
         while base < end {
@@ -170,8 +190,17 @@ impl Task<'_> {
         }
     }
 
+    /// The position after the last that a token of the chunk sees.
+    fn end(&self, token: usize) -> usize {
+        let next = self.spans.partition_point(|span| span.end <= token);
+        match self.spans.get(next) {
+            Some(span) if span.start <= token => self.pos + span.end,
+            _ => self.pos + token + 1,
+        }
+    }
+
     /// Q^T: element `e` of row `token * group + g`, scaled.
-    fn load_queries(&self, head: usize, tokens: &std::ops::Range<usize>, rows: usize, to: &mut [f32]) {
+    fn load_queries(&self, head: usize, tokens: &Range<usize>, rows: usize, to: &mut [f32]) {
         let dim = self.kv.shape.head_dim;
         let width = self.group * self.kv.shape.n_kv_heads * dim;
         for r in 0..rows {
@@ -184,7 +213,7 @@ impl Task<'_> {
     }
 
     /// Keys and values of positions `keys` as f32: older ones from the cache, the chunk's own as they are.
-    fn load_keys(&self, isa: crate::Isa, head: usize, keys: &std::ops::Range<usize>, tile: &mut Tile) {
+    fn load_keys(&self, isa: crate::Isa, head: usize, keys: &Range<usize>, tile: &mut Tile) {
         let shape = &self.kv.shape;
         let (dim, width) = (shape.head_dim, shape.n_kv_heads * shape.head_dim);
         let n_cached = keys.end.min(self.pos).saturating_sub(keys.start);
@@ -204,13 +233,7 @@ impl Task<'_> {
     }
 
     /// One tile of keys: scores, online softmax, weighted values.
-    fn multiply(
-        &self,
-        isa: crate::Isa,
-        keys: &std::ops::Range<usize>,
-        tokens: &std::ops::Range<usize>,
-        tile: &mut Tile,
-    ) {
+    fn multiply(&self, isa: crate::Isa, keys: &Range<usize>, tokens: &Range<usize>, tile: &mut Tile) {
         let (dim, n, rows) = (self.kv.shape.head_dim, keys.len(), tokens.len() * self.group);
         let scores = Gemm {
             a: &tile.k,
@@ -227,7 +250,7 @@ impl Task<'_> {
         };
         // SAFETY: `scores` has KEYS x rows elements and is borrowed by nobody else.
         unsafe { gemm_f32(isa, &scores) };
-        self.mask(keys, tokens, &mut tile.scores);
+        self.mask(keys, tokens, &tile.ends, &mut tile.scores);
         let scores = &mut tile.scores[..n * rows];
         softmax_columns(isa, scores, &mut tile.largest, &mut tile.total, &mut tile.factor);
         for (row, factor) in tile.out.chunks_exact_mut(dim).zip(&tile.factor) {
@@ -253,16 +276,16 @@ impl Task<'_> {
     }
 
     /// Sets the scores of positions that a row must not see to minus infinity.
-    fn mask(&self, keys: &std::ops::Range<usize>, tokens: &std::ops::Range<usize>, scores: &mut [f32]) {
+    fn mask(&self, keys: &Range<usize>, tokens: &Range<usize>, ends: &[usize], scores: &mut [f32]) {
         let (first, last) = (self.pos + tokens.start, self.pos + tokens.end - 1);
         if keys.end <= first + 1 && last - keys.start < self.window {
             return;
         }
         let rows = tokens.len() * self.group;
         for (key, scores) in keys.clone().zip(scores.chunks_exact_mut(rows)) {
-            for (token, scores) in tokens.clone().zip(scores.chunks_exact_mut(self.group)) {
-                let pos = self.pos + token;
-                if key > pos || pos - key >= self.window {
+            let per_token = tokens.clone().zip(ends).zip(scores.chunks_exact_mut(self.group));
+            for ((token, end), scores) in per_token {
+                if key >= *end || (self.pos + token).saturating_sub(key) >= self.window {
                     scores.fill(f32::NEG_INFINITY);
                 }
             }

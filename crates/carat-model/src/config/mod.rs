@@ -69,6 +69,8 @@ pub struct LayerConfig {
     pub rope: usize,
     /// Width of the MLP.
     pub d_ff: usize,
+    /// Whether the rows of a bidirectional span see each other here.
+    pub sees_spans: bool,
 }
 
 impl LayerConfig {
@@ -204,6 +206,8 @@ impl Gemma3Sizes {
             window: (!is_global).then_some(self.window),
             rope: if *is_global { GLOBAL_ROPE } else { LOCAL_ROPE },
             d_ff: self.d_ff,
+            // In both kinds of layers; local ones do not see further back for it.
+            sees_spans: true,
         };
         Ok(Config {
             family: Family::Gemma3,

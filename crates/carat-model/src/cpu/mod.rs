@@ -184,6 +184,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn replace_rows(&mut self, x: &mut CpuBuffer, first: usize, values: &[f32]) {
+        x.values[first * x.width..][..values.len()].copy_from_slice(values);
+    }
+
     fn angles(&mut self, rope: &Rope, head_dim: usize, positions: &[usize], angles: &mut CpuAngles) {
         let half = head_dim / 2;
         angles.half = half;
@@ -294,6 +298,11 @@ impl Backend for Cpu {
                     v,
                     kv: sequence.cache.view(layer),
                     pos,
+                    spans: if shape.layer.sees_spans {
+                        &sequence.spans
+                    } else {
+                        &[]
+                    },
                     out: own,
                 };
                 prefill(

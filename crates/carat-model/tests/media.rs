@@ -1,0 +1,187 @@
+//! Rows of images in the place of tokens, and tokens that see each other in both directions, against the
+//! reference's logits for prompts with images, however the prompt is cut.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+use std::ops::Range;
+
+use carat_model::{
+    Error, Isa, LanguageModel, LoadOptions, LogitRows, MAX_SPAN_ROWS, MediaSpan, Model, Segment,
+    SequenceCache, SpanAttention,
+};
+use carat_testkit::{Golden, assert_close, fixture, relative_l2};
+
+/// Relative L2 of logits in f32, as for text.
+const TOL_LOGITS: f64 = 1e-4;
+/// The fixtures' own bound.
+const TOL_LOGITS_ABS: f32 = 2e-3;
+/// The same numbers in another order of sums.
+const TOL_REORDERED: f64 = 1e-5;
+
+/// A prompt with media as the reference saw it.
+struct Prompt {
+    tokens: Vec<u32>,
+    spans: Vec<(Range<usize>, Vec<f32>, SpanAttention)>,
+    logits: Vec<f32>,
+}
+
+fn ids(golden: &Golden, name: &str) -> Vec<u32> {
+    let ids = golden.i64s(name).data;
+    ids.iter().map(|id| u32::try_from(*id).unwrap()).collect()
+}
+
+fn load(model: &str, options: LoadOptions) -> Model {
+    let config = fixture(format!("{model}/config.json"));
+    Model::load(config.parent().unwrap(), options).unwrap()
+}
+
+/// `kinds` names the tensor that says what each token is: 0 text, 1 image, 3 sound.
+fn prompt(model: &str, kinds: &str) -> Prompt {
+    let golden = Golden::open(&fixture(format!("{model}/multimodal.safetensors")));
+    let kinds = ids(&golden, kinds);
+    let mut spans = Vec::new();
+    for (kind, name, attention) in [
+        (1, "image_features", SpanAttention::Bidirectional),
+        (3, "audio_features", SpanAttention::Causal),
+    ] {
+        let mut rest = if kinds.contains(&kind) {
+            golden.f32s(name).data
+        } else {
+            Vec::new()
+        };
+        let width = golden.f32s("hidden.0").shape[2];
+        let mut start = 0;
+        for run in kinds.chunk_by(|a, b| a == b) {
+            if run[0] == kind {
+                let later = rest.split_off(run.len() * width);
+                spans.push((
+                    start..start + run.len(),
+                    std::mem::replace(&mut rest, later),
+                    attention,
+                ));
+            }
+            start += run.len();
+        }
+        assert!(rest.is_empty());
+    }
+    spans.sort_by_key(|(rows, ..)| rows.start);
+    assert!(!spans.is_empty());
+    Prompt {
+        tokens: ids(&golden, "input_ids"),
+        spans,
+        logits: golden.f32s("logits").data,
+    }
+}
+
+/// Logits of every token, in chunks of about `chunk` that cut no bidirectional span.
+fn logits(model: &mut Model, prompt: &Prompt, chunk: usize) -> Vec<f32> {
+    let mut cache = model.new_cache(prompt.tokens.len()).unwrap();
+    let (mut all, mut part) = (Vec::new(), Vec::new());
+    while cache.len() < prompt.tokens.len() {
+        let start = cache.len();
+        let mut end = (start + chunk).min(prompt.tokens.len());
+        for (rows, _, attention) in &prompt.spans {
+            if *attention == SpanAttention::Bidirectional && rows.contains(&(end - 1)) {
+                end = rows.end;
+            }
+        }
+        let media: Vec<MediaSpan<'_>> = prompt
+            .spans
+            .iter()
+            .filter_map(|span| within(span, start..end))
+            .collect();
+        let mut batch = [Segment {
+            tokens: &prompt.tokens[start..end],
+            media: &media,
+            cache: &mut cache,
+            logits: LogitRows::All,
+        }];
+        model.forward(&mut batch, &mut part).unwrap();
+        all.extend_from_slice(&part);
+    }
+    all
+}
+
+/// The part of a span in a chunk.
+fn within(span: &(Range<usize>, Vec<f32>, SpanAttention), chunk: Range<usize>) -> Option<MediaSpan<'_>> {
+    let (rows, values, attention) = span;
+    let width = values.len() / rows.len();
+    let both = rows.start.max(chunk.start)..rows.end.min(chunk.end);
+    (!both.is_empty()).then(|| MediaSpan {
+        start: both.start - chunk.start,
+        rows: &values[(both.start - rows.start) * width..(both.end - rows.start) * width],
+        attention: *attention,
+    })
+}
+
+fn check(name: &str, kinds: &str) {
+    let prompt = prompt(name, kinds);
+    for isa in Isa::available() {
+        let mut model = load(
+            name,
+            LoadOptions {
+                isa,
+                ..LoadOptions::reference()
+            },
+        );
+        let whole = logits(&mut model, &prompt, 512);
+        let error = relative_l2(&whole, &prompt.logits);
+        assert!(error < TOL_LOGITS, "{isa}: {error}");
+        assert_close("logits", &whole, &prompt.logits, TOL_LOGITS_ABS);
+        for chunk in [1, 7, 16, 30] {
+            let error = relative_l2(&logits(&mut model, &prompt, chunk), &whole);
+            assert!(error < TOL_REORDERED, "{isa}, chunks of {chunk}: {error}");
+        }
+    }
+}
+
+#[test]
+fn images_in_gemma3_are_seen_in_both_directions_in_all_layers() {
+    check("gemma3-vision", "token_type_ids");
+}
+
+#[test]
+fn media_that_do_not_fit_are_refused() {
+    let mut model = load("gemma3-vision", LoadOptions::reference());
+    let width = model.config().d_model;
+    let rows = vec![0.0; (MAX_SPAN_ROWS + 1) * width];
+    let tokens = vec![u32::MAX; MAX_SPAN_ROWS + 2];
+    let span = |start, n: usize| MediaSpan {
+        start,
+        rows: &rows[..n],
+        attention: SpanAttention::Bidirectional,
+    };
+    let mut cache = model.new_cache(tokens.len()).unwrap();
+    let mut run = |media: &[MediaSpan<'_>], n_tokens: usize| {
+        let mut batch = [Segment {
+            tokens: &tokens[..n_tokens],
+            media,
+            cache: &mut cache,
+            logits: LogitRows::None,
+        }];
+        let result = model.forward(&mut batch, &mut Vec::new());
+        assert!(result.is_ok() || cache.is_empty());
+        result
+    };
+    for media in [
+        vec![span(0, 0)],
+        vec![span(0, width + 1)],
+        vec![span(2, 2 * width)],
+        vec![span(usize::MAX, width)],
+        vec![span(0, 2 * width), span(1, width)],
+        vec![span(1, width), span(0, width)],
+    ] {
+        assert!(matches!(run(&media, 3), Err(Error::MediaRows { .. })));
+    }
+    let long = [span(0, (MAX_SPAN_ROWS + 1) * width)];
+    assert!(matches!(
+        run(&long, MAX_SPAN_ROWS + 1),
+        Err(Error::SpanTooLong { .. })
+    ));
+    assert!(
+        matches!(run(&[span(0, width)], 2), Err(Error::TokenId { .. })),
+        "the second is text"
+    );
+    // Longer than a pass of text may be.
+    assert!(run(&[span(0, 600 * width)], 600).is_ok());
+}
