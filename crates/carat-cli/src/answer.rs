@@ -98,6 +98,7 @@ impl Answerer {
             suppressed: self.suppressed.clone(),
             logprobs: options.logprobs,
             prompt,
+            ..Request::default()
         };
         let mut session = self.session_for(options)?;
         let mut text = String::new();
@@ -170,6 +171,7 @@ pub(crate) fn print_statistics(finished: &Finished) {
         FinishReason::Length => "token limit",
         FinishReason::ContextFull => "context full",
         FinishReason::Cancelled => "interrupted",
+        FinishReason::Deadline => "out of time",
     };
     output::note(&format!(
         "prompt  {} tokens ({} reused), {:.2} s, {:.1} tokens/s",

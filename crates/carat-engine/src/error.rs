@@ -86,6 +86,30 @@ pub enum Error {
         /// Tokens needed.
         needed: usize,
     },
+    /// A grammar cannot be used.
+    #[error("the grammar cannot be used: {reason}")]
+    Grammar {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A forward pass failed.
+    #[error("the model could not go on: {reason}")]
+    Pass {
+        /// What the model said.
+        reason: String,
+    },
+    /// More requests wait than may.
+    #[error("{limit} requests are waiting already; try again later")]
+    QueueFull {
+        /// Requests that may wait.
+        limit: usize,
+    },
+    /// The engine has stopped, by order or by a mistake of its own.
+    #[error("the engine has stopped; start the program again")]
+    Stopped,
+    /// The model's last hidden states were asked for, but the engine was given no way to them.
+    #[error("this model gives no embeddings")]
+    NoEmbeddings,
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,

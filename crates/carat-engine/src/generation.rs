@@ -1,9 +1,9 @@
-//! One running generation and the step loop over all of them.
+//! One running generation, and a forward pass over several of them.
 //!
-//! A step gives every sequence that decodes its one token first and what remains of the model's batch to chunks
-//! of prompts, so that a long prompt neither stalls the others nor exceeds the batch; then one forward pass, then
-//! one choice for each sequence whose tokens are all computed. One sequence is the same loop with a batch of one,
-//! and what a sequence says does not depend on its company.
+//! A generation owns its request, its sequence (tokens and cache) and what turns logits into text. Who steps it
+//! is not its concern: [`run`] does it for a session or a fixed batch, the scheduler for a server's. A pass
+//! computes some tokens of each, then each whose tokens are all computed chooses its next one. What a sequence
+//! says does not depend on its company.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -11,6 +11,7 @@ use std::time::Instant;
 use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache};
 use carat_text::{ControlText, StreamDecoder, Tokenizer};
 
+use crate::constraint::Constraint;
 use crate::error::Error;
 use crate::logprobs::token_logprobs;
 use crate::request::{Event, FinishReason, Finished, Request, Timings, Usage};
@@ -22,12 +23,9 @@ use crate::stop_strings::{Flow, StopStrings};
 /// Receives the events of the generation with this index; `Break` cancels that generation.
 pub(crate) type OnEvent<'f> = dyn FnMut(usize, Event<'_>) -> ControlFlow<()> + 'f;
 
-/// A request on its sequence, between its first chunk and its end.
-pub(crate) struct Generation<'a, C> {
-    request: &'a Request,
-    sequence: &'a mut Sequence<C>,
+/// What turns a request's logits into its answer: everything but the tokens and the cache.
+pub(crate) struct Answer {
     sampler: Sampler,
-    tokenizer: &'a Tokenizer,
     decoder: StreamDecoder,
     stops: StopStrings,
     n_reused: usize,
@@ -40,37 +38,22 @@ pub(crate) struct Generation<'a, C> {
     scratch: Vec<Candidate>,
 }
 
-impl<'a, C: SequenceCache> Generation<'a, C> {
-    /// Puts the request's prompt on the sequence; `n_rows` is the width of the model's logits.
+impl Answer {
+    /// Checks the request; `n_rows` is the width of the model's logits.
     ///
     /// # Errors
-    /// When the request makes no sense or its prompt does not fit; the sequence is then unchanged.
-    pub(crate) fn new(
-        request: &'a Request,
-        sequence: &'a mut Sequence<C>,
-        tokenizer: &'a Tokenizer,
-        n_rows: usize,
-    ) -> Result<Self, Error> {
+    /// When the request makes no sense.
+    pub(crate) fn new(request: &Request, tokenizer: &Tokenizer, n_rows: usize) -> Result<Self, Error> {
         if request.max_tokens == Some(0) {
             return Err(Error::NoTokensAllowed);
         }
-        let sampler = Sampler::new(
-            request.sampling.clone(),
-            n_rows,
-            tokenizer.len(),
-            &request.suppressed,
-        )?;
-        let stops = StopStrings::new(&request.stop_strings)?;
-        let n_reused = sequence.begin(&request.prompt)?;
         let now = Instant::now();
+        let params = request.sampling.clone();
         Ok(Self {
-            request,
-            sequence,
-            sampler,
-            tokenizer,
-            decoder: StreamDecoder::new(ControlText::Hide),
-            stops,
-            n_reused,
+            sampler: Sampler::new(params, n_rows, tokenizer.len(), &request.suppressed)?,
+            decoder: StreamDecoder::new(request.control_text.unwrap_or(ControlText::Hide)),
+            stops: StopStrings::new(&request.stop_strings)?,
+            n_reused: 0,
             n_generated: 0,
             started: now,
             first_chosen: None,
@@ -80,70 +63,152 @@ impl<'a, C: SequenceCache> Generation<'a, C> {
             scratch: Vec::new(),
         })
     }
+}
 
-    /// The end, once it has come.
-    pub(crate) fn into_finished(self) -> Option<Finished> {
-        self.finished
+/// A request on its sequence, between its first chunk and its end.
+pub(crate) struct Generation<C> {
+    pub(crate) request: Request,
+    pub(crate) sequence: Sequence<C>,
+    answer: Answer,
+    constraint: Option<Constraint>,
+    /// Why it cannot go on; set instead of an end.
+    failure: Option<Error>,
+}
+
+impl<C: SequenceCache> Generation<C> {
+    /// Joins the parts; the sequence holds the request's prompt.
+    pub(crate) fn new(
+        request: Request,
+        sequence: Sequence<C>,
+        answer: Answer,
+        constraint: Option<Constraint>,
+    ) -> Self {
+        Self {
+            request,
+            sequence,
+            answer,
+            constraint,
+            failure: None,
+        }
     }
 
-    fn is_decoding(&self) -> bool {
-        self.n_generated > 0
+    /// The sequence and the end, once it has come, or the failure.
+    pub(crate) fn into_parts(self) -> (Sequence<C>, Option<Result<Finished, Error>>) {
+        let end = match (self.failure, self.answer.finished) {
+            (Some(error), _) => Some(Err(error)),
+            (None, finished) => finished.map(Ok),
+        };
+        (self.sequence, end)
+    }
+
+    /// Whether it has ended, well or not.
+    pub(crate) fn is_over(&self) -> bool {
+        self.answer.finished.is_some() || self.failure.is_some()
+    }
+
+    /// Whether its next step computes the one token chosen last.
+    pub(crate) fn is_decoding(&self) -> bool {
+        self.answer.n_generated > 0 && self.n_wanted() == 1
+    }
+
+    /// Tokens chosen so far.
+    pub(crate) fn n_generated(&self) -> usize {
+        self.answer.n_generated
+    }
+
+    /// Records that the first `n` tokens of the prompt came from elsewhere, unless it has begun already.
+    pub(crate) fn set_reused(&mut self, n: usize) {
+        if self.answer.n_generated == 0 {
+            self.answer.n_reused = n;
+        }
+    }
+
+    /// Starts the clock anew: waiting for a place is no prefill.
+    pub(crate) fn restart_clock(&mut self) {
+        if self.answer.first_chosen.is_none() {
+            self.answer.started = Instant::now();
+        }
     }
 
     /// Tokens that wait to be computed; 0 when the generation has ended.
-    fn n_wanted(&self) -> usize {
-        if self.finished.is_some() {
+    pub(crate) fn n_wanted(&self) -> usize {
+        if self.is_over() {
             0
         } else {
             self.sequence.n_pending()
         }
     }
 
+    /// Ends it without an answer.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.failure.get_or_insert(error);
+    }
+
     /// Reports progress after a chunk; with `logits` of the last token, chooses the next one.
-    fn advance(&mut self, logits: Option<&[f32]>, on_event: &mut Emit<'_>) -> Result<(), Error> {
-        if !self.is_decoding() {
+    fn advance(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>, on_event: &mut Emit<'_>) {
+        if self.answer.n_generated == 0 {
             let n_done = self.sequence.n_cached();
             let n_prompt = self.request.prompt.len();
             if on_event(Event::Prefill { n_done, n_prompt }).is_break() {
                 self.finish(FinishReason::Cancelled, on_event);
-                return Ok(());
+                return;
             }
         }
-        if let Some(logits) = logits {
-            let id = self.sampler.sample(logits, self.sequence.tokens())?;
-            self.accept(id, logits, on_event);
+        let Some(logits) = logits else { return };
+        match self.choose(logits) {
+            Ok(id) => self.accept(tokenizer, id, logits, on_event),
+            Err(error) => self.fail(error),
         }
-        Ok(())
+    }
+
+    /// The next token; a constraint must have prepared its mask.
+    fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
+        let allowed = match &mut self.constraint {
+            Some(constraint) => Some(constraint.mask()?),
+            None => None,
+        };
+        let id = self
+            .answer
+            .sampler
+            .sample_allowed(logits, self.sequence.tokens(), allowed)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(id)?;
+        }
+        Ok(id)
     }
 
     /// Takes a chosen token: stop ids, text, stop strings, limits, in this order.
-    fn accept(&mut self, id: u32, logits: &[f32], on_event: &mut Emit<'_>) {
-        self.n_generated += 1;
-        self.last_chosen = Instant::now();
-        self.first_chosen.get_or_insert(self.last_chosen);
+    fn accept(&mut self, tokenizer: &Tokenizer, id: u32, logits: &[f32], on_event: &mut Emit<'_>) {
+        let answer = &mut self.answer;
+        answer.n_generated += 1;
+        answer.last_chosen = Instant::now();
+        answer.first_chosen.get_or_insert(answer.last_chosen);
         if self.request.stop_ids.contains(&id) {
             self.finish(FinishReason::Stop, on_event);
             return;
         }
         self.sequence.push(id);
-        self.text.clear();
-        let flow = self
+        answer.text.clear();
+        let flow = answer
             .stops
-            .push(self.decoder.push(self.tokenizer, id), &mut self.text);
+            .push(answer.decoder.push(tokenizer, id), &mut answer.text);
         let logprobs = self
             .request
             .logprobs
-            .map(|n_top| token_logprobs(logits, id, n_top, &mut self.scratch));
-        let answer = on_event(Event::Token {
+            .map(|n_top| token_logprobs(logits, id, n_top, &mut answer.scratch));
+        let reply = on_event(Event::Token {
             id,
-            text: &self.text,
+            text: &answer.text,
             logprobs: logprobs.as_ref(),
         });
+        let n_generated = answer.n_generated;
         let reason = if flow == Flow::Stop {
             FinishReason::StopString
-        } else if answer.is_break() {
+        } else if reply.is_break() {
             FinishReason::Cancelled
-        } else if self.request.max_tokens.is_some_and(|n| self.n_generated >= n) {
+        } else if self.constraint.as_ref().is_some_and(Constraint::is_complete) {
+            FinishReason::Stop
+        } else if self.request.max_tokens.is_some_and(|n| n_generated >= n) {
             FinishReason::Length
         } else if self.sequence.n_tokens() == self.sequence.n_max() {
             FinishReason::ContextFull
@@ -153,23 +218,25 @@ impl<'a, C: SequenceCache> Generation<'a, C> {
         self.finish(reason, on_event);
     }
 
-    fn finish(&mut self, reason: FinishReason, on_event: &mut Emit<'_>) {
+    /// Ends it.
+    pub(crate) fn finish(&mut self, reason: FinishReason, on_event: &mut Emit<'_>) {
+        let answer = &mut self.answer;
         let mut text = String::new();
         if reason != FinishReason::StopString {
             // The last bytes may complete a stop string too, and then end before it.
-            if self.stops.push(self.decoder.finish(), &mut text) == Flow::Continue {
-                self.stops.finish(&mut text);
+            if answer.stops.push(answer.decoder.finish(), &mut text) == Flow::Continue {
+                answer.stops.finish(&mut text);
             }
         }
         let n_prompt = self.request.prompt.len();
-        let first_chosen = self.first_chosen.unwrap_or_else(Instant::now);
-        let finished = self.finished.insert(Finished {
+        let first_chosen = answer.first_chosen.unwrap_or_else(Instant::now);
+        let finished = answer.finished.insert(Finished {
             reason,
             text,
             usage: Usage {
                 n_prompt,
-                n_reused: self.n_reused,
-                n_generated: self.n_generated,
+                n_reused: answer.n_reused,
+                n_generated: answer.n_generated,
                 n_max: self.sequence.n_max(),
             },
             timings: Timings {
@@ -177,10 +244,10 @@ impl<'a, C: SequenceCache> Generation<'a, C> {
                     .sequence
                     .n_cached()
                     .min(n_prompt)
-                    .saturating_sub(self.n_reused),
-                prefill: first_chosen.duration_since(self.started),
-                n_decoded: self.n_generated.saturating_sub(1),
-                decode: self.last_chosen.saturating_duration_since(first_chosen),
+                    .saturating_sub(answer.n_reused),
+                prefill: first_chosen.saturating_duration_since(answer.started),
+                n_decoded: answer.n_generated.saturating_sub(1),
+                decode: answer.last_chosen.saturating_duration_since(first_chosen),
             },
         });
         // Nothing is left to cancel: the answer to the last event has no meaning.
@@ -189,36 +256,59 @@ impl<'a, C: SequenceCache> Generation<'a, C> {
 }
 
 /// Receives one generation's events.
-type Emit<'f> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'f;
+pub(crate) type Emit<'f> = dyn FnMut(Event<'_>) -> ControlFlow<()> + 'f;
+
+/// What one generation does in a pass.
+pub(crate) struct Work<'g, C> {
+    /// Whose tokens.
+    pub(crate) generation: &'g mut Generation<C>,
+    /// How many of them, at least 1.
+    pub(crate) n: usize,
+}
 
 /// Steps until every generation has ended.
 ///
 /// - `logits`: kept by the caller between runs so that it is allocated once
 ///
 /// # Errors
-/// The model's errors and [`Error::NoCandidate`]; the generations that have not ended by then stay unfinished.
+/// The model's errors and those of single generations; the others that have not ended by then stay unfinished.
 pub(crate) fn run<M: LanguageModel>(
     model: &mut M,
-    generations: &mut [Generation<'_, M::Cache>],
+    tokenizer: &Tokenizer,
+    generations: &mut [Generation<M::Cache>],
     logits: &mut Vec<f32>,
     on_event: &mut OnEvent<'_>,
 ) -> Result<(), Error> {
     let mut shares = Vec::new();
     loop {
         share_batch(generations, model.max_batch_tokens().max(1), &mut shares);
-        if shares.iter().all(|&n| n == 0) {
+        let mut indices = Vec::with_capacity(generations.len());
+        let mut work = Vec::with_capacity(generations.len());
+        for (i, (generation, &n)) in generations.iter_mut().zip(&shares).enumerate() {
+            if n > 0 {
+                indices.push(i);
+                work.push(Work { generation, n });
+            }
+        }
+        if work.is_empty() {
             return Ok(());
         }
-        step(model, generations, &shares, logits, on_event)?;
+        pass(model, &mut work, logits)?;
+        advance(
+            model.vocab_size(),
+            tokenizer,
+            &mut work,
+            logits,
+            &mut |i, event| on_event(indices[i], event),
+        );
+        if let Some(error) = generations.iter_mut().find_map(|g| g.failure.take()) {
+            return Err(error);
+        }
     }
 }
 
 /// How many tokens each generation computes in the next step: decoding ones first, then chunks of prompts.
-fn share_batch<C: SequenceCache>(
-    generations: &[Generation<'_, C>],
-    mut budget: usize,
-    shares: &mut Vec<usize>,
-) {
+fn share_batch<C: SequenceCache>(generations: &[Generation<C>], mut budget: usize, shares: &mut Vec<usize>) {
     shares.clear();
     shares.resize(generations.len(), 0);
     for decoding in [true, false] {
@@ -231,21 +321,29 @@ fn share_batch<C: SequenceCache>(
     }
 }
 
-/// One forward pass and what follows from its logits.
-fn step<M: LanguageModel>(
+/// One forward pass. Masks of constraints are computed beside it, on a thread of their own.
+///
+/// # Errors
+/// The model's, and [`Error::LogitsShape`], [`Error::CacheLength`] when it breaks its contract.
+pub(crate) fn pass<M: LanguageModel>(
     model: &mut M,
-    generations: &mut [Generation<'_, M::Cache>],
-    shares: &[usize],
+    work: &mut [Work<'_, M::Cache>],
     logits: &mut Vec<f32>,
-    on_event: &mut OnEvent<'_>,
 ) -> Result<(), Error> {
     let n_rows = model.vocab_size();
-    let mut batch = Vec::with_capacity(generations.len());
-    let mut expected = Vec::with_capacity(generations.len());
-    for (generation, &n) in generations.iter_mut().zip(shares).filter(|(_, n)| **n > 0) {
-        let last = n == generation.n_wanted();
-        expected.push((last, generation.sequence.n_cached() + n));
-        let (tokens, cache) = generation.sequence.work(n);
+    let mut batch = Vec::with_capacity(work.len());
+    let mut masks = Vec::new();
+    let mut n_cached = Vec::with_capacity(work.len());
+    let mut n_sampled = 0;
+    for Work { generation, n } in work.iter_mut() {
+        let last = *n == generation.n_wanted();
+        n_sampled += usize::from(last);
+        n_cached.push(generation.sequence.n_cached() + *n);
+        let Generation {
+            sequence, constraint, ..
+        } = &mut **generation;
+        masks.extend(constraint.as_mut().filter(|_| last));
+        let (tokens, cache) = sequence.work(*n);
         batch.push(Segment {
             tokens,
             media: &[],
@@ -253,25 +351,38 @@ fn step<M: LanguageModel>(
             logits: if last { LogitRows::Last } else { LogitRows::None },
         });
     }
-    model.forward(&mut batch, logits).map_err(Error::model)?;
-    drop(batch);
-    let n_wanted = expected.iter().filter(|(last, _)| *last).count() * n_rows;
-    if logits.len() != n_wanted {
-        return Err(Error::LogitsShape {
-            expected: n_wanted,
-            found: logits.len(),
-        });
+    if masks.is_empty() {
+        model.forward(&mut batch, logits).map_err(Error::model)?;
+    } else {
+        std::thread::scope(|scope| {
+            scope.spawn(|| masks.iter_mut().for_each(|constraint| constraint.prepare()));
+            model.forward(&mut batch, logits).map_err(Error::model)
+        })?;
     }
-    let mut rows = logits.chunks_exact(n_rows.max(1));
-    let advanced = generations
-        .iter_mut()
-        .enumerate()
-        .zip(shares)
-        .filter(|(_, n)| **n > 0);
-    for (((i, generation), _), (last, n_cached)) in advanced.zip(expected) {
-        generation.sequence.check_cached(n_cached)?;
-        let row = if last { rows.next() } else { None };
-        generation.advance(row, &mut |event| on_event(i, event))?;
+    let expected = n_sampled * n_rows;
+    if logits.len() != expected {
+        let found = logits.len();
+        return Err(Error::LogitsShape { expected, found });
+    }
+    for (Work { generation, .. }, expected) in work.iter().zip(n_cached) {
+        generation.sequence.check_cached(expected)?;
     }
     Ok(())
+}
+
+/// What follows from a pass's logits, for each generation in it.
+pub(crate) fn advance<C: SequenceCache>(
+    n_rows: usize,
+    tokenizer: &Tokenizer,
+    work: &mut [Work<'_, C>],
+    logits: &[f32],
+    on_event: &mut OnEvent<'_>,
+) {
+    let mut rows = logits.chunks_exact(n_rows.max(1));
+    for (i, Work { generation, .. }) in work.iter_mut().enumerate() {
+        // What was wanted before the pass is done, or a chunk of it is.
+        let last = generation.sequence.n_pending() == 0;
+        let row = if last { rows.next() } else { None };
+        generation.advance(tokenizer, row, &mut |event| on_event(i, event));
+    }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use carat_text::ControlText;
+
 use crate::logprobs::TokenLogprobs;
 use crate::sampling_params::SamplingParams;
 
@@ -24,6 +26,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// Tokens that are never generated, such as placeholders of images.
     pub suppressed: Vec<u32>,
+    /// Whether control tokens show in the text; `None` hides them.
+    pub control_text: Option<ControlText>,
     /// Report each token's log-probability with this many likeliest alternatives (0: only its own).
     pub logprobs: Option<usize>,
 }
@@ -41,6 +45,8 @@ pub enum FinishReason {
     ContextFull,
     /// The caller asked to stop.
     Cancelled,
+    /// The request's deadline has passed.
+    Deadline,
 }
 
 /// How many tokens a generation took.

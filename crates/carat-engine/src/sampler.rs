@@ -2,7 +2,8 @@
 //!
 //! The stages run in this fixed order; each sees only what the one before left over, renormalized:
 //!
-//! 1. **suppress**: rows beyond the tokenizer (padding) and forbidden ids are masked;
+//! 1. **suppress**: rows beyond the tokenizer (padding) and forbidden ids are masked (those that a grammar forbids too,
+//!    after stage 3);
 //! 2. **logit bias** is added;
 //! 3. **penalties** over the last `penalty_window` tokens, prompt included: the repetition penalty divides a
 //!    positive logit and multiplies a negative one, then `count · frequency + presence` is taken off (as in
@@ -81,6 +82,16 @@ impl Sampler {
     /// [`Error::LogitsShape`] for a row of another length; [`Error::NoCandidate`] when nothing is left to
     /// choose from.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
+        self.sample_allowed(logits, history, None)
+    }
+
+    /// As [`sample`](Self::sample), among the ids whose bit in `allowed` is set, lowest first.
+    pub(crate) fn sample_allowed(
+        &mut self,
+        logits: &[f32],
+        history: &[u32],
+        allowed: Option<&[u32]>,
+    ) -> Result<u32, Error> {
         if logits.len() != self.n_rows {
             return Err(Error::LogitsShape {
                 expected: self.n_rows,
@@ -88,6 +99,9 @@ impl Sampler {
             });
         }
         self.adjust(logits, history);
+        if let Some(allowed) = allowed {
+            self.mask(allowed);
+        }
         if self.params.temperature == 0.0 {
             return self.likeliest();
         }
@@ -117,6 +131,24 @@ impl Sampler {
             }
         }
         self.penalize(history);
+    }
+
+    /// Takes away what `allowed` does not name, a word of 32 ids at a time.
+    fn mask(&mut self, allowed: &[u32]) {
+        let words = allowed.iter().copied().chain(std::iter::repeat(0));
+        for (logits, word) in self.adjusted.chunks_mut(32).zip(words) {
+            match word {
+                u32::MAX => {}
+                0 => logits.fill(f32::NEG_INFINITY),
+                _ => {
+                    for (bit, logit) in logits.iter_mut().enumerate() {
+                        if word >> bit & 1 == 0 {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     fn penalize(&mut self, history: &[u32]) {

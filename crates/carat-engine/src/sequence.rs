@@ -85,6 +85,30 @@ impl<C: SequenceCache> Sequence<C> {
         Ok(kept)
     }
 
+    /// Puts another cache in place, which holds the first tokens of this sequence, all but the last at most.
+    ///
+    /// # Errors
+    /// [`Error::CacheLength`] when it holds more than that.
+    pub(crate) fn adopt(&mut self, cache: C) -> Result<(), Error> {
+        if cache.len() >= self.tokens.len() {
+            let (expected, found) = (self.tokens.len().saturating_sub(1), cache.len());
+            return Err(Error::CacheLength { expected, found });
+        }
+        self.cache = cache;
+        Ok(())
+    }
+
+    /// The cache.
+    pub(crate) fn cache(&self) -> &C {
+        &self.cache
+    }
+
+    /// The tokens that are cached, and the cache.
+    pub(crate) fn into_cached(mut self) -> (Vec<u32>, C) {
+        self.tokens.truncate(self.cache.len());
+        (self.tokens, self.cache)
+    }
+
     /// Appends a chosen token. There must be room: `n_tokens < n_max`.
     pub(crate) fn push(&mut self, id: u32) {
         assert!(

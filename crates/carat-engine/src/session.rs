@@ -6,7 +6,7 @@ use carat_model::{LanguageModel, SequenceCache};
 use carat_text::Tokenizer;
 
 use crate::error::Error;
-use crate::generation::{Generation, run};
+use crate::generation::{Answer, Generation, run};
 use crate::request::{Event, Finished, Request};
 use crate::sequence::Sequence;
 
@@ -59,17 +59,25 @@ impl<C: SequenceCache> Session<C> {
         request: &Request,
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Finished, Error> {
-        let mut generation = [Generation::new(
-            request,
-            &mut self.sequence,
+        let answer = Answer::new(request, tokenizer, model.vocab_size())?;
+        let n_reused = self.sequence.begin(&request.prompt)?;
+        let spare = Sequence::new(model.new_cache(self.n_max()).map_err(Error::model)?);
+        let sequence = std::mem::replace(&mut self.sequence, spare);
+        let mut generation = Generation::new(request.clone(), sequence, answer, None);
+        generation.set_reused(n_reused);
+        let mut generations = [generation];
+        let result = run(
+            model,
             tokenizer,
-            model.vocab_size(),
-        )?];
-        run(model, &mut generation, &mut self.logits, &mut |_, event| {
-            on_event(event)
-        })?;
-        let [generation] = generation;
-        generation.into_finished().ok_or(Error::Cancelled)
+            &mut generations,
+            &mut self.logits,
+            &mut |_, event| on_event(event),
+        );
+        let [generation] = generations;
+        let (sequence, end) = generation.into_parts();
+        self.sequence = sequence;
+        result?;
+        end.unwrap_or(Err(Error::Cancelled))
     }
 }
 
@@ -101,18 +109,18 @@ pub fn generate_batch<M: LanguageModel>(
     requests: &[Request],
     mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Finished>, Error> {
-    let mut sequences = requests
-        .iter()
-        .map(|_| model.new_cache(n_max).map(Sequence::new).map_err(Error::model))
-        .collect::<Result<Vec<_>, _>>()?;
     let mut generations = requests
         .iter()
-        .zip(&mut sequences)
-        .map(|(request, sequence)| Generation::new(request, sequence, tokenizer, model.vocab_size()))
-        .collect::<Result<Vec<_>, _>>()?;
-    run(model, &mut generations, &mut Vec::new(), &mut on_event)?;
+        .map(|request| {
+            let answer = Answer::new(request, tokenizer, model.vocab_size())?;
+            let mut sequence = Sequence::new(model.new_cache(n_max).map_err(Error::model)?);
+            sequence.begin(&request.prompt)?;
+            Ok(Generation::new(request.clone(), sequence, answer, None))
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    run(model, tokenizer, &mut generations, &mut Vec::new(), &mut on_event)?;
     generations
         .into_iter()
-        .map(|generation| generation.into_finished().ok_or(Error::Cancelled))
+        .map(|generation| generation.into_parts().1.unwrap_or(Err(Error::Cancelled)))
         .collect()
 }

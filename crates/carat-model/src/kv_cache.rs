@@ -206,6 +206,19 @@ impl SequenceCache for KvCache {
         }
         possible
     }
+
+    fn fork(&self, len: usize) -> Option<KvCache> {
+        KvCache::fork(self, len)
+    }
+
+    fn visit_memory(&self, visit: &mut dyn FnMut(usize, usize)) {
+        for kv in &self.layers {
+            let bytes = kv.shape.page_bytes().unwrap_or(0);
+            for page in &kv.pages {
+                visit(Arc::as_ptr(page).addr(), bytes);
+            }
+        }
+    }
 }
 
 impl LayerKv {

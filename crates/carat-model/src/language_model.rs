@@ -86,6 +86,16 @@ pub trait SequenceCache {
     /// always succeed.
     #[must_use]
     fn truncate(&mut self, len: usize) -> bool;
+
+    /// A second cache with the first `len` tokens, as long as [`truncate`](Self::truncate) could go back to them;
+    /// `None` otherwise. The two share memory until one of them writes there.
+    fn fork(&self, len: usize) -> Option<Self>
+    where
+        Self: Sized;
+
+    /// Tells `visit` the name and the size in bytes of every piece of memory held. Caches that share a piece name
+    /// it alike; a name is not used again while somebody holds the piece.
+    fn visit_memory(&self, visit: &mut dyn FnMut(usize, usize));
 }
 
 /// A model that predicts the next token.
@@ -110,6 +120,9 @@ pub trait LanguageModel {
     /// # Errors
     /// When `max_tokens` exceeds [`context_len`](Self::context_len).
     fn new_cache(&self, max_tokens: usize) -> Result<Self::Cache, Self::Error>;
+
+    /// Bytes of a cache that holds `n_tokens` tokens and shares nothing.
+    fn cache_bytes(&self, n_tokens: usize) -> usize;
 
     /// Runs the segments' tokens, appends them to the caches and computes the wanted logits.
     ///

@@ -305,6 +305,10 @@ impl LanguageModel for Model {
         Ok(self.backend.new_cache(&self.config, max_tokens))
     }
 
+    fn cache_bytes(&self, n_tokens: usize) -> usize {
+        KvCache::bytes_for(&self.config, self.options.kv_dtype, n_tokens)
+    }
+
     fn forward(&mut self, batch: &mut [Segment<'_, KvCache>], logits: &mut Vec<f32>) -> Result<(), Error> {
         self.run(batch, logits, None)
     }

@@ -266,6 +266,12 @@ impl Tokenizer {
         self.vocabulary.kind(id).is_some_and(Kind::is_hidden)
     }
 
+    /// Whether `id` is no plain text: a control token, a marker of tool calls or channels, or a row without use.
+    pub fn is_special(&self, id: u32) -> bool {
+        let kind = self.vocabulary.kind(id);
+        kind.is_some_and(|kind| kind.is_parsed_only() || kind == Kind::Unused)
+    }
+
     /// What `id` stands for in text: a byte piece is its raw byte, blanks are plain. `None` for ids outside.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         self.vocabulary.kind(id).map(|_| self.vocabulary.bytes(id))

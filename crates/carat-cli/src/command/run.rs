@@ -201,6 +201,7 @@ impl Run {
                 FinishReason::Length => "length",
                 FinishReason::ContextFull => "context_full",
                 FinishReason::Cancelled => "cancelled",
+                FinishReason::Deadline => "deadline",
             },
             "seed": options.sampling.seed,
             "usage": {"prompt_tokens": usage.n_prompt, "completion_tokens": usage.n_generated},

@@ -27,6 +27,19 @@ impl SequenceCache for FakeCache {
         }
         possible
     }
+
+    fn fork(&self, len: usize) -> Option<Self> {
+        let possible = len <= self.tokens.len() && (len == 0 || len + self.window >= self.tokens.len());
+        possible.then(|| FakeCache {
+            tokens: self.tokens[..len].to_vec(),
+            ..*self
+        })
+    }
+
+    fn visit_memory(&self, visit: &mut dyn FnMut(usize, usize)) {
+        // Nothing is shared: each cache is one piece, named by where its tokens lie.
+        visit(self.tokens.as_ptr().addr(), self.tokens.len());
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +47,7 @@ impl SequenceCache for FakeCache {
 pub(crate) struct FakeError(pub String);
 
 /// Row of logits for a sequence that begins with these tokens.
-pub(crate) type Predict = Box<dyn Fn(&[u32]) -> Vec<f32>>;
+pub(crate) type Predict = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 
 pub(crate) struct FakeModel {
     pub(crate) predict: Predict,
@@ -48,7 +61,7 @@ pub(crate) struct FakeModel {
 }
 
 impl FakeModel {
-    pub(crate) fn new(vocab_size: usize, predict: impl Fn(&[u32]) -> Vec<f32> + 'static) -> Self {
+    pub(crate) fn new(vocab_size: usize, predict: impl Fn(&[u32]) -> Vec<f32> + Send + 'static) -> Self {
         Self {
             predict: Box::new(predict),
             vocab_size,
@@ -113,6 +126,10 @@ impl LanguageModel for FakeModel {
             max_tokens,
             window: self.window,
         })
+    }
+
+    fn cache_bytes(&self, n_tokens: usize) -> usize {
+        n_tokens
     }
 
     fn forward(

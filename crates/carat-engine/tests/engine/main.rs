@@ -5,4 +5,5 @@
 mod fake;
 mod generation;
 mod sampler;
+mod scheduler;
 mod score;

@@ -1,0 +1,174 @@
+//! The engine's thread: takes messages, steps, until it is told to stop.
+//!
+//! [`Engine`] is the handle that a server shares among its requests. Nothing here waits for the model: a job is
+//! queued or refused at once, and what happens to it comes through its sink. A panic in a step fails the jobs at hand
+//! and stops the engine, which then says so.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+
+use carat_model::LanguageModel;
+use carat_text::Tokenizer;
+
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::job::{Job, Place};
+use crate::scheduler::{Limits, Scheduler};
+
+/// Embeddings that may wait beside the jobs.
+const MAX_EMBEDDINGS: usize = 64;
+
+/// Receives an embedding, on the engine's thread.
+pub type EmbeddingSink = Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>;
+
+/// Computes one vector for a text's tokens.
+pub type Embed<M> = Box<dyn FnMut(&mut M, &[u32]) -> Result<Vec<f32>, Error> + Send>;
+
+enum Message {
+    Generate(Box<Job>),
+    Embed(Vec<u32>, EmbeddingSink),
+    Stop,
+}
+
+/// A model that works on a thread of its own. Dropping it stops the thread after its present step.
+pub struct Engine {
+    sender: SyncSender<Message>,
+    counters: Arc<Counters>,
+    limits: Limits,
+    n_waiting: Arc<AtomicUsize>,
+    has_stopped: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts the thread. `embed` is what [`Engine::embed`] does, for models that can.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the system gives no thread.
+    pub fn start<M>(
+        model: M,
+        tokenizer: Arc<Tokenizer>,
+        limits: Limits,
+        embed: Option<Embed<M>>,
+    ) -> Result<Self, Error>
+    where
+        M: LanguageModel + Send + 'static,
+        M::Cache: Send,
+    {
+        let scheduler = Scheduler::new(model, tokenizer, limits);
+        let counters = Arc::clone(scheduler.counters());
+        let (sender, receiver) =
+            sync_channel(limits.n_waiting.saturating_add(limits.n_running + MAX_EMBEDDINGS));
+        let has_stopped = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&has_stopped);
+        let thread = std::thread::Builder::new()
+            .name("carat-engine".to_string())
+            .spawn(move || {
+                work(scheduler, embed, &receiver);
+                flag.store(true, Ordering::Relaxed);
+            })
+            .map_err(|_| Error::Stopped)?;
+        Ok(Self {
+            sender,
+            counters,
+            limits,
+            n_waiting: Arc::default(),
+            has_stopped,
+            thread: Some(thread),
+        })
+    }
+
+    /// Queues a job.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`], [`Error::Stopped`]; the job's sink is then not told.
+    pub fn submit(&self, mut job: Job) -> Result<(), Error> {
+        let limit = self.limits.n_waiting.max(1);
+        job.place = Some(Place::take(&self.n_waiting, limit)?);
+        self.send(Message::Generate(Box::new(job)))
+    }
+
+    /// Computes one vector for `tokens`; `sink` gets it. Other jobs stand still meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`], [`Error::Stopped`].
+    pub fn embed(&self, tokens: Vec<u32>, sink: EmbeddingSink) -> Result<(), Error> {
+        self.send(Message::Embed(tokens, sink))
+    }
+
+    /// Totals and present state.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// What the engine may take.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Whether jobs are no longer taken.
+    pub fn has_stopped(&self) -> bool {
+        self.has_stopped.load(Ordering::Relaxed)
+    }
+
+    fn send(&self, message: Message) -> Result<(), Error> {
+        let limit = self.limits.n_waiting;
+        self.sender.try_send(message).map_err(|error| match error {
+            TrySendError::Full(_) => Error::QueueFull { limit },
+            TrySendError::Disconnected(_) => Error::Stopped,
+        })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // A full or closed channel needs no message: the thread ends when the sender is gone.
+        let _sent = self.sender.try_send(Message::Stop);
+        let (closed, _) = sync_channel(1);
+        self.sender = closed;
+        if let Some(thread) = self.thread.take() {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// The thread's loop.
+fn work<M>(mut scheduler: Scheduler<M>, mut embed: Option<Embed<M>>, receiver: &Receiver<Message>)
+where
+    M: LanguageModel,
+{
+    loop {
+        let message = if scheduler.is_idle() {
+            receiver.recv().map_err(|_| true)
+        } else {
+            receiver
+                .try_recv()
+                .map_err(|error| error == std::sync::mpsc::TryRecvError::Disconnected)
+        };
+        let done = catch_unwind(AssertUnwindSafe(|| match message {
+            Ok(Message::Generate(job)) => {
+                scheduler.submit(*job);
+                true
+            }
+            Ok(Message::Embed(tokens, sink)) => {
+                sink(match &mut embed {
+                    Some(embed) => embed(scheduler.model_mut(), &tokens),
+                    None => Err(Error::NoEmbeddings),
+                });
+                true
+            }
+            Ok(Message::Stop) | Err(true) => false,
+            Err(false) => {
+                scheduler.step();
+                true
+            }
+        }));
+        if !matches!(done, Ok(true)) {
+            scheduler.fail_all(|| Error::Stopped);
+            return;
+        }
+    }
+}

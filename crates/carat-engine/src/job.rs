@@ -1,0 +1,123 @@
+//! What a scheduler is given and what it tells: a request with the circumstances it comes in.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::constraint::Constraint;
+use crate::error::Error;
+use crate::logprobs::TokenLogprobs;
+use crate::request::{Event, Finished, Request};
+
+/// Receives what happens to a job, on the engine's thread: it must not wait. `Break` cancels the job.
+pub type Sink = Box<dyn FnMut(Update) -> ControlFlow<()> + Send>;
+
+/// A request for a scheduler.
+pub struct Job {
+    /// What to generate.
+    pub request: Request,
+    /// The grammar that the answer must follow.
+    pub constraint: Option<Constraint>,
+    /// Who asks. Clients of equal priority get equal shares of the work, by weight.
+    pub client: u64,
+    /// The client's share compared with others', at least 1.
+    pub weight: u32,
+    /// Higher ones get a place first.
+    pub priority: i32,
+    /// When the answer is no longer wanted.
+    pub deadline: Option<Instant>,
+    /// Raised when the answer is no longer wanted.
+    pub cancel: Cancel,
+    /// Who is told.
+    pub sink: Sink,
+    /// Its place among those that wait, given back when it gets a place among those that run.
+    pub(crate) place: Option<Place>,
+}
+
+impl Job {
+    /// A job of a client without particular claims.
+    pub fn new(request: Request, sink: Sink) -> Self {
+        Self {
+            request,
+            constraint: None,
+            client: 0,
+            weight: 1,
+            priority: 0,
+            deadline: None,
+            cancel: Cancel::default(),
+            sink,
+            place: None,
+        }
+    }
+}
+
+/// What happens to a job: tokens, then one end.
+#[derive(Debug)]
+pub enum Update {
+    /// A token of the answer was chosen.
+    Token {
+        /// Its id.
+        id: u32,
+        /// Text that is decided now; may be empty.
+        text: String,
+        /// Log-probabilities, when asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The answer ended; the last update.
+    Finished(Finished),
+    /// There will be no answer, or no more of it; the last update.
+    Failed(Error),
+}
+
+impl Update {
+    /// What an event tells a job's owner; progress in the prompt is not told.
+    pub(crate) fn of(event: Event<'_>) -> Option<Self> {
+        match event {
+            Event::Prefill { .. } => None,
+            Event::Token { id, text, logprobs } => Some(Self::Token {
+                id,
+                text: text.to_string(),
+                logprobs: logprobs.cloned(),
+            }),
+            Event::Finished(finished) => Some(Self::Finished(finished.clone())),
+        }
+    }
+}
+
+/// A flag by which a job's owner takes it back, at any time and from any thread.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// The answer is no longer wanted.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the answer is no longer wanted.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One of a limited number of places, given back when dropped.
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// Takes a place if fewer than `limit` are taken.
+    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Result<Self, Error> {
+        taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < limit).then_some(n + 1)
+            })
+            .map(|_| Self(Arc::clone(taken)))
+            .map_err(|_| Error::QueueFull { limit })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

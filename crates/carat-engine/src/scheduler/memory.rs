@@ -1,0 +1,71 @@
+//! The budget of all caches: snapshots give way first, then the sequence that came last.
+
+use std::collections::HashSet;
+
+use carat_model::{LanguageModel, SequenceCache};
+
+use super::Scheduler;
+
+impl<M: LanguageModel> Scheduler<M> {
+    /// Bytes of all caches, counting what sequences share with each other or with snapshots in each.
+    pub(super) fn bytes_at_most(&self) -> usize {
+        let one = |n_cached| self.model.cache_bytes(n_cached);
+        let running = self
+            .running
+            .iter()
+            .map(|entry| one(entry.generation.sequence.n_cached()));
+        running.fold(self.prefix.bytes(), usize::saturating_add)
+    }
+
+    /// Bytes of all caches, each piece once.
+    fn bytes(&self) -> usize {
+        let mut seen = HashSet::new();
+        let mut bytes = self.prefix.bytes();
+        for entry in &self.running {
+            entry
+                .generation
+                .sequence
+                .cache()
+                .visit_memory(&mut |piece, size| {
+                    if !self.prefix.holds(piece) && seen.insert(piece) {
+                        bytes = bytes.saturating_add(size);
+                    }
+                });
+        }
+        bytes
+    }
+
+    /// Whether `extra` bytes more are within the budget, once as many snapshots as it takes are gone.
+    pub(super) fn make_room(&mut self, extra: usize) -> bool {
+        let limit = self.limits.cache_bytes;
+        loop {
+            if self.bytes_at_most().saturating_add(extra) <= limit
+                || self.bytes().saturating_add(extra) <= limit
+            {
+                return true;
+            }
+            if !self.prefix.evict() {
+                return false;
+            }
+        }
+    }
+
+    /// Preempts sequences, the latest first, while there is no room for all. The last one stays.
+    pub(super) fn keep_within_budget(&mut self) {
+        while !self.make_room(0) && self.running.len() > 1 {
+            let latest = (0..self.running.len()).max_by(|&a, &b| {
+                let (a, b) = (&self.running[a], &self.running[b]);
+                b.priority.cmp(&a.priority).then(a.number.cmp(&b.number))
+            });
+            let (Some(latest), Ok(cache)) = (latest, self.model.new_cache(self.limits.n_max)) else {
+                return;
+            };
+            let mut entry = self.running.remove(latest);
+            if entry.generation.sequence.adopt(cache).is_ok() {
+                entry.was_preempted = true;
+                self.counters.preempted.add(1);
+            }
+            self.waiting.push(entry);
+        }
+    }
+}

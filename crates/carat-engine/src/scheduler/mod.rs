@@ -1,0 +1,397 @@
+//! Continuous batching: sequences join and leave the batch at every step.
+//!
+//! A step is: take out what is cancelled or too late, give free places to jobs that wait, share the batch's tokens,
+//! run one forward pass, choose tokens, keep snapshots, let those leave that have ended. Sequences that decode get
+//! their one token first; the rest goes to chunks of prompts, no more of them than [`Pace`] finds bearable for those
+//! who wait for their next token.
+//!
+//! Invariants, held after every step: no more than `n_running` sequences run and each fits its context; every
+//! cache holds a beginning of its sequence's tokens; each job is told exactly one end. What a job says does not
+//! depend on its company, on chunks, on snapshots or on preemption, up to the rounding of the model.
+
+mod admission;
+mod memory;
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use carat_model::{LanguageModel, SequenceCache};
+use carat_text::Tokenizer;
+
+use crate::counters::Counters;
+use crate::error::Error;
+use crate::generation::{Answer, Generation, Work, advance, pass};
+use crate::job::{Cancel, Job, Place, Sink, Update};
+use crate::pace::Pace;
+use crate::prefix::PrefixCache;
+use crate::request::FinishReason;
+use crate::sequence::Sequence;
+
+/// A snapshot is taken at least every so many tokens of a prompt.
+const SNAPSHOT_SPACING: usize = 512;
+/// Shorter beginnings are not worth a snapshot.
+const LEAST_SNAPSHOT: usize = 16;
+
+/// What a scheduler may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Tokens that prompt and answer of one job may have together.
+    pub n_max: usize,
+    /// Sequences in the batch, at least 1.
+    pub n_running: usize,
+    /// Jobs that may wait for a place.
+    pub n_waiting: usize,
+    /// Bytes for the caches of running sequences and the prefix cache. One sequence always runs.
+    pub cache_bytes: usize,
+}
+
+/// Runs jobs on a model, as many together as there is room for. See the module's head.
+pub struct Scheduler<M: LanguageModel> {
+    model: M,
+    tokenizer: Arc<Tokenizer>,
+    limits: Limits,
+    waiting: Vec<Entry<M::Cache>>,
+    running: Vec<Entry<M::Cache>>,
+    prefix: PrefixCache<M::Cache>,
+    pace: Pace,
+    /// Work done for each client, divided by its weight.
+    served: HashMap<u64, f64>,
+    n_submitted: u64,
+    counters: Arc<Counters>,
+    logits: Vec<f32>,
+    shares: Vec<usize>,
+}
+
+/// A job with its sequence.
+struct Entry<C> {
+    generation: Generation<C>,
+    client: u64,
+    weight: u32,
+    priority: i32,
+    deadline: Option<Instant>,
+    cancel: Cancel,
+    sink: Sink,
+    place: Option<Place>,
+    /// Order of arrival.
+    number: u64,
+    /// It ran before and gave up its cache.
+    was_preempted: bool,
+    /// Lengths at which a snapshot is wanted, in order.
+    snapshot_at: Vec<usize>,
+    /// Length of the latest snapshot.
+    last_snapshot: usize,
+}
+
+impl<M: LanguageModel> Scheduler<M> {
+    /// A scheduler without jobs.
+    pub fn new(model: M, tokenizer: Arc<Tokenizer>, limits: Limits) -> Self {
+        Self {
+            model,
+            tokenizer,
+            limits: Limits {
+                n_running: limits.n_running.max(1),
+                ..limits
+            },
+            waiting: Vec::new(),
+            running: Vec::new(),
+            prefix: PrefixCache::new(),
+            pace: Pace::default(),
+            served: HashMap::new(),
+            n_submitted: 0,
+            counters: Arc::default(),
+            logits: Vec::new(),
+            shares: Vec::new(),
+        }
+    }
+
+    /// Totals and present state.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The model, between two steps.
+    pub fn model_mut(&mut self) -> &mut M {
+        &mut self.model
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Takes a job. One that cannot be run fails at once.
+    pub fn submit(&mut self, mut job: Job) {
+        match self.generation(&mut job) {
+            Ok(generation) => {
+                self.join_clients(job.client);
+                self.n_submitted += 1;
+                self.waiting.push(Entry {
+                    generation,
+                    client: job.client,
+                    weight: job.weight.max(1),
+                    priority: job.priority,
+                    deadline: job.deadline,
+                    cancel: job.cancel,
+                    sink: job.sink,
+                    place: job.place,
+                    number: self.n_submitted,
+                    was_preempted: false,
+                    snapshot_at: Vec::new(),
+                    last_snapshot: 0,
+                });
+            }
+            Err(error) => {
+                self.counters.failed.add(1);
+                let _nobody_goes_on = (job.sink)(Update::Failed(error));
+            }
+        }
+        self.publish();
+    }
+
+    /// Fails every job: nothing more will be done.
+    pub fn fail_all(&mut self, error: impl Fn() -> Error) {
+        for mut entry in self.waiting.drain(..).chain(self.running.drain(..)) {
+            self.counters.failed.add(1);
+            let _nobody_goes_on = (entry.sink)(Update::Failed(error()));
+        }
+        self.publish();
+    }
+
+    /// One step, if there is anything to do.
+    pub fn step(&mut self) {
+        self.end_unwanted(Instant::now());
+        self.admit();
+        self.share();
+        if self.shares.iter().any(|&n| n > 0) {
+            self.compute();
+            self.take_snapshots();
+        }
+        self.retire();
+        self.keep_within_budget();
+        self.publish();
+    }
+
+    /// The job's prompt on a sequence of its own.
+    fn generation(&self, job: &mut Job) -> Result<Generation<M::Cache>, Error> {
+        let limit = self.limits.n_waiting;
+        if self.waiting.len() >= limit && self.running.len() >= self.limits.n_running {
+            return Err(Error::QueueFull { limit });
+        }
+        let vocab_size = self.model.vocab_size();
+        if let Some(&id) = job.request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            let field = "prompt";
+            return Err(Error::UnknownToken {
+                field,
+                id,
+                vocab_size,
+            });
+        }
+        let answer = Answer::new(&job.request, &self.tokenizer, vocab_size)?;
+        let cache = self.model.new_cache(self.limits.n_max).map_err(Error::model)?;
+        let mut sequence = Sequence::new(cache);
+        sequence.begin(&job.request.prompt)?;
+        let request = std::mem::take(&mut job.request);
+        Ok(Generation::new(request, sequence, answer, job.constraint.take()))
+    }
+
+    /// Ends jobs whose owners have left or whose time is over.
+    fn end_unwanted(&mut self, now: Instant) {
+        for entry in self.waiting.iter_mut().chain(&mut self.running) {
+            let reason = if entry.cancel.is_raised() {
+                FinishReason::Cancelled
+            } else if entry.deadline.is_some_and(|deadline| deadline <= now) {
+                FinishReason::Deadline
+            } else {
+                continue;
+            };
+            let Entry { generation, sink, .. } = entry;
+            generation.finish(reason, &mut |event| tell(sink, event));
+        }
+        let counters = &self.counters;
+        self.waiting.retain(|entry| {
+            let over = entry.generation.is_over();
+            counters.cancelled.add(usize::from(over));
+            !over
+        });
+        self.retire();
+    }
+
+    /// How many tokens each running sequence computes in the next pass.
+    fn share(&mut self) {
+        let mut left = self.model.max_batch_tokens().max(1);
+        self.shares.clear();
+        self.shares.resize(self.running.len(), 0);
+        let mut n_decoding = 0;
+        for (share, entry) in self.shares.iter_mut().zip(&self.running) {
+            if entry.generation.is_decoding() && left > 0 {
+                *share = 1;
+                left -= 1;
+                n_decoding += 1;
+            }
+        }
+        let mut left = left.min(self.pace.chunk(n_decoding, left));
+        let mut order: Vec<usize> = (0..self.running.len())
+            .filter(|&i| !self.running[i].generation.is_decoding())
+            .collect();
+        order.sort_by(|&a, &b| self.compare(&self.running[a], &self.running[b]));
+        for i in order {
+            self.shares[i] = self.running[i].chunk().min(left);
+            left -= self.shares[i];
+        }
+    }
+
+    /// The forward pass and the choices that follow.
+    fn compute(&mut self) {
+        let mut work = Vec::with_capacity(self.running.len());
+        let mut sinks = Vec::with_capacity(self.running.len());
+        let (mut n_decoding, mut n_chunk) = (0, 0);
+        for (entry, &n) in self.running.iter_mut().zip(&self.shares).filter(|(_, n)| **n > 0) {
+            if entry.generation.is_decoding() {
+                n_decoding += 1;
+            } else {
+                n_chunk += n;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
+            let cost = n as f64 / f64::from(entry.weight);
+            *self.served.entry(entry.client).or_default() += cost;
+            work.push(Work {
+                generation: &mut entry.generation,
+                n,
+            });
+            sinks.push(&mut entry.sink);
+        }
+        let started = Instant::now();
+        let n_before: usize = work.iter().map(|w| w.generation.n_generated()).sum();
+        run(
+            &mut self.model,
+            &self.tokenizer,
+            &mut work,
+            &mut sinks,
+            &mut self.logits,
+        );
+        let n_after: usize = work.iter().map(|w| w.generation.n_generated()).sum();
+        self.pace
+            .record(n_decoding, n_chunk, started.elapsed().as_secs_f64());
+        self.counters.steps.add(1);
+        self.counters.prefilled.add(n_chunk);
+        self.counters.generated.add(n_after.saturating_sub(n_before));
+    }
+
+    /// Keeps what others may begin with too.
+    fn take_snapshots(&mut self) {
+        for (entry, &n) in self.running.iter_mut().zip(&self.shares) {
+            let sequence = &entry.generation.sequence;
+            let (n_cached, n_prompt) = (sequence.n_cached(), entry.generation.request.prompt.len());
+            if n == 0 || n_cached > n_prompt || entry.generation.is_over() {
+                continue;
+            }
+            let is_wanted = n_cached == n_prompt || Some(n_cached) == entry.next_snapshot();
+            if is_wanted && n_cached >= LEAST_SNAPSHOT {
+                entry.last_snapshot = n_cached;
+                if let Some(fork) = sequence.cache().fork(n_cached) {
+                    self.prefix.insert(&sequence.tokens()[..n_cached], fork);
+                }
+            }
+            entry.snapshot_at.retain(|&at| at > n_cached);
+        }
+    }
+
+    /// Lets those leave that have ended; their caches stay as snapshots.
+    fn retire(&mut self) {
+        for entry in self.running.extract_if(.., |entry| entry.generation.is_over()) {
+            let Entry {
+                generation, mut sink, ..
+            } = entry;
+            let (sequence, end) = generation.into_parts();
+            match end {
+                Some(Err(error)) => {
+                    self.counters.failed.add(1);
+                    let _nobody_goes_on = sink(Update::Failed(error));
+                    continue;
+                }
+                Some(Ok(finished)) => match finished.reason {
+                    FinishReason::Cancelled | FinishReason::Deadline => self.counters.cancelled.add(1),
+                    _ => self.counters.finished.add(1),
+                },
+                None => {}
+            }
+            let (tokens, cache) = sequence.into_cached();
+            if tokens.len() >= LEAST_SNAPSHOT {
+                self.prefix.insert(&tokens, cache);
+            }
+        }
+    }
+
+    fn publish(&self) {
+        self.counters.running.set(self.running.len());
+        self.counters.waiting.set(self.waiting.len());
+        self.counters.cache_bytes.set(self.bytes_at_most());
+        self.counters.snapshots.set(self.prefix.len());
+    }
+}
+
+impl<C: SequenceCache> Entry<C> {
+    /// Tokens that it can compute at once: to the end, or to where a snapshot is wanted.
+    fn chunk(&self) -> usize {
+        let n_wanted = self.generation.n_wanted();
+        let n_cached = self.generation.sequence.n_cached();
+        self.next_snapshot()
+            .map_or(n_wanted, |at| n_wanted.min(at - n_cached))
+    }
+
+    /// The length at which the next snapshot is wanted, if that is within the prompt.
+    fn next_snapshot(&self) -> Option<usize> {
+        let n_prompt = self.generation.request.prompt.len();
+        let spaced = self.last_snapshot + SNAPSHOT_SPACING;
+        let wanted = self.snapshot_at.first().map_or(spaced, |&at| at.min(spaced));
+        let n_cached = self.generation.sequence.n_cached();
+        (wanted < n_prompt && wanted >= n_cached).then_some(wanted)
+    }
+
+    /// Asks for a snapshot at `len`.
+    fn want_snapshot(&mut self, len: usize) {
+        if let Err(i) = self.snapshot_at.binary_search(&len) {
+            self.snapshot_at.insert(i, len);
+        }
+    }
+}
+
+/// Passes an event on.
+fn tell(sink: &mut Sink, event: crate::request::Event<'_>) -> ControlFlow<()> {
+    match Update::of(event) {
+        Some(update) => sink(update),
+        None => ControlFlow::Continue(()),
+    }
+}
+
+/// Runs a batch. When the model refuses it, each sequence runs alone, so that only the guilty fail.
+fn run<M: LanguageModel>(
+    model: &mut M,
+    tokenizer: &Tokenizer,
+    work: &mut [Work<'_, M::Cache>],
+    sinks: &mut [&mut Sink],
+    logits: &mut Vec<f32>,
+) {
+    let n_rows = model.vocab_size();
+    match pass(model, work, logits) {
+        Ok(()) => advance(n_rows, tokenizer, work, logits, &mut |i, event| {
+            tell(sinks[i], event)
+        }),
+        Err(Error::Model(_)) if work.len() > 1 => {
+            for (one, sink) in work.chunks_mut(1).zip(sinks.chunks_mut(1)) {
+                run(model, tokenizer, one, sink, logits);
+            }
+        }
+        Err(Error::Model(error)) => work.iter_mut().for_each(|w| {
+            let reason = error.to_string();
+            w.generation.fail(Error::Pass { reason });
+        }),
+        // The model broke its contract: no cache of the batch can be trusted.
+        Err(error) => work.iter_mut().for_each(|w| {
+            let reason = error.to_string();
+            w.generation.fail(Error::Pass { reason });
+        }),
+    }
+}

@@ -1,0 +1,508 @@
+//! The scheduler on a fake model: random crowds, common beginnings, fairness, limits, grammars, the engine's thread.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use carat_engine::{
+    Cancel, Engine, Error, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
+    SamplingParams, Scheduler, Update, generate,
+};
+
+use crate::fake::{BOS, EOS, FakeModel, byte, tokenizer, word};
+
+/// What one job was told.
+#[derive(Debug, Default)]
+struct Heard {
+    ids: Vec<u32>,
+    text: String,
+    finished: Option<Finished>,
+    error: Option<Error>,
+    n_ends: usize,
+}
+
+type Ear = Arc<Mutex<Heard>>;
+
+fn job(request: Request) -> (Job, Ear) {
+    let ear = Ear::default();
+    let sink = Arc::clone(&ear);
+    let job = Job::new(
+        request,
+        Box::new(move |update| {
+            let mut heard = sink.lock().unwrap();
+            assert_eq!(heard.n_ends, 0, "nothing follows the end");
+            match update {
+                Update::Token { id, text, .. } => {
+                    heard.ids.push(id);
+                    heard.text.push_str(&text);
+                }
+                Update::Finished(finished) => {
+                    heard.text.push_str(&finished.text);
+                    heard.finished = Some(finished);
+                    heard.n_ends += 1;
+                }
+                Update::Failed(error) => {
+                    heard.error = Some(error);
+                    heard.n_ends += 1;
+                }
+            }
+            ControlFlow::Continue(())
+        }),
+    );
+    (job, ear)
+}
+
+fn limits() -> Limits {
+    Limits {
+        n_max: 1000,
+        n_running: 8,
+        n_waiting: 1000,
+        cache_bytes: 1 << 30,
+    }
+}
+
+fn scheduler(model: FakeModel, limits: Limits) -> Scheduler<FakeModel> {
+    Scheduler::new(model, Arc::new(tokenizer()), limits)
+}
+
+/// `<bos>` and `n - 1` letters that depend on `seed`.
+fn prompt(n: usize, seed: usize) -> Vec<u32> {
+    let letters = ["a", "b", "c", "d", "e"];
+    (0..n)
+        .map(|i| {
+            if i == 0 {
+                BOS
+            } else {
+                word(letters[(i * 7 + i * i * seed) % 5])
+            }
+        })
+        .collect()
+}
+
+fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    Request {
+        prompt,
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(max_tokens),
+        ..Request::default()
+    }
+}
+
+fn run(scheduler: &mut Scheduler<FakeModel>) {
+    for _ in 0..100_000 {
+        if scheduler.is_idle() {
+            return;
+        }
+        scheduler.step();
+    }
+    assert!(scheduler.is_idle(), "the scheduler does not come to an end");
+}
+
+/// Numbers that look random.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+}
+
+/// A request out of few kinds, so that beginnings are common.
+fn random_request(dice: &mut Dice) -> Request {
+    let mut ids = prompt(1 + dice.roll(120), dice.roll(3));
+    ids.extend((0..dice.roll(10)).map(|_| word(["x", "y"][dice.roll(2)])));
+    Request {
+        prompt: ids,
+        sampling: SamplingParams {
+            temperature: if dice.roll(2) == 0 { 0.0 } else { 1.0 },
+            seed: dice.roll(5) as u64,
+            ..SamplingParams::default()
+        },
+        max_tokens: Some(1 + dice.roll(25)),
+        stop_strings: if dice.roll(4) == 0 {
+            vec!["a".to_string()]
+        } else {
+            Vec::new()
+        },
+        stop_ids: vec![EOS],
+        ..Request::default()
+    }
+}
+
+#[test]
+fn a_random_crowd_says_what_each_would_alone() {
+    let mut dice = Dice(7);
+    for (n_running, cache_bytes, window) in [(5, 1 << 20, 20), (5, 300, 20), (1, 150, 5), (16, 2000, 200)] {
+        let mut model = FakeModel::chaotic();
+        (model.window, model.max_batch_tokens) = (window, 16);
+        let limits = Limits {
+            n_max: 200,
+            n_running,
+            n_waiting: 50,
+            cache_bytes,
+        };
+        let mut scheduler = scheduler(model, limits);
+        let mut jobs: Vec<(Request, Cancel, Ear)> = Vec::new();
+        let mut n_refused = 0;
+        for _ in 0..3000 {
+            for _ in 0..dice.roll(3) * dice.roll(2) {
+                let request = random_request(&mut dice);
+                let (mut job, ear) = job(request.clone());
+                (job.client, job.priority) = (dice.roll(4) as u64, dice.roll(2) as i32);
+                let cancel = job.cancel.clone();
+                scheduler.submit(job);
+                if matches!(ear.lock().unwrap().error, Some(Error::QueueFull { .. })) {
+                    n_refused += 1;
+                    continue;
+                }
+                jobs.push((request, cancel, ear));
+            }
+            if dice.roll(10) == 0 && !jobs.is_empty() {
+                jobs[dice.roll(jobs.len())].1.raise();
+            }
+            scheduler.step();
+            let counters = scheduler.counters();
+            assert!(counters.running.get() <= n_running as u64);
+            assert!(counters.cache_bytes.get() <= cache_bytes as u64 || counters.running.get() <= 1);
+        }
+        run(&mut scheduler);
+        check_crowd(&jobs);
+        let counters = scheduler.counters();
+        assert_eq!(
+            counters.finished.get() + counters.cancelled.get(),
+            jobs.len() as u64
+        );
+        assert_eq!(counters.failed.get(), n_refused);
+        assert!(counters.reused.get() > 0);
+        assert!(counters.preempted.get() > 0 || cache_bytes != 300);
+    }
+}
+
+/// Each job was told one end, and said what it says alone, or a beginning of that if it was cancelled.
+fn check_crowd(jobs: &[(Request, Cancel, Ear)]) {
+    assert!(jobs.len() > 100, "{}", jobs.len());
+    for (request, cancel, ear) in jobs {
+        let heard = ear.lock().unwrap();
+        assert_eq!(heard.n_ends, 1);
+        let finished = heard.finished.as_ref().unwrap();
+        let mut ids = Vec::new();
+        let alone = generate(&mut FakeModel::chaotic(), &tokenizer(), 200, request, |event| {
+            if let carat_engine::Event::Token { id, .. } = event {
+                ids.push(id);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        if finished.reason == FinishReason::Cancelled {
+            assert!(cancel.is_raised() && ids.starts_with(&heard.ids));
+        } else {
+            assert_eq!((&heard.ids, finished.reason), (&ids, alone.reason));
+            assert_eq!(finished.usage.n_generated, alone.usage.n_generated);
+        }
+    }
+}
+
+#[test]
+fn those_who_decode_get_a_token_at_every_step_while_a_long_prompt_is_computed() {
+    let mut model = FakeModel::chaotic();
+    model.max_batch_tokens = 64;
+    let mut scheduler = scheduler(model, limits());
+    let ears: Vec<Ear> = (0..4)
+        .map(|i| {
+            let (job, ear) = job(greedy(prompt(3, i), 500));
+            scheduler.submit(job);
+            ear
+        })
+        .collect();
+    scheduler.step();
+    scheduler.step();
+    let said = || {
+        ears.iter()
+            .map(|ear| ear.lock().unwrap().ids.len())
+            .collect::<Vec<_>>()
+    };
+    let (long, ear) = job(greedy(prompt(900, 1), 1));
+    scheduler.submit(long);
+    let (mut before, mut n_steps) = (said(), 0);
+    while ear.lock().unwrap().n_ends == 0 {
+        scheduler.step();
+        n_steps += 1;
+        let after = said();
+        assert!(
+            before.iter().zip(&after).all(|(a, b)| a + 1 == *b),
+            "{before:?} {after:?}"
+        );
+        before = after;
+    }
+    assert!((15..300).contains(&n_steps), "{n_steps}");
+    run(&mut scheduler);
+}
+
+fn n_reused(ear: &Ear) -> usize {
+    ear.lock().unwrap().finished.as_ref().unwrap().usage.n_reused
+}
+
+#[test]
+fn common_beginnings_are_computed_once() {
+    let mut model = FakeModel::chaotic();
+    (model.window, model.max_batch_tokens) = (10, 512);
+    let mut scheduler = scheduler(model, limits());
+    let mut ask = |ids: Vec<u32>| {
+        let (job, ear) = job(greedy(ids, 30));
+        scheduler.submit(job);
+        run(&mut scheduler);
+        n_reused(&ear)
+    };
+    let common = prompt(700, 1);
+    let with = |n: usize, end: &str| [&common[..n], &vec![word(end); 100][..]].concat();
+    assert_eq!(ask(with(700, "x")), 0);
+    assert_eq!(
+        ask(with(700, "x")),
+        799,
+        "all but the token whose logits are wanted"
+    );
+    assert_eq!(
+        ask(with(700, "y")),
+        512,
+        "the window has gone on: the snapshot on the way serves"
+    );
+    assert_eq!(
+        ask(with(700, "z")),
+        700,
+        "by now it is known that prompts part there"
+    );
+    assert_eq!(ask(with(600, "x")), 512);
+    let answered = [&with(700, "z")[..], &[word("q")]].concat();
+    assert_eq!(ask(answered), 800);
+}
+
+#[test]
+fn prompts_that_come_together_wait_for_their_common_beginning() {
+    let mut model = FakeModel::chaotic();
+    (model.window, model.max_batch_tokens) = (10, 100);
+    let mut scheduler = scheduler(model, limits());
+    let ears: Vec<Ear> = (0..6)
+        .map(|i| {
+            let end = [word("x"), word("y"), word("z")][i % 3];
+            let (job, ear) = job(greedy([&prompt(500, 1)[..], &[end; 20]].concat(), 5));
+            scheduler.submit(job);
+            ear
+        })
+        .collect();
+    run(&mut scheduler);
+    let n_computed = scheduler.counters().prefilled.get();
+    assert!(n_computed < 500 + 6 * 25, "{n_computed}");
+    let mut reused: Vec<usize> = ears.iter().map(n_reused).collect();
+    reused.sort_unstable();
+    assert_eq!(reused[0], 0);
+    assert!(reused[1] >= 500, "{reused:?}");
+}
+
+#[test]
+fn a_client_with_many_jobs_does_not_keep_others_waiting() {
+    let limits = Limits {
+        n_running: 1,
+        ..limits()
+    };
+    let mut scheduler = scheduler(FakeModel::chaotic(), limits);
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut submit = |client: u64, priority: i32, weight: u32, name: usize| {
+        let order = Arc::clone(&order);
+        let sink = move |update| {
+            if let Update::Finished(_) = update {
+                order.lock().unwrap().push(name);
+            }
+            ControlFlow::Continue(())
+        };
+        let mut job = Job::new(greedy(prompt(20, name), 10), Box::new(sink));
+        (job.client, job.priority, job.weight) = (client, priority, weight);
+        scheduler.submit(job);
+    };
+    (0..5).for_each(|i| submit(1, 0, 1, i));
+    (10..12).for_each(|i| submit(2, 0, 1, i));
+    submit(1, 5, 1, 20);
+    run(&mut scheduler);
+    let order = order.lock().unwrap().clone();
+    assert_eq!(order[0], 20, "the higher priority comes first");
+    assert_eq!(
+        &order[1..4],
+        [10, 11, 0],
+        "then the client that was not served yet"
+    );
+}
+
+#[test]
+fn what_is_unwanted_or_too_late_ends_where_it_is() {
+    let limits = Limits {
+        n_running: 1,
+        n_waiting: 2,
+        ..limits()
+    };
+    let mut scheduler = scheduler(FakeModel::chaotic(), limits);
+    let (first, running) = job(greedy(prompt(5, 0), 900));
+    let cancel = first.cancel.clone();
+    scheduler.submit(first);
+    scheduler.step();
+    let (mut second, late) = job(greedy(prompt(5, 0), 900));
+    second.deadline = Some(Instant::now());
+    scheduler.submit(second);
+    let (third, gone) = job(greedy(prompt(5, 0), 900));
+    third.cancel.raise();
+    scheduler.submit(third);
+    let (fourth, refused) = job(greedy(prompt(5, 0), 900));
+    scheduler.submit(fourth);
+    assert!(matches!(
+        refused.lock().unwrap().error,
+        Some(Error::QueueFull { limit: 2 })
+    ));
+    scheduler.step();
+    let reason = |ear: &Ear| ear.lock().unwrap().finished.as_ref().map(|f| f.reason);
+    assert_eq!(reason(&late), Some(FinishReason::Deadline));
+    assert_eq!(reason(&gone), Some(FinishReason::Cancelled));
+    assert_eq!(reason(&running), None);
+    cancel.raise();
+    scheduler.step();
+    assert_eq!(reason(&running), Some(FinishReason::Cancelled));
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn jobs_that_make_no_sense_fail_without_harm_to_others() {
+    let mut scheduler = scheduler(FakeModel::chaotic(), limits());
+    let bad = [
+        greedy(Vec::new(), 5),
+        greedy(vec![BOS, 1_000_000], 5),
+        greedy(prompt(1000, 0), 5),
+        greedy(prompt(5, 0), 0),
+    ];
+    for request in bad {
+        let (job, ear) = job(request);
+        scheduler.submit(job);
+        assert!(ear.lock().unwrap().error.is_some());
+    }
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn a_pass_that_fails_takes_only_the_guilty_with_it() {
+    let mut model = FakeModel::chaotic();
+    model.fails_at = Some(1);
+    let mut scheduler = scheduler(model, limits());
+    let ears: Vec<Ear> = (0..3)
+        .map(|i| {
+            let (job, ear) = job(greedy(prompt(2, i), 4));
+            scheduler.submit(job);
+            ear
+        })
+        .collect();
+    run(&mut scheduler);
+    // The second call fails once; each alone then succeeds.
+    assert!(ears.iter().all(|ear| ear.lock().unwrap().finished.is_some()));
+
+    let mut model = FakeModel::chaotic();
+    model.fails_at = Some(0);
+    let mut scheduler = self::scheduler(model, limits());
+    let (job, ear) = job(greedy(prompt(2, 0), 4));
+    scheduler.submit(job);
+    run(&mut scheduler);
+    let error = ear.lock().unwrap().error.take().unwrap();
+    assert_eq!(
+        error.to_string(),
+        "the model could not go on: the fake failed as asked"
+    );
+}
+
+#[test]
+fn an_answer_follows_its_grammar_whatever_the_model_wants() {
+    let tokenizer = tokenizer();
+    let compiler = GrammarCompiler::new(&tokenizer).unwrap();
+    let schema = serde_json::json!({
+        "type": "object",
+        "properties": {"unit": {"enum": ["C", "F"]}, "days": {"type": "integer", "minimum": 1, "maximum": 30}},
+        "required": ["unit", "days"],
+        "additionalProperties": false,
+    });
+    for seed in 0..20 {
+        let mut scheduler = scheduler(FakeModel::chaotic(), limits());
+        let request = Request {
+            sampling: SamplingParams {
+                seed,
+                ..SamplingParams::default()
+            },
+            stop_ids: vec![EOS],
+            ..greedy(prompt(5, seed as usize), 200)
+        };
+        let (mut job, ear) = job(request);
+        job.constraint = Some(compiler.compile(&Grammar::JsonSchema(schema.clone())).unwrap());
+        scheduler.submit(job);
+        run(&mut scheduler);
+        let heard = ear.lock().unwrap();
+        let value: HashMap<String, serde_json::Value> = serde_json::from_str(&heard.text).unwrap();
+        assert!(value["unit"] == "C" || value["unit"] == "F", "{value:?}");
+        assert!((1..=30).contains(&value["days"].as_i64().unwrap()));
+        assert_eq!(heard.finished.as_ref().unwrap().reason, FinishReason::Stop);
+    }
+    let bad = compiler.compile(&Grammar::JsonSchema(serde_json::json!({"type": "nonsense"})));
+    assert!(matches!(bad, Err(Error::Grammar { .. })));
+    assert!(matches!(
+        compiler.compile(&Grammar::Regex("(".into())),
+        Err(Error::Grammar { .. })
+    ));
+}
+
+fn listen(request: Request) -> (Job, Receiver<Update>) {
+    let (sender, receiver) = channel();
+    let job = Job::new(
+        request,
+        Box::new(move |update| match sender.send(update) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }),
+    );
+    (job, receiver)
+}
+
+#[test]
+fn the_engine_answers_from_its_own_thread_and_notices_who_leaves() {
+    let engine = Engine::start(FakeModel::chaotic(), Arc::new(tokenizer()), limits(), None).unwrap();
+    let (job, receiver) = listen(greedy(prompt(5, 0), 10));
+    engine.submit(job).unwrap();
+    let updates: Vec<Update> = receiver.iter().collect();
+    assert_eq!(updates.len(), 11);
+    assert!(matches!(updates[10], Update::Finished(_)));
+
+    let (job, receiver) = listen(greedy(prompt(5, 1), 900));
+    engine.submit(job).unwrap();
+    drop(receiver);
+    let started = Instant::now();
+    while engine.counters().cancelled.get() == 0 {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_panic_in_the_model_stops_the_engine_and_tells_everybody() {
+    let model = FakeModel::new(crate::fake::N_PIECES, |seen| {
+        assert!(seen.len() < 8, "as the test wants it");
+        vec![1.0; crate::fake::N_PIECES]
+    });
+    let engine = Engine::start(model, Arc::new(tokenizer()), limits(), None).unwrap();
+    let (job, receiver) = listen(greedy(vec![BOS, byte(65)], 100));
+    engine.submit(job).unwrap();
+    let last = receiver.iter().last().unwrap();
+    assert!(matches!(last, Update::Failed(Error::Stopped)), "{last:?}");
+    let started = Instant::now();
+    while !engine.has_stopped() {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+    let (job, _receiver) = listen(greedy(vec![BOS], 1));
+    assert!(matches!(engine.submit(job), Err(Error::Stopped)));
+}
