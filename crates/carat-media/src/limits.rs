@@ -1,0 +1,44 @@
+//! Every limit of this crate.
+//!
+//! They hold memory and time to what a laptop has, whatever a file claims. Sizes are checked in headers, before
+//! anything is decoded.
+
+/// Largest image file, in bytes.
+pub const MAX_IMAGE_FILE_BYTES: u64 = 256 << 20;
+/// Most pixels of an image: a 108-megapixel phone picture passes.
+pub const MAX_IMAGE_PIXELS: u64 = 120_000_000;
+/// Longest side of an image, in pixels (JPEG's own limit).
+pub const MAX_IMAGE_SIDE: u32 = 65_535;
+/// Most bytes of a decoded image before it becomes 8-bit RGB, and of what its decoder may take beside it.
+pub const MAX_DECODED_IMAGE_BYTES: u64 = 512 << 20;
+
+/// Longest clip, in seconds: what the models were trained for.
+pub const MAX_AUDIO_SECONDS: u32 = 30;
+/// Soft tokens of the longest clip, at 40 ms each.
+pub const MAX_AUDIO_TOKENS: usize = 750;
+/// What a clip may be longer than [`MAX_AUDIO_SECONDS`] by, in milliseconds, and is cut off: MP3 and AAC encoders
+/// pad a clip of exactly 30 s by up to two of their frames.
+pub const AUDIO_PADDING_MS: u32 = 100;
+/// Lowest sample rate that is read, in hertz.
+pub const MIN_SAMPLE_RATE_HZ: u32 = 1_000;
+/// Highest sample rate that is read, in hertz.
+pub const MAX_SAMPLE_RATE_HZ: u32 = 768_000;
+/// Packets that may fail to decode in one file, beside what its good ones excuse.
+pub const MAX_BAD_AUDIO_PACKETS: usize = 100;
+/// Packets without sound after which the sound is taken to be over.
+pub const MAX_EMPTY_AUDIO_PACKETS: usize = 1000;
+/// Packets that are looked at in one file, those of other tracks included.
+pub const MAX_AUDIO_PACKETS: usize = 1 << 20;
+
+/// Frames that are taken from a video unless the caller says otherwise, as in the reference.
+pub const DEFAULT_VIDEO_FRAMES: usize = 32;
+/// Most frames that a caller may ask for.
+pub const MAX_VIDEO_FRAMES: usize = 1024;
+/// Longest that the external decoder may take, in seconds.
+pub const MAX_VIDEO_DECODE_SECONDS: u64 = 300;
+/// Most pixels of all frames of an animated GIF or WebP together (about 20 s of decoding).
+pub const MAX_ANIMATION_PIXELS: u64 = 1 << 31;
+/// Largest animated GIF or WebP file, in bytes.
+pub const MAX_ANIMATION_FILE_BYTES: u64 = 256 << 20;
+/// Most frames of an animation and most files of a folder of frames.
+pub const MAX_SOURCE_FRAMES: usize = 200_000;

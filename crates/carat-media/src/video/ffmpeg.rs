@@ -1,0 +1,301 @@
+//! Videos by the `ffmpeg` and `ffprobe` of the machine.
+//!
+//! `ffprobe` counts the frames (packets, without decoding), then `ffmpeg` decodes and writes the chosen ones as a
+//! stream of PPM images, whose headers tell their sizes. Names never pass through a shell, and are given as
+//! `file:` with an absolute path, so that none is taken for an option, another protocol or a pattern. What a file
+//! may refer to is restricted to files as well.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::command::Running;
+use super::{FrameSampling, VideoFrame};
+use crate::error::{Error, Result};
+use crate::image::{RgbImage, check_size};
+use crate::input;
+use crate::limits::MAX_VIDEO_DECODE_SECONDS;
+
+/// Longest answer of ffprobe that is looked at, in bytes.
+const MAX_PROBE_BYTES: usize = 1 << 20;
+/// Longest head of a PPM image, in bytes: `P6\n65535 65535\n255\n` and room.
+const MAX_PPM_HEAD_BYTES: usize = 64;
+/// What the reference assumes where a file tells no rate.
+const DEFAULT_FRAMES_PER_SECOND: f64 = 24.0;
+
+/// The two programs that decode videos.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VideoTools {
+    /// Decodes.
+    pub ffmpeg: PathBuf,
+    /// Counts frames.
+    pub ffprobe: PathBuf,
+}
+
+impl VideoTools {
+    /// Looks for both in the folders of `search_path` (the value of `PATH`).
+    #[must_use]
+    pub fn find(search_path: &OsStr) -> Option<VideoTools> {
+        let find = |program: &str| {
+            let file = format!("{program}{}", std::env::consts::EXE_SUFFIX);
+            let folders = std::env::split_paths(search_path);
+            // An empty entry would mean the current folder, where nobody wants programs from.
+            let mut files = folders
+                .filter(|folder| folder.is_absolute())
+                .map(|folder| folder.join(&file));
+            files.find(|path| path.is_file())
+        };
+        Some(VideoTools {
+            ffmpeg: find("ffmpeg")?,
+            ffprobe: find("ffprobe")?,
+        })
+    }
+}
+
+pub(super) fn read(
+    path: &Path,
+    sampling: FrameSampling,
+    tools: &VideoTools,
+    take: &mut dyn FnMut(VideoFrame) -> Result<()>,
+) -> Result<()> {
+    let name = input::display(path);
+    let address = address(path, &name)?;
+    let (total, rate) = probe(&tools.ffprobe, &address, &name)?;
+    let indices = sampling.indices(total, total as f64 / rate);
+    if indices.is_empty() {
+        return Ok(());
+    }
+    let mut command = Command::new(&tools.ffmpeg);
+    command.args(["-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i"]);
+    command.arg(&address);
+    command.args(["-map", "0:v:0", "-an", "-sn", "-dn", "-vf", &selection(&indices)]);
+    command.args(["-frames:v", &indices.len().to_string()]);
+    // The filters give the frames the times k / 25, so that this rate neither repeats nor drops any.
+    command.args(["-r", "25", "-f", "image2pipe", "-c:v", "ppm", "-"]);
+    let running = Running::start(command, "ffmpeg", &name, time_limit())?;
+    let mut stream = PpmStream::new(running, &name);
+    for index in indices {
+        // A file may hold fewer pictures than packets.
+        let Some(image) = stream.next_image()? else {
+            break;
+        };
+        let seconds = index as f64 / rate;
+        take(VideoFrame { image, seconds })?;
+    }
+    stream.finish()
+}
+
+fn time_limit() -> Duration {
+    Duration::from_secs(MAX_VIDEO_DECODE_SECONDS)
+}
+
+/// How the file is named to the programs.
+fn address(path: &Path, name: &str) -> Result<OsString> {
+    let absolute = std::path::absolute(path).map_err(|source| Error::Io {
+        action: "find",
+        file: name.to_owned(),
+        source,
+    })?;
+    let mut address = OsString::from("file:");
+    address.push(absolute);
+    Ok(address)
+}
+
+/// The filters that keep the frames of these numbers.
+fn selection(indices: &[usize]) -> String {
+    let terms: Vec<String> = indices.iter().map(|index| format!("eq(n,{index})")).collect();
+    format!("select='{}',settb=1/25,setpts=N", terms.join("+"))
+}
+
+/// Number of frames, and frames a second.
+fn probe(ffprobe: &Path, address: &OsStr, name: &str) -> Result<(usize, f64)> {
+    let mut command = Command::new(ffprobe);
+    command.args([
+        "-v",
+        "error",
+        "-protocol_whitelist",
+        "file",
+        "-select_streams",
+        "v:0",
+        "-count_packets",
+    ]);
+    command.args([
+        "-show_entries",
+        "stream=nb_read_packets,avg_frame_rate",
+        "-of",
+        "json",
+        "-i",
+    ]);
+    command.arg(address);
+    let mut running = Running::start(command, "ffprobe", name, time_limit())?;
+    let mut answer = Vec::new();
+    while let Some(piece) = running.next_piece()? {
+        answer.extend(piece);
+        if answer.len() > MAX_PROBE_BYTES {
+            return Err(running.failed("its answer is too long".into()));
+        }
+    }
+    running.finish()?;
+    let answer: Value = serde_json::from_slice(&answer).map_err(|error| Error::VideoTool {
+        file: name.to_owned(),
+        tool: "ffprobe",
+        reason: format!("its answer is no JSON ({error})"),
+    })?;
+    let stream = &answer["streams"][0];
+    let count = stream["nb_read_packets"]
+        .as_str()
+        .and_then(|text| text.parse().ok());
+    let rate = stream["avg_frame_rate"].as_str().and_then(fraction);
+    match count {
+        Some(count) => Ok((count, rate.unwrap_or(DEFAULT_FRAMES_PER_SECOND))),
+        None => Err(Error::NoFrames {
+            file: name.to_owned(),
+        }),
+    }
+}
+
+/// A rate such as `30000/1001`; none for `0/0`.
+fn fraction(text: &str) -> Option<f64> {
+    let (numerator, denominator) = text.split_once('/')?;
+    let rate = numerator.parse::<f64>().ok()? / denominator.parse::<f64>().ok()?;
+    (rate.is_finite() && rate > 0.0).then_some(rate)
+}
+
+/// Images one after the other on a program's output.
+struct PpmStream<'a> {
+    running: Running<'a>,
+    name: &'a str,
+    buffer: Vec<u8>,
+}
+
+impl<'a> PpmStream<'a> {
+    fn new(running: Running<'a>, name: &'a str) -> PpmStream<'a> {
+        PpmStream {
+            running,
+            name,
+            buffer: Vec::new(),
+        }
+    }
+
+    fn next_image(&mut self) -> Result<Option<RgbImage>> {
+        let (width, height, head) = loop {
+            match ppm_head(&self.buffer) {
+                PpmHead::Whole {
+                    width,
+                    height,
+                    length,
+                } => break (width, height, length),
+                PpmHead::Begun if self.more()? => {}
+                PpmHead::Begun if self.buffer.is_empty() => return Ok(None),
+                PpmHead::Begun | PpmHead::Wrong => {
+                    return Err(self.running.failed("its output is no PPM image".into()));
+                }
+            }
+        };
+        check_size(self.name, width, height, u64::from(width) * u64::from(height) * 3)?;
+        let length = width as usize * height as usize * 3;
+        while self.buffer.len() < head + length {
+            if !self.more()? {
+                return Err(self.running.failed("its output ends within an image".into()));
+            }
+        }
+        let rest = self.buffer.split_off(head + length);
+        let pixels = std::mem::replace(&mut self.buffer, rest).split_off(head);
+        RgbImage::new(width, height, pixels).map(Some)
+    }
+
+    /// Takes another piece of output; no at its end.
+    fn more(&mut self) -> Result<bool> {
+        let piece = self.running.next_piece()?;
+        if let Some(piece) = &piece {
+            self.buffer.extend_from_slice(piece);
+        }
+        Ok(piece.is_some())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        while self.more()? {
+            self.buffer.clear();
+        }
+        self.running.finish()
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum PpmHead {
+    Whole { width: u32, height: u32, length: usize },
+    Begun,
+    Wrong,
+}
+
+fn ppm_head(bytes: &[u8]) -> PpmHead {
+    let mut fields = Vec::new();
+    let mut begin = 0;
+    for (at, byte) in bytes.iter().enumerate().take(MAX_PPM_HEAD_BYTES) {
+        if byte.is_ascii_whitespace() {
+            fields.push(&bytes[begin..at]);
+            begin = at + 1;
+        }
+        if let [magic, width, height, depth] = fields[..] {
+            let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<u32>().ok();
+            return match (number(width), number(height)) {
+                (Some(width), Some(height)) if magic == b"P6" && depth == b"255" => PpmHead::Whole {
+                    width,
+                    height,
+                    length: begin,
+                },
+                _ => PpmHead::Wrong,
+            };
+        }
+    }
+    match bytes.len() {
+        0..MAX_PPM_HEAD_BYTES => PpmHead::Begun,
+        _ => PpmHead::Wrong,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_images_are_read() {
+        let whole = PpmHead::Whole {
+            width: 640,
+            height: 480,
+            length: 15,
+        };
+        assert_eq!(ppm_head(b"P6\n640 480\n255\n\x0a\x20"), whole);
+        assert_eq!(ppm_head(b"P6\n640 480\n25"), PpmHead::Begun);
+        assert_eq!(ppm_head(b""), PpmHead::Begun);
+        assert_eq!(ppm_head(b"P6\n640 -80\n255\n"), PpmHead::Wrong);
+        assert_eq!(ppm_head(b"P5\n640 480\n255\n"), PpmHead::Wrong);
+        assert_eq!(ppm_head(&[b'1'; 100]), PpmHead::Wrong);
+    }
+
+    #[test]
+    fn rates_are_fractions() {
+        assert_eq!(fraction("25/1"), Some(25.0));
+        assert!((fraction("30000/1001").unwrap() - 29.97).abs() < 0.01);
+        for text in ["0/0", "1/0", "0/1", "25", "a/b", "-1/1", "nan/1"] {
+            assert_eq!(fraction(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_filter_names_each_frame() {
+        assert_eq!(
+            selection(&[0, 12]),
+            "select='eq(n,0)+eq(n,12)',settb=1/25,setpts=N"
+        );
+    }
+
+    #[test]
+    fn a_name_is_never_an_option() {
+        let address = address(Path::new("-i.mp4"), "-i.mp4").unwrap();
+        assert!(address.to_string_lossy().starts_with("file:/") || cfg!(windows));
+    }
+}

@@ -1,0 +1,66 @@
+//! Videos: a few frames, evenly spread, each an image with its time.
+//!
+//! A folder of images and an animated GIF or WebP are read here; everything else by the `ffmpeg` of the machine.
+//! Frames are handed on one by one, so that a long or large video never lies in memory.
+
+mod animation;
+mod command;
+mod ffmpeg;
+mod folder;
+mod sampling;
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::image::RgbImage;
+use crate::input;
+
+pub use ffmpeg::VideoTools;
+pub use sampling::FrameSampling;
+
+/// A frame that was taken from a video.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VideoFrame {
+    /// The picture, in the video's own size.
+    pub image: RgbImage,
+    /// When it is shown, from the begin of the video.
+    pub seconds: f64,
+}
+
+/// Takes frames from the video at `path`, in order, and gives each to `take`; returns how many there were.
+///
+/// `tools` are needed for anything but folders, animated GIF and animated WebP. A folder's images are its frames in
+/// the order of their names, 24 a second as the reference assumes.
+///
+/// # Errors
+/// [`Error::NoVideoTools`], [`Error::VideoTool`], [`Error::VideoTimeout`], [`Error::NoFrames`],
+/// [`Error::AnimationTooLarge`], those of [`read_image`](crate::read_image), and what `take` returns.
+pub fn read_video(
+    path: &Path,
+    sampling: FrameSampling,
+    tools: Option<&VideoTools>,
+    take: &mut dyn FnMut(VideoFrame) -> Result<()>,
+) -> Result<usize> {
+    let mut n_taken = 0;
+    let mut counted = |frame| {
+        n_taken += 1;
+        take(frame)
+    };
+    if path.is_dir() {
+        folder::read(path, sampling, &mut counted)?;
+    } else if let Some(animation) = animation::Animation::open(path)? {
+        animation.read(sampling, &mut counted)?;
+    } else {
+        let tools = tools.ok_or_else(|| Error::NoVideoTools {
+            file: input::display(path),
+            missing: "ffmpeg or ffprobe",
+        })?;
+        ffmpeg::read(path, sampling, tools, &mut counted)?;
+    }
+    if n_taken == 0 {
+        return Err(Error::NoFrames {
+            file: input::display(path),
+        });
+    }
+    Ok(n_taken)
+}

@@ -1,0 +1,144 @@
+//! Frames of animations, folders and videos.
+
+use std::fs;
+use std::path::Path;
+
+use carat_media::{Error, FrameSampling, VideoFrame, VideoTools, read_video};
+use carat_testkit::fixture;
+
+fn frames(path: &Path, n: usize, tools: Option<&VideoTools>) -> Result<Vec<VideoFrame>, Error> {
+    let mut frames = Vec::new();
+    let sampling = FrameSampling::count(n).unwrap();
+    let n_taken = read_video(path, sampling, tools, &mut |frame| {
+        frames.push(frame);
+        Ok(())
+    })?;
+    assert_eq!(n_taken, frames.len());
+    Ok(frames)
+}
+
+/// Checks that `frames` are those of the fixture's `motion` with these numbers.
+fn check(frames: &[VideoFrame], numbers: &[u8], tolerance: u8) {
+    assert_eq!(frames.len(), numbers.len());
+    for (frame, k) in frames.iter().zip(numbers) {
+        assert_eq!((frame.image.width(), frame.image.height()), (32, 24));
+        assert!(
+            (frame.seconds - f64::from(*k) / 10.0).abs() < 1e-9,
+            "{}",
+            frame.seconds
+        );
+        let pixel = |x: usize, y: usize| &frame.image.pixels()[(y * 32 + x) * 3..][..3];
+        let near =
+            |pixel: &[u8], want: [u8; 3]| pixel.iter().zip(want).all(|(a, b)| a.abs_diff(b) <= tolerance);
+        assert!(
+            near(pixel(31, 23), [20 * k, 255 - 20 * k, 128]),
+            "{k}: {:?}",
+            pixel(31, 23)
+        );
+        assert!(near(pixel(2 * usize::from(*k) + 4, 12), [255; 3]));
+    }
+}
+
+#[test]
+fn animations_need_no_program() {
+    // The GIF's palette is shared by all frames; WebP's are blended in whole levels.
+    for (name, tolerance) in [("media/motion.gif", 3), ("media/motion.webp", 1)] {
+        let path = fixture(name);
+        check(&frames(&path, 4, None).unwrap(), &[0, 3, 6, 9], tolerance);
+        check(
+            &frames(&path, 100, None).unwrap(),
+            &(0..12).collect::<Vec<_>>(),
+            tolerance,
+        );
+    }
+    // A still image of these formats is a video of one frame.
+    assert_eq!(frames(&fixture("media/palette.gif"), 32, None).unwrap().len(), 1);
+    assert_eq!(
+        frames(&fixture("media/lossless.webp"), 32, None).unwrap().len(),
+        1
+    );
+}
+
+#[test]
+fn folders_are_read_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, from) in [
+        ("f10.png", "grey.png"),
+        ("f9.png", "rgb.png"),
+        ("notes.txt", "make.py"),
+    ] {
+        fs::copy(fixture(format!("media/{from}")), dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join(".hidden.png"), b"no image").unwrap();
+    let frames = frames(dir.path(), 32, None).unwrap();
+    let grey = |frame: &VideoFrame| {
+        frame
+            .image
+            .pixels()
+            .chunks(3)
+            .all(|p| p[0] == p[1] && p[1] == p[2])
+    };
+    assert_eq!(frames.iter().map(grey).collect::<Vec<_>>(), [false, true]);
+    assert!((frames[1].seconds - 1.0 / 24.0).abs() < 1e-9);
+    let empty = tempfile::tempdir().unwrap();
+    let error = read_video(empty.path(), FrameSampling::default(), None, &mut |_| Ok(())).unwrap_err();
+    assert!(matches!(error, Error::NoFrames { .. }));
+}
+
+#[test]
+fn without_ffmpeg_the_message_says_what_to_do() {
+    let error = frames(&fixture("media/motion.mp4"), 4, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("motion.mp4` needs ffmpeg to be decoded"),
+        "{error}"
+    );
+    assert!(error.contains("install ffmpeg, or give an animated GIF or WebP, or a folder of frames"));
+    assert_eq!(VideoTools::find("relative:/nowhere".as_ref()), None);
+}
+
+/// These run where ffmpeg is on the PATH; elsewhere there is nothing to test.
+#[test]
+fn videos_by_ffmpeg() {
+    let Some(tools) = std::env::var_os("PATH").and_then(|path| VideoTools::find(&path)) else {
+        eprintln!("skipped: no ffmpeg");
+        return;
+    };
+    let video = fixture("media/motion.mp4");
+    check(&frames(&video, 4, Some(&tools)).unwrap(), &[0, 3, 6, 9], 3);
+    check(
+        &frames(&video, 32, Some(&tools)).unwrap(),
+        &(0..12).collect::<Vec<_>>(),
+        3,
+    );
+
+    // Names that a shell, an option parser or a protocol would stumble over.
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "-i.mp4",
+        "$(touch pwned) `x`;&.mp4",
+        "concat:a|b.mp4",
+        "%03d.mp4",
+        "a\nb'\".mp4",
+    ] {
+        let path = dir.path().join(name);
+        fs::copy(&video, &path).unwrap();
+        check(&frames(&path, 1, Some(&tools)).unwrap(), &[0], 3);
+    }
+    assert!(!dir.path().join("pwned").exists());
+
+    let broken = dir.path().join("broken.mp4");
+    for content in [&b"no video at all"[..], b"", &fs::read(&video).unwrap()[..700]] {
+        fs::write(&broken, content).unwrap();
+        let error = frames(&broken, 4, Some(&tools)).unwrap_err().to_string();
+        assert!(error.contains("broken.mp4") && !error.contains('\n'), "{error}");
+    }
+    let playlist = dir.path().join("list.m3u8");
+    fs::write(&playlist, "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n").unwrap();
+    assert!(frames(&playlist, 4, Some(&tools)).is_err());
+    assert!(matches!(
+        frames(&fixture("media/tone.mp3"), 4, Some(&tools)),
+        Err(Error::NoFrames { .. } | Error::VideoTool { .. })
+    ));
+}
