@@ -80,7 +80,7 @@ pub(crate) fn float_panel(isa: Isa, task: &FloatTask<'_>, scratch: &mut FloatScr
 }
 
 /// A weight row as f32 in `buffer`.
-fn to_f32(dtype: DType, bytes: &[u8], n: usize, buffer: &mut Vec<f32>) {
+pub(crate) fn to_f32(dtype: DType, bytes: &[u8], n: usize, buffer: &mut Vec<f32>) {
     buffer.resize(n, 0.0);
     // A `Matrix` has checked the sizes, so this cannot fail; if it did, zeros would show it at once.
     if dequantize(dtype, bytes, buffer).is_err() {

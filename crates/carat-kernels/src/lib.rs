@@ -6,12 +6,14 @@
 //! - [`Isa`]: which instruction set is used, found at run time.
 //! - [`Compute`]: instruction set, threads and scratch; [`Compute::multiply`] for products with weights.
 //! - [`vector`]: norms, rotary embedding, gated GELU. [`attention`]: scores, softmax, values.
+//! - [`encoder`]: what towers for images and audio need.
 //!
 //! Every operation has a scalar version and versions for AVX2 and AVX-512, chosen by [`Isa`] at run time, and
 //! tests that hold them to the scalar one. `unsafe` stays inside this crate: its public functions are safe and
 //! check every length.
 
 pub mod attention;
+pub mod encoder;
 pub mod vector;
 
 mod activation;

@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use crate::activation::{Bits, QuantizedRows};
 use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK};
+use crate::encoder::PairScratch;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
 use crate::isa::Level;
 use crate::{DType, Error, Isa, Pool, is_area, scalar};
@@ -165,10 +166,12 @@ pub struct Compute {
     scratch: Vec<Mutex<Scratch>>,
 }
 
+/// One thread's memory.
 #[derive(Default)]
-struct Scratch {
+pub(crate) struct Scratch {
     panel: PanelScratch,
-    float: FloatScratch,
+    pub(crate) float: FloatScratch,
+    pub(crate) pairs: PairScratch,
 }
 
 impl Compute {
@@ -194,6 +197,11 @@ impl Compute {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The memory of a thread of the pool.
+    pub(crate) fn scratch(&self, worker: usize) -> &Mutex<Scratch> {
+        &self.scratch[worker]
     }
 
     /// Several products of one input in one parallel region.

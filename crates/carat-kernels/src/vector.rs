@@ -1,4 +1,4 @@
-//! Operations on one row of activations: norms, rotary embedding, gated GELU, sums.
+//! Operations on one row of activations: norms, rotary embedding, activations with and without gate, sums.
 
 use crate::simd::{Simd, dispatch};
 
@@ -31,6 +31,38 @@ dispatch! {
 dispatch! {
     /// `x *= factor`.
     pub fn scale(x: &mut [f32], factor: f32) = scale_generic;
+}
+dispatch! {
+    /// `x *= factor`, each element with its own, of one length.
+    pub fn multiply(x: &mut [f32], factor: &[f32]) = multiply_generic;
+}
+dispatch! {
+    /// `x += y`, of one length.
+    pub fn add(x: &mut [f32], y: &[f32]) = add_generic;
+}
+dispatch! {
+    /// `out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias`, all of one length.
+    ///
+    /// The mean is taken first, then the mean of the squared distances from it: large means cancel nothing.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = layer_norm_generic;
+}
+dispatch! {
+    /// `x = gelu(x)` with the tanh form of GELU.
+    pub fn gelu(x: &mut [f32]) = gelu_generic;
+}
+dispatch! {
+    /// `x = silu(x) = x / (1 + e^-x)`.
+    pub fn silu(x: &mut [f32]) = silu_generic;
+}
+dispatch! {
+    /// `out = a / (1 + e^-gate)`, all of one length: a gated linear unit.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn glu(a: &[f32], gate: &[f32], out: &mut [f32]) = glu_generic;
 }
 
 /// Calls `$whole` for every whole register at offset `$at` and `$rest` for the last `$n` elements, if any.
@@ -165,11 +197,120 @@ fn rotate_generic<S: Simd>(simd: S, head: &mut [f32], cos: &[f32], sin: &[f32]) 
 /// gelu(x) = x / (1 + e^-2u), u = sqrt(2/pi) (x + 0.044715 x^3): the tanh form, since (1 + tanh u) / 2 is the
 /// logistic function of 2u. Without the cancellation of 1 + tanh for negative u.
 #[inline(always)]
-fn gelu<S: Simd>(simd: S, x: S::F) -> S::F {
+fn gelu_of<S: Simd>(simd: S, x: S::F) -> S::F {
     const TWO_ROOT_2_OVER_PI: f32 = 1.595_769_2;
     let cubic = simd.fma(simd.mul(x, x), simd.splat(0.044_715), simd.splat(1.0));
     let minus_2u = simd.mul(simd.mul(x, cubic), simd.splat(-TWO_ROOT_2_OVER_PI));
     simd.div(x, simd.add(simd.splat(1.0), simd.exp(minus_2u)))
+}
+
+/// Applies `each` to all elements of `x`, which may look at the same elements of `y`.
+///
+/// # Panics
+/// When the lengths differ.
+#[inline(always)]
+fn map<S: Simd>(simd: S, x: &mut [f32], y: &[f32], each: impl Fn(S::F, S::F) -> S::F) {
+    assert_eq!(x.len(), y.len(), "operands differ in length");
+    let (to, from) = (x.as_mut_ptr(), y.as_ptr());
+    // SAFETY: `lanes!` stays within the common length.
+    unsafe {
+        lanes!(
+            S,
+            x.len(),
+            |i| simd.store(to.add(i), each(simd.load(to.add(i)), simd.load(from.add(i)))),
+            |i, n| {
+                let value = each(simd.load_part(to.add(i), n), simd.load_part(from.add(i), n));
+                simd.store_part(to.add(i), value, n);
+            }
+        );
+    }
+}
+
+#[inline(always)]
+fn multiply_generic<S: Simd>(simd: S, x: &mut [f32], factor: &[f32]) {
+    map(simd, x, factor, |a, b| simd.mul(a, b));
+}
+
+#[inline(always)]
+fn add_generic<S: Simd>(simd: S, x: &mut [f32], y: &[f32]) {
+    map(simd, x, y, |a, b| simd.add(a, b));
+}
+
+#[inline(always)]
+fn silu_generic<S: Simd>(simd: S, x: &mut [f32]) {
+    map_alone(simd, x, |x| logistic_times(simd, x, x));
+}
+
+#[inline(always)]
+fn gelu_generic<S: Simd>(simd: S, x: &mut [f32]) {
+    map_alone(simd, x, |x| gelu_of(simd, x));
+}
+
+#[inline(always)]
+fn glu_generic<S: Simd>(simd: S, a: &[f32], gate: &[f32], out: &mut [f32]) {
+    out.copy_from_slice(a);
+    map(simd, out, gate, |a, gate| logistic_times(simd, a, gate));
+}
+
+/// `a / (1 + e^-x)`
+#[inline(always)]
+fn logistic_times<S: Simd>(simd: S, a: S::F, x: S::F) -> S::F {
+    let power = simd.exp(simd.sub(simd.splat(0.0), x));
+    simd.div(a, simd.add(simd.splat(1.0), power))
+}
+
+/// Applies `each` to all elements of `x`.
+#[inline(always)]
+fn map_alone<S: Simd>(simd: S, x: &mut [f32], each: impl Fn(S::F) -> S::F) {
+    let to = x.as_mut_ptr();
+    // SAFETY: `lanes!` stays within the length of `x`.
+    unsafe {
+        lanes!(
+            S,
+            x.len(),
+            |i| simd.store(to.add(i), each(simd.load(to.add(i)))),
+            |i, n| simd.store_part(to.add(i), each(simd.load_part(to.add(i), n)), n)
+        );
+    }
+}
+
+/// Sum over `x` of `each`; lanes beyond the end add nothing.
+#[inline(always)]
+fn sum<S: Simd>(simd: S, x: &[f32], each: impl Fn(S::F) -> S::F) -> f32 {
+    let from = x.as_ptr();
+    let mut sum = simd.splat(0.0);
+    let mut rest = 0.0;
+    // SAFETY: `lanes!` stays within the length of `x`.
+    unsafe {
+        lanes!(
+            S,
+            x.len(),
+            |i| sum = simd.add(sum, each(simd.load(from.add(i)))),
+            |i, n| {
+                let mut last = [0.0f32; 16];
+                simd.store(last.as_mut_ptr(), each(simd.load_part(from.add(i), n)));
+                rest = last[..n].iter().sum();
+            }
+        );
+    }
+    simd.reduce_add(sum) + rest
+}
+
+#[inline(always)]
+fn layer_norm_generic<S: Simd>(simd: S, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let n = x.len().max(1) as f32;
+    let mean = sum(simd, x, |v| v) / n;
+    let middle = simd.splat(mean);
+    let squares = sum(simd, x, |v| {
+        let distance = simd.sub(v, middle);
+        simd.mul(distance, distance)
+    });
+    let factor = simd.splat(1.0 / (squares / n + eps).sqrt());
+    out.copy_from_slice(x);
+    map(simd, out, weight, |v, w| {
+        simd.mul(simd.mul(simd.sub(v, middle), factor), w)
+    });
+    map(simd, out, bias, |v, b| simd.add(v, b));
 }
 
 #[inline(always)]
@@ -183,11 +324,11 @@ fn gelu_mul_generic<S: Simd>(simd: S, gate: &mut [f32], up: &[f32]) {
             gate.len(),
             |i| simd.store(
                 g.add(i),
-                simd.mul(gelu(simd, simd.load(g.add(i))), simd.load(u.add(i)))
+                simd.mul(gelu_of(simd, simd.load(g.add(i))), simd.load(u.add(i)))
             ),
             |i, n| {
                 let value = simd.mul(
-                    gelu(simd, simd.load_part(g.add(i), n)),
+                    gelu_of(simd, simd.load_part(g.add(i), n)),
                     simd.load_part(u.add(i), n),
                 );
                 simd.store_part(g.add(i), value, n);
@@ -248,6 +389,49 @@ mod tests {
                     let ulps = x.len() as f64 / 2.0 + 4.0;
                     prop_assert!(close(out[i], want, want.abs(), ulps), "{isa}");
                     prop_assert!(close(residual[i], want + 1.5, want.abs() + 1.5, ulps), "{isa}");
+                }
+            }
+        }
+
+        #[test]
+        fn layer_norm_equals_f64(x in prop::collection::vec(-50f32..50.0, 1..70), shift in -100f32..100.0) {
+            let x: Vec<f32> = x.iter().map(|v| v + shift).collect();
+            let weight: Vec<f32> = x.iter().map(|v| 1.0 + v.sin()).collect();
+            let bias: Vec<f32> = x.iter().map(|v| v.cos()).collect();
+            let n = x.len() as f64;
+            let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / n;
+            let variance = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / n;
+            let factor = 1.0 / (variance + 1e-5).sqrt();
+            for isa in Isa::available() {
+                let mut out = vec![f32::NAN; x.len()];
+                layer_norm(isa, &x, &weight, &bias, 1e-5, &mut out);
+                for i in 0..x.len() {
+                    let normed = (f64::from(x[i]) - mean) * factor * f64::from(weight[i]);
+                    // The mean errs by n ulp of the largest element, which `factor` may enlarge.
+                    let scale = normed.abs() + 150.0 * factor.min(320.0) * f64::from(weight[i]);
+                    prop_assert!(close(out[i], normed + f64::from(bias[i]), scale + 1.0, n + 4.0), "{isa}");
+                }
+            }
+        }
+
+        #[test]
+        fn plain_activations_equal_f64(x in prop::collection::vec(-30f32..30.0, 1..40)) {
+            let silu_f64 = |a: f64, x: f64| a / (1.0 + (-x).exp());
+            let gate: Vec<f32> = x.iter().map(|v| v.cos() * 9.0).collect();
+            for isa in Isa::available() {
+                let (mut silus, mut gelus, mut glus) = (x.clone(), x.clone(), vec![f32::NAN; x.len()]);
+                silu(isa, &mut silus);
+                gelu(isa, &mut gelus);
+                glu(isa, &x, &gate, &mut glus);
+                let (mut sums, mut products) = (x.clone(), x.clone());
+                add(isa, &mut sums, &gate);
+                multiply(isa, &mut products, &gate);
+                for i in 0..x.len() {
+                    let (v, g) = (f64::from(x[i]), f64::from(gate[i]));
+                    prop_assert!(close(silus[i], silu_f64(v, v), silu_f64(v, v).abs() + 1e-5, 100.0), "{isa}");
+                    prop_assert!(close(gelus[i], gelu_f64(v), gelu_f64(v).abs() + 1e-5, 100.0), "{isa}");
+                    prop_assert!(close(glus[i], silu_f64(v, g), silu_f64(v, g).abs() + 1e-5, 100.0), "{isa}");
+                    prop_assert!(sums[i] == x[i] + gate[i] && products[i] == x[i] * gate[i], "{isa}");
                 }
             }
         }

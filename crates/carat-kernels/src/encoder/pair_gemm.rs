@@ -1,0 +1,375 @@
+//! `C = A B` where A and B hold pairs of bf16 along the summed axis: the heart of [`EncoderPrecision::Bf16`].
+//!
+//! One instruction multiplies a pair of A, broadcast, with sixteen pairs of B and adds both products to sixteen
+//! sums in f32. The tile is that of [`crate::gemm_f32`]: 6 rows of A by 4 registers of B, 24 sums in 32 registers;
+//! each step of `k` (two elements) loads 4 registers and does 24 such instructions. The bound is twice the f32
+//! FMA peak. There is no AVX2 version: without the instruction f32 is faster.
+//!
+//! [`EncoderPrecision::Bf16`]: super::EncoderPrecision::Bf16
+
+use crate::Isa;
+use crate::isa::Level;
+use crate::simd::{Scalar, Simd};
+
+/// Registers of B begin at multiples of this many pairs, whatever the instruction set.
+pub(super) const LANES: usize = 16;
+
+/// The operands of one product, in pairs of bf16. C is row-major f32.
+pub(super) struct PairGemm<'a> {
+    /// `[m, k]` pairs, rows `a_row` apart.
+    pub(super) a: &'a [u32],
+    pub(super) a_row: usize,
+    /// `[k, n]` pairs, rows `ldb` apart; rows reach to the next multiple of [`LANES`].
+    pub(super) b: &'a [u32],
+    pub(super) ldb: usize,
+    /// `[m, n]`, rows `ldc` apart.
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    /// Pairs that are summed.
+    pub(super) k: usize,
+    pub(super) start: Start<'a>,
+}
+
+/// What the sums start from.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// What C holds.
+    Old,
+    /// One number for each column, `[n]`; zeros where there is none.
+    Row(Option<&'a [f32]>),
+}
+
+/// Pairs of bf16 beside the f32 of a [`Simd`].
+///
+/// # Safety
+/// As of [`Simd`]. Methods may only run inside a function that has the instructions for bf16.
+pub(super) unsafe trait PairSimd: Simd {
+    /// As many pairs as [`Simd::F`] has lanes.
+    type P: Copy;
+    /// `LANES` pairs.
+    unsafe fn load_pairs(self, from: *const u32) -> Self::P;
+    /// `LANES` pairs.
+    unsafe fn store_pairs(self, to: *mut u32, x: Self::P);
+    /// Every lane the same pair.
+    unsafe fn splat_pair(self, x: u32) -> Self::P;
+    /// `sum + a.low * b.low + a.high * b.high`
+    unsafe fn dot(self, sum: Self::F, a: Self::P, b: Self::P) -> Self::F;
+    /// Rounds two vectors to bf16 and makes pairs of their lanes.
+    unsafe fn pair(self, low: Self::F, high: Self::F) -> Self::P;
+}
+
+// SAFETY: every processor has it.
+unsafe impl PairSimd for Scalar {
+    type P = u32;
+
+    #[inline(always)]
+    unsafe fn load_pairs(self, from: *const u32) -> u32 {
+        // SAFETY: one pair, as the trait's contract says.
+        unsafe { from.read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store_pairs(self, to: *mut u32, x: u32) {
+        // SAFETY: one pair, as the trait's contract says.
+        unsafe { to.write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, x: u32) -> u32 {
+        x
+    }
+    #[inline(always)]
+    unsafe fn dot(self, sum: f32, a: u32, b: u32) -> f32 {
+        let low = |x: u32| f32::from_bits(x << 16);
+        let high = |x: u32| f32::from_bits(x & 0xffff_0000);
+        sum + low(a) * low(b) + high(a) * high(b)
+    }
+    #[inline(always)]
+    unsafe fn pair(self, low: f32, high: f32) -> u32 {
+        let bits = |x| u32::from(half::bf16::from_f32(x).to_bits());
+        bits(low) | (bits(high) << 16)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::PairSimd;
+    use crate::x86_64::Avx512;
+
+    // SAFETY: instructions of AVX-512 and its bf16 extension, which the contract of the methods asks for.
+    unsafe impl PairSimd for Avx512 {
+        type P = __m512i;
+
+        #[inline(always)]
+        unsafe fn load_pairs(self, from: *const u32) -> __m512i {
+            // SAFETY: sixteen pairs, as the trait's contract says.
+            unsafe { _mm512_loadu_si512(from.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn store_pairs(self, to: *mut u32, x: __m512i) {
+            // SAFETY: sixteen pairs, as the trait's contract says.
+            unsafe { _mm512_storeu_si512(to.cast(), x) }
+        }
+        #[inline(always)]
+        unsafe fn splat_pair(self, x: u32) -> __m512i {
+            // SAFETY: register-only instruction of a set that `self` proves.
+            unsafe { _mm512_set1_epi32(x as i32) }
+        }
+        #[inline(always)]
+        unsafe fn dot(self, sum: __m512, a: __m512i, b: __m512i) -> __m512 {
+            // SAFETY: the contract; registers of sixteen pairs are the same bits under either type.
+            unsafe {
+                let (a, b) = (
+                    std::mem::transmute::<__m512i, __m512bh>(a),
+                    std::mem::transmute::<__m512i, __m512bh>(b),
+                );
+                _mm512_dpbf16_ps(sum, a, b)
+            }
+        }
+        #[inline(always)]
+        unsafe fn pair(self, low: __m512, high: __m512) -> __m512i {
+            // SAFETY: the contract; the same bits under either type.
+            unsafe {
+                let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+                // Element i of the low half, then element i of the high half.
+                let order = _mm512_set_epi16(
+                    31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4,
+                    19, 3, 18, 2, 17, 1, 16, 0,
+                );
+                _mm512_permutexvar_epi16(order, both)
+            }
+        }
+    }
+}
+
+/// Whether there is a version for this instruction set.
+pub(super) fn is_supported(isa: Isa) -> bool {
+    match isa.0 {
+        Level::Scalar => true,
+        Level::Avx2 => false,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => std::arch::is_x86_feature_detected!("avx512bf16"),
+        #[cfg(not(target_arch = "x86_64"))]
+        Level::Avx512 => false,
+    }
+}
+
+/// As [`crate::simd::dispatch`] for functions generic over [`PairSimd`]: AVX-512 with bf16, or scalar.
+macro_rules! dispatch_pairs {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident : $ty:ty),* $(,)?) = $generic:path;) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
+            fn with_avx512($($arg: $ty),*) {
+                $generic($crate::x86_64::Avx512, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            if isa.0 == $crate::isa::Level::Avx512 && $crate::encoder::pair_gemm::is_supported(isa) {
+                // SAFETY: an `Isa` of this level exists only where the processor has its features, and that for
+                // bf16 has just been looked for.
+                return unsafe { with_avx512($($arg),*) };
+            }
+            let _ = isa;
+            $generic($crate::simd::Scalar, $($arg),*)
+        }
+    };
+}
+pub(super) use dispatch_pairs;
+
+impl PairGemm<'_> {
+    fn check(&self) {
+        let area = |rows: usize, row: usize, last: usize| match rows {
+            0 => Some(0),
+            _ => (rows - 1).checked_mul(row).and_then(|n| n.checked_add(last)),
+        };
+        let width = self.n.next_multiple_of(LANES);
+        let fits = |end: Option<usize>, slice: &[u32]| end.is_some_and(|end| end <= slice.len());
+        assert!(fits(area(self.m, self.a_row, self.k), self.a), "A is too short");
+        assert!(fits(area(self.k, self.ldb, width), self.b), "B is too short");
+        if let Start::Row(Some(row)) = self.start {
+            assert!(row.len() >= self.n, "the sums' start is too short");
+        }
+    }
+}
+
+/// Carries out `gemm`.
+///
+/// # Safety
+/// `gemm.c` is valid for reads and writes of `n` elements at each of `m` rows, `ldc` apart, and nobody else
+/// touches them meanwhile.
+pub(super) unsafe fn pair_gemm(isa: Isa, gemm: &PairGemm<'_>) {
+    gemm.check();
+    run(isa, gemm);
+}
+
+dispatch_pairs! {
+    fn run(gemm: &PairGemm<'_>) = run_generic;
+}
+
+#[inline(always)]
+fn run_generic<S: PairSimd>(simd: S, gemm: &PairGemm<'_>) {
+    let mut i = 0;
+    while i < gemm.m {
+        i += match gemm.m - i {
+            6.. => row_block::<S, 6>(simd, gemm, i),
+            5 => row_block::<S, 5>(simd, gemm, i),
+            4 => row_block::<S, 4>(simd, gemm, i),
+            3 => row_block::<S, 3>(simd, gemm, i),
+            2 => row_block::<S, 2>(simd, gemm, i),
+            _ => row_block::<S, 1>(simd, gemm, i),
+        };
+    }
+}
+
+/// `M` rows of C from `i` on; returns `M`.
+#[inline(always)]
+fn row_block<S: PairSimd, const M: usize>(simd: S, gemm: &PairGemm<'_>, i: usize) -> usize {
+    let mut j = 0;
+    while j + 4 * S::LANES <= gemm.n {
+        tile::<S, M, 4>(simd, gemm, i, j, S::LANES);
+        j += 4 * S::LANES;
+    }
+    while j < gemm.n {
+        tile::<S, M, 1>(simd, gemm, i, j, (gemm.n - j).min(S::LANES));
+        j += S::LANES;
+    }
+    M
+}
+
+/// `M` rows by `V` registers at (i, j); the last register has `lanes` lanes.
+#[inline(always)]
+fn tile<S: PairSimd, const M: usize, const V: usize>(
+    simd: S,
+    gemm: &PairGemm<'_>,
+    i: usize,
+    j: usize,
+    lanes: usize,
+) {
+    let whole = lanes == S::LANES;
+    let mut sums = [[simd.splat(0.0); V]; M];
+    // SAFETY: `check` holds: rows i..i+M of A and whole registers of B from column j on are inside, and so is the
+    // row of starts; C by the caller's word. Functions of this trait run where `dispatch_pairs` found the features.
+    unsafe {
+        let load = |from: *const f32| {
+            if whole {
+                simd.load(from)
+            } else {
+                simd.load_part(from, lanes)
+            }
+        };
+        for (r, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                let column = j + v * S::LANES;
+                *sum = match gemm.start {
+                    Start::Old => load(gemm.c.add((i + r) * gemm.ldc + column)),
+                    Start::Row(Some(row)) => load(row.as_ptr().add(column)),
+                    Start::Row(None) => *sum,
+                };
+            }
+        }
+        let a: [*const u32; M] = std::array::from_fn(|r| gemm.a.as_ptr().add((i + r) * gemm.a_row));
+        let b = gemm.b.as_ptr().add(j);
+        for k in 0..gemm.k {
+            let columns: [S::P; V] =
+                std::array::from_fn(|v| simd.load_pairs(b.add(k * gemm.ldb + v * S::LANES)));
+            for (a, sums) in a.iter().zip(&mut sums) {
+                let x = simd.splat_pair(*a.add(k));
+                for (sum, column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.dot(*sum, x, *column);
+                }
+            }
+        }
+        for (r, sums) in sums.iter().enumerate() {
+            for (v, sum) in sums.iter().enumerate() {
+                let to = gemm.c.add((i + r) * gemm.ldc + j + v * S::LANES);
+                if whole {
+                    simd.store(to, *sum);
+                } else {
+                    simd.store_part(to, *sum, lanes);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn value(bits: u32) -> f64 {
+        f64::from(f32::from_bits(bits << 16))
+    }
+
+    proptest! {
+        #[test]
+        fn equals_a_plain_product_in_f64(m in 1usize..14, n in 1usize..150, k in 1usize..30, old: bool, seed: u64) {
+            let mut state = seed | 1;
+            let mut number = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 40) as f32 / 8_388_608.0 - 1.0
+            };
+            let (a_row, ldb, ldc) = (k + 1, n.next_multiple_of(LANES), n + 2);
+            let mut pairs = |n: usize| -> Vec<u32> {
+                // SAFETY: the scalar version needs nothing of the processor.
+                (0..n).map(|_| unsafe { Scalar.pair(number(), number()) }).collect()
+            };
+            let (a, b) = (pairs(m * a_row), pairs(k * ldb));
+            let before: Vec<f32> = (0..m * ldc).map(|i| (i as f32).sin()).collect();
+            let row: Vec<f32> = (0..n).map(|i| (i as f32).cos()).collect();
+            for isa in Isa::available().filter(|isa| is_supported(*isa)) {
+                let mut c = before.clone();
+                let start = if old { Start::Old } else { Start::Row(Some(&row)) };
+                let gemm = PairGemm { a: &a, a_row, b: &b, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start };
+                // SAFETY: `c` has m rows of ldc >= n.
+                unsafe { pair_gemm(isa, &gemm) };
+                for i in 0..m {
+                    for j in 0..ldc {
+                        let from = f64::from(if old || j >= n { before[i * ldc + j] } else { row[j] });
+                        let (mut sum, mut size) = (from, from.abs());
+                        for p in 0..if j < n { k } else { 0 } {
+                            let (x, y) = (a[i * a_row + p], b[p * ldb + j]);
+                            for term in [value(x) * value(y), value(x >> 16) * value(y >> 16)] {
+                                sum += term;
+                                size += term.abs();
+                            }
+                        }
+                        let bound = (2 * k + 1) as f64 * f64::from(f32::EPSILON) * size;
+                        prop_assert!((f64::from(c[i * ldc + j]) - sum).abs() <= bound, "{isa} {i} {j}");
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn pairs_are_rounded_alike(low in prop::collection::vec(-1e30f32..1e30, 16), high in prop::collection::vec(-2f32..2.0, 16)) {
+            for isa in Isa::available().filter(|isa| is_supported(*isa)) {
+                let mut got = [0u32; 16];
+                pair_all(isa, &low, &high, &mut got);
+                for (i, got) in got.iter().enumerate() {
+                    // SAFETY: the scalar version needs nothing of the processor.
+                    prop_assert_eq!(*got, unsafe { Scalar.pair(low[i], high[i]) });
+                }
+            }
+        }
+    }
+
+    dispatch_pairs! {
+        fn pair_all(low: &[f32], high: &[f32], to: &mut [u32]) = pair_all_generic;
+    }
+
+    #[inline(always)]
+    fn pair_all_generic<S: PairSimd>(simd: S, low: &[f32], high: &[f32], to: &mut [u32]) {
+        assert!(low.len() == 16 && high.len() == 16 && to.len() == 16);
+        for at in (0..16).step_by(S::LANES) {
+            // SAFETY: whole registers within 16 elements.
+            unsafe {
+                let pairs = simd.pair(simd.load(low.as_ptr().add(at)), simd.load(high.as_ptr().add(at)));
+                simd.store_pairs(to.as_mut_ptr().add(at), pairs);
+            }
+        }
+    }
+}
