@@ -10,7 +10,7 @@ use carat_format::{Gguf, Safetensors, TensorInfo, TensorView, read_limited};
 use crate::{Config, Error};
 
 /// `config.json` files are a few kilobytes.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// An opened checkpoint: settings read, tensors mapped, nothing computed yet.
 #[derive(Debug)]

@@ -163,6 +163,47 @@ pub enum Error {
         /// Bytes that were asked for.
         bytes: usize,
     },
+    /// An input that the model has no tower for.
+    #[error(
+        "the model takes no {what}; its files have no encoder for them (GGUF: a file with mmproj in its name)"
+    )]
+    NoModality {
+        /// `images` or `audio`.
+        what: &'static str,
+    },
+    /// Numbers of an image or a sound that are not as the encoder takes them.
+    #[error("{found} {what} do not fit the model's encoder, which takes {expected}")]
+    MediaShape {
+        /// What was counted.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// What there may be.
+        expected: String,
+    },
+    /// A patch where the model has no place for one, or patches that are no whole rectangle.
+    #[error("the image's patch at column {x}, row {y} is {problem}")]
+    MediaPosition {
+        /// Column.
+        x: i32,
+        /// Row.
+        y: i32,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Encoders of another model.
+    #[error(
+        "`{}` has encoders for a model of width {found}, but this one is {expected} wide; use the mmproj file \
+         that was made for it", path.display()
+    )]
+    ForeignMmproj {
+        /// The file.
+        path: PathBuf,
+        /// Width that its rows have.
+        found: usize,
+        /// Width of the text model.
+        expected: usize,
+    },
 }
 
 /// The first names of a list, for a message.

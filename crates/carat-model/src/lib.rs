@@ -19,16 +19,22 @@ mod error;
 mod gemma;
 mod kv_cache;
 mod language_model;
+mod media;
 mod model;
 mod weights;
 
 pub use carat_kernels::attention::KvDType;
+pub use carat_kernels::encoder::EncoderPrecision;
 pub use carat_kernels::{Isa, Precision, cpu_features, physical_cores};
 pub use checkpoint::{Checkpoint, Container};
-pub use config::{Config, Family, LayerConfig, Rope};
+pub use config::{
+    AudioConfig, Config, ConformerConfig, Family, Gemma4VisionConfig, LayerConfig, MediaConfig, Rope,
+    SiglipConfig, UnifiedAudioConfig, UnifiedVisionConfig, VisionConfig,
+};
 pub use error::Error;
 pub use gemma::Observer;
 pub use kv_cache::{KvCache, ROLLBACK};
 pub use language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+pub use media::{ImageInput, MediaCache, MediaEncoder, MediaObserver, MediaSource, MediaStage};
 pub use model::{LoadOptions, MAX_SPAN_ROWS, Model};
 pub use weights::gguf_name;

@@ -1,8 +1,10 @@
 //! A loaded model: weights on the CPU, ready to run batches of sequences.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use carat_kernels::attention::KvDType;
+use carat_kernels::encoder::EncoderPrecision;
 use carat_kernels::{Isa, Precision};
 use smallvec::SmallVec;
 
@@ -12,6 +14,7 @@ use crate::cpu::Cpu;
 use crate::gemma::{Buffers, Observer, Pass, forward};
 use crate::kv_cache::KvCache;
 use crate::language_model::{LanguageModel, MediaSpan, Segment, SequenceCache, SpanAttention};
+use crate::media::{MediaEncoder, MediaSource};
 use crate::weights::Weights;
 use crate::{Config, Error};
 
@@ -129,6 +132,18 @@ impl Model {
     #[must_use]
     pub fn options(&self) -> &LoadOptions {
         &self.options
+    }
+
+    /// Loads the towers of `source` onto the threads of this model.
+    ///
+    /// # Errors
+    /// Tensors that are missing, unknown or of another shape than the settings say.
+    pub fn media_encoder(
+        &self,
+        source: &MediaSource<'_>,
+        precision: EncoderPrecision,
+    ) -> Result<MediaEncoder, Error> {
+        MediaEncoder::with_compute(source, Arc::clone(self.backend.compute()), precision)
     }
 
     /// As [`LanguageModel::forward`], and shows `observer` the residual stream of each pass: with index 0 the

@@ -6,11 +6,17 @@
 
 mod gguf;
 mod hugging_face;
+mod media;
 mod published;
 
 use std::path::Path;
 
 use crate::Error;
+pub use media::{
+    AudioConfig, ConformerConfig, Gemma4VisionConfig, MediaConfig, SiglipConfig, UnifiedAudioConfig,
+    UnifiedVisionConfig, VisionConfig,
+};
+pub(crate) use media::{MAX_AUDIO_TOKENS, MEL_BINS};
 
 /// A model's sizes and constants.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,5 +1,7 @@
 //! The CPU backend: `carat-kernels` on mapped weights.
 
+use std::sync::Arc;
+
 use carat_format::{TensorBytes, TensorView};
 use carat_kernels::attention::{
     DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, pack_rows, prefill,
@@ -18,7 +20,7 @@ const ELEMENTS_PER_CHUNK: usize = 16 << 10;
 
 /// See the module's head.
 pub(crate) struct Cpu {
-    compute: Compute,
+    compute: Arc<Compute>,
     kv_dtype: KvDType,
     activations: Activations,
     decode_scratch: DecodeScratch,
@@ -80,7 +82,7 @@ impl Cpu {
         kv_dtype: KvDType,
     ) -> Result<Cpu, Error> {
         Ok(Cpu {
-            compute: Compute::new(isa, n_threads)?,
+            compute: Arc::new(Compute::new(isa, n_threads)?),
             kv_dtype,
             activations: Activations::new(precision),
             decode_scratch: DecodeScratch::default(),
@@ -89,7 +91,7 @@ impl Cpu {
         })
     }
 
-    pub(crate) fn compute(&self) -> &Compute {
+    pub(crate) fn compute(&self) -> &Arc<Compute> {
         &self.compute
     }
 
