@@ -82,6 +82,24 @@ impl<'a> Matrix<'a> {
         self.n_cols
     }
 
+    /// The rows `first .. first + n` as a matrix of their own: an expert's of a stack of them.
+    ///
+    /// # Panics
+    /// When there are no such rows.
+    #[must_use]
+    pub fn rows(&self, first: usize, n: usize) -> Matrix<'a> {
+        assert!(
+            first <= self.n_rows && n <= self.n_rows - first,
+            "rows beyond the end of the matrix"
+        );
+        Matrix {
+            n_rows: n,
+            // What follows stays in reach, so that kernels may read whole chunks past the last row.
+            bytes: &self.bytes[first * self.row_bytes..],
+            ..*self
+        }
+    }
+
     /// Bytes from one row to the next.
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
@@ -143,11 +161,59 @@ impl Activations {
         (self.n_rows, self.n_cols) = (n_rows, n_cols);
         self.floats.clear();
         self.floats.extend_from_slice(x);
-        match self.precision {
-            Precision::Int8 => self.quantized.fill(isa, Bits::Eight, x, n_rows, n_cols),
-            Precision::Int16 => self.quantized.fill(isa, Bits::Sixteen, x, n_rows, n_cols),
-            Precision::F32 => {}
+        self.quantize(isa);
+    }
+
+    /// Takes the rows of `x` `[_, n_cols]` whose indexes are given, in their order.
+    ///
+    /// # Panics
+    /// When `x` has no such row.
+    pub fn fill_gathered(
+        &mut self,
+        isa: Isa,
+        x: &[f32],
+        n_cols: usize,
+        rows: impl ExactSizeIterator<Item = usize>,
+    ) {
+        (self.n_rows, self.n_cols) = (rows.len(), n_cols);
+        self.floats.clear();
+        for row in rows {
+            self.floats
+                .extend_from_slice(&x[row * n_cols..(row + 1) * n_cols]);
         }
+        self.quantize(isa);
+    }
+
+    /// Takes `gelu(gate) * up` of `n_rows` rows of `n_cols`; rows begin every `stride` elements in both.
+    ///
+    /// # Panics
+    /// When they are shorter than that.
+    pub fn fill_gated(
+        &mut self,
+        isa: Isa,
+        gate: &[f32],
+        up: &[f32],
+        stride: usize,
+        [n_rows, n_cols]: [usize; 2],
+    ) {
+        (self.n_rows, self.n_cols) = (n_rows, n_cols);
+        self.floats.resize(n_rows * n_cols, 0.0);
+        for (t, out) in self.floats.chunks_exact_mut(n_cols.max(1)).enumerate() {
+            out.copy_from_slice(&gate[t * stride..][..n_cols]);
+            crate::vector::gelu_mul(isa, out, &up[t * stride..][..n_cols]);
+        }
+        self.quantize(isa);
+    }
+
+    /// The integer form of `floats`, where the precision has one.
+    fn quantize(&mut self, isa: Isa) {
+        let bits = match self.precision {
+            Precision::Int8 => Bits::Eight,
+            Precision::Int16 => Bits::Sixteen,
+            Precision::F32 => return,
+        };
+        self.quantized
+            .fill(isa, bits, &self.floats, self.n_rows, self.n_cols);
     }
 }
 
@@ -211,16 +277,31 @@ impl Compute {
     pub fn multiply(&self, x: &Activations, products: &mut [Product<'_>]) {
         let jobs: SmallVec<[Job<'_>; 4]> = products
             .iter_mut()
-            .map(|product| Job::new(self.isa, x, product))
+            .map(|product| Job::new(self.isa, x, product.weights, product.out))
             .collect();
+        self.run(&jobs);
+    }
+
+    /// Several products, each with an input of its own, in one parallel region.
+    ///
+    /// # Panics
+    /// As [`Compute::multiply`].
+    pub fn multiply_each<'a>(&self, products: impl Iterator<Item = (&'a Activations, Product<'a>)>) {
+        let jobs: SmallVec<[Job<'_>; 16]> = products
+            .map(|(x, product)| Job::new(self.isa, x, product.weights, product.out))
+            .collect();
+        self.run(&jobs);
+    }
+
+    fn run(&self, jobs: &[Job<'_>]) {
         let n_chunks = jobs.iter().map(|job| job.n_chunks).sum();
         self.pool.run(n_chunks, &|worker, mut chunk| {
-            for job in &jobs {
+            for job in jobs {
                 if chunk < job.n_chunks {
                     let mut scratch = self.scratch[worker]
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner);
-                    job.run(self.isa, x, chunk, &mut scratch);
+                    job.run(self.isa, chunk, &mut scratch);
                     return;
                 }
                 chunk -= job.n_chunks;
@@ -240,6 +321,7 @@ enum Method {
 
 /// One product cut into chunks of rows.
 struct Job<'a> {
+    x: &'a Activations,
     weights: Matrix<'a>,
     out: SharedOut<'a>,
     method: Method,
@@ -248,13 +330,12 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn new(isa: Isa, x: &Activations, product: &'a mut Product<'_>) -> Job<'a> {
-        let weights = product.weights;
+    fn new(isa: Isa, x: &'a Activations, weights: Matrix<'a>, out: &'a mut [f32]) -> Job<'a> {
         assert_eq!(
             weights.n_cols, x.n_cols,
             "a weight's columns are not the activations' columns"
         );
-        let out = SharedOut::new(product.out, x.n_rows, weights.n_rows);
+        let out = SharedOut::new(out, x.n_rows, weights.n_rows);
         let many = x.n_rows >= PANEL_MIN_X;
         let method = match (
             weights.dtype.is_quantized() && x.precision != Precision::F32,
@@ -272,6 +353,7 @@ impl<'a> Job<'a> {
             _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(4, 512) & !3,
         };
         Job {
+            x,
             weights,
             out,
             method,
@@ -280,7 +362,8 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn run(&self, isa: Isa, x: &Activations, chunk: usize, scratch: &mut Scratch) {
+    fn run(&self, isa: Isa, chunk: usize, scratch: &mut Scratch) {
+        let x = self.x;
         let first = chunk * self.chunk_rows;
         let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
         let (weights, out) = (&self.weights, &self.out);

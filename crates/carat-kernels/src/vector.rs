@@ -29,6 +29,12 @@ dispatch! {
     pub fn gelu_mul(gate: &mut [f32], up: &[f32]) = gelu_mul_generic;
 }
 dispatch! {
+    /// `x = cap * tanh(x / cap)`.
+    ///
+    /// The error is that of subtracting from one: a few ulp of `cap`.
+    pub fn soft_cap(x: &mut [f32], cap: f32) = soft_cap_generic;
+}
+dispatch! {
     /// `x *= factor`.
     pub fn scale(x: &mut [f32], factor: f32) = scale_generic;
 }
@@ -354,6 +360,33 @@ fn scale_generic<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
     }
 }
 
+/// tanh u = 1 - 2 / (1 + e^2u), which is right at both ends.
+#[inline(always)]
+fn soft_cap_generic<S: Simd>(simd: S, x: &mut [f32], cap: f32) {
+    let to = x.as_mut_ptr();
+    let (one, two, cap_all, twice) = (
+        simd.splat(1.0),
+        simd.splat(2.0),
+        simd.splat(cap),
+        simd.splat(2.0 / cap),
+    );
+    let capped = |v| {
+        let e = simd.exp(simd.mul(v, twice));
+        simd.mul(cap_all, simd.sub(one, simd.div(two, simd.add(one, e))))
+    };
+    // SAFETY: `lanes!` stays within the length of `x`.
+    unsafe {
+        lanes!(
+            S,
+            x.len(),
+            |i| simd.store(to.add(i), capped(simd.load(to.add(i)))),
+            |i, n| {
+                simd.store_part(to.add(i), capped(simd.load_part(to.add(i), n)), n);
+            }
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -464,6 +497,26 @@ mod tests {
                     // e^-2u of |2u| up to 88 passes on an error of u, 88 ulp, until both are as good as zero.
                     prop_assert!(close(got[i], want, want.abs() + 1e-5, 100.0), "{isa} {} {}", got[i], want);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn soft_cap_equals_f64() {
+        let x: Vec<f32> = (-500..500)
+            .map(|i| i as f32 * 0.37)
+            .chain([1e30, -1e30, 1e-6])
+            .collect();
+        for isa in Isa::available() {
+            let mut got = x.clone();
+            soft_cap(isa, &mut got, 30.0);
+            for (x, got) in x.iter().zip(got) {
+                let want = 30.0 * (f64::from(*x) / 30.0).tanh();
+                // A few ulp of the cap, and of the exponent of up to 12.
+                assert!(
+                    (f64::from(got) - want).abs() <= 30.0 * 8.0 * f64::from(f32::EPSILON),
+                    "{isa} {x}: {got}"
+                );
             }
         }
     }

@@ -20,6 +20,10 @@ pub(crate) trait Backend {
     type Vector;
     /// Activations `[T, width]` in f32, reused from pass to pass.
     type Buffer: Default;
+    /// A batch's keys and values in the caches' format.
+    type Packed: Default;
+    /// Which experts a batch's tokens go to.
+    type Routes: Default;
     /// One sequence's keys and values.
     type Cache: SequenceCache;
     /// Angles of the batch's positions for one rope.
@@ -74,22 +78,65 @@ pub(crate) trait Backend {
         angles: &Self::Angles,
     );
 
-    /// Appends keys and values to the caches' layer `layer` and attends: row `t` of `q` sees its own sequence
-    /// as far as the layer's window goes. `k` may be rounded to the cache's format in place, and so may `v`.
+    /// Norms every stretch of `x` that is as long as `weight`: whole rows, or each head of them.
+    fn norm_in_place(&mut self, x: &mut Self::Buffer, weight: &Self::Vector, eps: f32);
+
+    /// Brings the keys and values of a batch into the format of the caches' layer `layer`. Those of sequences with
+    /// one row go there at once; those of longer ones may be rounded in place and wait for [`Backend::store`].
+    fn pack(&mut self, layer: usize, kv: &mut KeyValues<Self>, sequences: &mut [Sequence<'_, Self::Cache>]);
+
+    /// Row `t` of `q` sees its own sequence as far as the layer's window goes: what the caches' layer `layer`
+    /// holds, and of the batch itself `kv`, which has been packed for it.
     fn attend(
         &mut self,
         layer: usize,
         shape: &AttentionShape<'_>,
-        qkv: [&mut Self::Buffer; 3],
-        sequences: &mut [Sequence<'_, Self::Cache>],
+        q: &Self::Buffer,
+        kv: &KeyValues<Self>,
+        sequences: &[Sequence<'_, Self::Cache>],
         out: &mut Self::Buffer,
     );
+
+    /// Puts what [`Backend::pack`] left for later into the caches' layer `layer`, after the last layer that attends
+    /// to it: what a ring of the cache loses by it is needed no more.
+    fn store(&mut self, layer: usize, kv: &KeyValues<Self>, sequences: &mut [Sequence<'_, Self::Cache>]);
 
     /// Counts the tokens of a pass in the caches, once every layer has stored them.
     fn advance(&mut self, sequences: &mut [Sequence<'_, Self::Cache>]);
 
-    /// `gate[t] = gelu(gate[t]) * up[t]`
-    fn gelu_mul(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer);
+    /// `gate[t] = gelu(gate[t]) * up[t]`, of `up` the columns from `first` on.
+    fn gelu_mul(&mut self, gate: &mut Self::Buffer, up: &Self::Buffer, first: usize);
+
+    /// `out = x`
+    fn copy(&mut self, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// `x *= factor`
+    fn scale(&mut self, x: &mut Self::Buffer, factor: f32);
+
+    /// `x = (x + y) * factor`
+    fn add(&mut self, x: &mut Self::Buffer, y: &Self::Buffer, factor: f32);
+
+    /// `x = cap * tanh(x / cap)`
+    fn soft_cap(&mut self, x: &mut Self::Buffer, cap: f32);
+
+    /// Turns the router's scores `[T, experts]` into probabilities and chooses the `n_used` likeliest experts of
+    /// each token; their weights are their probabilities over the sum of the chosen, times `scale` of the expert.
+    fn route(
+        &mut self,
+        scores: &mut Self::Buffer,
+        n_used: usize,
+        scale: &Self::Vector,
+        routes: &mut Self::Routes,
+    );
+
+    /// `out[t]` = the weighted sum of what the chosen experts make of `x[t]`; the others are not computed.
+    fn mix_experts(
+        &mut self,
+        x: &Self::Buffer,
+        routes: &Self::Routes,
+        experts: &ExpertMatrices<Self>,
+        out: &mut Self::Buffer,
+    );
 
     /// Keeps the rows whose indexes are given, in their order.
     fn gather(&mut self, x: &Self::Buffer, rows: &[usize], out: &mut Self::Buffer);
@@ -107,10 +154,46 @@ pub(crate) struct AttentionShape<'a> {
     pub(crate) score_scale: f32,
 }
 
-/// One sequence's share of a batch: `n` rows, at positions from the cache's length on.
+/// A batch's keys and values for one layer, or for those that share them.
+pub(crate) struct KeyValues<B: Backend + ?Sized> {
+    /// `[T, K, E]`, normed and rotated.
+    pub(crate) k: B::Buffer,
+    /// `[T, K, E]`
+    pub(crate) v: B::Buffer,
+    pub(crate) packed: B::Packed,
+}
+
+impl<B: Backend> Default for KeyValues<B> {
+    fn default() -> KeyValues<B> {
+        KeyValues {
+            k: B::Buffer::default(),
+            v: B::Buffer::default(),
+            packed: B::Packed::default(),
+        }
+    }
+}
+
+/// The matrices of a layer's experts, one expert's rows after another's.
+#[derive(Debug)]
+pub(crate) struct ExpertMatrices<B: Backend + ?Sized> {
+    /// `[experts * d_ff, d_model]`, or with both parts of each expert one after the other
+    /// `[experts * 2 * d_ff, d_model]`.
+    pub(crate) gate: B::Matrix,
+    /// `[experts * d_ff, d_model]`, where it is not within `gate`.
+    pub(crate) up: Option<B::Matrix>,
+    /// `[experts * d_model, d_ff]`
+    pub(crate) down: B::Matrix,
+    /// Width of an expert.
+    pub(crate) d_ff: usize,
+}
+
+/// One sequence's share of a batch: `n` rows, at positions from `pos` on.
 pub(crate) struct Sequence<'a, C> {
     pub(crate) cache: &'a mut C,
+    pub(crate) pos: usize,
     pub(crate) n: usize,
+    /// Of its rows, those whose logits are wanted: the last ones.
+    pub(crate) n_wanted: usize,
     /// Rows that see each other in both directions, in layers that have it so.
     pub(crate) spans: SmallVec<[Range<usize>; 2]>,
 }

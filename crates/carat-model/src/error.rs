@@ -19,7 +19,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Another kind of model.
-    #[error("`{}` holds a model of architecture `{architecture}`, but carat runs gemma3 text models", path.display())]
+    #[error("`{}` holds a model of architecture `{architecture}`, but carat runs gemma3 and gemma4 text models", path.display())]
     Architecture {
         /// The file.
         path: PathBuf,
@@ -54,6 +54,30 @@ pub enum Error {
         /// What it may say.
         expected: &'static str,
     },
+    /// A number outside what can be computed with.
+    #[error("`{}` says {field} = {value}, but it must be between {least} and {most}", path.display())]
+    OutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// What the number is.
+        field: &'static str,
+        /// What it says.
+        value: usize,
+        /// Least allowed.
+        least: usize,
+        /// Most allowed.
+        most: usize,
+    },
+    /// Factors of rotary frequencies of another kind than Gemma's.
+    #[error(
+        "`rope_freqs.weight` of `{}` holds other factors than ones followed by numbers too large to turn by, \
+         which is all that Gemma 4 has",
+        path.display()
+    )]
+    RopeFactors {
+        /// The file.
+        path: PathBuf,
+    },
     /// Tensors that the model needs and the file lacks.
     #[error("`{}` lacks {} of the model's tensors, among them {}", path.display(), names.len(), first_few(names))]
     MissingTensors {
@@ -63,7 +87,7 @@ pub enum Error {
         names: Vec<String>,
     },
     /// Tensors that the file has and the model has no place for.
-    #[error("`{}` holds {} tensors that no gemma3 text model has, among them {}", path.display(), names.len(), first_few(names))]
+    #[error("`{}` holds {} tensors that no text model of its kind has, among them {}", path.display(), names.len(), first_few(names))]
     UnknownTensors {
         /// The file.
         path: PathBuf,

@@ -1,17 +1,23 @@
-//! The forward pass of Gemma 3, over any [`Backend`].
+//! The forward pass of Gemma 3 and 4, over any [`Backend`].
 //!
 //! ```text
-//! embed * sqrt(d_model) → for each layer { norm → q,k,v → norm and rotate q,k → attention → o → norm → add
-//!                                          norm → gate,up → gelu(gate) * up → down → norm → add }
-//!                       → wanted rows → final norm → logits (tied to the embedding)
+//! embed * sqrt(d_model), media rows in their places, per-layer inputs
+//!   → for each layer { norm → q,k,v → norm and rotate q,k → attention → o → norm → add
+//!                      norm → gate,up → gelu(gate) * up → down (+ experts) → norm → add
+//!                      gate of the per-layer input → norm → add; times the layer's scalar }
+//!   → wanted rows → final norm → logits (tied to the embedding) → soft cap
 //! ```
 //!
-//! After the reference's `modeling_gemma3`: norms before and after both halves of a layer, per-head norms of
-//! queries and keys, five local layers to a global one. What differs between layers is in their
-//! [`crate::LayerConfig`].
+//! After the reference's `modeling_gemma3` and `modeling_gemma4`. What differs between models and layers is in
+//! their [`crate::LayerConfig`] and in which weights there are; there is one decoder.
+//!
+//! Layers may attend to the keys and values of an earlier one. After the last layer that has its own, nothing more
+//! is written to the caches: from there on only the rows whose logits are wanted are computed.
 
-use crate::backend::{AttentionShape, Backend, Sequence};
-use crate::weights::{LayerWeights, Weights};
+use smallvec::SmallVec;
+
+use crate::backend::{AttentionShape, Backend, KeyValues, Sequence};
+use crate::weights::{ExpertWeights, KvWeights, LayerWeights, PerLayerWeights, Weights};
 use crate::{Config, Error};
 
 /// All activations of a pass; allocated once, viewed at the present size.
@@ -20,13 +26,19 @@ pub(crate) struct Buffers<B: Backend> {
     x: B::Buffer,
     normed: B::Buffer,
     q: B::Buffer,
-    k: B::Buffer,
-    v: B::Buffer,
+    /// The first for layers that nobody shares, then one for each layer.
+    kv: Vec<KeyValues<B>>,
     attended: B::Buffer,
     projected: B::Buffer,
     gate: B::Buffer,
     up: B::Buffer,
-    last: B::Buffer,
+    /// `[T, L * width]`: what each layer adds for the token itself.
+    per_layer: B::Buffer,
+    scores: B::Buffer,
+    routes: B::Routes,
+    mixed: B::Buffer,
+    /// Rows that were picked out of another buffer, on their way to take its place.
+    picked: B::Buffer,
     logits: B::Buffer,
     angles: Vec<B::Angles>,
     hidden: Vec<f32>,
@@ -38,13 +50,16 @@ impl<B: Backend> Default for Buffers<B> {
             x: B::Buffer::default(),
             normed: B::Buffer::default(),
             q: B::Buffer::default(),
-            k: B::Buffer::default(),
-            v: B::Buffer::default(),
+            kv: Vec::new(),
             attended: B::Buffer::default(),
             projected: B::Buffer::default(),
             gate: B::Buffer::default(),
             up: B::Buffer::default(),
-            last: B::Buffer::default(),
+            per_layer: B::Buffer::default(),
+            scores: B::Buffer::default(),
+            routes: B::Routes::default(),
+            mixed: B::Buffer::default(),
+            picked: B::Buffer::default(),
             logits: B::Buffer::default(),
             angles: Vec::new(),
             hidden: Vec::new(),
@@ -63,9 +78,28 @@ pub(crate) struct Pass<'a, 'b, C> {
     pub(crate) wanted: &'a [usize],
 }
 
-/// Sees the residual stream: index 0 after the embedding, `i` after layer `i`, and last the wanted rows after
-/// the final norm. Rows of `d_model`.
-pub type Observer<'a> = dyn FnMut(usize, &[f32]) + 'a;
+/// What an [`Observer`] is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// The residual stream `[rows, d_model]`: with 0 after the embedding, with `i` after layer `i` counted from
+    /// 1, and with the number of layers the wanted rows after the final norm.
+    Hidden(usize),
+    /// The per-layer inputs `[rows, layers * width]`, for models that have them.
+    PerLayerInputs,
+    /// The probabilities `[rows, experts]` of the router of a layer, counted from 0.
+    RouterProbabilities(usize),
+}
+
+/// Sees the numbers inside of a pass.
+pub type Observer<'a> = dyn FnMut(Observed, &[f32]) + 'a;
+
+/// A pass on its way through the model.
+struct Forward<'a, 'o, B: Backend> {
+    backend: &'a mut B,
+    config: &'a Config,
+    b: &'a mut Buffers<B>,
+    observer: Option<&'a mut Observer<'o>>,
+}
 
 /// Runs a pass; `logits` becomes `[wanted, vocab_size]`.
 pub(crate) fn forward<B: Backend>(
@@ -75,96 +109,213 @@ pub(crate) fn forward<B: Backend>(
     buffers: &mut Buffers<B>,
     pass: &mut Pass<'_, '_, B::Cache>,
     logits: &mut Vec<f32>,
-    mut observer: Option<&mut Observer<'_>>,
+    observer: Option<&mut Observer<'_>>,
 ) -> Result<(), Error> {
-    buffers.angles.resize_with(config.ropes.len(), B::Angles::default);
-    for (i, (rope, angles)) in config.ropes.iter().zip(&mut buffers.angles).enumerate() {
-        if let Some(layer) = config.layers.iter().find(|layer| layer.rope == i) {
-            backend.angles(rope, layer.head_dim, pass.positions, angles);
-        }
-    }
-    backend.embed(
-        &weights.embedding,
-        pass.tokens,
-        config.embed_scale,
-        &mut buffers.x,
-    )?;
-    for (first, rows) in pass.media {
-        backend.replace_rows(&mut buffers.x, *first, rows);
-    }
+    let mut forward = Forward {
+        backend,
+        config,
+        b: buffers,
+        observer,
+    };
     let n_layers = config.layers.len();
-    for i in 0..n_layers {
-        observe::<B>(backend, &buffers.x, &mut buffers.hidden, i, &mut observer);
-        attention(backend, config, i, &weights.layers[i], buffers, pass.sequences);
-        mlp(backend, config, &weights.layers[i], buffers);
+    forward.b.kv.resize_with(n_layers + 1, KeyValues::default);
+    forward.angles(pass.positions);
+    forward.embed(weights, pass)?;
+    let n_owning = config.n_owning_layers();
+    for i in 0..n_owning {
+        forward.layer(i, &weights.layers[i], pass.sequences);
     }
-    backend.advance(pass.sequences);
+    forward.fill_caches(pass.sequences);
     if pass.wanted.is_empty() {
         logits.clear();
         return Ok(());
     }
-    let b = buffers;
-    backend.gather(&b.x, pass.wanted, &mut b.last);
-    backend.norm(&b.last, &weights.final_norm, config.norm_eps, &mut b.normed);
-    observe::<B>(backend, &b.normed, &mut b.hidden, n_layers, &mut observer);
-    let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-    backend.multiply(&b.normed, &mut [(head, &mut b.logits)]);
-    backend.take(&mut b.logits, logits);
+    let mut is_narrow = false;
+    if n_owning < n_layers && pass.sequences.iter().all(|sequence| sequence.n_wanted <= 1) {
+        forward.narrow(pass);
+        is_narrow = true;
+    }
+    for i in n_owning..n_layers {
+        forward.layer(i, &weights.layers[i], pass.sequences);
+    }
+    forward.logits(weights, (!is_narrow).then_some(pass.wanted), logits);
     Ok(())
 }
 
-fn observe<B: Backend>(
-    backend: &B,
-    x: &B::Buffer,
-    copy: &mut Vec<f32>,
-    i: usize,
-    observer: &mut Option<&mut Observer<'_>>,
-) {
-    if let Some(observer) = observer {
-        backend.read(x, copy);
-        observer(i, copy);
+impl<B: Backend> Forward<'_, '_, B> {
+    fn observe(&mut self, what: Observed, of: impl Fn(&Buffers<B>) -> &B::Buffer) {
+        if let Some(observer) = &mut self.observer {
+            let mut copy = std::mem::take(&mut self.b.hidden);
+            self.backend.read(of(self.b), &mut copy);
+            observer(what, &copy);
+            self.b.hidden = copy;
+        }
     }
-}
 
-/// The first half of layer `i`.
-fn attention<B: Backend>(
-    backend: &mut B,
-    config: &Config,
-    i: usize,
-    w: &LayerWeights<B>,
-    b: &mut Buffers<B>,
-    sequences: &mut [Sequence<'_, B::Cache>],
-) {
-    let (layer, eps) = (&config.layers[i], config.norm_eps);
-    let shape = AttentionShape {
-        layer,
-        score_scale: config.score_scale,
-    };
-    let angles = &b.angles[layer.rope];
-    backend.norm(&b.x, &w.attention_norm, eps, &mut b.normed);
-    backend.multiply(
-        &b.normed,
-        &mut [(&w.q, &mut b.q), (&w.k, &mut b.k), (&w.v, &mut b.v)],
-    );
-    backend.norm_rotate(&mut b.q, &w.q_norm, eps, layer.head_dim, angles);
-    backend.norm_rotate(&mut b.k, &w.k_norm, eps, layer.head_dim, angles);
-    backend.attend(
-        i,
-        &shape,
-        [&mut b.q, &mut b.k, &mut b.v],
-        sequences,
-        &mut b.attended,
-    );
-    backend.multiply(&b.attended, &mut [(&w.o, &mut b.projected)]);
-    backend.add_norm(&mut b.x, &b.projected, &w.post_attention_norm, eps);
-}
+    /// The angles of all ropes at these positions.
+    fn angles(&mut self, positions: &[usize]) {
+        let ropes = &self.config.ropes;
+        self.b.angles.resize_with(ropes.len(), B::Angles::default);
+        for (i, (rope, angles)) in ropes.iter().zip(&mut self.b.angles).enumerate() {
+            if let Some(layer) = self.config.layers.iter().find(|layer| layer.rope == i) {
+                self.backend.angles(rope, layer.head_dim, positions, angles);
+            }
+        }
+    }
 
-/// The second half of a layer.
-fn mlp<B: Backend>(backend: &mut B, config: &Config, w: &LayerWeights<B>, b: &mut Buffers<B>) {
-    let eps = config.norm_eps;
-    backend.norm(&b.x, &w.mlp_norm, eps, &mut b.normed);
-    backend.multiply(&b.normed, &mut [(&w.gate, &mut b.gate), (&w.up, &mut b.up)]);
-    backend.gelu_mul(&mut b.gate, &b.up);
-    backend.multiply(&b.gate, &mut [(&w.down, &mut b.projected)]);
-    backend.add_norm(&mut b.x, &b.projected, &w.post_mlp_norm, eps);
+    /// The residual stream and the per-layer inputs of the pass's tokens.
+    fn embed(&mut self, weights: &Weights<B>, pass: &Pass<'_, '_, B::Cache>) -> Result<(), Error> {
+        let (backend, config, b) = (&mut *self.backend, self.config, &mut *self.b);
+        backend.embed(&weights.embedding, pass.tokens, config.embed_scale, &mut b.x)?;
+        for (first, rows) in pass.media {
+            backend.replace_rows(&mut b.x, *first, rows);
+        }
+        let Some(inputs) = &weights.per_layer_inputs else {
+            return Ok(());
+        };
+        backend.multiply(&b.x, &mut [(&inputs.projection, &mut b.per_layer)]);
+        backend.scale(&mut b.per_layer, (config.d_model as f32).powf(-0.5));
+        backend.norm_in_place(&mut b.per_layer, &inputs.norm, config.norm_eps);
+        let scale = (config.per_layer_width as f32).sqrt();
+        backend.embed(&inputs.embedding, pass.tokens, scale, &mut b.gate)?;
+        backend.add(&mut b.per_layer, &b.gate, std::f32::consts::FRAC_1_SQRT_2);
+        self.observe(Observed::PerLayerInputs, |b| &b.per_layer);
+        Ok(())
+    }
+
+    fn layer(&mut self, i: usize, w: &LayerWeights<B>, sequences: &mut [Sequence<'_, B::Cache>]) {
+        self.observe(Observed::Hidden(i), |b| &b.x);
+        self.attention(i, w, sequences);
+        self.mlp(i, w);
+        if let Some(per_layer) = &w.per_layer {
+            self.per_layer(i, per_layer);
+        }
+        if let Some(scalar) = w.scalar {
+            self.backend.scale(&mut self.b.x, scalar);
+        }
+    }
+
+    /// The first half of layer `i`.
+    fn attention(&mut self, i: usize, w: &LayerWeights<B>, sequences: &mut [Sequence<'_, B::Cache>]) {
+        let (backend, config, b) = (&mut *self.backend, self.config, &mut *self.b);
+        let (layer, eps) = (&config.layers[i], config.norm_eps);
+        let angles = &b.angles[layer.rope];
+        let owner = layer.kv_owner(i);
+        let slot = if config.is_shared(owner) { owner + 1 } else { 0 };
+        let kv = &mut b.kv[slot];
+        backend.norm(&b.x, &w.attention_norm, eps, &mut b.normed);
+        match &w.kv {
+            None => backend.multiply(&b.normed, &mut [(&w.q, &mut b.q)]),
+            Some(KvWeights { k, v: None, .. }) => {
+                backend.multiply(&b.normed, &mut [(&w.q, &mut b.q), (k, &mut kv.k)]);
+            }
+            Some(KvWeights { k, v: Some(v), .. }) => {
+                let products = &mut [(&w.q, &mut b.q), (k, &mut kv.k), (v, &mut kv.v)];
+                backend.multiply(&b.normed, products);
+            }
+        }
+        backend.norm_rotate(&mut b.q, &w.q_norm, eps, layer.head_dim, angles);
+        if let Some(own) = &w.kv {
+            if own.v.is_none() {
+                backend.copy(&kv.k, &mut kv.v);
+            }
+            backend.norm_rotate(&mut kv.k, &own.k_norm, eps, layer.head_dim, angles);
+            if let Some(norm) = &own.v_norm {
+                backend.norm_in_place(&mut kv.v, norm, eps);
+            }
+            backend.pack(owner, kv, sequences);
+        }
+        let shape = AttentionShape {
+            layer,
+            score_scale: config.score_scale,
+        };
+        backend.attend(owner, &shape, &b.q, kv, sequences, &mut b.attended);
+        if slot == 0 {
+            backend.store(owner, kv, sequences);
+        }
+        backend.multiply(&b.attended, &mut [(&w.o, &mut b.projected)]);
+        backend.add_norm(&mut b.x, &b.projected, &w.post_attention_norm, eps);
+    }
+
+    /// The second half of a layer.
+    fn mlp(&mut self, i: usize, w: &LayerWeights<B>) {
+        let (backend, b, eps) = (&mut *self.backend, &mut *self.b, self.config.norm_eps);
+        backend.norm(&b.x, &w.mlp_norm, eps, &mut b.normed);
+        backend.multiply(&b.normed, &mut [(&w.gate, &mut b.gate), (&w.up, &mut b.up)]);
+        backend.gelu_mul(&mut b.gate, &b.up, 0);
+        backend.multiply(&b.gate, &mut [(&w.down, &mut b.projected)]);
+        if let Some(experts) = &w.experts {
+            self.experts(i, experts);
+        }
+        let (backend, b) = (&mut *self.backend, &mut *self.b);
+        backend.add_norm(&mut b.x, &b.projected, &w.post_mlp_norm, eps);
+    }
+
+    /// Adds what the experts make of the residual stream to the MLP's result.
+    fn experts(&mut self, i: usize, w: &ExpertWeights<B>) {
+        let (backend, b, eps) = (&mut *self.backend, &mut *self.b, self.config.norm_eps);
+        backend.norm_in_place(&mut b.projected, &w.post_dense_norm, eps);
+        backend.norm(&b.x, &w.router_norm, eps, &mut b.normed);
+        backend.multiply(&b.normed, &mut [(&w.router, &mut b.scores)]);
+        backend.route(&mut b.scores, w.n_used, &w.scale, &mut b.routes);
+        backend.norm(&b.x, &w.norm, eps, &mut b.normed);
+        backend.mix_experts(&b.normed, &b.routes, &w.matrices, &mut b.mixed);
+        backend.norm_in_place(&mut b.mixed, &w.post_norm, eps);
+        backend.add(&mut b.projected, &b.mixed, 1.0);
+        self.observe(Observed::RouterProbabilities(i), |b| &b.scores);
+    }
+
+    /// Adds what layer `i` has for the tokens themselves.
+    fn per_layer(&mut self, i: usize, w: &PerLayerWeights<B>) {
+        let (backend, b) = (&mut *self.backend, &mut *self.b);
+        backend.multiply(&b.x, &mut [(&w.gate, &mut b.gate)]);
+        backend.gelu_mul(&mut b.gate, &b.per_layer, i * self.config.per_layer_width);
+        backend.multiply(&b.gate, &mut [(&w.projection, &mut b.projected)]);
+        backend.add_norm(&mut b.x, &b.projected, &w.norm, self.config.norm_eps);
+    }
+
+    /// Completes the caches: what shared layers left for later, and the count of tokens.
+    fn fill_caches(&mut self, sequences: &mut [Sequence<'_, B::Cache>]) {
+        for i in (0..self.config.n_owning_layers()).filter(|i| self.config.is_shared(*i)) {
+            self.backend.store(i, &self.b.kv[i + 1], sequences);
+        }
+        self.backend.advance(sequences);
+    }
+
+    /// Goes on with the wanted rows alone, at most one of each sequence.
+    fn narrow(&mut self, pass: &mut Pass<'_, '_, B::Cache>) {
+        if pass.wanted.len() == pass.tokens.len() {
+            return;
+        }
+        let (backend, b) = (&mut *self.backend, &mut *self.b);
+        for buffer in [&mut b.x, &mut b.per_layer] {
+            backend.gather(buffer, pass.wanted, &mut b.picked);
+            std::mem::swap(buffer, &mut b.picked);
+        }
+        for sequence in pass.sequences.iter_mut() {
+            sequence.pos += sequence.n - sequence.n_wanted;
+            sequence.n = sequence.n_wanted;
+            sequence.spans.clear();
+        }
+        let positions: SmallVec<[usize; 8]> = pass.wanted.iter().map(|row| pass.positions[*row]).collect();
+        self.angles(&positions);
+    }
+
+    /// The logits of the rows `wanted`, or of all that are left.
+    fn logits(&mut self, weights: &Weights<B>, wanted: Option<&[usize]>, logits: &mut Vec<f32>) {
+        let (backend, b, config) = (&mut *self.backend, &mut *self.b, self.config);
+        if let Some(wanted) = wanted {
+            backend.gather(&b.x, wanted, &mut b.picked);
+            std::mem::swap(&mut b.x, &mut b.picked);
+        }
+        backend.norm(&b.x, &weights.final_norm, config.norm_eps, &mut b.normed);
+        self.observe(Observed::Hidden(config.layers.len()), |b| &b.normed);
+        let (backend, b) = (&mut *self.backend, &mut *self.b);
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        backend.multiply(&b.normed, &mut [(head, &mut b.logits)]);
+        if let Some(cap) = config.logit_cap {
+            backend.soft_cap(&mut b.logits, cap);
+        }
+        backend.take(&mut b.logits, logits);
+    }
 }

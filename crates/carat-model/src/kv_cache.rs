@@ -3,7 +3,7 @@
 //! Each layer has a table of pages of [`PAGE`] positions (see [`carat_kernels::attention`]). A global layer's
 //! table grows with the sequence, a page at a time; a local layer's is a ring that holds its window and
 //! [`ROLLBACK`] positions more, so that a few tokens can be taken back without losing what the window still
-//! needs. Nothing is allocated before it is used: a cache for 131,072 tokens costs nothing until they come.
+//! needs. A layer that attends to another's keys and values has no pages. Nothing is allocated before it is used: a cache for 131,072 tokens costs nothing until they come.
 //!
 //! Pages may be shared. [`KvCache::fork`] makes a second cache with the same beginning, which holds the same
 //! pages by reference count; whoever writes to a shared page first copies it. All memory of a pass is taken by
@@ -35,6 +35,8 @@ pub struct KvCache {
 struct LayerKv {
     shape: KvShape,
     window: Option<usize>,
+    /// Whether the layer has keys and values of its own; otherwise it has no pages.
+    is_owner: bool,
     /// Position `p` is in `pages[(p / PAGE) % pages.len()]`: a ring is full before it is gone around.
     pages: Vec<Arc<KvPage>>,
 }
@@ -46,6 +48,7 @@ impl KvCache {
         let layers = config.layers.iter().map(|layer| LayerKv {
             shape: shape(layer, dtype),
             window: layer.window,
+            is_owner: layer.owns_kv(),
             pages: Vec::new(),
         });
         KvCache {
@@ -65,7 +68,8 @@ impl KvCache {
             let page = shape(layer, dtype).page_bytes().unwrap_or(usize::MAX);
             page.saturating_mul(n_pages)
         };
-        config.layers.iter().map(one).fold(0, usize::saturating_add)
+        let owners = config.layers.iter().filter(|layer| layer.owns_kv());
+        owners.map(one).fold(0, usize::saturating_add)
     }
 
     /// Bytes of the pages held now; those shared with other caches are counted in each.
@@ -100,11 +104,11 @@ impl KvCache {
     /// Whether this cache has the shape that `config` gives one.
     pub(crate) fn fits(&self, config: &Config) -> bool {
         self.layers.len() == config.layers.len()
-            && self
-                .layers
-                .iter()
-                .zip(&config.layers)
-                .all(|(kv, layer)| kv.shape == shape(layer, self.dtype) && kv.window == layer.window)
+            && self.layers.iter().zip(&config.layers).all(|(kv, layer)| {
+                kv.shape == shape(layer, self.dtype)
+                    && kv.window == layer.window
+                    && kv.is_owner == layer.owns_kv()
+            })
     }
 
     /// Makes sure that the next `n` tokens have pages of their own to be written to.
@@ -113,7 +117,7 @@ impl KvCache {
     /// [`Error::CacheMemory`] when memory cannot be had; what is cached is unchanged.
     pub(crate) fn reserve(&mut self, n: usize) -> Result<(), Error> {
         let (len, end) = (self.len, self.len.saturating_add(n));
-        for kv in &mut self.layers {
+        for kv in self.layers.iter_mut().filter(|kv| kv.is_owner) {
             kv.reserve(len, end).ok_or(Error::CacheMemory {
                 n_tokens: end,
                 bytes: kv.shape.page_bytes().unwrap_or(usize::MAX),
@@ -261,7 +265,7 @@ mod tests {
     use carat_kernels::attention::pack_rows;
 
     use super::*;
-    use crate::config::{Family, Rope};
+    use crate::config::{Family, KvSource, Rope};
 
     fn config(window: usize) -> Config {
         let layer = |window| LayerConfig {
@@ -271,6 +275,8 @@ mod tests {
             window,
             rope: 0,
             d_ff: 32,
+            kv: KvSource::Own,
+            experts: None,
             sees_spans: true,
         };
         Config {
@@ -281,9 +287,12 @@ mod tests {
             norm_eps: 1e-6,
             embed_scale: 1.0,
             score_scale: 1.0,
+            logit_cap: None,
+            per_layer_width: 0,
             ropes: vec![Rope {
                 theta: 1e4,
                 scaling: 1.0,
+                n_turning: None,
             }],
             layers: vec![layer(Some(window)), layer(None)],
         }

@@ -28,11 +28,11 @@ pub use carat_kernels::encoder::EncoderPrecision;
 pub use carat_kernels::{Isa, Precision, cpu_features, physical_cores};
 pub use checkpoint::{Checkpoint, Container};
 pub use config::{
-    AudioConfig, Config, ConformerConfig, Family, Gemma4VisionConfig, LayerConfig, MediaConfig, Rope,
-    SiglipConfig, UnifiedAudioConfig, UnifiedVisionConfig, VisionConfig,
+    AudioConfig, Config, ConformerConfig, Experts, Family, Gemma4VisionConfig, KvSource, LayerConfig,
+    MediaConfig, Rope, SiglipConfig, UnifiedAudioConfig, UnifiedVisionConfig, VisionConfig,
 };
 pub use error::Error;
-pub use gemma::Observer;
+pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};
 pub use language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
 pub use media::{ImageInput, MediaCache, MediaEncoder, MediaObserver, MediaSource, MediaStage};

@@ -146,10 +146,10 @@ impl Model {
         MediaEncoder::with_compute(source, Arc::clone(self.backend.compute()), precision)
     }
 
-    /// As [`LanguageModel::forward`], and shows `observer` the residual stream of each pass: with index 0 the
-    /// scaled embeddings, with `i` what layer `i` (counted from 1) leaves, both `[tokens, d_model]`, and with
-    /// the number of layers the wanted rows after the final norm. (The raw output of the last layer is not
-    /// shown, as in the reference's `hidden_states`.)
+    /// As [`LanguageModel::forward`], and shows `observer` what is inside: the residual stream, and what
+    /// [`Observed`](crate::Observed) lists. The raw output of the last layer is not shown, as in the reference's
+    /// `hidden_states`. Models whose last layers share keys and values compute there only the rows whose logits
+    /// are wanted, so ask for all to see all.
     ///
     /// # Errors
     /// As [`LanguageModel::forward`].
@@ -196,7 +196,9 @@ impl Model {
             }
             sequences.push(Sequence {
                 cache: segment.cache,
+                pos,
                 n,
+                n_wanted: segment.logits.count(n),
                 spans,
             });
         }

@@ -1,15 +1,22 @@
 //! The tensors of a model by what they are for, whatever they are called in the file.
 //!
-//! This is the only place that knows tensors' names. Every tensor of the file must find its place here, and
+//! What they are called is known in `names` alone. Every tensor of the file must find its place here, and
 //! every place its tensor: what is missing or left over is reported by name, since a model with a forgotten
 //! tensor runs and talks nonsense. Matrices stay mapped in their own format; norms become f32.
+
+mod names;
 
 use carat_format::TensorView;
 use carat_kernels::dequantize;
 
-use crate::backend::Backend;
-use crate::checkpoint::{Checkpoint, Container};
-use crate::{Config, Error};
+use crate::Error;
+use crate::backend::{Backend, ExpertMatrices};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, Experts, Family, KvSource, LayerConfig};
+use names::{GateUp, Names, Place, Role, places};
+
+pub use names::gguf_name;
+pub(crate) use names::gguf_shapes;
 
 /// A model's weights on a backend.
 #[derive(Debug)]
@@ -20,7 +27,20 @@ pub(crate) struct Weights<B: Backend> {
     pub(crate) head: Option<B::Matrix>,
     /// `[d_model]`
     pub(crate) final_norm: B::Vector,
+    /// What makes the per-layer inputs, in models that have them.
+    pub(crate) per_layer_inputs: Option<PerLayerInputs<B>>,
     pub(crate) layers: Vec<LayerWeights<B>>,
+}
+
+/// What makes the inputs that each layer has for the tokens themselves. All layers are in one row.
+#[derive(Debug)]
+pub(crate) struct PerLayerInputs<B: Backend> {
+    /// `[vocab_size, L * width]`
+    pub(crate) embedding: B::Matrix,
+    /// `[L * width, d_model]`
+    pub(crate) projection: B::Matrix,
+    /// `[width]`
+    pub(crate) norm: B::Vector,
 }
 
 /// One layer's weights. Matrices are `[out, in]`.
@@ -28,10 +48,9 @@ pub(crate) struct Weights<B: Backend> {
 pub(crate) struct LayerWeights<B: Backend> {
     pub(crate) attention_norm: B::Vector,
     pub(crate) q: B::Matrix,
-    pub(crate) k: B::Matrix,
-    pub(crate) v: B::Matrix,
     pub(crate) q_norm: B::Vector,
-    pub(crate) k_norm: B::Vector,
+    /// `None` where the layer attends to another's keys and values.
+    pub(crate) kv: Option<KvWeights<B>>,
     pub(crate) o: B::Matrix,
     pub(crate) post_attention_norm: B::Vector,
     pub(crate) mlp_norm: B::Vector,
@@ -39,84 +58,50 @@ pub(crate) struct LayerWeights<B: Backend> {
     pub(crate) up: B::Matrix,
     pub(crate) down: B::Matrix,
     pub(crate) post_mlp_norm: B::Vector,
+    pub(crate) experts: Option<ExpertWeights<B>>,
+    pub(crate) per_layer: Option<PerLayerWeights<B>>,
+    /// What the residual stream is multiplied with at the end of the layer.
+    pub(crate) scalar: Option<f32>,
 }
 
-/// The tensors of a layer: what it is for, its name in GGUF (after `blk.N.`), its name in safetensors (after
-/// `layers.N.`), both without `.weight`.
-const LAYER_NAMES: [(Role, &str, &str); 13] = [
-    (Role::AttentionNorm, "attn_norm", "input_layernorm"),
-    (Role::Q, "attn_q", "self_attn.q_proj"),
-    (Role::K, "attn_k", "self_attn.k_proj"),
-    (Role::V, "attn_v", "self_attn.v_proj"),
-    (Role::QNorm, "attn_q_norm", "self_attn.q_norm"),
-    (Role::KNorm, "attn_k_norm", "self_attn.k_norm"),
-    (Role::O, "attn_output", "self_attn.o_proj"),
-    (
-        Role::PostAttentionNorm,
-        "post_attention_norm",
-        "post_attention_layernorm",
-    ),
-    (Role::MlpNorm, "ffn_norm", "pre_feedforward_layernorm"),
-    (Role::Gate, "ffn_gate", "mlp.gate_proj"),
-    (Role::Up, "ffn_up", "mlp.up_proj"),
-    (Role::Down, "ffn_down", "mlp.down_proj"),
-    (Role::PostMlpNorm, "post_ffw_norm", "post_feedforward_layernorm"),
-];
-
-/// What a tensor of a layer is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Role {
-    AttentionNorm,
-    Q,
-    K,
-    V,
-    QNorm,
-    KNorm,
-    O,
-    PostAttentionNorm,
-    MlpNorm,
-    Gate,
-    Up,
-    Down,
-    PostMlpNorm,
+/// What makes a layer's keys and values.
+#[derive(Debug)]
+pub(crate) struct KvWeights<B: Backend> {
+    pub(crate) k: B::Matrix,
+    /// `None` where the values are the keys before their norm.
+    pub(crate) v: Option<B::Matrix>,
+    pub(crate) k_norm: B::Vector,
+    /// All ones: values are normed without weights, where at all.
+    pub(crate) v_norm: Option<B::Vector>,
 }
 
-/// Where the text model's tensors begin in safetensors: text-only checkpoints, newer and original multimodal.
-const TEXT_PREFIXES: [&str; 3] = ["model.", "model.language_model.", "language_model.model."];
+/// The experts beside a layer's MLP.
+#[derive(Debug)]
+pub(crate) struct ExpertWeights<B: Backend> {
+    /// Of the MLP's own result.
+    pub(crate) post_dense_norm: B::Vector,
+    /// `[experts, d_model]`
+    pub(crate) router: B::Matrix,
+    /// The router's scale of its input, times `d_model^-0.5`.
+    pub(crate) router_norm: B::Vector,
+    /// `[experts]`
+    pub(crate) scale: B::Vector,
+    /// Of the experts' input and result.
+    pub(crate) norm: B::Vector,
+    pub(crate) post_norm: B::Vector,
+    pub(crate) matrices: ExpertMatrices<B>,
+    /// Experts that a token goes to.
+    pub(crate) n_used: usize,
+}
 
-/// Tensors of the towers of multimodal checkpoints and of tools: known, not read here.
-const OTHER_PARTS: [&str; 7] = [
-    "model.vision_tower.",
-    "vision_tower.",
-    "model.multi_modal_projector.",
-    "multi_modal_projector.",
-    "v.",
-    "mm.",
-    "rope_freqs.",
-];
-
-/// A tensor's name in GGUF and in safetensors (there after the text model's prefix).
-///
-/// Public for conversion from one to the other: `model.layers.3.mlp.up_proj.weight` to `blk.3.ffn_up.weight`.
-/// `None` for a tensor that is not of the text model.
-#[must_use]
-pub fn gguf_name(safetensors_name: &str) -> Option<String> {
-    let is_longer = |prefix: &&&str| safetensors_name.starts_with(**prefix);
-    let prefix = TEXT_PREFIXES
-        .iter()
-        .filter(is_longer)
-        .max_by_key(|prefix| prefix.len())?;
-    let name = &safetensors_name[prefix.len()..];
-    match name {
-        "embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
-        "norm.weight" => return Some("output_norm.weight".to_owned()),
-        _ => {}
-    }
-    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
-    let role = rest.strip_suffix(".weight")?;
-    let (_, gguf, _) = LAYER_NAMES.iter().find(|(_, _, theirs)| *theirs == role)?;
-    Some(format!("blk.{layer}.{gguf}.weight"))
+/// What adds a layer's own input for the token.
+#[derive(Debug)]
+pub(crate) struct PerLayerWeights<B: Backend> {
+    /// `[width, d_model]`
+    pub(crate) gate: B::Matrix,
+    /// `[d_model, width]`
+    pub(crate) projection: B::Matrix,
+    pub(crate) norm: B::Vector,
 }
 
 impl<B: Backend> Weights<B> {
@@ -124,24 +109,35 @@ impl<B: Backend> Weights<B> {
     pub(crate) fn load(checkpoint: &Checkpoint, backend: &B) -> Result<Weights<B>, Error> {
         let config = checkpoint.config();
         let names = Names::new(checkpoint);
+        let places = places(config, names.gate_up);
+        names.check(checkpoint, &places)?;
         let loader = Loader {
             checkpoint,
             names: &names,
+            places: &places,
             backend,
         };
-        names.check(checkpoint)?;
-        let (vocab, d) = (config.vocab_size, config.d_model);
         let head = match names.head() {
-            Some(name) => Some(loader.matrix(&name, vocab, d)?),
+            Some(name) => Some(backend.matrix(&loader.tensor(&name, &[config.vocab_size, config.d_model])?)?),
             None => None,
         };
         let layers = (0..config.layers.len())
             .map(|i| loader.layer(i))
             .collect::<Result<Vec<_>, Error>>()?;
+        let once = loader.at(None);
         Ok(Weights {
-            embedding: loader.matrix(&names.embedding(), vocab, d)?,
+            embedding: once.matrix(Role::Embedding)?,
             head,
-            final_norm: loader.norm(&names.final_norm(), d)?,
+            final_norm: once.norm(Role::FinalNorm)?,
+            per_layer_inputs: if config.per_layer_width > 0 {
+                Some(PerLayerInputs {
+                    embedding: once.matrix(Role::PerLayerEmbedding)?,
+                    projection: once.matrix(Role::PerLayerInputProjection)?,
+                    norm: once.norm(Role::PerLayerInputNorm)?,
+                })
+            } else {
+                None
+            },
             layers,
         })
     }
@@ -150,31 +146,110 @@ impl<B: Backend> Weights<B> {
 struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     names: &'a Names,
+    places: &'a [Place],
     backend: &'a B,
+}
+
+/// The tensors of one layer, or those that are there once.
+struct At<'a, B: Backend> {
+    loader: &'a Loader<'a, B>,
+    layer: Option<usize>,
+    /// Where the layer's places begin: one search for all of them.
+    places: &'a [Place],
 }
 
 impl<B: Backend> Loader<'_, B> {
     fn layer(&self, i: usize) -> Result<LayerWeights<B>, Error> {
         let config: &Config = self.checkpoint.config();
-        let (layer, d) = (&config.layers[i], config.d_model);
-        let (q, kv, e, f) = (layer.q_width(), layer.kv_width(), layer.head_dim, layer.d_ff);
-        let norm = |role, n| self.norm(&self.names.of_layer(i, role), n);
-        let matrix = |role, rows, cols| self.matrix(&self.names.of_layer(i, role), rows, cols);
+        let layer = &config.layers[i];
+        let at = self.at(Some(i));
+        let is_gemma4 = config.family == Family::Gemma4;
         Ok(LayerWeights {
-            attention_norm: norm(Role::AttentionNorm, d)?,
-            q: matrix(Role::Q, q, d)?,
-            k: matrix(Role::K, kv, d)?,
-            v: matrix(Role::V, kv, d)?,
-            q_norm: norm(Role::QNorm, e)?,
-            k_norm: norm(Role::KNorm, e)?,
-            o: matrix(Role::O, d, q)?,
-            post_attention_norm: norm(Role::PostAttentionNorm, d)?,
-            mlp_norm: norm(Role::MlpNorm, d)?,
-            gate: matrix(Role::Gate, f, d)?,
-            up: matrix(Role::Up, f, d)?,
-            down: matrix(Role::Down, d, f)?,
-            post_mlp_norm: norm(Role::PostMlpNorm, d)?,
+            attention_norm: at.norm(Role::AttentionNorm)?,
+            q: at.matrix(Role::Q)?,
+            q_norm: at.norm(Role::QNorm)?,
+            kv: if layer.owns_kv() {
+                Some(self.kv(&at, layer, is_gemma4)?)
+            } else {
+                None
+            },
+            o: at.matrix(Role::O)?,
+            post_attention_norm: at.norm(Role::PostAttentionNorm)?,
+            mlp_norm: at.norm(Role::MlpNorm)?,
+            gate: at.matrix(Role::Gate)?,
+            up: at.matrix(Role::Up)?,
+            down: at.matrix(Role::Down)?,
+            post_mlp_norm: at.norm(Role::PostMlpNorm)?,
+            experts: layer
+                .experts
+                .map(|experts| self.experts(&at, experts))
+                .transpose()?,
+            per_layer: if config.per_layer_width > 0 {
+                Some(PerLayerWeights {
+                    gate: at.matrix(Role::PerLayerGate)?,
+                    projection: at.matrix(Role::PerLayerProjection)?,
+                    norm: at.norm(Role::PerLayerNorm)?,
+                })
+            } else {
+                None
+            },
+            scalar: if is_gemma4 {
+                at.values(Role::Scalar)?.first().copied()
+            } else {
+                None
+            },
         })
+    }
+
+    fn kv(&self, at: &At<'_, B>, layer: &LayerConfig, norms_values: bool) -> Result<KvWeights<B>, Error> {
+        Ok(KvWeights {
+            k: at.matrix(Role::K)?,
+            v: if layer.kv == KvSource::Own {
+                Some(at.matrix(Role::V)?)
+            } else {
+                None
+            },
+            k_norm: at.norm(Role::KNorm)?,
+            v_norm: norms_values.then(|| self.backend.vector(vec![1.0; layer.head_dim])),
+        })
+    }
+
+    fn experts(&self, at: &At<'_, B>, experts: Experts) -> Result<ExpertWeights<B>, Error> {
+        let root = (self.checkpoint.config().d_model as f32).powf(-0.5);
+        let scale = at
+            .values(Role::RouterScale)?
+            .into_iter()
+            .map(|w| w * root)
+            .collect();
+        let (gate, up) = match self.names.gate_up {
+            GateUp::Together => (at.matrix(Role::ExpertGateUp)?, None),
+            GateUp::Apart => (at.matrix(Role::ExpertGate)?, Some(at.matrix(Role::ExpertUp)?)),
+        };
+        Ok(ExpertWeights {
+            post_dense_norm: at.norm(Role::PostDenseNorm)?,
+            router: at.matrix(Role::Router)?,
+            router_norm: self.backend.vector(scale),
+            scale: self.backend.vector(at.values(Role::ExpertScale)?),
+            norm: at.norm(Role::ExpertNorm)?,
+            post_norm: at.norm(Role::PostExpertNorm)?,
+            matrices: ExpertMatrices {
+                gate,
+                up,
+                down: at.matrix(Role::ExpertDown)?,
+                d_ff: experts.d_ff,
+            },
+            n_used: experts.n_used,
+        })
+    }
+
+    fn at(&self, layer: Option<usize>) -> At<'_, B> {
+        // Places are in the order of layers, those without one first.
+        let first = self.places.partition_point(|place| place.0 < layer);
+        At {
+            loader: self,
+            layer,
+            places: &self.places[first..],
+        }
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, Error> {
@@ -195,155 +270,36 @@ impl<B: Backend> Loader<'_, B> {
         }
         Ok(tensor)
     }
+}
 
-    fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<B::Matrix, Error> {
-        self.backend.matrix(&self.tensor(name, &[rows, cols])?)
+impl<B: Backend> At<'_, B> {
+    fn tensor(&self, role: Role) -> Result<TensorView<'_>, Error> {
+        let place = self.places.iter().find(|place| place.1 == role);
+        let shape = place.map_or(&[][..], |place| &place.2);
+        self.loader.tensor(&self.loader.names.of(self.layer, role), shape)
     }
 
-    fn norm(&self, name: &str, n: usize) -> Result<B::Vector, Error> {
-        let tensor = self.tensor(name, &[n])?;
-        let mut values = vec![0.0; n];
+    fn matrix(&self, role: Role) -> Result<B::Matrix, Error> {
+        self.loader.backend.matrix(&self.tensor(role)?)
+    }
+
+    fn values(&self, role: Role) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensor(role)?;
+        let mut values = vec![0.0; tensor.n_elements()];
         dequantize(tensor.dtype, tensor.bytes, &mut values).map_err(|source| Error::Tensor {
-            name: name.to_owned(),
+            name: tensor.name.to_owned(),
             source,
         })?;
-        if self.names.norms_need_one {
+        Ok(values)
+    }
+
+    fn norm(&self, role: Role) -> Result<B::Vector, Error> {
+        let mut values = self.values(role)?;
+        let is_gemma3 = self.loader.checkpoint.config().family == Family::Gemma3;
+        if is_gemma3 && self.loader.names.prefix.is_some() {
             // Gemma 3 safetensors hold the weight less one; the sum is taken in f32, as the reference does.
             values.iter_mut().for_each(|w| *w += 1.0);
         }
-        Ok(self.backend.vector(values))
-    }
-}
-
-/// How this checkpoint calls its tensors.
-struct Names {
-    /// `None` for GGUF.
-    prefix: Option<&'static str>,
-    norms_need_one: bool,
-    has_head: bool,
-}
-
-impl Names {
-    fn new(checkpoint: &Checkpoint) -> Names {
-        let infos = checkpoint.infos();
-        match checkpoint.container() {
-            Container::Gguf(_) => Names {
-                prefix: None,
-                norms_need_one: false,
-                has_head: infos.iter().any(|info| info.name == "output.weight"),
-            },
-            Container::HuggingFace(_) => {
-                let has = |prefix: &&&str| {
-                    infos
-                        .iter()
-                        .any(|info| info.name.strip_prefix(**prefix) == Some("embed_tokens.weight"))
-                };
-                Names {
-                    prefix: Some(
-                        TEXT_PREFIXES
-                            .iter()
-                            .find(has)
-                            .copied()
-                            .unwrap_or(TEXT_PREFIXES[0]),
-                    ),
-                    norms_need_one: true,
-                    has_head: infos.iter().any(|info| info.name == HUGGING_FACE_HEAD),
-                }
-            }
-        }
-    }
-
-    fn embedding(&self) -> String {
-        self.prefix.map_or_else(
-            || "token_embd.weight".to_owned(),
-            |p| format!("{p}embed_tokens.weight"),
-        )
-    }
-
-    fn final_norm(&self) -> String {
-        self.prefix
-            .map_or_else(|| "output_norm.weight".to_owned(), |p| format!("{p}norm.weight"))
-    }
-
-    fn head(&self) -> Option<String> {
-        let name = if self.prefix.is_none() {
-            "output.weight"
-        } else {
-            HUGGING_FACE_HEAD
-        };
-        self.has_head.then(|| name.to_owned())
-    }
-
-    fn of_layer(&self, layer: usize, role: Role) -> String {
-        let names = LAYER_NAMES.iter().find(|(r, _, _)| *r == role);
-        let (gguf, hugging_face) = names.map_or(("", ""), |(_, a, b)| (a, b));
-        match self.prefix {
-            None => format!("blk.{layer}.{gguf}.weight"),
-            Some(prefix) => format!("{prefix}layers.{layer}.{hugging_face}.weight"),
-        }
-    }
-
-    /// Compares the names that the model needs with those that the files have.
-    fn check(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let mut needed = vec![self.embedding(), self.final_norm()];
-        needed.extend(self.head());
-        for i in 0..checkpoint.config().layers.len() {
-            needed.extend(LAYER_NAMES.iter().map(|(role, _, _)| self.of_layer(i, *role)));
-        }
-        let infos = checkpoint.infos();
-        let found: std::collections::HashSet<&str> = infos.iter().map(|info| info.name).collect();
-        let missing: Vec<String> = needed
-            .iter()
-            .filter(|name| !found.contains(name.as_str()))
-            .cloned()
-            .collect();
-        if !missing.is_empty() {
-            return Err(Error::MissingTensors {
-                path: checkpoint.path().to_owned(),
-                names: missing,
-            });
-        }
-        let needed: std::collections::HashSet<&str> = needed.iter().map(String::as_str).collect();
-        let unknown: Vec<String> = infos
-            .iter()
-            .map(|info| info.name)
-            .filter(|name| !needed.contains(name) && !OTHER_PARTS.iter().any(|part| name.starts_with(part)))
-            .map(str::to_owned)
-            .collect();
-        if unknown.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::UnknownTensors {
-                path: checkpoint.path().to_owned(),
-                names: unknown,
-            })
-        }
-    }
-}
-
-/// Stored only where it is not the embedding.
-const HUGGING_FACE_HEAD: &str = "lm_head.weight";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_translate_from_every_prefix() {
-        for prefix in TEXT_PREFIXES {
-            let name = format!("{prefix}layers.17.post_feedforward_layernorm.weight");
-            assert_eq!(gguf_name(&name).as_deref(), Some("blk.17.post_ffw_norm.weight"));
-            assert_eq!(
-                gguf_name(&format!("{prefix}norm.weight")).as_deref(),
-                Some("output_norm.weight")
-            );
-        }
-        for other in [
-            "vision_tower.x.weight",
-            "model.layers.x.mlp.up_proj.weight",
-            "model.layers.1.mlp.weight",
-        ] {
-            assert_eq!(gguf_name(other), None);
-        }
+        Ok(self.loader.backend.vector(values))
     }
 }

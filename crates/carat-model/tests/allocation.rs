@@ -45,8 +45,10 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn a_decode_step_allocates_nothing() {
-    let path = fixture("gemma3-text/config.json");
-    for precision in [Precision::F32, Precision::Int16, Precision::Int8] {
+    let models = ["gemma3-text", "gemma4-unified", "gemma4-edge", "gemma4-moe"];
+    let precisions = [Precision::F32, Precision::Int16, Precision::Int8];
+    for (name, precision) in models.into_iter().flat_map(|name| precisions.map(|p| (name, p))) {
+        let path = fixture(format!("{name}/config.json"));
         let options = LoadOptions {
             n_threads: 1,
             precision: Some(precision),
@@ -72,6 +74,6 @@ fn a_decode_step_allocates_nothing() {
         for token in 2..50 {
             step(token, &mut cache, &mut logits);
         }
-        assert_eq!(N_ALLOCATIONS.get() - before, 0, "{precision:?}");
+        assert_eq!(N_ALLOCATIONS.get() - before, 0, "{name} {precision:?}");
     }
 }

@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
-use carat_model::{Checkpoint, Isa, LanguageModel, LoadOptions, LogitRows, Model, Segment, SequenceCache};
+use carat_model::{
+    Checkpoint, Isa, LanguageModel, LoadOptions, LogitRows, Model, Observed, Segment, SequenceCache,
+};
 use carat_testkit::{Golden, assert_close, fixture, relative_l2};
 
 /// Relative L2 of logits in f32: the issue of this model's accuracy.
@@ -100,7 +102,8 @@ fn hidden_states_equal_the_reference() {
     let mut seen = 0;
     let n_layers = model.config().layers.len();
     model
-        .forward_observed(&mut batch, &mut Vec::new(), &mut |i, got| {
+        .forward_observed(&mut batch, &mut Vec::new(), &mut |what, got| {
+            let Observed::Hidden(i) = what else { return };
             let want = golden.f32s(&format!("hidden.{i}"));
             let rms = (want.data.iter().map(|v| v * v).sum::<f32>() / want.data.len() as f32).sqrt();
             let tolerance = if i == n_layers {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use carat_format::{SafeDType, SafetensorsBuilder, TensorWriter, read_limited};
-use carat_model::{KvCache, LanguageModel, LogitRows, Model, Segment};
+use carat_model::{KvCache, LanguageModel, LogitRows, Model, Observed, Segment};
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
@@ -190,8 +190,11 @@ fn run_chunk(
         cache,
         logits: LogitRows::All,
     }];
-    model.forward_observed(&mut batch, logits, &mut |index, rows| {
-        for stream in streams.iter_mut().filter(|stream| stream.index == index) {
+    model.forward_observed(&mut batch, logits, &mut |what, rows| {
+        for stream in streams
+            .iter_mut()
+            .filter(|stream| what == Observed::Hidden(stream.index))
+        {
             stream.rows.extend_from_slice(rows);
         }
     })?;

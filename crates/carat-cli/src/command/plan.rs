@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use carat_format::read_limited;
 use carat_hub::{Hub, Resolution};
 use carat_model::convert::Mix;
-use carat_model::{Checkpoint, Config, KvDType, LoadOptions};
+use carat_model::{Checkpoint, Config, Family, KvDType, LoadOptions};
 use carat_plan::{CONTEXTS, Fit, Grid, Machine, Page, Plan as Costs, Setup, Weights};
 use clap::Args;
 
@@ -275,7 +275,7 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
     }
     if let Some(config) = Config::published(model) {
         return Ok(Subject {
-            name: format!("Gemma 3 {}", model.to_uppercase()),
+            name: published_name(model, config.family),
             origin: "a published size",
             config,
             stored: None,
@@ -295,7 +295,11 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
         }
         Resolution::NeedsDownload(plan) => {
             let entry = plan.entry();
-            let found = entry.and_then(|entry| Some((entry, Config::published(&entry.params)?)));
+            let found = entry.and_then(|entry| {
+                let generation = entry.name.split(':').next().unwrap_or_default();
+                let name = format!("{generation}-{}", entry.params);
+                Some((entry, Config::published(&name)?))
+            });
             let (entry, config) = found.ok_or_else(|| {
                 Hinted::new(
                     format!("`{model}` is not on this machine, and its shape is not known"),
@@ -310,6 +314,16 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
                 mix: Mix::from_name(&entry.quant).ok(),
             })
         }
+    }
+}
+
+/// What to call a published size.
+fn published_name(model: &str, family: Family) -> String {
+    let size = model.rsplit_once("gemma4-").or(model.rsplit_once("gemma3-"));
+    let size = size.map_or(model, |(_, size)| size).to_uppercase();
+    match family {
+        Family::Gemma3 => format!("Gemma 3 {size}"),
+        Family::Gemma4 => format!("Gemma 4 {size}"),
     }
 }
 

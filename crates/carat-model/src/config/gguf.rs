@@ -1,4 +1,6 @@
-//! A Gemma 3 configuration from the keys of a GGUF file.
+//! A configuration from the keys of a GGUF file: Gemma 3, and which other file of this folder reads the rest.
+
+mod gemma4;
 
 use std::path::Path;
 
@@ -22,6 +24,9 @@ impl Config {
             path,
         };
         let architecture = keys.metadata.str("general.architecture")?.unwrap_or("(none)");
+        if architecture == "gemma4" {
+            return gemma4::read(gguf, &keys);
+        }
         if architecture != "gemma3" {
             return Err(Error::Architecture {
                 path: path.to_owned(),
@@ -66,10 +71,12 @@ impl Config {
             local_rope: Rope {
                 theta: keys.local_theta()?,
                 scaling: 1.0,
+                n_turning: None,
             },
             global_rope: Rope {
                 theta: keys.f32("gemma3.rope.freq_base")?.unwrap_or(1e6),
                 scaling,
+                n_turning: None,
             },
             is_global: keys.pattern(n_layers)?,
         };

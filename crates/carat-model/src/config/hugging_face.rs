@@ -1,4 +1,7 @@
-//! A Gemma 3 configuration from a `config.json`, in the old and the new spelling.
+//! A configuration from a `config.json`: Gemma 3 in the old and the new spelling, and which other file of this
+//! folder reads the rest.
+
+mod gemma4;
 
 use std::path::Path;
 
@@ -99,6 +102,9 @@ impl Config {
         let text = match model_type {
             "gemma3" => root.get("text_config").cloned().unwrap_or_default(),
             "gemma3_text" => root,
+            "gemma4" | "gemma4_text" | "gemma4_unified" | "gemma4_unified_text" => {
+                return gemma4::read(root, path);
+            }
             other => {
                 return Err(Error::Architecture {
                     path: path.to_owned(),
@@ -184,10 +190,12 @@ impl TextConfig {
                 Rope {
                     theta: local.rope_theta.unwrap_or(1e4),
                     scaling: scaling(local)?,
+                    n_turning: None,
                 },
                 Rope {
                     theta: global.rope_theta.unwrap_or(1e6),
                     scaling: scaling(global)?,
+                    n_turning: None,
                 },
             ));
         }
@@ -196,10 +204,12 @@ impl TextConfig {
             Rope {
                 theta: self.rope_local_base_freq,
                 scaling: 1.0,
+                n_turning: None,
             },
             Rope {
                 theta: self.rope_theta,
                 scaling: global_scaling,
+                n_turning: None,
             },
         ))
     }

@@ -1,9 +1,9 @@
 //! What a model is: its sizes, layer by layer, read from a GGUF file's keys or a `config.json`.
 //!
-//! Layers differ only in data (window, rope, heads), never in code, so Gemma 4's wider global layers have
-//! their place here. Files leave out what their makers thought obvious; what is filled in is written beside
-//! each default.
+//! Layers differ only in data (window, rope, heads, whose keys and values they see), never in code. Files leave
+//! out what their makers thought obvious; what is filled in is written beside each default.
 
+mod gemma4;
 mod gguf;
 mod hugging_face;
 mod media;
@@ -12,6 +12,7 @@ mod published;
 use std::path::Path;
 
 use crate::Error;
+use crate::weights::gguf_shapes;
 pub use media::{
     AudioConfig, ConformerConfig, Gemma4VisionConfig, MediaConfig, SiglipConfig, UnifiedAudioConfig,
     UnifiedVisionConfig, VisionConfig,
@@ -35,6 +36,10 @@ pub struct Config {
     pub embed_scale: f32,
     /// What scores are multiplied with before the softmax.
     pub score_scale: f32,
+    /// Logits become `cap * tanh(logits / cap)`.
+    pub logit_cap: Option<f32>,
+    /// Width of the input that each layer has for the token itself; 0 for models without.
+    pub per_layer_width: usize,
     /// The rotary embeddings that layers refer to.
     pub ropes: Vec<Rope>,
     /// The layers, first to last.
@@ -42,14 +47,41 @@ pub struct Config {
 }
 
 impl Config {
-    /// Weights of the text model, the embedding counted once.
+    /// Weights of the text model, the embedding counted once, per-layer embeddings included.
     #[must_use]
     pub fn n_parameters(&self) -> usize {
-        let layer = |layer: &LayerConfig| {
-            let attention = 2 * layer.q_width() + 2 * layer.kv_width();
-            self.d_model * (attention + 3 * layer.d_ff + 4) + 2 * layer.head_dim
+        let elements = |shape: &[usize]| shape.iter().fold(1usize, |n, side| n.saturating_mul(*side));
+        let shapes = gguf_shapes(self).into_iter();
+        shapes
+            .map(|(_, shape)| elements(&shape))
+            .fold(0, usize::saturating_add)
+    }
+
+    /// Of the [weights](Config::n_parameters), those that one token is multiplied with: without the experts that it
+    /// does not go to and without the per-layer embeddings, of which only a row is read.
+    #[must_use]
+    pub fn n_active_parameters(&self) -> usize {
+        let idle = |layer: &LayerConfig| {
+            layer.experts.map_or(0, |experts| {
+                let one = self.d_model.saturating_mul(3 * experts.d_ff);
+                one.saturating_mul(experts.n - experts.n_used)
+            })
         };
-        self.vocab_size * self.d_model + self.d_model + self.layers.iter().map(layer).sum::<usize>()
+        let rows = self.vocab_size.saturating_mul(self.per_layer_width);
+        let idle = self.layers.iter().map(idle).fold(0, usize::saturating_add);
+        let tables = rows.saturating_mul(self.layers.len());
+        self.n_parameters().saturating_sub(idle).saturating_sub(tables)
+    }
+
+    /// Layers before the first that attends to another's keys and values.
+    pub(crate) fn n_owning_layers(&self) -> usize {
+        let shared = self.layers.iter().position(|layer| !layer.owns_kv());
+        shared.unwrap_or(self.layers.len())
+    }
+
+    /// Whether other layers attend to this one's keys and values.
+    pub(crate) fn is_shared(&self, layer: usize) -> bool {
+        self.layers.iter().any(|other| other.kv == KvSource::Layer(layer))
     }
 }
 
@@ -58,6 +90,30 @@ impl Config {
 pub enum Family {
     /// Gemma 3: 270M, 1B, 4B, 12B, 27B and what is tuned from them.
     Gemma3,
+    /// Gemma 4: E2B, E4B, 12B, 26B-A4B, 31B and what is tuned from them.
+    Gemma4,
+}
+
+/// Where a layer's keys and values come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvSource {
+    /// From projections of its own.
+    Own,
+    /// Keys from a projection of its own; values are the keys before their norm.
+    KeysAsValues,
+    /// From this earlier layer, of the same shape: it has none of its own.
+    Layer(usize),
+}
+
+/// The experts of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub n: usize,
+    /// How many a token goes to.
+    pub n_used: usize,
+    /// Width of each.
+    pub d_ff: usize,
 }
 
 /// One layer's shape.
@@ -75,6 +131,10 @@ pub struct LayerConfig {
     pub rope: usize,
     /// Width of the MLP.
     pub d_ff: usize,
+    /// Where its keys and values come from.
+    pub kv: KvSource,
+    /// Experts beside the MLP.
+    pub experts: Option<Experts>,
     /// Whether the rows of a bidirectional span see each other here.
     pub sees_spans: bool,
 }
@@ -91,18 +151,35 @@ impl LayerConfig {
     pub fn kv_width(&self) -> usize {
         self.n_kv_heads * self.head_dim
     }
+
+    /// Whether it has keys and values of its own, and pages in a cache.
+    #[must_use]
+    pub fn owns_kv(&self) -> bool {
+        !matches!(self.kv, KvSource::Layer(_))
+    }
+
+    /// The layer whose keys and values layer `i`, which is this one, attends to.
+    #[must_use]
+    pub fn kv_owner(&self, i: usize) -> usize {
+        match self.kv {
+            KvSource::Layer(owner) => owner,
+            KvSource::Own | KvSource::KeysAsValues => i,
+        }
+    }
 }
 
-/// A rotary embedding: element `j` turns by `pos * theta^(-2j / head_dim) / scaling`.
+/// A rotary embedding: pair `j` of a head turns by `pos * theta^(-2j / head_dim) / scaling`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f32,
     /// Linear scaling of positions; 1 for none.
     pub scaling: f32,
+    /// Pairs that turn, the first ones; the others stay as they are. `None` turns all.
+    pub n_turning: Option<usize>,
 }
 
-/// Index of the local layers' rope in [`Config::ropes`], for Gemma 3.
+/// Index of the local layers' rope in [`Config::ropes`].
 const LOCAL_ROPE: usize = 0;
 /// Index of the global layers' rope.
 const GLOBAL_ROPE: usize = 1;
@@ -212,6 +289,8 @@ impl Gemma3Sizes {
             window: (!is_global).then_some(self.window),
             rope: if *is_global { GLOBAL_ROPE } else { LOCAL_ROPE },
             d_ff: self.d_ff,
+            kv: KvSource::Own,
+            experts: None,
             // In both kinds of layers; local ones do not see further back for it.
             sees_spans: true,
         };
@@ -224,6 +303,8 @@ impl Gemma3Sizes {
             // The reference rounds this to the weights' dtype; in f32, our reference, it stays as it is.
             embed_scale: (self.d_model as f32).sqrt(),
             score_scale: self.score_scale,
+            logit_cap: None,
+            per_layer_width: 0,
             ropes: vec![self.local_rope, self.global_rope],
             layers: self.is_global.iter().map(layer).collect(),
         })

@@ -1,10 +1,12 @@
 //! The configurations of the published sizes, for plans that are made before any file is there.
 
+mod gemma4;
+
 use std::path::Path;
 
 use super::{Config, Gemma3Sizes, Rope, every_nth_global};
 
-/// Pieces of Gemma 3's vocabulary. Checkpoints of 4B and more have 64 padding rows, which conversion leaves out.
+/// Pieces of Gemma's vocabulary. Checkpoints of 4B and more have 64 padding rows, which conversion leaves out.
 const VOCABULARY: usize = 262_144;
 
 /// What differs between the sizes.
@@ -93,41 +95,57 @@ const SIZES: [Size; 5] = [
 ];
 
 impl Config {
-    /// The configuration of the published Gemma 3 of this size (`270M`, `1B`, `4B`, `12B`, `27B`, in any letter
-    /// case), as its GGUF files have it; `None` for other names.
+    /// The configuration of a published model, as its GGUF files have it; `None` for other names.
+    ///
+    /// Names are those of [`Config::published_sizes`], in any letter case. A size that both generations have is
+    /// Gemma 3's, unless the generation stands before it: `12B` and `gemma3-12B`, but `gemma4-12B`.
     #[must_use]
-    pub fn published(size: &str) -> Option<Config> {
-        let size = SIZES.iter().find(|s| s.name.eq_ignore_ascii_case(size))?;
-        let sizes = Gemma3Sizes {
-            n_layers: size.n_layers,
-            d_model: size.d_model,
-            d_ff: size.d_ff,
-            n_heads: size.n_heads,
-            n_kv_heads: size.n_kv_heads,
-            head_dim: size.head_dim,
-            vocab_size: VOCABULARY,
-            context_len: size.context_len,
-            window: size.window,
-            norm_eps: 1e-6,
-            score_scale: 1.0 / size.scale_of.sqrt(),
-            local_rope: Rope {
-                theta: 1e4,
-                scaling: 1.0,
-            },
-            global_rope: Rope {
-                theta: 1e6,
-                scaling: size.scaling,
-            },
-            is_global: every_nth_global(size.n_layers, 6),
-        };
-        // The table above passes the checks, which a test holds it to.
-        sizes.into_config(Path::new(size.name)).ok()
+    pub fn published(name: &str) -> Option<Config> {
+        let lower = name.to_ascii_lowercase();
+        if let Some(size) = lower.strip_prefix("gemma4-") {
+            return gemma4::published(size);
+        }
+        match lower.strip_prefix("gemma3-") {
+            Some(size) => published_gemma3(size),
+            None => published_gemma3(&lower).or_else(|| gemma4::published(&lower)),
+        }
     }
 
-    /// Names of the published sizes, smallest first.
-    pub fn published_sizes() -> impl Iterator<Item = &'static str> {
-        SIZES.iter().map(|size| size.name)
+    /// Names of the published sizes, smallest first in each generation.
+    pub fn published_sizes() -> impl Iterator<Item = String> {
+        let gemma3 = SIZES.iter().map(|size| size.name.to_owned());
+        gemma3.chain(gemma4::names().map(|name| format!("gemma4-{name}")))
     }
+}
+
+fn published_gemma3(name: &str) -> Option<Config> {
+    let size = SIZES.iter().find(|s| s.name.eq_ignore_ascii_case(name))?;
+    let sizes = Gemma3Sizes {
+        n_layers: size.n_layers,
+        d_model: size.d_model,
+        d_ff: size.d_ff,
+        n_heads: size.n_heads,
+        n_kv_heads: size.n_kv_heads,
+        head_dim: size.head_dim,
+        vocab_size: VOCABULARY,
+        context_len: size.context_len,
+        window: size.window,
+        norm_eps: 1e-6,
+        score_scale: 1.0 / size.scale_of.sqrt(),
+        local_rope: Rope {
+            theta: 1e4,
+            scaling: 1.0,
+            n_turning: None,
+        },
+        global_rope: Rope {
+            theta: 1e6,
+            scaling: size.scaling,
+            n_turning: None,
+        },
+        is_global: every_nth_global(size.n_layers, 6),
+    };
+    // The table above passes the checks, which a test holds it to.
+    sizes.into_config(Path::new(size.name)).ok()
 }
 
 #[cfg(test)]
@@ -144,7 +162,7 @@ mod tests {
             ("12B", 1007, 10_759),
             ("27B", 1409, 25_600),
         ];
-        assert!(Config::published_sizes().eq(expected.map(|row| row.0)));
+        assert!(Config::published_sizes().take(5).eq(expected.map(|row| row.0)));
         for (name, embedding, rest) in expected {
             let config = Config::published(&name.to_lowercase()).unwrap();
             let table = config.vocab_size * config.d_model;
@@ -153,5 +171,8 @@ mod tests {
             assert_eq!(found, (embedding, rest), "{name}");
         }
         assert_eq!(Config::published("7B"), None);
+        assert_eq!(Config::published("gemma3-12b"), Config::published("12B"));
+        assert_ne!(Config::published("gemma4-12b"), Config::published("12B"));
+        assert!(Config::published_sizes().all(|name| Config::published(&name).is_some()));
     }
 }

@@ -1,5 +1,7 @@
 //! The CPU backend: `carat-kernels` on mapped weights.
 
+mod experts;
+
 use std::sync::Arc;
 
 use carat_format::{TensorBytes, TensorView};
@@ -10,10 +12,11 @@ use carat_kernels::attention::{
 use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
 use smallvec::SmallVec;
 
-use crate::backend::{AttentionShape, Backend, Sequence};
+use crate::backend::{AttentionShape, Backend, ExpertMatrices, KeyValues, Sequence};
 use crate::config::Rope;
 use crate::kv_cache::KvCache;
-use crate::{Config, Error, SequenceCache};
+use crate::{Config, Error};
+use experts::{ExpertScratch, Routes};
 
 /// Elements of one chunk of element-wise work: below it a parallel region costs more than it saves.
 const ELEMENTS_PER_CHUNK: usize = 16 << 10;
@@ -25,8 +28,7 @@ pub(crate) struct Cpu {
     activations: Activations,
     decode_scratch: DecodeScratch,
     prefill_scratch: PrefillScratch,
-    /// Keys and values `[T, K, row]` in the cache's format.
-    packed: [Vec<u8>; 2],
+    experts: ExpertScratch,
 }
 
 /// A weight matrix where it is mapped.
@@ -87,26 +89,12 @@ impl Cpu {
             activations: Activations::new(precision),
             decode_scratch: DecodeScratch::default(),
             prefill_scratch: PrefillScratch::default(),
-            packed: Default::default(),
+            experts: ExpertScratch::new(precision),
         })
     }
 
     pub(crate) fn compute(&self) -> &Arc<Compute> {
         &self.compute
-    }
-
-    /// Brings a batch's keys and values into the cache's format, and rounds those of prompts in place: what later
-    /// tokens will read from the cache is what a chunk's own rows see too.
-    fn pack(&mut self, layer: usize, k: &mut [f32], v: &mut [f32], sequences: &[Sequence<'_, KvCache>]) {
-        let Some(first) = sequences.first() else { return };
-        let (isa, shape) = (self.compute.isa(), first.cache.shape(layer));
-        let is_prefill = sequences.iter().any(|sequence| sequence.n > 1);
-        for (x, packed) in [k, v].into_iter().zip(&mut self.packed) {
-            pack_rows(isa, shape, x, packed);
-            if is_prefill {
-                unpack_rows(isa, shape, packed, x);
-            }
-        }
     }
 
     /// Calls `each` with every row of `x` and its index, on all threads when there is enough to do.
@@ -135,12 +123,14 @@ impl Backend for Cpu {
     type Buffer = CpuBuffer;
     type Cache = KvCache;
     type Angles = CpuAngles;
+    /// Keys and values, each `[T, K, row]`.
+    type Packed = [Vec<u8>; 2];
+    type Routes = Routes;
 
     fn matrix(&self, tensor: &TensorView<'_>) -> Result<CpuMatrix, Error> {
-        let (n_rows, n_cols) = match *tensor.shape {
-            [rows, cols] => (rows, cols),
-            _ => (1, tensor.n_elements()),
-        };
+        // Of three axes, as experts have, the first two are rows.
+        let n_cols = tensor.shape.last().copied().unwrap_or(1);
+        let n_rows = tensor.n_elements() / n_cols.max(1);
         Matrix::new(tensor.dtype, n_rows, n_cols, tensor.bytes)?;
         Ok(CpuMatrix {
             dtype: tensor.dtype,
@@ -197,7 +187,12 @@ impl Backend for Cpu {
         angles.sin.resize(positions.len() * half, 0.0);
         for j in 0..half {
             // In f32 and in this order: as the reference computes its frequencies and angles.
-            let frequency = 1.0 / rope.theta.powf((2 * j) as f32 / head_dim as f32) / rope.scaling;
+            let turns = rope.n_turning.is_none_or(|n| j < n);
+            let frequency = if turns {
+                1.0 / rope.theta.powf((2 * j) as f32 / head_dim as f32) / rope.scaling
+            } else {
+                0.0
+            };
             for (t, pos) in positions.iter().enumerate() {
                 let angle = *pos as f32 * frequency;
                 (angles.sin[t * half + j], angles.cos[t * half + j]) = angle.sin_cos();
@@ -257,19 +252,41 @@ impl Backend for Cpu {
         });
     }
 
+    fn norm_in_place(&mut self, x: &mut CpuBuffer, weight: &Vec<f32>, eps: f32) {
+        let isa = self.compute.isa();
+        self.for_rows(x, |_, row| {
+            for part in row.chunks_exact_mut(weight.len()) {
+                vector::rms_norm_in_place(isa, part, weight, eps);
+            }
+        });
+    }
+
+    fn pack(&mut self, layer: usize, kv: &mut KeyValues<Cpu>, sequences: &mut [Sequence<'_, KvCache>]) {
+        let Some(first) = sequences.first() else { return };
+        let (isa, shape) = (self.compute.isa(), first.cache.shape(layer));
+        let has_prompt = sequences.iter().any(|sequence| sequence.n > 1);
+        for (x, packed) in [&mut kv.k, &mut kv.v].into_iter().zip(&mut kv.packed) {
+            pack_rows(isa, shape, &x.values, packed);
+            if has_prompt {
+                // What later tokens will read from the cache is what a chunk's own rows see too.
+                unpack_rows(isa, shape, packed, &mut x.values);
+            }
+        }
+        store(layer, kv, sequences, |n| n == 1);
+    }
+
     fn attend(
         &mut self,
         layer: usize,
         shape: &AttentionShape<'_>,
-        [q, k, v]: [&mut CpuBuffer; 3],
-        sequences: &mut [Sequence<'_, KvCache>],
+        q: &CpuBuffer,
+        kv: &KeyValues<Cpu>,
+        sequences: &[Sequence<'_, KvCache>],
         out: &mut CpuBuffer,
     ) {
-        self.pack(layer, &mut k.values, &mut v.values, sequences);
         let (q_width, kv_width) = (shape.layer.q_width(), shape.layer.kv_width());
         let window = shape.layer.window;
-        let n_rows = q.n_rows();
-        out.reshape(n_rows, q_width);
+        out.reshape(q.n_rows(), q_width);
         let mut queries: SmallVec<[DecodeQuery<'_>; 4]> = SmallVec::new();
         let mut rest = out.values.as_mut_slice();
         let mut row = 0;
@@ -278,28 +295,21 @@ impl Backend for Cpu {
             let (own, others) = rest.split_at_mut(n * q_width);
             rest = others;
             let q = &q.values[row * q_width..(row + n) * q_width];
-            let k = &k.values[row * kv_width..(row + n) * kv_width];
-            let v = &v.values[row * kv_width..(row + n) * kv_width];
-            let pos = sequence.cache.len();
-            let packed = |side: usize| {
-                let width = self.packed[side].len() / n_rows.max(1);
-                &self.packed[side][row * width..(row + n) * width]
-            };
+            let view = sequence.cache.view(layer);
             if n == 1 {
-                sequence.cache.store(layer, n, packed(0), packed(1));
                 queries.push(DecodeQuery {
                     q,
-                    kv: sequence.cache.view(layer),
-                    pos,
+                    kv: view,
+                    pos: sequence.pos,
                     out: own,
                 });
-            } else {
+            } else if n > 1 {
                 let mut query = PrefillQuery {
                     q,
-                    k,
-                    v,
-                    kv: sequence.cache.view(layer),
-                    pos,
+                    k: &kv.k.values[row * kv_width..(row + n) * kv_width],
+                    v: &kv.v.values[row * kv_width..(row + n) * kv_width],
+                    kv: view,
+                    pos: sequence.pos,
                     spans: if shape.layer.sees_spans {
                         &sequence.spans
                     } else {
@@ -307,14 +317,8 @@ impl Backend for Cpu {
                     },
                     out: own,
                 };
-                prefill(
-                    &self.compute,
-                    &mut query,
-                    window,
-                    shape.score_scale,
-                    &mut self.prefill_scratch,
-                );
-                sequence.cache.store(layer, n, packed(0), packed(1));
+                let scratch = &mut self.prefill_scratch;
+                prefill(&self.compute, &mut query, window, shape.score_scale, scratch);
             }
             row += n;
         }
@@ -329,22 +333,70 @@ impl Backend for Cpu {
         }
     }
 
+    fn store(&mut self, layer: usize, kv: &KeyValues<Cpu>, sequences: &mut [Sequence<'_, KvCache>]) {
+        store(layer, kv, sequences, |n| n > 1);
+    }
+
     fn advance(&mut self, sequences: &mut [Sequence<'_, KvCache>]) {
         for sequence in sequences {
             sequence.cache.advance(sequence.n);
         }
     }
 
-    fn gelu_mul(&mut self, gate: &mut CpuBuffer, up: &CpuBuffer) {
-        let isa = self.compute.isa();
+    fn gelu_mul(&mut self, gate: &mut CpuBuffer, up: &CpuBuffer, first: usize) {
+        let (isa, width) = (self.compute.isa(), gate.width);
         self.for_rows(gate, |t, row| {
-            vector::gelu_mul(isa, row, &up.values[t * up.width..(t + 1) * up.width]);
+            vector::gelu_mul(isa, row, &up.values[t * up.width + first..][..width]);
         });
+    }
+
+    fn copy(&mut self, x: &CpuBuffer, out: &mut CpuBuffer) {
+        out.reshape(x.n_rows(), x.width).copy_from_slice(&x.values);
+    }
+
+    fn scale(&mut self, x: &mut CpuBuffer, factor: f32) {
+        let isa = self.compute.isa();
+        self.for_rows(x, |_, row| vector::scale(isa, row, factor));
+    }
+
+    fn add(&mut self, x: &mut CpuBuffer, y: &CpuBuffer, factor: f32) {
+        self.for_rows(x, |t, row| {
+            for (x, y) in row.iter_mut().zip(&y.values[t * y.width..(t + 1) * y.width]) {
+                *x = (*x + y) * factor;
+            }
+        });
+    }
+
+    fn soft_cap(&mut self, x: &mut CpuBuffer, cap: f32) {
+        let isa = self.compute.isa();
+        // A row of logits is long enough to be shared out.
+        let width = std::mem::replace(&mut x.width, 1);
+        self.for_rows(x, |_, row| vector::soft_cap(isa, row, cap));
+        x.width = width;
+    }
+
+    fn route(&mut self, scores: &mut CpuBuffer, n_used: usize, scale: &Vec<f32>, routes: &mut Routes) {
+        routes.choose(&mut scores.values, scores.width, n_used, scale);
+    }
+
+    fn mix_experts(
+        &mut self,
+        x: &CpuBuffer,
+        routes: &Routes,
+        experts: &ExpertMatrices<Cpu>,
+        out: &mut CpuBuffer,
+    ) {
+        let mut scratch = std::mem::take(&mut self.experts);
+        scratch.run(&self.compute, &x.values, routes, experts);
+        out.reshape(x.n_rows(), x.width);
+        self.for_rows(out, |t, row| scratch.mix(routes, t, row));
+        self.experts = scratch;
     }
 
     fn gather(&mut self, x: &CpuBuffer, rows: &[usize], out: &mut CpuBuffer) {
         let width = x.width;
-        for (to, from) in out.reshape(rows.len(), width).chunks_exact_mut(width).zip(rows) {
+        let to = out.reshape(rows.len(), width).chunks_exact_mut(width.max(1));
+        for (to, from) in to.zip(rows) {
             to.copy_from_slice(&x.values[from * width..(from + 1) * width]);
         }
     }
@@ -356,5 +408,28 @@ impl Backend for Cpu {
     fn read(&self, x: &CpuBuffer, out: &mut Vec<f32>) {
         out.clear();
         out.extend_from_slice(&x.values);
+    }
+}
+
+/// Puts the packed rows of those sequences of a batch whose number of rows is asked for into their caches.
+fn store(
+    layer: usize,
+    kv: &KeyValues<Cpu>,
+    sequences: &mut [Sequence<'_, KvCache>],
+    is_wanted: impl Fn(usize) -> bool,
+) {
+    let n_rows = kv.k.n_rows();
+    let mut row = 0;
+    for sequence in sequences {
+        let n = sequence.n;
+        if is_wanted(n) {
+            let packed = |side: &Vec<u8>| {
+                let width = side.len() / n_rows.max(1);
+                row * width..(row + n) * width
+            };
+            let [k, v] = &kv.packed;
+            sequence.cache.store(layer, n, &k[packed(k)], &v[packed(v)]);
+        }
+        row += n;
     }
 }
