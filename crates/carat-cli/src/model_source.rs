@@ -23,6 +23,25 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 /// Largest `tokenizer.json` or `tokenizer.model`, in bytes; Gemma's have 33 MB and 5 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
+/// Pieces that stand around and for images and sounds. None has a meaning in an answer, and Gemma 4 12B is known to
+/// let some slip into text, so they are never generated, whatever the file says.
+const MEDIA_TOKENS: [&str; 8] = [
+    "<image_soft_token>",
+    "<|image>",
+    "<|image|>",
+    "<image|>",
+    "<|audio>",
+    "<|audio|>",
+    "<audio|>",
+    "<|video|>",
+];
+
+/// Tokens that a `generation_config.json` says are never to be generated.
+#[derive(Deserialize)]
+struct Suppressed {
+    suppress_tokens: Option<Vec<u32>>,
+}
+
 /// An opened model: its container, no weights yet.
 pub(crate) struct ModelSource {
     /// Where it lies.
@@ -129,13 +148,27 @@ impl ModelSource {
 
     /// Tokens that are never to be generated: placeholders of images and what the file names.
     pub(crate) fn suppressed(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let mut ids: Vec<u32> = tokenizer.id_of("<image_soft_token>").into_iter().collect();
+        let mut ids: Vec<u32> = MEDIA_TOKENS
+            .iter()
+            .filter_map(|piece| tokenizer.id_of(piece))
+            .collect();
         if let Some(metadata) = self.metadata() {
             let named = metadata
                 .i32s("tokenizer.ggml.suppress_tokens")?
                 .unwrap_or_default();
             ids.extend(named.into_iter().filter_map(|id| u32::try_from(id).ok()));
+        } else {
+            let path = self.local.path.join("generation_config.json");
+            ids.extend(
+                read_json::<Suppressed>(&path)?
+                    .and_then(|read| read.suppress_tokens)
+                    .unwrap_or_default(),
+            );
         }
+        // What is no row of the vocabulary cannot be generated anyway.
+        ids.retain(|id| (*id as usize) < tokenizer.len());
+        ids.sort_unstable();
+        ids.dedup();
         Ok(ids)
     }
 

@@ -196,8 +196,11 @@ mod tests {
         for entry in &entries {
             names.push(entry.name.to_lowercase());
             names.extend(entry.aliases.iter().map(|alias| alias.to_lowercase()));
-            assert!(entry.name.starts_with("gemma3:"), "{}", entry.name);
-            assert!(entry.size_gb > 0.1 && entry.size_gb < 60.0, "{}", entry.name);
+            let is_gemma = ["gemma3:", "gemma4:"]
+                .iter()
+                .any(|family| entry.name.starts_with(family));
+            assert!(is_gemma, "{}", entry.name);
+            assert!(entry.size_gb > 0.1 && entry.size_gb < 65.0, "{}", entry.name);
             assert!(!entry.hf.is_empty(), "{} has no source", entry.name);
             let instruct = entry.name.contains("-it");
             assert_eq!(entry.tuning == Tuning::Instruct, instruct, "{}", entry.name);
@@ -216,12 +219,13 @@ mod tests {
     #[test]
     fn every_size_has_both_tunings_and_the_defaults_are_those_of_ollama() {
         let entries = load(None).unwrap();
-        for params in ["270M", "1B", "4B", "12B", "27B"] {
+        let gemma3 = ["270M", "1B", "4B", "12B", "27B"].map(|params| ("gemma3:", params));
+        let gemma4 = ["E2B", "E4B", "12B", "26B-A4B", "31B"].map(|params| ("gemma4:", params));
+        for (family, params) in gemma3.into_iter().chain(gemma4) {
             for tuning in [Tuning::Base, Tuning::Instruct] {
-                assert!(
-                    entries.iter().any(|e| e.params == params && e.tuning == tuning),
-                    "{params}"
-                );
+                let is_one =
+                    |e: &Entry| e.name.starts_with(family) && e.params == params && e.tuning == tuning;
+                assert!(entries.iter().any(is_one), "{family}{params}");
             }
         }
         let quant_of = |name: &str| {
@@ -234,6 +238,9 @@ mod tests {
         assert_eq!(quant_of("gemma3:270m"), ("270M".into(), "Q8_0".into()));
         assert_eq!(quant_of("Gemma3:12B"), ("12B".into(), "Q4_K_M".into()));
         assert_eq!(quant_of("gemma3:27b-it-qat"), ("27B".into(), "Q4_0".into()));
+        assert_eq!(quant_of("gemma4"), ("E4B".into(), "Q4_K_M".into()));
+        assert_eq!(quant_of("gemma4:12b"), ("12B".into(), "Q4_K_M".into()));
+        assert_eq!(quant_of("gemma4:26b"), ("26B-A4B".into(), "Q4_K_M".into()));
         assert_eq!(quant_of("gemma3:270m-pt"), ("270M".into(), "Q4_K_M".into()));
     }
 

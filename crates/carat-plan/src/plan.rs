@@ -96,6 +96,9 @@ impl Buffers {
         // x, normed and projected; q and attended; k, v and their rounding; gate and up; two ropes' angles.
         let row = 4 * (3 * widest.model + 2 * widest.q + 2 * widest.kv + 2 * widest.mlp + 2 * widest.head)
             + 2 * widest.kv;
+        let row = row
+            + 4 * 2 * (config.layers.len() as u64) * config.per_layer_width as u64
+            + expert_bytes(config, setup);
         let per_thread = panel_bytes(widest.input(), has_floats || setup.precision == Precision::F32);
         Buffers {
             activations: rows(row),
@@ -149,6 +152,17 @@ fn input_bytes(precision: Precision, width: u64) -> u64 {
             Precision::Int8 => integers(1),
             Precision::Int16 => integers(2),
         }
+}
+
+/// Bytes that experts take for one token: the input and the result of each that it goes to.
+fn expert_bytes(config: &Config, setup: &Setup) -> u64 {
+    let of_layer = |layer: &LayerConfig| {
+        let experts = layer.experts?;
+        let (d_model, d_ff) = (config.d_model as u64, experts.d_ff as u64);
+        let inputs = input_bytes(setup.precision, d_model) + input_bytes(setup.precision, d_ff);
+        Some((inputs + 4 * (2 * d_ff + d_model)).saturating_mul(experts.n_used as u64))
+    };
+    config.layers.iter().filter_map(of_layer).max().unwrap_or(0)
 }
 
 /// Bytes of one thread's panel of weight rows: 32 rows of bytes with their scales, or 64 rows of f32 and one more.
@@ -249,7 +263,7 @@ pub fn decode_bytes(config: &Config, weights: &Weights, dtype: KvDType, depth: u
         span.saturating_mul(position as u64)
     };
     let cache = config.layers.iter().map(of_layer).fold(0, u64::saturating_add);
-    weights.read_per_token().saturating_add(cache)
+    weights.read_per_token(config).saturating_add(cache)
 }
 
 #[cfg(test)]
@@ -326,6 +340,19 @@ mod tests {
         assert_eq!(read(0), 0);
         assert_eq!(read(512), 18 * 512 * 1024);
         assert_eq!(read(8192), (15 * 512 + 3 * 8192) * 1024);
+    }
+
+    /// Of E2B's 35 layers 12 local and 3 global ones have keys and values: 6 KiB a token, and 6 MiB of windows.
+    #[test]
+    fn layers_that_share_take_no_cache() {
+        let plan = plan_of("E2B", Mix::Q4_0, &setup(131_072));
+        assert_eq!(plan.kv.global, 131_072 * 6 * 1024);
+        let windows = 12 * 512 * 1024;
+        assert!(
+            (windows..windows * 5 / 4).contains(&plan.kv.local),
+            "{}",
+            plan.kv.local
+        );
     }
 
     #[test]

@@ -1,10 +1,14 @@
-//! The image tower of the multimodal sizes.
+//! The towers of the multimodal sizes.
+//!
+//! Gemma 4 publishes them in 16 bits as one file beside the text model, whose size is what counts here: 175 MB for
+//! 12B, which has no tower but embedders; about 1.2 GB for 26B-A4B and 31B; about 0.99 GB for E2B and E4B, sounds
+//! included.
 //!
 //! SigLIP as Gemma 3 has it: 896 x 896 pixels in patches of 14, 27 layers, 417 million parameters, the same in
 //! 4B, 12B and 27B; a projection to the model's width after it. Published in 16 bits, and in GGUF as a file of its
 //! own, so these bytes come on top of the language model's.
 
-use carat_model::Config;
+use carat_model::{Config, Family};
 
 const PATCH: u64 = 14;
 const PATCHES: u64 = 64 * 64;
@@ -17,9 +21,22 @@ const BYTES: u64 = 2;
 /// Layers of the published sizes that see images.
 const LAYERS_OF_MULTIMODAL: [usize; 3] = [34, 48, 62];
 
-/// Bytes of the tower and its projection in 16 bits; `None` for sizes without one.
+/// Bytes of Gemma 4's towers by the text model's number of layers.
+const BYTES_OF_GEMMA4: [(usize, u64); 5] = [
+    (35, 990_000_000),
+    (42, 990_000_000),
+    (48, 175_115_840),
+    (30, 1_200_000_000),
+    (60, 1_200_000_000),
+];
+
+/// Bytes of the towers and their projections in 16 bits; `None` for sizes without one.
 #[must_use]
 pub fn vision_bytes(config: &Config) -> Option<u64> {
+    if config.family == Family::Gemma4 {
+        let known = BYTES_OF_GEMMA4.iter().find(|(n, _)| *n == config.layers.len());
+        return known.map(|(_, bytes)| *bytes);
+    }
     let sees = LAYERS_OF_MULTIMODAL.contains(&config.layers.len());
     sees.then(|| BYTES * (tower_parameters() + WIDTH * (config.d_model as u64 + 1)))
 }

@@ -22,11 +22,15 @@ pub struct Weights {
     pub attention: u64,
     /// The three matrices of the MLPs.
     pub mlp: u64,
+    /// The matrices of experts, of which a token goes to a few.
+    pub experts: u64,
+    /// The tables of per-layer embeddings, of which a token reads a row.
+    pub per_layer: u64,
     /// Norms and what else is small.
     pub small: u64,
     /// What the files hold beside tensors: keys and vocabulary.
     pub rest: u64,
-    /// The image tower's tensors, where they are in the same files. Not read by a text model.
+    /// The tensors of towers for images and sounds, where they are in the same files. Not read by a text model.
     pub vision: u64,
     /// Whether a matrix is stored in plain floats, which need other scratch memory.
     pub has_floats: bool,
@@ -64,20 +68,24 @@ impl Weights {
 
     fn add(&mut self, name: &str, dtype: Option<DType>, n_bytes: u64) {
         let is_any = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
-        let is_tower = name.starts_with("v.")
-            || name.starts_with("mm.")
-            || is_any(&["vision_tower.", "multi_modal_projector."]);
+        let is_tower = ["v.", "a.", "mm."].iter().any(|part| name.starts_with(part)) || is_any(&TOWERS);
         let group = if is_tower {
             &mut self.vision
         } else if is_any(&["norm"]) {
             &mut self.small
+        } else if is_any(&["per_layer_token_embd.", "embed_tokens_per_layer."]) {
+            &mut self.per_layer
+        } else if is_any(&["_exps.", "experts."]) && !name.ends_with("scale") {
+            &mut self.experts
         } else if is_any(&["token_embd.", "embed_tokens."]) {
             &mut self.embedding
         } else if name == "output.weight" || is_any(&["lm_head."]) {
             &mut self.head
         } else if is_any(&["attn_", "self_attn."]) {
             &mut self.attention
-        } else if is_any(&["ffn_", "mlp."]) {
+        } else if is_any(&["ffn_", "mlp.", "inp_gate.", "per_layer_input_gate.", "per_layer_"])
+            || is_projection(name)
+        {
             &mut self.mlp
         } else {
             &mut self.small
@@ -90,9 +98,9 @@ impl Weights {
     /// All tensors of the text model.
     #[must_use]
     pub fn tensors(&self) -> u64 {
-        [self.embedding, self.head, self.attention, self.mlp, self.small]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let matrices = [self.embedding, self.head, self.attention, self.mlp, self.experts];
+        let others = [self.per_layer, self.small];
+        matrices.into_iter().chain(others).fold(0, u64::saturating_add)
     }
 
     /// What is mapped and touched by a run: the text model's tensors and what stands beside them in the file.
@@ -101,15 +109,35 @@ impl Weights {
         self.tensors().saturating_add(self.rest)
     }
 
-    /// What one step of decoding reads: every matrix once; of an embedding beside a head only a row.
+    /// What one step of decoding reads: every matrix once, but only the experts that a token goes to; of an
+    /// embedding beside a head, and of per-layer embeddings, only a row.
     #[must_use]
-    pub fn read_per_token(&self) -> u64 {
-        if self.head > 0 {
-            self.tensors().saturating_sub(self.embedding)
-        } else {
-            self.tensors()
-        }
+    pub fn read_per_token(&self, config: &Config) -> u64 {
+        let rows_only = if self.head > 0 { self.embedding } else { 0 };
+        let experts = config.layers.iter().find_map(|layer| layer.experts);
+        let idle = experts.map_or(0, |experts| {
+            let (n, n_idle) = (experts.n as u64, (experts.n - experts.n_used) as u64);
+            self.experts / n.max(1) * n_idle
+        });
+        [rows_only, self.per_layer, idle]
+            .into_iter()
+            .fold(self.tensors(), u64::saturating_sub)
     }
+}
+
+/// Parts of the names of towers and what joins them to the text model, in safetensors.
+const TOWERS: [&str; 6] = [
+    "vision_tower.",
+    "audio_tower.",
+    "multi_modal_projector.",
+    "vision_embedder.",
+    "embed_vision.",
+    "embed_audio.",
+];
+
+/// The matrix that brings a layer's own input back, whose name in GGUF is part of others.
+fn is_projection(name: &str) -> bool {
+    name.starts_with("blk.") && name.ends_with(".proj.weight")
 }
 
 #[cfg(test)]
@@ -124,6 +152,20 @@ mod tests {
             weights.total().abs_diff(253_113_024) < 253_113_024 / 200,
             "{weights:?}"
         );
+    }
+
+    /// 8 of 128 experts, and none of the tables of per-layer embeddings.
+    #[test]
+    fn decoding_reads_what_is_active() {
+        for (size, least, most) in [
+            ("26B-A4B", 3.75, 3.9),
+            ("E2B", 2.2, 2.35),
+            ("gemma4-12B", 11.8, 12.0),
+        ] {
+            let config = Config::published(size).unwrap();
+            let read = Weights::of_mix(&config, Mix::BF16).read_per_token(&config) as f64 / 2e9;
+            assert!((least..most).contains(&read), "{size}: {read} billion");
+        }
     }
 
     #[test]
@@ -161,6 +203,25 @@ mod tests {
                     256,
                 ),
                 ("mm.input_projection.weight", None, 512),
+                ("blk.3.ffn_gate_up_exps.weight", Some(DType::Q4_0), 2048),
+                (
+                    "model.language_model.layers.3.experts.down_proj",
+                    Some(DType::BF16),
+                    4096,
+                ),
+                ("per_layer_token_embd.weight", Some(DType::Q4_0), 8192),
+                (
+                    "model.language_model.embed_tokens_per_layer.weight",
+                    Some(DType::BF16),
+                    16_384,
+                ),
+                ("blk.3.proj.weight", Some(DType::Q4_0), 32_768),
+                ("blk.3.ffn_down_exps.scale", Some(DType::F32), 65_536),
+                (
+                    "model.audio_tower.layers.0.feed_forward1.ffw_layer_1.linear.weight",
+                    None,
+                    131_072,
+                ),
             ],
             1024,
         );
@@ -170,13 +231,18 @@ mod tests {
                 embedding: 1,
                 head: 2,
                 attention: 12,
-                mlp: 48,
+                mlp: 48 + 32_768 + 65_536,
+                experts: 2048 + 4096,
+                per_layer: 8192 + 16_384,
                 small: 192,
                 rest: 1024,
-                vision: 768,
+                vision: 768 + 131_072,
                 has_floats: true,
             }
         );
-        assert_eq!((weights.total(), weights.read_per_token()), (1279, 254));
+        let text = 255 + 2048 + 4096 + 8192 + 16_384 + 32_768 + 65_536;
+        assert_eq!(weights.total(), text + 1024);
+        let dense = Config::published("1B").unwrap();
+        assert_eq!(weights.read_per_token(&dense), text - 1 - (8192 + 16_384));
     }
 }

@@ -121,6 +121,71 @@ impl Card<'_> {
             .map(|(_, name)| *name)
     }
 
+    /// The shapes of heads, each kind once.
+    fn heads(&self) -> String {
+        let mut kinds = Vec::new();
+        for layer in &self.config.layers {
+            let place = if layer.window.is_some() { "local" } else { "global" };
+            let shape = (layer.n_heads, layer.n_kv_heads, layer.head_dim);
+            if !kinds.iter().any(|(other, _)| *other == shape) {
+                kinds.push((shape, place));
+            }
+        }
+        let is_one = kinds.len() == 1;
+        let texts = kinds.into_iter().map(|((heads, kv_heads, width), place)| {
+            let of = if is_one {
+                String::new()
+            } else {
+                format!("{place}: ")
+            };
+            format!("{of}{heads} query, {kv_heads} key/value, width {width}")
+        });
+        texts.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The widths of MLPs, each once.
+    fn mlp_widths(&self) -> String {
+        let mut widths: Vec<usize> = self.config.layers.iter().map(|layer| layer.d_ff).collect();
+        widths.dedup();
+        widths.sort_unstable();
+        widths.dedup();
+        let texts: Vec<String> = widths.iter().map(ToString::to_string).collect();
+        texts.join(" and ")
+    }
+
+    /// What only some models have.
+    fn extras(&self) -> Vec<(&'static str, String)> {
+        let mut rows = Vec::new();
+        if let Some(experts) = self.config.layers.first().and_then(|layer| layer.experts) {
+            let active = self.config.n_active_parameters() / 1_000_000;
+            rows.push((
+                "experts",
+                format!(
+                    "{} of {} for a token, width {} ({active} M parameters active)",
+                    experts.n_used, experts.n, experts.d_ff
+                ),
+            ));
+        }
+        if self.config.per_layer_width > 0 {
+            let active = self.config.n_active_parameters() / 1_000_000;
+            rows.push((
+                "per layer",
+                format!(
+                    "{} inputs a token ({active} M parameters beside their table)",
+                    self.config.per_layer_width
+                ),
+            ));
+        }
+        let n_shared = self.config.layers.iter().filter(|layer| !layer.owns_kv()).count();
+        if n_shared > 0 {
+            rows.push((
+                "shared cache",
+                format!("the last {n_shared} layers use the keys and values of earlier ones"),
+            ));
+        }
+        rows
+    }
+
     fn json(&self) -> serde_json::Value {
         let (n_local, window, n_global) = self.attention();
         let layer = self.config.layers.first();
@@ -138,6 +203,10 @@ impl Card<'_> {
             "size_bytes": self.source.local.size_bytes,
             "family": format!("{:?}", self.config.family).to_lowercase(),
             "parameters": self.weights.n_parameters,
+            "active_parameters": self.config.n_active_parameters(),
+            "n_experts": layer.and_then(|layer| layer.experts).map(|experts| experts.n),
+            "per_layer_width": self.config.per_layer_width,
+            "n_shared_kv_layers": self.config.layers.iter().filter(|layer| !layer.owns_kv()).count(),
             "n_layers": self.config.layers.len(),
             "n_local_layers": n_local,
             "n_global_layers": n_global,
@@ -187,18 +256,13 @@ impl Card<'_> {
                 self.config.layers.len()
             ),
         );
-        if let Some(layer) = self.config.layers.first() {
-            row(
-                "heads",
-                format!(
-                    "{} query, {} key/value, width {}",
-                    layer.n_heads, layer.n_kv_heads, layer.head_dim
-                ),
-            );
-            row(
-                "width",
-                format!("{} (feed-forward {})", self.config.d_model, layer.d_ff),
-            );
+        row("heads", self.heads());
+        row(
+            "width",
+            format!("{} (feed-forward {})", self.config.d_model, self.mlp_widths()),
+        );
+        for (name, value) in self.extras() {
+            row(name, value);
         }
         row("context", format!("{} tokens", self.config.context_len));
         row("vocabulary", format!("{} tokens", self.config.vocab_size));

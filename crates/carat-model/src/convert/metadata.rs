@@ -1,8 +1,10 @@
-//! The GGUF keys of a Gemma 3 from a Hugging Face folder.
+//! The GGUF keys of a Gemma from a Hugging Face folder.
 //!
 //! Sizes come from the model's [`Config`]. Three things that every released Gemma 3 has alike are only written
 //! where a model differs, since other programs take them for granted: the base of the local rope, the pattern
-//! of global layers, and the scale of attention scores.
+//! of global layers, and the scale of attention scores. What a Gemma 4 says is in `gemma4`.
+
+mod gemma4;
 
 use std::path::Path;
 
@@ -10,9 +12,9 @@ use carat_format::{Array, Value, read_limited};
 use serde_json::Value as Json;
 
 use super::ConvertError;
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{MergeOrder, Vocabulary};
 use crate::checkpoint::Checkpoint;
-use crate::{Config, Error};
+use crate::{Config, Error, Family};
 
 /// Largest `tokenizer_config.json` and chat template that are read, in bytes; Gemma's has 1.2 MB.
 const MAX_SIDE_FILE_BYTES: u64 = 16 << 20;
@@ -31,17 +33,33 @@ pub(super) fn of_folder(
     notes: &mut Vec<String>,
 ) -> Result<Described, ConvertError> {
     let folder = checkpoint.path();
-    let mut keys = Keys(Vec::new());
-    keys.text("general.architecture", "gemma3");
+    let family = checkpoint.config().family;
+    let mut keys = Keys {
+        architecture: match family {
+            Family::Gemma3 => "gemma3",
+            Family::Gemma4 => "gemma4",
+        },
+        list: Vec::new(),
+    };
+    keys.text("general.architecture", keys.architecture);
     keys.text("general.type", "model");
     if let Some(name) = folder.file_name().and_then(|name| name.to_str()) {
         keys.text("general.name", name);
     }
-    sizes(checkpoint.config(), &mut keys, notes);
-    let Some(vocabulary) = Vocabulary::open(folder, n_rows, notes)? else {
+    let order = match family {
+        Family::Gemma3 => {
+            sizes(checkpoint.config(), &mut keys, notes);
+            MergeOrder::Scores
+        }
+        Family::Gemma4 => {
+            gemma4::sizes(checkpoint.config(), &mut keys);
+            MergeOrder::Rules
+        }
+    };
+    let Some(vocabulary) = Vocabulary::open(folder, n_rows, order, notes)? else {
         notes.push("the folder has no tokenizer, so the file has none and only runs on token ids".to_owned());
         return Ok(Described {
-            metadata: keys.0,
+            metadata: keys.list,
             n_tokens: None,
         });
     };
@@ -58,19 +76,25 @@ pub(super) fn of_folder(
             n_rows - n_tokens
         ));
     }
-    tokenizer(&vocabulary, folder, &mut keys)?;
+    match family {
+        Family::Gemma3 => tokenizer(&vocabulary, folder, &mut keys)?,
+        Family::Gemma4 => gemma4::tokenizer(&vocabulary, folder, &mut keys)?,
+    }
     Ok(Described {
-        metadata: keys.0,
+        metadata: keys.list,
         n_tokens: Some(n_tokens),
     })
 }
 
 /// Keys in the order they are added.
-struct Keys(Vec<(String, Value)>);
+struct Keys {
+    architecture: &'static str,
+    list: Vec<(String, Value)>,
+}
 
 impl Keys {
     fn add(&mut self, key: &str, value: Value) {
-        self.0.push((key.to_owned(), value));
+        self.list.push((key.to_owned(), value));
     }
 
     fn text(&mut self, key: &str, text: &str) {
@@ -80,13 +104,13 @@ impl Keys {
     /// A size of the model; all are checked to be small when the configuration is read.
     fn count(&mut self, key: &str, n: usize) {
         self.add(
-            &format!("gemma3.{key}"),
+            &format!("{}.{key}", self.architecture),
             Value::U32(u32::try_from(n).unwrap_or(u32::MAX)),
         );
     }
 
     fn number(&mut self, key: &str, value: f32) {
-        self.add(&format!("gemma3.{key}"), Value::F32(value));
+        self.add(&format!("{}.{key}", self.architecture), Value::F32(value));
     }
 }
 
@@ -150,19 +174,34 @@ fn sizes(config: &Config, keys: &mut Keys, notes: &mut Vec<String>) {
 }
 
 fn tokenizer(vocabulary: &Vocabulary, folder: &Path, keys: &mut Keys) -> Result<(), ConvertError> {
-    let tokens = Array::from_strings(&vocabulary.pieces)
-        .ok_or_else(|| vocabulary.bad("its pieces are too long for a GGUF file"))?;
     keys.text("tokenizer.ggml.model", "llama");
     keys.text("tokenizer.ggml.pre", "default");
-    keys.add("tokenizer.ggml.tokens", Value::Array(tokens));
+    pieces(vocabulary, keys)?;
     keys.add(
         "tokenizer.ggml.scores",
         Value::Array(Array::from_f32s(&vocabulary.scores)),
     );
+    specials(vocabulary, "<end_of_turn>", folder, keys)
+}
+
+fn pieces(vocabulary: &Vocabulary, keys: &mut Keys) -> Result<(), ConvertError> {
+    let tokens = Array::from_strings(&vocabulary.pieces)
+        .ok_or_else(|| vocabulary.bad("its pieces are too long for a GGUF file"))?;
+    keys.add("tokenizer.ggml.tokens", Value::Array(tokens));
     keys.add(
         "tokenizer.ggml.token_type",
         Value::Array(Array::from_i32s(&vocabulary.kinds)),
     );
+    Ok(())
+}
+
+/// The ids of special pieces, what is put before a text, and the chat template.
+fn specials(
+    vocabulary: &Vocabulary,
+    end_of_turn: &str,
+    folder: &Path,
+    keys: &mut Keys,
+) -> Result<(), ConvertError> {
     let template = chat_template(folder)?;
     let mut specials = vec![
         ("tokenizer.ggml.bos_token_id", "<bos>"),
@@ -171,7 +210,7 @@ fn tokenizer(vocabulary: &Vocabulary, folder: &Path, keys: &mut Keys) -> Result<
         ("tokenizer.ggml.padding_token_id", "<pad>"),
     ];
     if template.is_some() {
-        specials.push(("tokenizer.ggml.eot_token_id", "<end_of_turn>"));
+        specials.push(("tokenizer.ggml.eot_token_id", end_of_turn));
     }
     for (key, piece) in specials {
         if let Some(id) = vocabulary.id_of(piece) {

@@ -1,8 +1,8 @@
 //! The model to convert, in one shape whichever files it comes from: GGUF keys and GGUF tensors.
 //!
 //! Of a GGUF file everything is kept, except keys that describe the file itself. Of a Hugging Face folder the
-//! text model is taken: names are translated, norm weights get the one added that GGUF includes, rows of the
-//! embedding beyond the vocabulary are left out, and the towers for images are not converted.
+//! text model is taken: names are translated, norm weights of Gemma 3 get the one added that GGUF includes, rows
+//! of the embedding beyond the vocabulary are left out, and the towers for images and sounds are not converted.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use carat_kernels::DType;
 
 use super::{ConvertError, metadata};
 use crate::checkpoint::{Checkpoint, Container};
-use crate::{Error, gguf_name};
+use crate::{Config, Error, Family, gguf_name};
 
 /// Keys that say how a file was made and not what the model is; the new file gets its own or none.
 const KEYS_OF_THE_FILE: [&str; 4] = [
@@ -66,7 +66,7 @@ impl SourceTensor {
 }
 
 impl Source {
-    /// Opens a GGUF file of any Gemma, or a Hugging Face folder of a Gemma 3.
+    /// Opens a GGUF file of any Gemma, or a Hugging Face folder.
     pub(super) fn open(path: &Path) -> Result<Source, ConvertError> {
         if !path.is_dir() {
             return from_gguf(&Gguf::open(path)?, path);
@@ -115,16 +115,17 @@ fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, C
             continue;
         };
         let mut tensor = SourceTensor::new(name, &view);
-        if tensor.name.ends_with("norm.weight") {
+        if tensor.name.ends_with("norm.weight") && checkpoint.config().family == Family::Gemma3 {
             tensor.offset = 1.0;
         }
         tensors.push(tensor);
     }
+    tensors.extend(rope_factors(checkpoint.config()));
     tensors.sort_by_cached_key(|tensor| place(&tensor.name));
     let mut notes = Vec::new();
     if n_left_out > 0 {
         notes.push(format!(
-            "{n_left_out} tensors that are not of the text model were left out (the image tower)"
+            "{n_left_out} tensors that are not of the text model were left out (towers for images and sounds)"
         ));
     }
     let n_rows = tensors
@@ -134,7 +135,10 @@ fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, C
     let described = metadata::of_folder(checkpoint, n_rows.unwrap_or(0), &mut notes)?;
     if let Some(n_tokens) = described.n_tokens {
         for tensor in &mut tensors {
-            let is_tall = matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight");
+            let is_tall = matches!(
+                tensor.name.as_str(),
+                "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight"
+            );
             if let Some(n_rows) = tensor.shape.first_mut().filter(|_| is_tall) {
                 *n_rows = (*n_rows).min(n_tokens);
             }
@@ -144,6 +148,23 @@ fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, C
         metadata: described.metadata,
         tensors,
         notes,
+    })
+}
+
+/// What angles are divided by where only some pairs of a head turn: ones, then numbers too large to turn by.
+fn rope_factors(config: &Config) -> Option<SourceTensor> {
+    let layer = config.layers.iter().find(|layer| layer.window.is_none())?;
+    let n_turning = config.ropes.get(layer.rope)?.n_turning?;
+    let factor = |pair: usize| if pair < n_turning { 1.0f32 } else { 1e30 };
+    let bytes: Vec<u8> = (0..layer.head_dim / 2)
+        .flat_map(|pair| factor(pair).to_le_bytes())
+        .collect();
+    Some(SourceTensor {
+        name: "rope_freqs.weight".to_owned(),
+        shape: vec![layer.head_dim / 2],
+        dtype: DType::F32,
+        stored: bytes.into(),
+        offset: 0.0,
     })
 }
 

@@ -6,6 +6,8 @@
 //! trained the model used `tokenizer.json`, so `tokenizer.model` gives the scores and types if it holds the same
 //! pieces and ranks them alike, and is left aside, with a note, if not.
 //!
+//! Gemma 4 has rules instead, those of its `tokenizer.json`, and no scores.
+//!
 //! Ids that no file names are holes. Those below the last piece are named as other converters do; those above are
 //! rows that only pad the embedding, and are cut off.
 
@@ -37,6 +39,17 @@ const SCORE_OF_ADDED: f32 = -1000.0;
 /// Score of ids without a piece.
 const SCORE_OF_UNUSED: f32 = -10_000.0;
 
+/// Markers of Gemma 4 that stand within answers.
+const SEEN_MARKERS: [&str; 7] = [
+    "<|channel>",
+    "<channel|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|\"|>",
+];
+
 /// A vocabulary; the three lists are as long as each other.
 #[derive(Debug)]
 pub(super) struct Vocabulary {
@@ -44,8 +57,19 @@ pub(super) struct Vocabulary {
     pub(super) pieces: Vec<String>,
     pub(super) scores: Vec<f32>,
     pub(super) kinds: Vec<i32>,
+    /// Rules `left right` in order, where those decide and not the scores.
+    pub(super) merges: Vec<String>,
     /// Ids of tokens that are no row of the embedding.
     dropped: BTreeSet<usize>,
+}
+
+/// What decides which pieces are merged first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MergeOrder {
+    /// Gemma 3.
+    Scores,
+    /// Gemma 4.
+    Rules,
 }
 
 impl Vocabulary {
@@ -53,11 +77,13 @@ impl Vocabulary {
     pub(super) fn open(
         folder: &Path,
         n_rows: usize,
+        order: MergeOrder,
         notes: &mut Vec<String>,
     ) -> Result<Option<Vocabulary>, ConvertError> {
         let (json_path, model_path) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
         if !json_path.is_file() {
-            if !model_path.is_file() {
+            // A `tokenizer.model` has no rules.
+            if !model_path.is_file() || order == MergeOrder::Rules {
                 return Ok(None);
             }
             let bytes = read_limited(&model_path, MAX_BYTES)?;
@@ -66,6 +92,9 @@ impl Vocabulary {
         }
         let json = read_limited(&json_path, MAX_BYTES)?;
         let json = TokenizerJson::parse(&json, &json_path)?;
+        if order == MergeOrder::Rules {
+            return Vocabulary::of_rules(&json, json_path, n_rows).map(Some);
+        }
         if model_path.is_file() {
             let bytes = read_limited(&model_path, MAX_BYTES)?;
             match Vocabulary::of_both(&bytes, &json, model_path, n_rows) {
@@ -118,6 +147,22 @@ impl Vocabulary {
         vocabulary.finish()
     }
 
+    /// The pieces with their rules.
+    fn of_rules(json: &TokenizerJson<'_>, path: PathBuf, n_rows: usize) -> Result<Vocabulary, ConvertError> {
+        let mut vocabulary = Vocabulary::empty(path, n_rows);
+        json.place(&mut vocabulary)
+            .map_err(|reason| vocabulary.bad(&reason))?;
+        vocabulary.place_added(&json.added_tokens);
+        for (piece, kind) in vocabulary.pieces.iter().zip(&mut vocabulary.kinds) {
+            // As other converters have it: whoever parses an answer must see these.
+            if *kind == CONTROL && SEEN_MARKERS.contains(&piece.as_str()) {
+                *kind = USER_DEFINED;
+            }
+        }
+        vocabulary.merges = json.merges();
+        vocabulary.finish()
+    }
+
     /// One hole for each row of the embedding.
     fn empty(path: PathBuf, n_rows: usize) -> Vocabulary {
         Vocabulary {
@@ -125,6 +170,7 @@ impl Vocabulary {
             pieces: vec![String::new(); n_rows],
             scores: vec![SCORE_OF_UNUSED; n_rows],
             kinds: vec![UNUSED; n_rows],
+            merges: Vec::new(),
             dropped: BTreeSet::new(),
         }
     }

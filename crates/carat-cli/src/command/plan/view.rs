@@ -236,7 +236,8 @@ impl Outcome {
             "target": self.target.name, "usable_bytes": self.target.usable,
             "weights_bytes": {
                 "embedding": plan.weights.embedding, "head": plan.weights.head, "attention": plan.weights.attention,
-                "mlp": plan.weights.mlp, "small": plan.weights.small, "rest": plan.weights.rest,
+                "mlp": plan.weights.mlp, "experts": plan.weights.experts,
+                "per_layer_embeddings": plan.weights.per_layer, "small": plan.weights.small, "rest": plan.weights.rest,
                 "total": plan.weights.total(),
             },
             "kv_bytes": {"local": plan.kv.local, "global": plan.kv.global, "total": plan.kv.total()},

@@ -44,7 +44,7 @@ fn folder(files: &[(&str, &[u8])]) -> TempDir {
 /// The vocabulary of a folder and the notes about it.
 fn open(files: &[(&str, &[u8])], n_rows: usize) -> Result<(Vocabulary, Vec<String>), ConvertError> {
     let mut notes = Vec::new();
-    let vocabulary = Vocabulary::open(folder(files).path(), n_rows, &mut notes)?;
+    let vocabulary = Vocabulary::open(folder(files).path(), n_rows, MergeOrder::Scores, &mut notes)?;
     Ok((vocabulary.unwrap(), notes))
 }
 

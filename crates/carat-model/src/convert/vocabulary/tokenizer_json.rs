@@ -91,6 +91,15 @@ impl<'a> TokenizerJson<'a> {
         Ok(())
     }
 
+    /// The merges as GGUF has them, `left right`.
+    pub(super) fn merges(&self) -> Vec<String> {
+        let text = |merge: &Merge<'_>| match merge {
+            Merge::Pair(left, right) => format!("{left} {right}"),
+            Merge::Text(text) => text.clone().into_owned(),
+        };
+        self.model.merges.iter().map(text).collect()
+    }
+
     /// Earlier merges must make pieces of higher scores, otherwise scores would merge in another order.
     pub(super) fn check_merges(&self, vocabulary: &Vocabulary) -> Result<(), String> {
         let mut last = f32::INFINITY;
