@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let n_x: usize = n_x.parse()?;
             let x: Vec<f32> = (0..n_x * N_COLS).map(|i| (i % 17) as f32 - 8.0).collect();
             let mut activations = Activations::new(precision);
-            activations.fill(isa, &x, n_x, N_COLS);
+            activations.fill(&compute, &x, n_x, N_COLS, &[weights]);
             let mut out = vec![0.0; n_x * n_rows];
             let mut times: Vec<f64> = (0..if n_x > 64 { 5 } else { 15 })
                 .map(|_| {

@@ -5,17 +5,28 @@
 //! two signed bytes, so that the same 8-bit dot product serves, twice. Rows are padded with zeros to whole
 //! chunks of 256. Beside `q` stand the sums that the formats' offsets and mins are multiplied with; they are sums
 //! of `q`, or of `256 q + low`.
+//!
+//! Rows may stand in tiles: block 0 of each row of the tile, then block 1 of each, so that a kernel that works on
+//! several rows at once reads one stream. With tiles of one row each row stands by itself.
+
+use std::sync::{Mutex, PoisonError};
+
+use smallvec::SmallVec;
 
 use crate::aligned::Aligned;
 use crate::block::CHUNK;
 use crate::simd::{Simd, dispatch};
-use crate::{Isa, is_area};
+use crate::{Isa, Pool, is_area};
+
+/// Elements from which on several threads quantize: some 10 µs of work.
+const PARALLEL_MIN: usize = 1 << 15;
 
 /// A batch of quantized rows; the buffers are reused from call to call.
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
     n_rows: usize,
     n_cols: usize,
+    tile_rows: usize,
     q: Aligned<i8>,
     /// Empty with 8 bits.
     low: Aligned<i8>,
@@ -27,7 +38,26 @@ pub(crate) struct QuantizedRows {
     isum32: Aligned<i32>,
 }
 
-/// One row of a [`QuantizedRows`]. `n` is the padded length.
+/// Some rows of a [`QuantizedRows`] that stand together, `T` of `n / 32` blocks each.
+#[derive(Clone, Copy)]
+pub(crate) struct QuantizedTile<'a> {
+    /// `[n / 32, T, 32]`
+    pub(crate) q: &'a [i8],
+    /// `[n / 32, T, 32]`, or empty with 8 bits.
+    pub(crate) low: &'a [i8],
+    /// `[n / 32, T]`
+    pub(crate) scale32: &'a [f32],
+    /// `[n / 32, T]`: scale times the sum of 32 `q`.
+    pub(crate) sum32: &'a [f32],
+    /// `[n / 32, T]`: the sum of 32 `q`.
+    pub(crate) isum32: &'a [i32],
+    /// `[n / 32, T, 2]`: scale times the sum of 16 `q`.
+    pub(crate) sum: &'a [f32],
+    /// `[n / 32, T, 2]`: the sum of 16 `q`.
+    pub(crate) isum: &'a [i32],
+}
+
+/// One row of a [`QuantizedRows`] whose tiles are single rows. `n` is the padded length.
 #[derive(Clone, Copy)]
 pub(crate) struct QuantizedRow<'a> {
     /// `[n]`
@@ -38,14 +68,6 @@ pub(crate) struct QuantizedRow<'a> {
     pub(crate) scale: &'a [f32],
     /// `[n / 16]`: scale times the sum of 16 `q`.
     pub(crate) sum: &'a [f32],
-    /// `[n / 16]`: the sum of 16 `q`. Read by the panel kernels alone, as are the next three.
-    pub(crate) isum: &'a [i32],
-    /// `[n / 32]`: the same scales, each once.
-    pub(crate) scale32: &'a [f32],
-    /// `[n / 32]`: scale times the sum of 32 `q`.
-    pub(crate) sum32: &'a [f32],
-    /// `[n / 32]`: the sum of 32 `q`.
-    pub(crate) isum32: &'a [i32],
 }
 
 /// Bits of a quantized activation.
@@ -56,16 +78,25 @@ pub(crate) enum Bits {
 }
 
 impl QuantizedRows {
-    /// Quantizes `x` `[n_rows, n_cols]`.
-    pub(crate) fn fill(&mut self, isa: Isa, bits: Bits, x: &[f32], n_rows: usize, n_cols: usize) {
+    /// Quantizes `x` `[n_rows, n_cols]`, in tiles of `tile_rows`, on the pool's threads if there is one and it pays.
+    /// What fills up the last tile is of no meaning.
+    pub(crate) fn fill(
+        &mut self,
+        (isa, pool): (Isa, Option<&Pool>),
+        bits: Bits,
+        x: &[f32],
+        [n_rows, n_cols]: [usize; 2],
+        tile_rows: usize,
+    ) {
         assert!(
-            is_area(x.len(), n_rows, n_cols),
+            is_area(x.len(), n_rows, n_cols) && tile_rows > 0,
             "activations do not fit their shape"
         );
         let padded = n_cols.next_multiple_of(CHUNK);
         self.n_rows = n_rows;
         self.n_cols = padded;
-        let n = n_rows * padded;
+        self.tile_rows = tile_rows;
+        let n = n_rows.next_multiple_of(tile_rows) * padded;
         self.q.resize(n);
         self.low.resize(if bits == Bits::Sixteen { n } else { 0 });
         self.isum.resize(n / 16);
@@ -76,9 +107,45 @@ impl QuantizedRows {
         for floats in [&mut self.scale32, &mut self.sum32] {
             floats.resize(n / 32);
         }
-        for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
-            self.fill_row(isa, t, from);
+        let n_tiles = n_rows.div_ceil(tile_rows);
+        let pool = pool.filter(|_| n_rows * n_cols >= PARALLEL_MIN);
+        let n_parts = pool.map_or(1, Pool::n_threads);
+        let tiles_per_part = n_tiles.div_ceil(n_parts).max(1);
+        let parts = self.parts(tiles_per_part * tile_rows * padded);
+        let x_parts = x.chunks((tiles_per_part * tile_rows * n_cols).max(1));
+        // Each part is one thread's; the lock only says so to the compiler.
+        let work: SmallVec<[_; 16]> = parts.zip(x_parts).map(Mutex::new).collect();
+        let fill = |_, i: usize| {
+            let (part, x) = &mut *work[i].lock().unwrap_or_else(PoisonError::into_inner);
+            for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
+                part.fill_row(isa, padded / 32, (t, tile_rows), from);
+            }
+        };
+        match pool {
+            Some(pool) => pool.run(work.len(), &fill),
+            None => (0..work.len()).for_each(|i| fill(0, i)),
         }
+    }
+
+    /// The buffers cut into parts of `n` elements, which are whole tiles.
+    fn parts(&mut self, n: usize) -> impl Iterator<Item = QuantizedPart<'_>> {
+        let mut low = self.low.chunks_mut(n);
+        let floats16 = self.scale.chunks_mut(n / 16).zip(self.sum.chunks_mut(n / 16));
+        let floats32 = self.scale32.chunks_mut(n / 32).zip(self.sum32.chunks_mut(n / 32));
+        let whole = self.isum.chunks_mut(n / 16).zip(self.isum32.chunks_mut(n / 32));
+        let parts = self.q.chunks_mut(n).zip(floats16).zip(floats32).zip(whole);
+        parts.map(
+            move |(((q, (scale, sum)), (scale32, sum32)), (isum, isum32))| QuantizedPart {
+                q,
+                low: low.next().unwrap_or(&mut []),
+                scale,
+                sum,
+                isum,
+                scale32,
+                sum32,
+                isum32,
+            },
+        )
     }
 
     /// Whether `low` is there.
@@ -95,25 +162,58 @@ impl QuantizedRows {
         self.n_cols
     }
 
+    /// Rows of a tile.
+    pub(crate) fn tile_rows(&self) -> usize {
+        self.tile_rows
+    }
+
+    /// Rows `i * tile_rows` and the following, as far as there are any.
+    pub(crate) fn tile(&self, i: usize) -> QuantizedTile<'_> {
+        let n = self.tile_rows * self.n_cols;
+        let (by16, by32) = (i * (n / 16)..(i + 1) * (n / 16), i * (n / 32)..(i + 1) * (n / 32));
+        QuantizedTile {
+            q: &self.q[i * n..(i + 1) * n],
+            low: self.low.get(i * n..(i + 1) * n).unwrap_or(&[]),
+            scale32: &self.scale32[by32.clone()],
+            sum32: &self.sum32[by32.clone()],
+            isum32: &self.isum32[by32],
+            sum: &self.sum[by16.clone()],
+            isum: &self.isum[by16],
+        }
+    }
+
+    /// Row `t`; tiles are single rows.
     pub(crate) fn row(&self, t: usize) -> QuantizedRow<'_> {
+        debug_assert_eq!(self.tile_rows, 1, "rows stand in tiles");
         let n = self.n_cols;
-        let (by16, by32) = (t * (n / 16)..(t + 1) * (n / 16), t * (n / 32)..(t + 1) * (n / 32));
+        let by16 = t * (n / 16)..(t + 1) * (n / 16);
         QuantizedRow {
             q: &self.q[t * n..(t + 1) * n],
             low: self.low.get(t * n..(t + 1) * n).unwrap_or(&[]),
             scale: &self.scale[by16.clone()],
-            sum: &self.sum[by16.clone()],
-            isum: &self.isum[by16],
-            scale32: &self.scale32[by32.clone()],
-            sum32: &self.sum32[by32.clone()],
-            isum32: &self.isum32[by32],
+            sum: &self.sum[by16],
         }
     }
+}
 
-    fn fill_row(&mut self, isa: Isa, t: usize, from: &[f32]) {
-        let n = self.n_cols;
+/// What one thread fills of a [`QuantizedRows`].
+struct QuantizedPart<'a> {
+    q: &'a mut [i8],
+    low: &'a mut [i8],
+    scale: &'a mut [f32],
+    sum: &'a mut [f32],
+    isum: &'a mut [i32],
+    scale32: &'a mut [f32],
+    sum32: &'a mut [f32],
+    isum32: &'a mut [i32],
+}
+
+impl QuantizedPart<'_> {
+    /// Row `t` of the part, of `n_blocks` blocks, in tiles of `tile_rows`.
+    fn fill_row(&mut self, isa: Isa, n_blocks: usize, (t, tile_rows): (usize, usize), from: &[f32]) {
+        let first = t / tile_rows * tile_rows * n_blocks + t % tile_rows;
         let mut block = [0.0; 32];
-        for b in 0..n / 32 {
+        for b in 0..n_blocks {
             let values = from.get(32 * b..).unwrap_or(&[]);
             let values: &[f32; 32] = if let Some(whole) = values.first_chunk() {
                 whole
@@ -122,7 +222,7 @@ impl QuantizedRows {
                 block[..values.len()].copy_from_slice(values);
                 &block
             };
-            let at = t * (n / 32) + b;
+            let at = first + b * tile_rows;
             let q: &mut [i8] = &mut self.q[32 * at..32 * (at + 1)];
             let (scale, sums) = match self.low.get_mut(32 * at..32 * (at + 1)) {
                 Some(low) => quantize_wide_block(isa, values, q, low),
@@ -211,6 +311,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn pool() -> Pool {
+        Pool::new(2).unwrap()
+    }
+
     /// The whole number that stands for element `i`.
     fn whole(row: &QuantizedRow<'_>, i: usize) -> i32 {
         let q = i32::from(row.q[i]);
@@ -224,7 +328,7 @@ mod tests {
             let (bits, units) = if wide { (Bits::Sixteen, 1.51) } else { (Bits::Eight, 0.5001) };
             for isa in Isa::available() {
                 let mut rows = QuantizedRows::default();
-                rows.fill(isa, bits, &x, 1, x.len());
+                rows.fill((isa, Some(&pool())), bits, &x, [1, x.len()], 1);
                 let row = rows.row(0);
                 prop_assert_eq!(rows.is_wide(), wide);
                 for (i, value) in x.iter().enumerate() {
@@ -232,12 +336,50 @@ mod tests {
                     prop_assert!(error <= row.scale[i / 16] * units + 1e-30, "{isa} {i}: {error}");
                 }
                 prop_assert!((x.len()..row.q.len()).all(|i| whole(&row, i) == 0));
-                for (j, sum) in row.isum.iter().enumerate() {
+                let tile = rows.tile(0);
+                for (j, sum) in tile.isum.iter().enumerate() {
                     prop_assert_eq!(*sum, (16 * j..16 * (j + 1)).map(|i| whole(&row, i)).sum::<i32>());
                 }
-                for (j, sum) in row.isum32.iter().enumerate() {
-                    prop_assert_eq!(*sum, row.isum[2 * j] + row.isum[2 * j + 1]);
+                for (j, sum) in tile.isum32.iter().enumerate() {
+                    prop_assert_eq!(*sum, tile.isum[2 * j] + tile.isum[2 * j + 1]);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_hold_the_same_numbers_as_rows() {
+        let (n_rows, n_cols) = (131, 300);
+        assert!(n_rows * n_cols >= PARALLEL_MIN, "several threads take part");
+        let x: Vec<f32> = (0..n_rows * n_cols)
+            .map(|i| (i as f32 * 0.7).sin() * 3.0)
+            .collect();
+        let (mut rows, mut tiles) = (QuantizedRows::default(), QuantizedRows::default());
+        rows.fill(
+            (Isa::detect(), Some(&pool())),
+            Bits::Sixteen,
+            &x,
+            [n_rows, n_cols],
+            1,
+        );
+        tiles.fill(
+            (Isa::detect(), Some(&pool())),
+            Bits::Sixteen,
+            &x,
+            [n_rows, n_cols],
+            4,
+        );
+        for t in 0..n_rows {
+            let (row, tile) = (rows.tile(t), tiles.tile(t / 4));
+            for b in 0..16 {
+                let at = 4 * b + t % 4;
+                assert_eq!(row.q[32 * b..][..32], tile.q[32 * at..][..32]);
+                assert_eq!(row.low[32 * b..][..32], tile.low[32 * at..][..32]);
+                assert_eq!(row.isum[2 * b..][..2], tile.isum[2 * at..][..2]);
+                assert_eq!(
+                    (row.isum32[b], row.scale32[b]),
+                    (tile.isum32[at], tile.scale32[at])
+                );
             }
         }
     }
@@ -249,7 +391,7 @@ mod tests {
                 let mut x = [1.0; 64];
                 x[40] = broken;
                 let mut rows = QuantizedRows::default();
-                rows.fill(isa, bits, &x, 1, 64);
+                rows.fill((isa, Some(&pool())), bits, &x, [1, 64], 1);
                 let row = rows.row(0);
                 assert!(
                     row.scale[1].is_finite() && row.scale[2].is_nan() && row.sum[3].is_nan(),
@@ -262,8 +404,20 @@ mod tests {
     #[test]
     fn buffers_are_reused_for_another_shape() {
         let mut rows = QuantizedRows::default();
-        rows.fill(Isa::detect(), Bits::Sixteen, &[1.0; 1024], 2, 512);
-        rows.fill(Isa::detect(), Bits::Eight, &[2.0; 40], 1, 40);
+        rows.fill(
+            (Isa::detect(), Some(&pool())),
+            Bits::Sixteen,
+            &[1.0; 1024],
+            [2, 512],
+            2,
+        );
+        rows.fill(
+            (Isa::detect(), Some(&pool())),
+            Bits::Eight,
+            &[2.0; 40],
+            [1, 40],
+            1,
+        );
         assert_eq!((rows.n_rows(), rows.n_cols(), rows.is_wide()), (1, 256, false));
         assert_eq!(&rows.row(0).q[38..42], &[127, 127, 0, 0]);
     }

@@ -18,7 +18,6 @@ use std::sync::{Mutex, PoisonError};
 use smallvec::SmallVec;
 
 use crate::activation::{Bits, QuantizedRows};
-use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK};
 use crate::encoder::PairScratch;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
@@ -26,7 +25,14 @@ use crate::isa::Level;
 use crate::{DType, Error, Isa, Pool, is_area, scalar};
 
 /// With this many activation rows a panel pays for its unpacking.
-const PANEL_MIN_X: usize = 5;
+fn panel_min_x(isa: Isa) -> usize {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => crate::x86_64::MAX_FEW + 1,
+        _ => 5,
+    }
+}
+
 /// Weight bytes of a chunk of work in decode: some 10 µs of one core's memory bandwidth.
 const ROWS_CHUNK_BYTES: usize = 256 << 10;
 
@@ -100,6 +106,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// The bytes of `row` and all rows after it.
+    pub(crate) fn rows_from(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_bytes..]
+    }
+
     /// Bytes from one row to the next.
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
@@ -132,7 +143,9 @@ pub struct Activations {
     precision: Precision,
     n_rows: usize,
     n_cols: usize,
+    /// Empty if no weights need them.
     floats: Vec<f32>,
+    is_quantized: bool,
     quantized: QuantizedRows,
 }
 
@@ -145,26 +158,43 @@ impl Activations {
             n_rows: 0,
             n_cols: 0,
             floats: Vec::new(),
+            is_quantized: false,
             quantized: QuantizedRows::default(),
         }
     }
 
-    /// Takes `x` `[n_rows, n_cols]` as the input of the products that follow.
+    /// Takes `x` `[n_rows, n_cols]` as the input of products with `weights`, in the arithmetics that those need.
     ///
     /// # Panics
     /// When `x` does not have that many elements.
-    pub fn fill(&mut self, isa: Isa, x: &[f32], n_rows: usize, n_cols: usize) {
+    pub fn fill(
+        &mut self,
+        compute: &Compute,
+        x: &[f32],
+        n_rows: usize,
+        n_cols: usize,
+        weights: &[Matrix<'_>],
+    ) {
         assert!(
             is_area(x.len(), n_rows, n_cols),
             "activations do not fit their shape"
         );
         (self.n_rows, self.n_cols) = (n_rows, n_cols);
+        let is_integer =
+            |weights: &Matrix<'_>| weights.dtype.is_quantized() && self.precision != Precision::F32;
         self.floats.clear();
-        self.floats.extend_from_slice(x);
-        self.quantize(isa);
+        if !weights.iter().all(is_integer) {
+            self.floats.extend_from_slice(x);
+        }
+        self.is_quantized = weights.iter().any(is_integer);
+        if self.is_quantized {
+            let on = (compute.isa, Some(&compute.pool));
+            quantize(&mut self.quantized, self.precision, on, x, [n_rows, n_cols]);
+        }
     }
 
-    /// Takes the rows of `x` `[_, n_cols]` whose indexes are given, in their order.
+    /// Takes the rows of `x` `[_, n_cols]` whose indexes are given, in their order. On the calling thread alone, for
+    /// products with weights of any kind, as is [`Activations::fill_gated`].
     ///
     /// # Panics
     /// When `x` has no such row.
@@ -207,14 +237,38 @@ impl Activations {
 
     /// The integer form of `floats`, where the precision has one.
     fn quantize(&mut self, isa: Isa) {
-        let bits = match self.precision {
-            Precision::Int8 => Bits::Eight,
-            Precision::Int16 => Bits::Sixteen,
-            Precision::F32 => return,
-        };
-        self.quantized
-            .fill(isa, bits, &self.floats, self.n_rows, self.n_cols);
+        self.is_quantized = self.precision != Precision::F32;
+        if self.is_quantized {
+            let shape = [self.n_rows, self.n_cols];
+            quantize(
+                &mut self.quantized,
+                self.precision,
+                (isa, None),
+                &self.floats,
+                shape,
+            );
+        }
     }
+}
+
+/// Quantizes `x` `[n_rows, n_cols]` the way the kernels of the instruction set take it.
+fn quantize(
+    to: &mut QuantizedRows,
+    precision: Precision,
+    on: (Isa, Option<&Pool>),
+    x: &[f32],
+    shape: [usize; 2],
+) {
+    let bits = match precision {
+        Precision::Int16 => Bits::Sixteen,
+        Precision::Int8 | Precision::F32 => Bits::Eight,
+    };
+    let tile_rows = match on.0.0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => crate::x86_64::tile_rows(shape[0]),
+        _ => 1,
+    };
+    to.fill(on, bits, x, shape, tile_rows);
 }
 
 /// One product of several that share their input: the weights and the output `[x rows, weight rows]`.
@@ -336,7 +390,7 @@ impl<'a> Job<'a> {
             "a weight's columns are not the activations' columns"
         );
         let out = SharedOut::new(out, x.n_rows, weights.n_rows);
-        let many = x.n_rows >= PANEL_MIN_X;
+        let many = x.n_rows >= panel_min_x(isa);
         let method = match (
             weights.dtype.is_quantized() && x.precision != Precision::F32,
             many,
@@ -346,11 +400,16 @@ impl<'a> Job<'a> {
             (false, true) => Method::FloatPanel,
             (false, false) => Method::FloatRows,
         };
+        let is_filled = match method {
+            Method::Int8Rows | Method::Int8Panel => x.is_quantized,
+            Method::FloatRows | Method::FloatPanel => x.floats.len() == x.n_rows * x.n_cols,
+        };
+        assert!(is_filled, "activations were not filled for weights of this kind");
         let chunk_rows = match method {
             Method::Int8Panel => INT8_PANEL_ROWS,
             Method::FloatPanel => FLOAT_PANEL_ROWS,
-            // Four rows are multiplied together; more activation rows mean more work for the same bytes.
-            _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(4, 512) & !3,
+            // Up to sixteen rows are multiplied together; more activation rows mean more work for the same bytes.
+            _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(16, 512) & !15,
         };
         Job {
             x,
@@ -368,26 +427,18 @@ impl<'a> Job<'a> {
         let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
         let (weights, out) = (&self.weights, &self.out);
         match self.method {
-            Method::Int8Rows => int8_rows(
-                isa,
-                &RowTask {
+            Method::Int8Rows | Method::Int8Panel => {
+                let task = RowTask {
                     weights,
                     rows,
                     x: &x.quantized,
                     out,
-                },
-            ),
-            Method::Int8Panel => {
-                int8_panel(
-                    isa,
-                    &RowTask {
-                        weights,
-                        rows,
-                        x: &x.quantized,
-                        out,
-                    },
-                    &mut scratch.panel,
-                );
+                };
+                if self.method == Method::Int8Panel {
+                    int8_panel(isa, &task, &mut scratch.panel);
+                } else {
+                    int8_rows(isa, &task, &mut scratch.panel);
+                }
             }
             Method::FloatRows => {
                 let task = FloatTask {
@@ -556,21 +607,14 @@ fn unreachable_chunk() -> ! {
     panic!("a chunk beyond the end of its row")
 }
 
-/// One thread's memory for an unpacked panel of the int8 path.
+/// One thread's memory for unpacked weights of the int8 path.
 #[derive(Default)]
 pub(crate) struct PanelScratch {
-    pub(crate) q: Aligned<u8>,
-    pub(crate) scale: Aligned<f32>,
-    pub(crate) min: Aligned<f32>,
-}
-
-impl PanelScratch {
-    /// Room for `n_q` bytes and `n_scales` scales and mins.
-    pub(crate) fn reserve(&mut self, n_q: usize, n_scales: usize) {
-        self.q.resize(n_q);
-        self.scale.resize(n_scales);
-        self.min.resize(n_scales);
-    }
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) packed: Box<[crate::x86_64::Packed; 2]>,
+    /// The last rows of a matrix, filled up with zeros.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) padded: Vec<u8>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -579,11 +623,11 @@ const INT8_PANEL_ROWS: usize = crate::x86_64::PANEL_ROWS;
 const INT8_PANEL_ROWS: usize = 32;
 
 /// Few activation rows, by the kernel of `isa`.
-fn int8_rows(isa: Isa, task: &RowTask<'_>) {
+fn int8_rows(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
-        Level::Avx512 => unsafe { crate::x86_64::dot_rows_avx512(task) },
+        Level::Avx512 => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
         Level::Avx2 => unsafe { crate::x86_64::dot_rows_avx2(task) },
@@ -596,8 +640,8 @@ fn int8_panel(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
-        Level::Avx512 => unsafe { crate::x86_64::multiply_panel(task, scratch) },
-        _ => int8_rows(isa, task),
+        Level::Avx512 => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
+        _ => int8_rows(isa, task, scratch),
     }
 }
 

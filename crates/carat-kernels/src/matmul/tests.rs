@@ -103,7 +103,7 @@ impl Case {
         let compute = Compute::new(isa, n_threads).unwrap();
         let weights = Matrix::new(self.dtype, self.n_rows, self.n_cols, &self.bytes).unwrap();
         let mut x = Activations::new(precision);
-        x.fill(isa, &self.x, self.n_x, self.n_cols);
+        x.fill(&compute, &self.x, self.n_x, self.n_cols, &[weights]);
         let mut out = vec![f32::NAN; self.n_x * self.n_rows];
         compute.multiply(
             &x,
@@ -189,7 +189,7 @@ proptest! {
         let mut rows = QuantizedRows::default();
         let (bits, precision) =
             if wide { (Bits::Sixteen, Precision::Int16) } else { (Bits::Eight, Precision::Int8) };
-        rows.fill(Isa::detect(), bits, &case.x, n_x, case.n_cols);
+        rows.fill((Isa::detect(), None), bits, &case.x, [n_x, case.n_cols], 1);
         let x: Vec<f64> = (0..n_x)
             .flat_map(|t| {
                 let row = rows.row(t);
@@ -226,6 +226,29 @@ proptest! {
             let one = case.multiply(Isa::detect(), precision, 1);
             let three = case.multiply(Isa::detect(), precision, 3);
             prop_assert!(one.iter().zip(&three).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+
+    /// A row's result does not depend on how many others are multiplied with it.
+    #[test]
+    fn a_batch_changes_no_bit(dtype in any_dtype(), n_x in 2usize..40, which: usize, seed: u64, wide: bool) {
+        prop_assume!(dtype.is_quantized());
+        if Isa::detect().0 != Level::Avx512 {
+            // The other sets' panels sum in another order than their rows.
+            return Ok(());
+        }
+        let case = Case::new(dtype, 50, n_x, which, seed, false);
+        let precision = if wide { Precision::Int16 } else { Precision::Int8 };
+        let together = case.multiply(Isa::detect(), precision, 2);
+        for t in [0, n_x / 2, n_x - 1] {
+            let alone = Case {
+                n_x: 1,
+                bytes: case.bytes.clone(),
+                x: case.x[t * case.n_cols..(t + 1) * case.n_cols].to_vec(),
+                ..case
+            };
+            let alone = alone.multiply(Isa::detect(), precision, 1);
+            prop_assert!(alone.iter().zip(&together[50 * t..]).all(|(a, b)| a.to_bits() == b.to_bits()), "{dtype} {t}");
         }
     }
 

@@ -4,15 +4,14 @@ pub(crate) mod avx2;
 mod avx2_dot;
 mod avx2_unpack;
 pub(crate) mod avx512;
-mod avx512_dot;
-mod avx512_panel;
-mod avx512_unpack;
+mod avx512_matmul;
+mod avx512_pack;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx2_dot::dot_rows as dot_rows_avx2;
 pub(crate) use avx512::Avx512;
-pub(crate) use avx512_dot::dot_rows as dot_rows_avx512;
-pub(crate) use avx512_panel::{PANEL_ROWS, multiply_panel};
+pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
+pub(crate) use avx512_pack::Packed;
 
 /// The f16 at `from` as f32.
 ///

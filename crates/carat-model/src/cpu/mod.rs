@@ -217,7 +217,6 @@ impl Backend for Cpu {
 
     fn multiply(&mut self, x: &CpuBuffer, products: &mut [(&CpuMatrix, &mut CpuBuffer)]) {
         let n = x.n_rows();
-        self.activations.fill(self.compute.isa(), &x.values, n, x.width);
         let mut jobs: SmallVec<[Product<'_>; 4]> = SmallVec::new();
         for (matrix, out) in products {
             // The view cannot fail: `matrix` made the same one when the weights were loaded.
@@ -228,6 +227,9 @@ impl Backend for Cpu {
                 });
             }
         }
+        let weights: SmallVec<[Matrix<'_>; 4]> = jobs.iter().map(|job| job.weights).collect();
+        self.activations
+            .fill(&self.compute, &x.values, n, x.width, &weights);
         self.compute.multiply(&self.activations, &mut jobs);
     }
 
