@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use carat_format::{Metadata, read_limited};
 use carat_hub::{Hub, LocalModel, Resolution};
-use carat_model::{Checkpoint, Container};
+use carat_model::{Checkpoint, Container, Family};
 use carat_text::{ChatTemplate, GgufVocabulary, Tokenizer};
 use serde::Deserialize;
 
@@ -109,7 +109,10 @@ impl ModelSource {
                     ChatTemplate::from_jinja(&source, &piece(tokenizer.bos()), &piece(tokenizer.eos()))?;
                 Ok(Some(template))
             }
-            None if self.is_named_instruct() => Ok(Some(ChatTemplate::gemma3())),
+            // Gemma 4's turns are written otherwise; its files bring their template.
+            None if self.is_named_instruct() && self.checkpoint.config().family == Family::Gemma3 => {
+                Ok(Some(ChatTemplate::gemma3()))
+            }
             None => Ok(None),
         }
     }

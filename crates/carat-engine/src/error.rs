@@ -30,6 +30,19 @@ pub enum Error {
     /// No token was allowed.
     #[error("`max_tokens` is 0; allow at least one token")]
     NoTokensAllowed,
+    /// Images or sounds that are not within the prompt.
+    #[error(
+        "media are said to take the tokens {start}..{end} of a prompt of {n_prompt}, which lie outside it, over \
+         other media, or are not as many as there are rows"
+    )]
+    MediaPlace {
+        /// First token.
+        start: usize,
+        /// After the last token.
+        end: usize,
+        /// Tokens of the prompt.
+        n_prompt: usize,
+    },
     /// There is nothing to continue.
     #[error("the prompt has no tokens; give at least one (models begin with their `<bos>` token)")]
     EmptyPrompt,

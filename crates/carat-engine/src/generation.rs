@@ -14,6 +14,7 @@ use carat_text::{ControlText, StreamDecoder, Tokenizer};
 use crate::constraint::Constraint;
 use crate::error::Error;
 use crate::logprobs::token_logprobs;
+use crate::media::{uncut, within};
 use crate::request::{Event, FinishReason, Finished, Request, Timings, Usage};
 use crate::sampler::Sampler;
 use crate::selection::Candidate;
@@ -128,6 +129,11 @@ impl<C: SequenceCache> Generation<C> {
         if self.answer.first_chosen.is_none() {
             self.answer.started = Instant::now();
         }
+    }
+
+    /// As many tokens as can be computed together where `n` are asked for: no image is cut.
+    pub(crate) fn uncut(&self, n: usize) -> usize {
+        uncut(&self.request.media, self.sequence.n_cached(), n)
     }
 
     /// Tokens that wait to be computed; 0 when the generation has ended.
@@ -314,8 +320,9 @@ fn share_batch<C: SequenceCache>(generations: &[Generation<C>], mut budget: usiz
     for decoding in [true, false] {
         for (share, generation) in shares.iter_mut().zip(generations) {
             if generation.is_decoding() == decoding {
-                *share = generation.n_wanted().min(budget);
-                budget -= *share;
+                *share = generation.uncut(generation.n_wanted().min(budget));
+                // An image that is longer than the batch is computed whole.
+                budget = budget.saturating_sub(*share);
             }
         }
     }
@@ -331,7 +338,8 @@ pub(crate) fn pass<M: LanguageModel>(
     logits: &mut Vec<f32>,
 ) -> Result<(), Error> {
     let n_rows = model.vocab_size();
-    let mut batch = Vec::with_capacity(work.len());
+    let mut segments = Vec::with_capacity(work.len());
+    let mut media = Vec::with_capacity(work.len());
     let mut masks = Vec::new();
     let mut n_cached = Vec::with_capacity(work.len());
     let mut n_sampled = 0;
@@ -340,13 +348,22 @@ pub(crate) fn pass<M: LanguageModel>(
         n_sampled += usize::from(last);
         n_cached.push(generation.sequence.n_cached() + *n);
         let Generation {
-            sequence, constraint, ..
+            request,
+            sequence,
+            constraint,
+            ..
         } = &mut **generation;
         masks.extend(constraint.as_mut().filter(|_| last));
+        let first = sequence.n_cached();
         let (tokens, cache) = sequence.work(*n);
+        media.push(within(&request.media, first..first + *n));
+        segments.push((tokens, cache, last));
+    }
+    let mut batch = Vec::with_capacity(segments.len());
+    for ((tokens, cache, last), media) in segments.into_iter().zip(&media) {
         batch.push(Segment {
             tokens,
-            media: &[],
+            media,
             cache,
             logits: if last { LogitRows::Last } else { LogitRows::None },
         });

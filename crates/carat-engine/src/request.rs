@@ -9,6 +9,7 @@ use std::time::Duration;
 use carat_text::ControlText;
 
 use crate::logprobs::TokenLogprobs;
+use crate::media::Media;
 use crate::sampling_params::SamplingParams;
 
 /// One prompt and how to go on from it.
@@ -16,6 +17,8 @@ use crate::sampling_params::SamplingParams;
 pub struct Request {
     /// Token ids of the whole prompt, `<bos>` included where the model wants one. Not empty.
     pub prompt: Vec<u32>,
+    /// Images and sounds in the prompt, in order.
+    pub media: Vec<Media>,
     /// How tokens are chosen.
     pub sampling: SamplingParams,
     /// Most tokens to generate, at least 1; `None` goes on until something else ends the answer.

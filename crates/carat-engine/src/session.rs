@@ -7,6 +7,7 @@ use carat_text::Tokenizer;
 
 use crate::error::Error;
 use crate::generation::{Answer, Generation, run};
+use crate::media::with_media_ids;
 use crate::request::{Event, Finished, Request};
 use crate::sequence::Sequence;
 
@@ -60,7 +61,9 @@ impl<C: SequenceCache> Session<C> {
         mut on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Finished, Error> {
         let answer = Answer::new(request, tokenizer, model.vocab_size())?;
-        let n_reused = self.sequence.begin(&request.prompt)?;
+        let n_reused = self
+            .sequence
+            .begin(&with_media_ids(&request.prompt, &request.media)?)?;
         let spare = Sequence::new(model.new_cache(self.n_max()).map_err(Error::model)?);
         let sequence = std::mem::replace(&mut self.sequence, spare);
         let mut generation = Generation::new(request.clone(), sequence, answer, None);
@@ -114,7 +117,7 @@ pub fn generate_batch<M: LanguageModel>(
         .map(|request| {
             let answer = Answer::new(request, tokenizer, model.vocab_size())?;
             let mut sequence = Sequence::new(model.new_cache(n_max).map_err(Error::model)?);
-            sequence.begin(&request.prompt)?;
+            sequence.begin(&with_media_ids(&request.prompt, &request.media)?)?;
             Ok(Generation::new(request.clone(), sequence, answer, None))
         })
         .collect::<Result<Vec<_>, Error>>()?;

@@ -24,6 +24,7 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::generation::{Answer, Generation, Work, advance, pass};
 use crate::job::{Cancel, Job, Place, Sink, Update};
+use crate::media::{FIRST_MEDIA_ID, with_media_ids};
 use crate::pace::Pace;
 use crate::prefix::PrefixCache;
 use crate::request::FinishReason;
@@ -180,7 +181,9 @@ impl<M: LanguageModel> Scheduler<M> {
             return Err(Error::QueueFull { limit });
         }
         let vocab_size = self.model.vocab_size();
-        if let Some(&id) = job.request.prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        let prompt = with_media_ids(&job.request.prompt, &job.request.media)?;
+        let is_unknown = |id: &&u32| **id as usize >= vocab_size && **id < FIRST_MEDIA_ID;
+        if let Some(&id) = prompt.iter().find(is_unknown) {
             let field = "prompt";
             return Err(Error::UnknownToken {
                 field,
@@ -191,7 +194,7 @@ impl<M: LanguageModel> Scheduler<M> {
         let answer = Answer::new(&job.request, &self.tokenizer, vocab_size)?;
         let cache = self.model.new_cache(self.limits.n_max).map_err(Error::model)?;
         let mut sequence = Sequence::new(cache);
-        sequence.begin(&job.request.prompt)?;
+        sequence.begin(&prompt)?;
         let request = std::mem::take(&mut job.request);
         Ok(Generation::new(request, sequence, answer, job.constraint.take()))
     }
@@ -237,8 +240,9 @@ impl<M: LanguageModel> Scheduler<M> {
             .collect();
         order.sort_by(|&a, &b| self.compare(&self.running[a], &self.running[b]));
         for i in order {
-            self.shares[i] = self.running[i].chunk().min(left);
-            left -= self.shares[i];
+            let entry = &self.running[i];
+            self.shares[i] = entry.generation.uncut(entry.chunk().min(left));
+            left = left.saturating_sub(self.shares[i]);
         }
     }
 

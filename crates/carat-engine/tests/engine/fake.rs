@@ -1,6 +1,6 @@
 //! A model without weights: its logits are a function of the tokens seen, given as a closure.
 
-use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache};
+use carat_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
 use carat_text::{GgufVocabulary, Tokenizer};
 
 /// The cache remembers the tokens; with a window it refuses to go back further than that.
@@ -142,13 +142,27 @@ impl LanguageModel for FakeModel {
             return Err(FakeError("the fake failed as asked".to_string()));
         }
         let n_tokens: usize = batch.iter().map(|segment| segment.tokens.len()).sum();
-        assert!(n_tokens <= self.max_batch_tokens, "batch of {n_tokens}");
+        let images = batch.iter().flat_map(|segment| segment.media);
+        let images = images.filter(|span| span.attention == SpanAttention::Bidirectional);
+        // A fake row is one number; an image's rows say how many they are, so that a cut shows.
+        let of_images =
+            images.inspect(|span| assert_eq!(span.rows.len(), span.rows[0] as usize, "an image is cut"));
+        let n_in_images: usize = of_images.map(|span| span.rows.len()).sum();
+        assert!(
+            n_tokens <= self.max_batch_tokens + n_in_images,
+            "batch of {n_tokens}"
+        );
         self.calls.push(n_tokens);
         logits.clear();
         for segment in batch {
             assert!(!segment.tokens.is_empty());
             for (i, &token) in segment.tokens.iter().enumerate() {
-                segment.cache.tokens.push(token);
+                let row = |span: &MediaSpan<'_>| span.rows.get(i.wrapping_sub(span.start)).copied();
+                let row = segment.media.iter().find_map(row);
+                segment
+                    .cache
+                    .tokens
+                    .push(row.map_or(token, |value| 1_000_000 + value as u32));
                 assert!(
                     segment.cache.tokens.len() <= segment.cache.max_tokens,
                     "cache overflows"

@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use crate::fake::{BOS, EOS, FakeModel, N_PIECES, byte, tokenizer, word};
 use carat_engine::{
-    Error, Event, FinishReason, Finished, Request, SamplingParams, Session, TokenLogprobs, generate,
+    Error, Event, FinishReason, Finished, Media, Request, SamplingParams, Session, TokenLogprobs, generate,
     generate_batch,
 };
+use carat_model::SpanAttention;
 use proptest::prelude::*;
 
 /// Everything that a generation told.
@@ -448,4 +449,73 @@ proptest! {
             prop_assert_eq!(finished.usage, alone.usage);
         }
     }
+}
+
+/// A prompt of letters with an image of `n` rows and a sound of three after it.
+fn with_media(n: usize, content: u64) -> Request {
+    let mut ids = prompt(5);
+    let image = ids.len()..ids.len() + n;
+    ids.extend(vec![0; n]);
+    ids.extend(prompt(4));
+    let sound = ids.len()..ids.len() + 3;
+    ids.extend([0; 3]);
+    ids.extend(prompt(6));
+    let media = |tokens: std::ops::Range<usize>, value: f32, attention| Media {
+        rows: vec![value; tokens.len()].into(),
+        tokens,
+        attention,
+        content,
+    };
+    Request {
+        media: vec![
+            media(image, n as f32, SpanAttention::Bidirectional),
+            media(sound, content as f32, SpanAttention::Causal),
+        ],
+        max_tokens: Some(12),
+        ..greedy(ids)
+    }
+}
+
+#[test]
+fn no_chunk_cuts_an_image_and_the_answer_is_the_same_for_all() {
+    let request = with_media(20, 7);
+    let answer = |max_batch_tokens| {
+        let mut model = FakeModel {
+            max_batch_tokens,
+            ..FakeModel::chaotic()
+        };
+        let mut ids = Vec::new();
+        generate(&mut model, &tokenizer(), 200, &request, |event| {
+            if let Event::Token { id, .. } = event {
+                ids.push(id);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        ids
+    };
+    let whole = answer(100);
+    assert_eq!(whole.len(), 12);
+    for max_batch_tokens in [1, 2, 7, 8, 24, 30] {
+        assert_eq!(
+            answer(max_batch_tokens),
+            whole,
+            "{max_batch_tokens} tokens a batch"
+        );
+    }
+}
+
+#[test]
+fn another_image_is_another_prompt_to_the_cache() {
+    let mut model = FakeModel::chaotic();
+    let mut session = Session::new(&model, 200).unwrap();
+    let mut reused = |request: &Request| {
+        let finished = session.generate(&mut model, &tokenizer(), request, |_| ControlFlow::Continue(()));
+        finished.unwrap().usage.n_reused
+    };
+    let request = with_media(20, 7);
+    assert_eq!(reused(&request), 0);
+    assert_eq!(reused(&request), request.prompt.len() - 1);
+    // The letters before the image are the same.
+    assert_eq!(reused(&with_media(20, 8)), 5);
 }

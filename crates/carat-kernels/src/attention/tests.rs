@@ -230,6 +230,59 @@ proptest! {
     }
 }
 
+/// Gemma 4's global layers: sixteen query heads of 512 elements on one key-value head.
+#[test]
+fn wide_heads_equal_f64() {
+    // So that scores stay about as large as in the tests above.
+    const SCALE: f32 = 0.05;
+    let (n, pos, group, head_dim) = (130, 70, 16, 512);
+    let width = group * head_dim;
+    for dtype in KvDType::ALL {
+        let mut sequence = Sequence::new(n, 1, group, head_dim, 7);
+        let before = sequence.cache(dtype, pos, ring(n, 0));
+        let after = sequence.cache(dtype, n, ring(n, 0));
+        sequence.round(dtype);
+        for isa in Isa::available() {
+            let compute = Compute::new(isa, 2).unwrap();
+            let check = |out: &[f32], pos: usize, tolerance: f64| {
+                for h in 0..group {
+                    let want = sequence.expected(pos, h, None, f64::from(SCALE));
+                    for (got, want) in out[h * head_dim..].iter().zip(want) {
+                        let error = (f64::from(*got) - want).abs();
+                        assert!(error <= tolerance, "{isa} {dtype} {pos} head {h}: {error}");
+                    }
+                }
+            };
+            let mut out = vec![f32::NAN; (n - pos) * width];
+            let mut query = PrefillQuery {
+                q: &sequence.q[pos * width..],
+                k: &sequence.k[pos * head_dim..],
+                v: &sequence.v[pos * head_dim..],
+                kv: before.view(),
+                pos,
+                spans: &[],
+                out: &mut out,
+            };
+            prefill(&compute, &mut query, None, SCALE, &mut PrefillScratch::default());
+            for t in [0, 1, n - pos - 1] {
+                check(&out[t * width..], pos + t, TOLERANCE);
+            }
+            let mut queries = [DecodeQuery {
+                q: &sequence.q[(n - 1) * width..],
+                kv: after.view(),
+                pos: n - 1,
+                out: &mut out[..width],
+            }];
+            decode(&compute, &mut queries, None, SCALE, &mut DecodeScratch::default());
+            let tolerance = match dtype {
+                KvDType::Q8_0 | KvDType::Q4_0 => TOLERANCE_OF_BYTES,
+                _ => TOLERANCE,
+            };
+            check(&out, n - 1, tolerance);
+        }
+    }
+}
+
 #[test]
 fn several_sequences_decode_as_each_alone() {
     let lengths = [3usize, 700, 40];
