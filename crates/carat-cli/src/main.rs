@@ -10,6 +10,7 @@ mod command;
 mod compute_args;
 mod failure;
 mod interrupt;
+mod media_input;
 mod memory;
 mod model_source;
 mod output;

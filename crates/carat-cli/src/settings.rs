@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) threads: Option<usize>,
     /// `CARAT_ISA`.
     pub(crate) isa: Option<String>,
+    /// `PATH`, where a decoder for videos is looked for.
+    pub(crate) search_path: Option<String>,
     /// Whether stdout takes colours: a terminal, and no `NO_COLOR`.
     pub(crate) color: bool,
 }
@@ -52,6 +54,7 @@ impl Settings {
             carat_dir,
             threads,
             isa: env("CARAT_ISA"),
+            search_path: env("PATH"),
             color: env("NO_COLOR").is_none() && std::io::stdout().is_terminal(),
         })
     }

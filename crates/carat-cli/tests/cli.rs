@@ -314,3 +314,112 @@ fn ids_that_are_no_ids_are_refused() {
         stderr(&output)
     );
 }
+
+/// `carat debug preprocess` for the config of one fixture and files of it; returns the tensors.
+fn debug_preprocess(model: &str, extra: &[&str]) -> Golden {
+    let folder = TempDir::new().unwrap();
+    // The settings alone: neither weights nor a tokenizer are needed.
+    let settings = folder.path().join("model");
+    fs::create_dir(&settings).unwrap();
+    fs::copy(
+        fixture(format!("{model}/config.json")),
+        settings.join("config.json"),
+    )
+    .unwrap();
+    let out = folder.path().join("out.safetensors");
+    let output = carat(folder.path())
+        .args(["debug", "preprocess"])
+        .args([&settings, Path::new("--out"), &out])
+        .args(extra)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!((stdout(&output), stderr(&output)), ("", ""));
+    Golden::open(&out)
+}
+
+#[test]
+fn debug_preprocess_gives_the_references_tensors() {
+    let file = |name: &str| fixture(name).display().to_string();
+    let images = |model: &str| [0, 1].map(|i| file(&format!("{model}/image{i}.png")));
+    let audio = |model: &str| file(&format!("{model}/audio.wav"));
+
+    let [a, b] = images("gemma3-vision");
+    let found = debug_preprocess("gemma3-vision", &["--image", &a, "--image", &b]);
+    let golden = Golden::open(&fixture("gemma3-vision/multimodal.safetensors"));
+    let (pixels, expected) = (found.f32s("pixel_values"), golden.f32s("pixel_values"));
+    assert_eq!(pixels.shape, expected.shape);
+    assert_close("pixel_values", &pixels.data, &expected.data, 1e-6);
+    assert_eq!(found.i64s("num_crops").data, [0, 0]);
+
+    let [a, b] = images("gemma4-unified");
+    let sound = audio("gemma4-unified");
+    let arguments = ["--image", &a, "--image", &b, "--audio", &sound, "--budget", "70"];
+    let found = debug_preprocess("gemma4-unified", &arguments);
+    let golden = Golden::open(&fixture("gemma4-unified/multimodal.safetensors"));
+    let (pixels, levels) = (found.f32s("pixel_values"), golden.i64s("pixel_values_u8"));
+    assert_eq!(pixels.shape, levels.shape);
+    let expected: Vec<f32> = levels.data.iter().map(|level| *level as f32 / 255.0).collect();
+    assert_close("pixel_values", &pixels.data, &expected, 1e-6);
+    assert_eq!(
+        found.i64s("image_position_ids"),
+        golden.i64s("image_position_ids")
+    );
+    assert_eq!(found.f32s("input_features"), golden.f32s("input_features"));
+    assert_eq!(
+        found.i64s("input_features_mask"),
+        golden.i64s("input_features_mask")
+    );
+
+    let [a, b] = images("gemma4-edge");
+    let sound = audio("gemma4-edge");
+    let arguments = ["--image", &a, "--image", &b, "--audio", &sound, "--budget", "70"];
+    let found = debug_preprocess("gemma4-edge", &arguments);
+    let golden = Golden::open(&fixture("gemma4-edge/towers.safetensors"));
+    for (name, tolerance) in [("pixel_values", 1e-6), ("input_features", 1e-4)] {
+        let (found, expected) = (found.f32s(name), golden.f32s(name));
+        assert_eq!(found.shape, expected.shape);
+        assert_close(name, &found.data, &expected.data, tolerance);
+    }
+    for name in ["image_position_ids", "input_features_mask"] {
+        assert_eq!(found.i64s(name), golden.i64s(name));
+    }
+    assert_eq!(found.i64s("num_soft_tokens_per_image").data, [60, 56]);
+}
+
+#[test]
+fn debug_preprocess_says_in_one_line_why_it_cannot() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("out.safetensors").display().to_string();
+    let text = folder.path().join("notes.png").display().to_string();
+    fs::write(&text, "no picture").unwrap();
+    let image = fixture("gemma4-edge/image0.png").display().to_string();
+    let check = |model: &str, extra: &[&str], code: i32, said: &str| {
+        let model = fixture(model).display().to_string();
+        let arguments = [&["debug", "preprocess", &model, "--out", &out], extra].concat();
+        let message = fail(&arguments, code);
+        assert!(message.contains(said), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(!Path::new(&out).exists(), "no half file is left");
+    };
+    check("gemma3-vision", &[], 2, "nothing to process");
+    check(
+        "gemma3-vision",
+        &["--image", &text],
+        1,
+        "notes.png` is not an image that can be read",
+    );
+    check(
+        "gemma3-vision",
+        &["--audio", &text],
+        1,
+        "notes.png` is not audio that can be read",
+    );
+    check("gemma3-text", &["--image", &image], 1, "does not take images");
+    check(
+        "gemma3-vision",
+        &["--image", &image, "--budget", "99"],
+        1,
+        "cannot take 99 soft tokens",
+    );
+}

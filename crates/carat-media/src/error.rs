@@ -179,6 +179,12 @@ pub enum Error {
     /// A number of frames, or a rate of them, that makes no sense.
     #[error("{0}")]
     FrameSampling(String),
+    /// The model lacks the sense for it.
+    #[error("the model does not take {what}; choose one that does, or leave them out")]
+    NoModality {
+        /// `images`, `sounds`, `videos`.
+        what: &'static str,
+    },
     /// No decoder for videos on this machine.
     #[error(
         "`{file}` needs ffmpeg to be decoded, and {missing} is not on the PATH; install ffmpeg, or give an animated \

@@ -8,8 +8,9 @@
 //! video, animation, folder ──► VideoFrame by VideoFrame, sampled as the reference samples
 //! ```
 //!
-//! The crate knows no weights and no tokenizer. How many placeholder tokens an input takes, and the text that
-//! stands around them, is data too: see [`PromptPiece`].
+//! [`MediaProcessor`] does all of this for one model, and gives the pieces of the prompt beside: how many
+//! placeholder tokens an input takes, and the text that stands around them, is data too ([`PromptPiece`]). The
+//! crate knows no weights and no tokenizer.
 //!
 //! Everything that comes from outside is bounded before memory is taken for it; the limits are in [`limits`].
 //! What cannot be used is refused with one sentence that names the file ([`Error`]).
@@ -22,6 +23,7 @@ mod error;
 mod image;
 mod input;
 pub mod limits;
+mod processor;
 mod prompt;
 mod video;
 
@@ -32,6 +34,7 @@ pub use image::{
     Gemma3ImageProcessor, Gemma3Images, Gemma4ImageProcessor, Gemma4Patches, PanAndScan, PatchLayout,
     RgbImage, TokenBudget, decode_image, read_image,
 };
+pub use processor::{AudioInput, EncoderInput, MediaOptions, MediaProcessor, Prepared, VisionInput};
 pub use prompt::{
     MediaKind, PromptPiece, audio_pieces, gemma3_image_pieces, gemma4_image_pieces, gemma4_video_pieces,
 };

@@ -34,6 +34,8 @@ pub const MAX_AUDIO_PACKETS: usize = 1 << 20;
 pub const DEFAULT_VIDEO_FRAMES: usize = 32;
 /// Most frames that a caller may ask for.
 pub const MAX_VIDEO_FRAMES: usize = 1024;
+/// Most pixel values of all frames of a video together: 1 GiB of them.
+pub const MAX_PREPARED_VALUES: usize = 1 << 28;
 /// Longest that the external decoder may take, in seconds.
 pub const MAX_VIDEO_DECODE_SECONDS: u64 = 300;
 /// Most pixels of all frames of an animated GIF or WebP together (about 20 s of decoding).

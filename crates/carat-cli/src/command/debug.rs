@@ -1,9 +1,11 @@
-//! `carat debug logits`: what the model computes for given ids, into a safetensors file.
+//! `carat debug`: `preprocess` in a file of its own, and `logits`: what the model computes for given ids, into a safetensors file.
 //!
 //! The interface is fixed, since scripts compare other implementations with it. The file holds `logits`
 //! `[n, vocab]` f32 for exactly the given ids, and `hidden.N` `[n, d_model]` f32 for the residual streams asked
 //! for. Numbers are those of transformers' `hidden_states`: 0 is the scaled embeddings, i what layer i (counted
 //! from 1) leaves, and the number of layers, like `last`, what the final norm makes of the last layer's output.
+
+mod preprocess;
 
 use std::path::{Path, PathBuf};
 
@@ -32,12 +34,16 @@ pub(crate) struct Debug {
 #[derive(Debug, Subcommand)]
 enum DebugCommand {
     Logits(Logits),
+    Preprocess(preprocess::Preprocess),
 }
 
 impl Debug {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
-        let DebugCommand::Logits(logits) = self.command;
-        logits.run(settings, interrupt).map_err(in_one_line)
+        match self.command {
+            DebugCommand::Logits(logits) => logits.run(settings, interrupt),
+            DebugCommand::Preprocess(preprocess) => preprocess.run(settings, interrupt),
+        }
+        .map_err(in_one_line)
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Gemma4Patches {
     /// `[n_rows, row_width]`, in 0 ..= 1; a row is (y, x, channel), channel fastest.
     pub pixel_values: Vec<f32>,
     /// Column and row of each row's patch or cell in the grid.
-    pub positions: Vec<[u32; 2]>,
+    pub positions: Vec<[i32; 2]>,
     /// Values of a row: `3 * side * side`.
     pub row_width: usize,
     /// Columns and rows of the grid of patches or cells.
@@ -143,7 +143,7 @@ impl Gemma4ImageProcessor {
         let mut hasher = Hasher::new("gemma4 image", &[width, height, side]);
         hasher.bytes(image.pixels());
         let (columns, rows) = (width / side, height / side);
-        let positions = (0..rows as u32).flat_map(|y| (0..columns as u32).map(move |x| [x, y]));
+        let positions = (0..rows as i32).flat_map(|y| (0..columns as i32).map(move |x| [x, y]));
         Gemma4Patches {
             pixel_values: cut(&image, side),
             positions: positions.collect(),
