@@ -18,7 +18,8 @@ use crate::{memory, output};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  carat bench gemma3:1b\n  carat bench gemma3:1b --prefill 128,512,2048 --decode 64 \
-                        --depth 0,4096\n  carat bench gemma3:1b --repeat 10 --threads 4 --json\n\nToken ids are drawn from a \
+                        --depth 0,4096\n  carat bench gemma3:1b --batch 1,4,8,16 --verify 2,4,8\n  carat bench gemma3:1b \
+                        --repeat 10 --threads 4 --json\n\nToken ids are drawn from a \
                         fixed sequence; speed does not depend on them."
 )]
 pub(crate) struct Bench {
@@ -33,6 +34,12 @@ pub(crate) struct Bench {
     /// Tokens already in the cache when decoding begins
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [0])]
     depth: Vec<usize>,
+    /// Sequences that decode together, each at the depth
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1])]
+    batch: Vec<usize>,
+    /// Tokens of one sequence in one pass, each with its logits, as when a draft is checked; none if left out
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    verify: Vec<usize>,
     /// Measurements of each; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
@@ -46,10 +53,16 @@ pub(crate) struct Bench {
     compute: ComputeArgs,
 }
 
+/// Passes of one measurement of `--verify`.
+const VERIFY_PASSES: usize = 8;
+
 /// One kind of measurement, repeated.
 struct Measured {
-    /// `prefill` or `decode`.
+    /// `prefill`, `decode` or `verify`.
     kind: &'static str,
+    /// Sequences in a pass.
+    n_sequences: usize,
+    /// Tokens of each sequence: of the prompt, decoded one by one, or in one pass.
     n_tokens: usize,
     depth: usize,
     /// Tokens per second, sorted.
@@ -97,25 +110,50 @@ impl Bench {
             let times = self.times(|| bench.prefill(n))?;
             measured.push(Measured {
                 kind: "prefill",
+                n_sequences: 1,
                 n_tokens: n,
                 depth: 0,
                 tok_per_s: rates(n, times),
             });
         }
         for &depth in self.depth.iter().filter(|_| self.decode > 0) {
-            let n = self.decode;
-            let times = self.times(|| bench.decode(n, depth))?;
+            for &n_sequences in self.batch.iter().filter(|&&n| n > 0) {
+                let n = self.decode;
+                let times = self.times(|| bench.decode(n, depth, n_sequences))?;
+                measured.push(Measured {
+                    kind: "decode",
+                    n_sequences,
+                    n_tokens: n,
+                    depth,
+                    tok_per_s: rates(n * n_sequences, times),
+                });
+            }
+        }
+        for &n in self.verify.iter().filter(|&&n| n > 0) {
+            let times = self.times(|| bench.verify(n))?;
             measured.push(Measured {
-                kind: "decode",
+                kind: "verify",
+                n_sequences: 1,
                 n_tokens: n,
-                depth,
-                tok_per_s: rates(n, times),
+                depth: 0,
+                tok_per_s: rates(n * VERIFY_PASSES, times),
             });
         }
         self.print(&source, &bench.model, load, &measured)
     }
 
     fn check(&self, context_len: usize) -> Result<()> {
+        let widest = self.batch.iter().chain(&self.verify).copied().max().unwrap_or(0);
+        if widest > self.chunk as usize {
+            return Err(Hinted::wrong_arguments(
+                format!(
+                    "{widest} tokens in one pass are more than the {} of --chunk",
+                    self.chunk
+                ),
+                "choose a smaller --batch or --verify, or a larger --chunk",
+            )
+            .into());
+        }
         let longest_prefill = self.prefill.iter().copied().max().unwrap_or(0);
         let deepest = self
             .depth
@@ -153,7 +191,7 @@ impl Bench {
                 .iter()
                 .map(|m| {
                     json!({
-                        "kind": m.kind, "n_tokens": m.n_tokens, "depth": m.depth, "repeat": m.tok_per_s.len(),
+                        "kind": m.kind, "n_sequences": m.n_sequences, "n_tokens": m.n_tokens, "depth": m.depth, "repeat": m.tok_per_s.len(),
                         "tok_per_s": {"median": m.median(), "min": m.min(), "max": m.max()},
                     })
                 })
@@ -170,7 +208,12 @@ impl Bench {
             .iter()
             .map(|m| {
                 let speed = |value: f64| format!("{value:.1}");
-                let sizes = [m.kind.to_string(), m.n_tokens.to_string(), m.depth.to_string()];
+                let sizes = [
+                    m.kind.to_string(),
+                    m.n_sequences.to_string(),
+                    m.n_tokens.to_string(),
+                    m.depth.to_string(),
+                ];
                 sizes
                     .into_iter()
                     .chain([m.median(), m.min(), m.max()].map(speed))
@@ -186,7 +229,7 @@ impl Bench {
             rss.map_or_else(|| "?".to_string(), output::size)
         ))?;
         Ok(output::table(
-            &["WHAT", "TOKENS", "DEPTH", "TOK/S", "MIN", "MAX"],
+            &["WHAT", "BATCH", "TOKENS", "DEPTH", "TOK/S", "MIN", "MAX"],
             &rows,
         )?)
     }
@@ -210,25 +253,62 @@ impl Runner<'_> {
         Ok(started.elapsed())
     }
 
-    /// Time of `n` single tokens behind `depth` others.
-    fn decode(&mut self, n: usize, depth: usize) -> Result<Duration> {
-        let mut cache = self.model.new_cache(depth + n)?;
-        let prompt: Vec<u32> = self.ids.by_ref().take(depth).collect();
-        self.feed(&mut cache, &prompt)?;
-        let tokens: Vec<u32> = self.ids.by_ref().take(n).collect();
+    /// Time of `n` single tokens behind `depth` others, in each of `n_sequences` sequences at once.
+    fn decode(&mut self, n: usize, depth: usize, n_sequences: usize) -> Result<Duration> {
+        let mut caches = (0..n_sequences)
+            .map(|_| self.model.new_cache(depth + n))
+            .collect::<Result<Vec<_>, _>>()?;
+        for cache in &mut caches {
+            let prompt: Vec<u32> = self.ids.by_ref().take(depth).collect();
+            self.feed(cache, &prompt)?;
+        }
+        let tokens: Vec<u32> = self.ids.by_ref().take(n * n_sequences).collect();
         let started = Instant::now();
-        for token in tokens {
-            self.feed(&mut cache, &[token])?;
+        for tokens in tokens.chunks(n_sequences) {
+            self.stop_if_asked()?;
+            let segments = caches.iter_mut().zip(tokens).map(|(cache, token)| Segment {
+                tokens: std::slice::from_ref(token),
+                media: &[],
+                cache,
+                logits: LogitRows::Last,
+            });
+            let mut segments: Vec<_> = segments.collect();
+            self.model.forward(&mut segments, &mut self.logits)?;
         }
         Ok(started.elapsed())
+    }
+
+    /// Time of [`VERIFY_PASSES`] passes of `n` tokens with the logits of each.
+    fn verify(&mut self, n: usize) -> Result<Duration> {
+        let mut cache = self.model.new_cache(n * VERIFY_PASSES)?;
+        let tokens: Vec<u32> = self.ids.by_ref().take(n * VERIFY_PASSES).collect();
+        let started = Instant::now();
+        for tokens in tokens.chunks(n) {
+            self.stop_if_asked()?;
+            self.model.forward(
+                &mut [Segment {
+                    tokens,
+                    media: &[],
+                    cache: &mut cache,
+                    logits: LogitRows::All,
+                }],
+                &mut self.logits,
+            )?;
+        }
+        Ok(started.elapsed())
+    }
+
+    fn stop_if_asked(&self) -> Result<()> {
+        if self.interrupt.is_raised() {
+            return Err(Interrupted.into());
+        }
+        Ok(())
     }
 
     fn feed(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
         let mut chunks = tokens.chunks(self.model.max_batch_tokens()).peekable();
         while let Some(tokens) = chunks.next() {
-            if self.interrupt.is_raised() {
-                return Err(Interrupted.into());
-            }
+            self.stop_if_asked()?;
             let logits = if chunks.peek().is_none() {
                 LogitRows::Last
             } else {
@@ -295,6 +375,7 @@ mod tests {
         let median = |tok_per_s: &[f64]| {
             Measured {
                 kind: "decode",
+                n_sequences: 1,
                 n_tokens: 1,
                 depth: 0,
                 tok_per_s: tok_per_s.to_vec(),
