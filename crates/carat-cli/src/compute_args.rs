@@ -1,7 +1,7 @@
 //! The flags that say how to compute, shared by every command that loads a model.
 
-use anyhow::Result;
-use carat_model::{Checkpoint, Isa, KvDType, LoadOptions, Model, Precision};
+use anyhow::{Context, Result};
+use carat_model::{Checkpoint, Isa, KvDType, LoadOptions, Model, Precision, lower_priority};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
@@ -24,6 +24,18 @@ pub(crate) struct ComputeArgs {
     /// `--dtype f32`]
     #[arg(long, value_name = "TYPE", value_parser = kv_types())]
     pub(crate) kv_type: Option<KvDType>,
+    /// Whom the processor serves first: with `low` every other program, so that the machine stays quick in other hands
+    #[arg(long, value_name = "WHO", default_value = "normal")]
+    pub(crate) priority: Priority,
+}
+
+/// Standing among the machine's programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Priority {
+    /// As any program
+    Normal,
+    /// Only what others leave
+    Low,
 }
 
 fn kv_types() -> impl TypedValueParser<Value = KvDType> {
@@ -45,7 +57,12 @@ pub(crate) enum Arithmetic {
 
 impl ComputeArgs {
     /// Options for loading: the flags over the environment over the defaults.
+    ///
+    /// With `--priority low` it lowers that of this thread, and so of all that it will make.
     pub(crate) fn options(&self, settings: &Settings) -> Result<LoadOptions> {
+        if self.priority == Priority::Low {
+            lower_priority().context("cannot lower the priority; leave out `--priority low`")?;
+        }
         let base = match self.dtype {
             Arithmetic::Auto => LoadOptions::default(),
             Arithmetic::Int8 => LoadOptions {

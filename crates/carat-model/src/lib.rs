@@ -25,7 +25,7 @@ mod weights;
 
 pub use carat_kernels::attention::KvDType;
 pub use carat_kernels::encoder::EncoderPrecision;
-pub use carat_kernels::{Isa, Precision, cpu_features, physical_cores};
+pub use carat_kernels::{Isa, Precision, cpu_features, lower_priority, physical_cores};
 pub use checkpoint::{Checkpoint, Container};
 pub use config::{
     AudioConfig, Config, ConformerConfig, Experts, Family, Gemma4VisionConfig, KvSource, LayerConfig,
