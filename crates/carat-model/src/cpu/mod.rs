@@ -371,10 +371,18 @@ impl Backend for Cpu {
 
     fn soft_cap(&mut self, x: &mut CpuBuffer, cap: f32) {
         let isa = self.compute.isa();
-        // A row of logits is long enough to be shared out.
-        let width = std::mem::replace(&mut x.width, 1);
-        self.for_rows(x, |_, row| vector::soft_cap(isa, row, cap));
-        x.width = width;
+        // A row of logits is long enough to be shared out among threads.
+        let chunks: SmallVec<[std::sync::Mutex<&mut [f32]>; 16]> = x
+            .values
+            .chunks_mut(ELEMENTS_PER_CHUNK)
+            .map(std::sync::Mutex::new)
+            .collect();
+        self.compute.pool().run(chunks.len(), &|_, i| {
+            let mut chunk = chunks[i]
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            vector::soft_cap(isa, &mut chunk, cap);
+        });
     }
 
     fn route(&mut self, scores: &mut CpuBuffer, n_used: usize, scale: &Vec<f32>, routes: &mut Routes) {
