@@ -11,6 +11,7 @@ mod compute_args;
 mod failure;
 mod interrupt;
 mod media_input;
+mod media_tensors;
 mod memory;
 mod model_source;
 mod output;

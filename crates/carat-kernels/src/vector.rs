@@ -210,52 +210,77 @@ fn gelu_of<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.div(x, simd.add(simd.splat(1.0), simd.exp(minus_2u)))
 }
 
-/// Applies `each` to all elements of `x`, which may look at the same elements of `y`.
+/// `x = value` for all elements, where `value` is made of the elements `a` of `x` and `b` of `y`, of one length.
 ///
-/// # Panics
-/// When the lengths differ.
-#[inline(always)]
-fn map<S: Simd>(simd: S, x: &mut [f32], y: &[f32], each: impl Fn(S::F, S::F) -> S::F) {
-    assert_eq!(x.len(), y.len(), "operands differ in length");
-    let (to, from) = (x.as_mut_ptr(), y.as_ptr());
-    // SAFETY: `lanes!` stays within the common length.
-    unsafe {
-        lanes!(
-            S,
-            x.len(),
-            |i| simd.store(to.add(i), each(simd.load(to.add(i)), simd.load(from.add(i)))),
-            |i, n| {
-                let value = each(simd.load_part(to.add(i), n), simd.load_part(from.add(i), n));
-                simd.store_part(to.add(i), value, n);
-            }
-        );
-    }
+/// A macro, since a closure is a function without the features, which nothing can be inlined into.
+macro_rules! map {
+    ($simd:ident, $S:ident, $x:expr, $y:expr, |$a:ident, $b:ident| $value:expr) => {
+        assert_eq!($x.len(), $y.len(), "operands differ in length");
+        let (to, from) = ($x.as_mut_ptr(), $y.as_ptr());
+        // SAFETY: `lanes!` stays within the common length.
+        unsafe {
+            lanes!(
+                $S,
+                $x.len(),
+                |i| {
+                    let ($a, $b) = ($simd.load(to.add(i)), $simd.load(from.add(i)));
+                    $simd.store(to.add(i), $value);
+                },
+                |i, n| {
+                    let ($a, $b) = ($simd.load_part(to.add(i), n), $simd.load_part(from.add(i), n));
+                    $simd.store_part(to.add(i), $value, n);
+                }
+            );
+        }
+    };
+}
+
+/// As `map!`, of the elements of `x` alone.
+macro_rules! map_alone {
+    ($simd:ident, $S:ident, $x:expr, |$a:ident| $value:expr) => {
+        let to = $x.as_mut_ptr();
+        // SAFETY: `lanes!` stays within the length of `x`.
+        unsafe {
+            lanes!(
+                $S,
+                $x.len(),
+                |i| {
+                    let $a = $simd.load(to.add(i));
+                    $simd.store(to.add(i), $value);
+                },
+                |i, n| {
+                    let $a = $simd.load_part(to.add(i), n);
+                    $simd.store_part(to.add(i), $value, n);
+                }
+            );
+        }
+    };
 }
 
 #[inline(always)]
 fn multiply_generic<S: Simd>(simd: S, x: &mut [f32], factor: &[f32]) {
-    map(simd, x, factor, |a, b| simd.mul(a, b));
+    map!(simd, S, x, factor, |a, b| simd.mul(a, b));
 }
 
 #[inline(always)]
 fn add_generic<S: Simd>(simd: S, x: &mut [f32], y: &[f32]) {
-    map(simd, x, y, |a, b| simd.add(a, b));
+    map!(simd, S, x, y, |a, b| simd.add(a, b));
 }
 
 #[inline(always)]
 fn silu_generic<S: Simd>(simd: S, x: &mut [f32]) {
-    map_alone(simd, x, |x| logistic_times(simd, x, x));
+    map_alone!(simd, S, x, |v| logistic_times(simd, v, v));
 }
 
 #[inline(always)]
 fn gelu_generic<S: Simd>(simd: S, x: &mut [f32]) {
-    map_alone(simd, x, |x| gelu_of(simd, x));
+    map_alone!(simd, S, x, |v| gelu_of(simd, v));
 }
 
 #[inline(always)]
 fn glu_generic<S: Simd>(simd: S, a: &[f32], gate: &[f32], out: &mut [f32]) {
     out.copy_from_slice(a);
-    map(simd, out, gate, |a, gate| logistic_times(simd, a, gate));
+    map!(simd, S, out, gate, |value, g| logistic_times(simd, value, g));
 }
 
 /// `a / (1 + e^-x)`
@@ -265,58 +290,48 @@ fn logistic_times<S: Simd>(simd: S, a: S::F, x: S::F) -> S::F {
     simd.div(a, simd.add(simd.splat(1.0), power))
 }
 
-/// Applies `each` to all elements of `x`.
+/// The mean of `x`, and of the squared distances from it.
 #[inline(always)]
-fn map_alone<S: Simd>(simd: S, x: &mut [f32], each: impl Fn(S::F) -> S::F) {
-    let to = x.as_mut_ptr();
+fn mean_and_variance<S: Simd>(simd: S, x: &[f32]) -> (f32, f32) {
+    let (from, n) = (x.as_ptr(), x.len().max(1) as f32);
+    let mut total = simd.splat(0.0);
     // SAFETY: `lanes!` stays within the length of `x`.
     unsafe {
         lanes!(
             S,
             x.len(),
-            |i| simd.store(to.add(i), each(simd.load(to.add(i)))),
-            |i, n| simd.store_part(to.add(i), each(simd.load_part(to.add(i), n)), n)
-        );
-    }
-}
-
-/// Sum over `x` of `each`; lanes beyond the end add nothing.
-#[inline(always)]
-fn sum<S: Simd>(simd: S, x: &[f32], each: impl Fn(S::F) -> S::F) -> f32 {
-    let from = x.as_ptr();
-    let mut sum = simd.splat(0.0);
-    let mut rest = 0.0;
-    // SAFETY: `lanes!` stays within the length of `x`.
-    unsafe {
-        lanes!(
-            S,
-            x.len(),
-            |i| sum = simd.add(sum, each(simd.load(from.add(i)))),
+            |i| total = simd.add(total, simd.load(from.add(i))),
             |i, n| {
-                let mut last = [0.0f32; 16];
-                simd.store(last.as_mut_ptr(), each(simd.load_part(from.add(i), n)));
-                rest = last[..n].iter().sum();
+                total = simd.add(total, simd.load_part(from.add(i), n));
             }
         );
     }
-    simd.reduce_add(sum) + rest
+    let mean = simd.reduce_add(total) / n;
+    let (middle, mut squares, mut rest) = (simd.splat(mean), simd.splat(0.0), 0.0);
+    // SAFETY: as above.
+    unsafe {
+        lanes!(
+            S,
+            x.len(),
+            |i| {
+                let distance = simd.sub(simd.load(from.add(i)), middle);
+                squares = simd.fma(distance, distance, squares);
+            },
+            // One by one: lanes beyond the end would count as distances too.
+            |i, n| rest = x[i..i + n].iter().map(|v| (v - mean) * (v - mean)).sum::<f32>()
+        );
+    }
+    (mean, (simd.reduce_add(squares) + rest) / n)
 }
 
 #[inline(always)]
 fn layer_norm_generic<S: Simd>(simd: S, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
-    let n = x.len().max(1) as f32;
-    let mean = sum(simd, x, |v| v) / n;
-    let middle = simd.splat(mean);
-    let squares = sum(simd, x, |v| {
-        let distance = simd.sub(v, middle);
-        simd.mul(distance, distance)
-    });
-    let factor = simd.splat(1.0 / (squares / n + eps).sqrt());
+    let (mean, variance) = mean_and_variance(simd, x);
+    let (middle, factor) = (simd.splat(mean), simd.splat(1.0 / (variance + eps).sqrt()));
     out.copy_from_slice(x);
-    map(simd, out, weight, |v, w| {
-        simd.mul(simd.mul(simd.sub(v, middle), factor), w)
-    });
-    map(simd, out, bias, |v, b| simd.add(v, b));
+    map!(simd, S, out, weight, |v, w| simd
+        .mul(simd.mul(simd.sub(v, middle), factor), w));
+    map!(simd, S, out, bias, |v, b| simd.add(v, b));
 }
 
 #[inline(always)]

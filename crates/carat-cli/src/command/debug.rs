@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use carat_format::{SafeDType, SafetensorsBuilder, TensorWriter, read_limited};
-use carat_model::{KvCache, LanguageModel, LogitRows, Model, Observed, Segment};
+use carat_model::{
+    EncoderPrecision, KvCache, LanguageModel, LogitRows, MediaSource, MediaSpan, Model, Observed, Precision,
+    Segment,
+};
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
 use crate::failure::{Hinted, in_one_line};
 use crate::interrupt::Interrupt;
+use crate::media_tensors::{EncodedSpan, MediaTensors, passes};
 use crate::model_source::ModelSource;
 use crate::settings::Settings;
 use crate::text_input::parse_ids;
@@ -70,6 +74,13 @@ pub(crate) struct Logits {
     /// Cut the prefill into chunks of N tokens [default: one chunk, at most 512]
     #[arg(long, value_name = "N", conflicts_with = "step_by_step", value_parser = clap::value_parser!(u32).range(1..))]
     chunk: Option<u32>,
+    /// Images and sounds of the prompt, as the reference's processors give them (pixel_values, image_position_ids,
+    /// input_features, input_features_mask, mm_token_type_ids or token_type_ids); may be given several times
+    #[arg(long, value_name = "FILE.safetensors")]
+    media: Vec<PathBuf>,
+    /// The GGUF model's encoders for images and audio [default: a file with mmproj in its name beside the model]
+    #[arg(long, value_name = "FILE.gguf", requires = "media")]
+    mmproj: Option<PathBuf>,
     /// Residual streams to write: numbers as in transformers' hidden_states, or `last`
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     hidden: Vec<Hidden>,
@@ -118,13 +129,21 @@ impl Logits {
         options.max_batch_tokens = chunk.min(ids.len());
         let mut model = Model::from_checkpoint(&source.checkpoint, options)?;
         let mut streams = self.streams(model.config().layers.len())?;
+        let spans = self.spans(&source, &model, ids.len())?;
         // Made first: ids beyond the context are told before the output is touched.
         let mut cache = model.new_cache(ids.len())?;
         let mut writer = declare(&self.out, ids.len(), &model, &streams)?;
         writer.begin("logits")?;
         let mut logits = Vec::new();
-        for tokens in ids.chunks(chunk) {
-            run_chunk(&mut model, &mut cache, tokens, &mut logits, &mut streams)?;
+        for pass in passes(ids.len(), chunk, &spans) {
+            let media: Vec<MediaSpan<'_>> = spans.iter().filter_map(|span| span.within(&pass)).collect();
+            let mut batch = [Segment {
+                tokens: &ids[pass],
+                media: &media,
+                cache: &mut cache,
+                logits: LogitRows::All,
+            }];
+            run_pass(&mut model, &mut batch, &mut logits, &mut streams)?;
             append(&mut writer, &logits)?;
         }
         for stream in &streams {
@@ -146,6 +165,31 @@ impl Logits {
             .into());
         }
         Ok(ids)
+    }
+
+    /// What the media files hold, through the model's encoders.
+    fn spans(&self, source: &ModelSource, model: &Model, n_tokens: usize) -> Result<Vec<EncodedSpan>> {
+        if self.media.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tensors = MediaTensors::open(&self.media)?;
+        let towers = match &self.mmproj {
+            Some(path) => Some(MediaSource::open(&source.checkpoint, path)?),
+            None => MediaSource::find(&source.checkpoint)?,
+        };
+        let Some(towers) = towers else {
+            return Err(Hinted::new(
+                format!("`{}` has no encoders for images or audio", self.model),
+                "for a GGUF model give them with --mmproj",
+            )
+            .into());
+        };
+        // The reference's arithmetic in the towers where it is asked for in the text model.
+        let precision = match model.options().precision {
+            Some(Precision::F32) => EncoderPrecision::F32,
+            _ => EncoderPrecision::Bf16,
+        };
+        tensors.encode(&mut model.media_encoder(&towers, precision)?, n_tokens)
     }
 
     fn streams(&self, n_layers: usize) -> Result<Vec<Stream>> {
@@ -183,20 +227,13 @@ fn declare(out: &Path, n: usize, model: &Model, streams: &[Stream]) -> Result<Te
     Ok(builder.create(out)?)
 }
 
-fn run_chunk(
+fn run_pass(
     model: &mut Model,
-    cache: &mut KvCache,
-    tokens: &[u32],
+    batch: &mut [Segment<'_, KvCache>],
     logits: &mut Vec<f32>,
     streams: &mut [Stream],
 ) -> Result<()> {
-    let mut batch = [Segment {
-        tokens,
-        media: &[],
-        cache,
-        logits: LogitRows::All,
-    }];
-    model.forward_observed(&mut batch, logits, &mut |what, rows| {
+    model.forward_observed(batch, logits, &mut |what, rows| {
         for stream in streams
             .iter_mut()
             .filter(|stream| what == Observed::Hidden(stream.index))

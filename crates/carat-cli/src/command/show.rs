@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use carat_format::TensorInfo;
-use carat_model::Config;
+use carat_model::{Config, MediaSource, VisionConfig};
 use clap::Args;
 use serde_json::json;
 
@@ -67,9 +67,11 @@ impl Show {
         }
         let weights = Weights::count(source.checkpoint.infos().into_iter());
         let config = source.checkpoint.config();
+        let media = MediaSource::find(&source.checkpoint)?;
         let card = Card {
             source: &source,
             config,
+            media: media.as_ref(),
             weights: &weights,
             has_template: template.is_some(),
         };
@@ -84,6 +86,7 @@ impl Show {
 struct Card<'a> {
     source: &'a ModelSource,
     config: &'a Config,
+    media: Option<&'a MediaSource<'a>>,
     weights: &'a Weights,
     has_template: bool,
 }
@@ -186,6 +189,40 @@ impl Card<'_> {
         rows
     }
 
+    /// What goes in beside text: its name, what the model takes, and the soft tokens that it becomes.
+    fn modalities(&self) -> Vec<(&'static str, String, serde_json::Value)> {
+        let mut modalities = Vec::new();
+        let config = self.media.map(MediaSource::config);
+        match config.and_then(|config| config.vision.as_ref()) {
+            Some(vision @ VisionConfig::Siglip(siglip)) => modalities.push((
+                "images",
+                format!(
+                    "{} soft tokens each, from {1} x {1} pixels",
+                    vision.soft_tokens(),
+                    siglip.image_size
+                ),
+                json!({"soft_tokens": vision.soft_tokens(), "image_size": siglip.image_size}),
+            )),
+            Some(vision) => modalities.push((
+                "images",
+                format!(
+                    "up to {} soft tokens each (or 70, 140, 560, 1120)",
+                    vision.soft_tokens()
+                ),
+                json!({"soft_tokens": vision.soft_tokens(), "budgets": [70, 140, 280, 560, 1120]}),
+            )),
+            None => {}
+        }
+        if config.is_some_and(|config| config.audio.is_some()) {
+            modalities.push((
+                "audio",
+                "25 soft tokens a second, 30 seconds at most".to_string(),
+                json!({"soft_tokens_per_second": 25, "max_seconds": 30}),
+            ));
+        }
+        modalities
+    }
+
     fn json(&self) -> serde_json::Value {
         let (n_local, window, n_global) = self.attention();
         let layer = self.config.layers.first();
@@ -195,8 +232,14 @@ impl Card<'_> {
             .iter()
             .map(|(name, (n, bytes))| (name, json!({"tensors": n, "bytes": bytes})))
             .collect();
+        let modalities: serde_json::Map<_, _> = std::iter::once(("text", json!({})))
+            .chain(self.modalities().into_iter().map(|(name, _, json)| (name, json)))
+            .map(|(name, json)| (name.to_string(), json))
+            .collect();
         json!({
             "name": self.source.local.name,
+            "modalities": modalities,
+            "encoders": self.media.map(MediaSource::path),
             "title": self.text_of("general.name"),
             "path": self.source.local.path,
             "place": self.source.local.place.as_str(),
@@ -263,6 +306,12 @@ impl Card<'_> {
         );
         for (name, value) in self.extras() {
             row(name, value);
+        }
+        for (name, what, _) in self.modalities() {
+            row(name, what);
+        }
+        if let Some(media) = self.media.filter(|media| media.path() != self.source.local.path) {
+            row("encoders", media.path().display().to_string());
         }
         row("context", format!("{} tokens", self.config.context_len));
         row("vocabulary", format!("{} tokens", self.config.vocab_size));

@@ -253,28 +253,29 @@ fn tile<S: PairSimd, const M: usize, const V: usize>(
     // SAFETY: `check` holds: rows i..i+M of A and whole registers of B from column j on are inside, and so is the
     // row of starts; C by the caller's word. Functions of this trait run where `dispatch_pairs` found the features.
     unsafe {
-        let load = |from: *const f32| {
-            if whole {
-                simd.load(from)
-            } else {
-                simd.load_part(from, lanes)
-            }
-        };
         for (r, sums) in sums.iter_mut().enumerate() {
             for (v, sum) in sums.iter_mut().enumerate() {
                 let column = j + v * S::LANES;
-                *sum = match gemm.start {
-                    Start::Old => load(gemm.c.add((i + r) * gemm.ldc + column)),
-                    Start::Row(Some(row)) => load(row.as_ptr().add(column)),
-                    Start::Row(None) => *sum,
+                let from = match gemm.start {
+                    Start::Old => gemm.c.add((i + r) * gemm.ldc + column).cast_const(),
+                    Start::Row(Some(row)) => row.as_ptr().add(column),
+                    Start::Row(None) => continue,
+                };
+                *sum = if whole {
+                    simd.load(from)
+                } else {
+                    simd.load_part(from, lanes)
                 };
             }
         }
         let a: [*const u32; M] = std::array::from_fn(|r| gemm.a.as_ptr().add((i + r) * gemm.a_row));
         let b = gemm.b.as_ptr().add(j);
         for k in 0..gemm.k {
-            let columns: [S::P; V] =
-                std::array::from_fn(|v| simd.load_pairs(b.add(k * gemm.ldb + v * S::LANES)));
+            // No closures here: they would be functions without the features, which nothing can be inlined into.
+            let mut columns = [simd.splat_pair(0); V];
+            for (v, column) in columns.iter_mut().enumerate() {
+                *column = simd.load_pairs(b.add(k * gemm.ldb + v * S::LANES));
+            }
             for (a, sums) in a.iter().zip(&mut sums) {
                 let x = simd.splat_pair(*a.add(k));
                 for (sum, column) in sums.iter_mut().zip(&columns) {

@@ -78,6 +78,17 @@ fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
     simd.mul(p, simd.pow2(k))
 }
 
+/// 2^(score - largest) of the scores at `from`. A function, since a closure has no features and nothing can be
+/// inlined into it.
+///
+/// # Safety
+/// `from` is valid for reading a register.
+#[inline(always)]
+unsafe fn weight<S: Simd>(simd: S, from: *const f32, largest: S::F) -> S::F {
+    // SAFETY: the caller's word.
+    exp2(simd, simd.sub(unsafe { simd.load(from) }, largest))
+}
+
 /// Updates `largest` and `factor` of the columns from `at` on; returns the largest scores.
 ///
 /// # Safety
@@ -132,7 +143,7 @@ fn soften_floats_generic<S: Simd>(simd: S, scores: &mut [f32], running: &mut Run
             let mut sum = simd.splat(0.0);
             for r in 0..rows {
                 let to = column.add(r * COLUMNS);
-                let weight = exp2(simd, simd.sub(simd.load(to), largest));
+                let weight = weight(simd, to, largest);
                 simd.store(to, weight);
                 sum = simd.add(sum, weight);
             }
@@ -152,10 +163,9 @@ fn soften_pairs_generic<S: PairSimd>(simd: S, scores: &[f32], pairs: &mut [u32],
             let largest = advance(simd, at, column, rows, running);
             let (mut low_sum, mut high_sum) = (simd.splat(0.0), simd.splat(0.0));
             for i in 0..rows.div_ceil(2) {
-                let weight = |r: usize| exp2(simd, simd.sub(simd.load(column.add(r * COLUMNS)), largest));
-                let low = weight(2 * i);
+                let low = weight(simd, column.add(2 * i * COLUMNS), largest);
                 let high = if 2 * i + 1 < rows {
-                    weight(2 * i + 1)
+                    weight(simd, column.add((2 * i + 1) * COLUMNS), largest)
                 } else {
                     simd.splat(0.0)
                 };

@@ -47,6 +47,7 @@ pub(super) enum PixelOrder {
 pub(super) struct Tensors<'a> {
     path: &'a Path,
     files: Files<'a>,
+    names: HashSet<&'a str>,
     used: RefCell<HashSet<String>>,
 }
 
@@ -55,6 +56,7 @@ impl<'a> Tensors<'a> {
         Tensors {
             path,
             files,
+            names: infos(files).into_iter().map(|info| info.name).collect(),
             used: RefCell::new(HashSet::new()),
         }
     }
@@ -76,24 +78,17 @@ impl<'a> Tensors<'a> {
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
-        self.infos().iter().any(|info| info.name == name)
+        self.names.contains(name)
     }
 
     /// Rows of a matrix.
     pub(super) fn rows(&self, name: &str) -> Option<usize> {
-        self.infos()
+        infos(self.files)
             .iter()
             .find(|info| info.name == name)?
             .shape
             .first()
             .copied()
-    }
-
-    fn infos(&self) -> Vec<TensorInfo<'a>> {
-        match self.files {
-            Files::Folder(files) => files.infos().collect(),
-            Files::Mmproj(file) => file.infos().collect(),
-        }
     }
 
     /// A vector or a table, as f32.
@@ -173,8 +168,7 @@ impl<'a> Tensors<'a> {
         // Some converters store the indexes 0, 1, 2, ... of position embeddings.
         let is_left =
             |name: &&str| is_tower(name) && !used.contains(*name) && !name.ends_with("position_ids");
-        let names: Vec<String> = self
-            .infos()
+        let names: Vec<String> = infos(self.files)
             .iter()
             .map(|info| info.name)
             .filter(is_left)
@@ -248,6 +242,13 @@ impl<'a> Tensors<'a> {
             expected: expected.to_vec(),
             found: found.to_vec(),
         }
+    }
+}
+
+fn infos<'a>(files: Files<'a>) -> Vec<TensorInfo<'a>> {
+    match files {
+        Files::Folder(files) => files.infos().collect(),
+        Files::Mmproj(file) => file.infos().collect(),
     }
 }
 
