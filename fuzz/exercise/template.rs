@@ -55,6 +55,7 @@ fn message(i: usize, text: &str) -> Message {
 
 fn check(template: &ChatTemplate, messages: &[Message]) {
     let options = RenderOptions {
+        thinking: false,
         add_generation_prompt: true,
         now: Some(UNIX_EPOCH),
     };

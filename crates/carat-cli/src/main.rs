@@ -18,6 +18,7 @@ mod output;
 mod planning;
 mod pull_progress;
 mod sampling_args;
+mod serve_settings;
 mod settings;
 mod text_input;
 
@@ -38,7 +39,7 @@ use crate::settings::Settings;
     disable_help_subcommand = true,
     after_help = "Examples:\n  carat run gemma3:1b                      chat\n  carat run gemma3:1b \"Why is the sky blue?\"  one \
                   answer\n  carat pull gemma3:12b                    fetch a model\n  carat list                               models on this \
-                  machine\n\nMODEL is a name of the catalogue (gemma3:12b, gemma3:270m-pt), hf:OWNER/REPO[:FILE], \
+                  machine\n  carat serve gemma3:1b                    OpenAI's, Anthropic's and Ollama's APIs on port 8080\n\nMODEL is a name of the catalogue (gemma3:12b, gemma3:270m-pt), hf:OWNER/REPO[:FILE], \
                   or the path of a .gguf file or a Hugging Face folder.\n\nEnvironment:\n  CARAT_HOME      folder of models and \
                   history [~/.carat]\n  CARAT_OFFLINE   1: never use the network\n  CARAT_THREADS   threads to compute with\n  \
                   CARAT_ISA       instruction set: scalar, avx2, avx512, amx, neon"

@@ -6,6 +6,7 @@
 //! | `CARAT_OFFLINE` | `1`: never use the network | off |
 //! | `CARAT_THREADS` | threads to compute with | physical cores |
 //! | `CARAT_ISA` | instruction set: `scalar`, `avx2`, `avx512` | the best there is |
+//! | `CARAT_HOST`, `CARAT_PORT`, `CARAT_API_KEY`, `CARAT_CTX`, `CARAT_PARALLEL`, `CARAT_LOG` | see `carat serve` | |
 //! | `NO_COLOR` | anything: no colours | colours in a terminal |
 //!
 //! `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `OLLAMA_MODELS` and their like mean what they mean to their own programs.
@@ -17,6 +18,7 @@ use anyhow::Context;
 use carat_hub::HubSettings;
 
 use crate::failure::Hinted;
+use crate::serve_settings::ServeSettings;
 
 /// What the environment says.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Settings {
     pub(crate) isa: Option<String>,
     /// `PATH`, where a decoder for videos is looked for.
     pub(crate) search_path: Option<String>,
+    /// What `carat serve` was told.
+    pub(crate) serve: ServeSettings,
     /// Whether stdout takes colours: a terminal, and no `NO_COLOR`.
     pub(crate) color: bool,
 }
@@ -54,6 +58,7 @@ impl Settings {
             carat_dir,
             threads,
             isa: env("CARAT_ISA"),
+            serve: ServeSettings::of_env(env)?,
             search_path: env("PATH"),
             color: env("NO_COLOR").is_none() && std::io::stdout().is_terminal(),
         })

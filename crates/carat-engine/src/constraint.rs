@@ -34,6 +34,8 @@ pub enum Grammar {
     Regex(String),
     /// A grammar in Lark's notation, as llguidance reads it. `<|name|>` stands for a special token.
     Lark(String),
+    /// A grammar in llama.cpp's notation; its rule `root` is the answer.
+    Gbnf(String),
 }
 
 /// Compiles grammars for one tokenizer. Building it takes some tenths of a second and some tens of megabytes.
@@ -79,6 +81,10 @@ impl GrammarCompiler {
             Grammar::Lark(text) => {
                 check_length(text.len())?;
                 TopLevelGrammar::from_lark(text.clone())
+            }
+            Grammar::Gbnf(text) => {
+                check_length(text.len())?;
+                TopLevelGrammar::from_lark(crate::gbnf::to_lark(text).map_err(refused)?)
             }
         };
         let matcher = Matcher::new(self.factory.create_parser(top));

@@ -52,7 +52,7 @@ impl Answer {
         let params = request.sampling.clone();
         Ok(Self {
             sampler: Sampler::new(params, n_rows, tokenizer.len(), &request.suppressed)?,
-            decoder: StreamDecoder::new(request.control_text.unwrap_or(ControlText::Hide)),
+            decoder: StreamDecoder::new(ControlText::Hide),
             stops: StopStrings::new(&request.stop_strings)?,
             n_reused: 0,
             n_generated: 0,
@@ -238,6 +238,7 @@ impl<C: SequenceCache> Generation<C> {
         let first_chosen = answer.first_chosen.unwrap_or_else(Instant::now);
         let finished = answer.finished.insert(Finished {
             reason,
+            stop_string: answer.stops.found(),
             text,
             usage: Usage {
                 n_prompt,

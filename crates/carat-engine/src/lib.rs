@@ -15,6 +15,7 @@ mod constraint;
 mod counters;
 mod engine;
 mod error;
+mod gbnf;
 mod generation;
 mod job;
 mod logprobs;

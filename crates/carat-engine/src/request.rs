@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use carat_text::ControlText;
-
 use crate::logprobs::TokenLogprobs;
 use crate::media::Media;
 use crate::sampling_params::SamplingParams;
@@ -29,8 +27,6 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// Tokens that are never generated, such as placeholders of images.
     pub suppressed: Vec<u32>,
-    /// Whether control tokens show in the text; `None` hides them.
-    pub control_text: Option<ControlText>,
     /// Report each token's log-probability with this many likeliest alternatives (0: only its own).
     pub logprobs: Option<usize>,
 }
@@ -106,6 +102,8 @@ fn rate(n: usize, time: Duration) -> f64 {
 pub struct Finished {
     /// Why it ended.
     pub reason: FinishReason,
+    /// Index of the stop string that ended it, if one did.
+    pub stop_string: Option<usize>,
     /// The last of the text: what was held back for a stop string that did not come. Usually empty.
     pub text: String,
     /// Tokens used.

@@ -22,6 +22,8 @@ pub(crate) struct StopStrings {
     stops: Vec<String>,
     /// Text not yet decided: no more than the longest stop string between two calls.
     held: String,
+    /// Index of the stop string that was found.
+    found: Option<usize>,
 }
 
 impl StopStrings {
@@ -34,13 +36,15 @@ impl StopStrings {
         Ok(Self {
             stops: stops.to_vec(),
             held: String::new(),
+            found: None,
         })
     }
 
     /// Takes the next piece and appends to `shown` what is now decided.
     pub(crate) fn push(&mut self, piece: &str, shown: &mut String) -> Flow {
         self.held.push_str(piece);
-        if let Some(start) = self.first_completed() {
+        if let Some((start, index)) = self.first_completed() {
+            self.found = Some(index);
             shown.push_str(&self.held[..start]);
             self.held.clear();
             return Flow::Stop;
@@ -57,17 +61,23 @@ impl StopStrings {
         self.held.clear();
     }
 
-    /// Where the first completed stop string begins.
-    fn first_completed(&self) -> Option<usize> {
+    /// Index of the stop string that ended the text.
+    pub(crate) fn found(&self) -> Option<usize> {
+        self.found
+    }
+
+    /// Where the first completed stop string begins, and its index.
+    fn first_completed(&self) -> Option<(usize, usize)> {
         self.stops
             .iter()
-            .filter_map(|stop| {
+            .enumerate()
+            .filter_map(|(index, stop)| {
                 self.held
                     .find(stop.as_str())
-                    .map(|start| (start + stop.len(), start))
+                    .map(|start| (start + stop.len(), start, index))
             })
             .min()
-            .map(|(_, start)| start)
+            .map(|(_, start, index)| (start, index))
     }
 
     /// Length in bytes of the longest end of `held` that begins a stop string.

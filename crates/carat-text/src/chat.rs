@@ -57,6 +57,8 @@ impl Message {
 pub struct RenderOptions {
     /// Open the model's turn at the end, so that it answers. Default true.
     pub add_generation_prompt: bool,
+    /// Ask the model to think first, where its template can. Default false.
+    pub thinking: bool,
     /// The time that templates may write into the prompt; `None` for now.
     pub now: Option<SystemTime>,
 }
@@ -65,6 +67,7 @@ impl Default for RenderOptions {
     fn default() -> Self {
         Self {
             add_generation_prompt: true,
+            thinking: false,
             now: None,
         }
     }

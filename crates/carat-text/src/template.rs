@@ -69,6 +69,7 @@ impl ChatTemplate {
         let context = context! {
             messages => messages.iter().map(message_value).collect::<Vec<_>>(),
             add_generation_prompt => options.add_generation_prompt,
+            enable_thinking => options.thinking,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
             carat_now_seconds => seconds,

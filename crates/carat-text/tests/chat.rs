@@ -85,6 +85,7 @@ fn rows() -> Vec<Row> {
                 .collect(),
             options: RenderOptions {
                 add_generation_prompt: row["add_generation_prompt"].as_bool().unwrap(),
+                thinking: false,
                 now: None,
             },
             rendered: row["rendered"].as_str().unwrap().to_owned(),
@@ -202,6 +203,7 @@ fn html_in_messages_is_tokenized_as_in_plain_text() {
     let messages = [Message::text(Role::User, "<table>\n<tr><td>a < b</td></tr>")];
     let options = RenderOptions {
         add_generation_prompt: false,
+        thinking: false,
         now: None,
     };
     let template = ChatTemplate::gemma3();
@@ -261,6 +263,7 @@ fn templates_have_what_the_reference_gives_them() {
                 &message,
                 RenderOptions {
                     add_generation_prompt: true,
+                    thinking: false,
                     now,
                 },
             )

@@ -12,6 +12,7 @@ mod pull;
 mod quantize;
 mod rm;
 mod run;
+mod serve;
 mod show;
 mod tokenize;
 
@@ -25,6 +26,7 @@ use crate::settings::Settings;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(run::Run),
+    Serve(Box<serve::Serve>),
     Pull(pull::Pull),
     List(list::List),
     Show(show::Show),
@@ -45,6 +47,7 @@ impl Command {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         match self {
             Self::Run(command) => command.run(settings, interrupt),
+            Self::Serve(command) => command.run(settings, interrupt),
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),
             Self::Show(command) => command.run(settings, interrupt),

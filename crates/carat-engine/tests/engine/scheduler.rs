@@ -456,6 +456,39 @@ fn an_answer_follows_its_grammar_whatever_the_model_wants() {
     ));
 }
 
+#[test]
+fn grammars_of_every_notation_are_followed() {
+    let tokenizer = tokenizer();
+    let compiler = GrammarCompiler::new(&tokenizer).unwrap();
+    let check = |grammar: Grammar, holds: &dyn Fn(&str) -> bool| {
+        for seed in 0..10 {
+            let mut scheduler = scheduler(FakeModel::chaotic(), limits());
+            let request = Request {
+                sampling: SamplingParams {
+                    seed,
+                    ..SamplingParams::default()
+                },
+                stop_ids: vec![EOS],
+                ..greedy(prompt(5, seed as usize), 200)
+            };
+            let (mut job, ear) = job(request);
+            job.constraint = Some(compiler.compile(&grammar).unwrap());
+            scheduler.submit(job);
+            run(&mut scheduler);
+            let text = ear.lock().unwrap().text.clone();
+            assert!(holds(&text), "{grammar:?} {text:?}");
+        }
+    };
+    let is_word = |text: &str| (2..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase());
+    check(Grammar::Regex("[a-z]{2,4}".into()), &is_word);
+    check(
+        Grammar::Gbnf("root ::= word\nword ::= [a-z] [a-z] [a-z]?\n".into()),
+        &is_word,
+    );
+    check(Grammar::Lark("start: /[a-z]/ /[a-z]/".into()), &is_word);
+    check(Grammar::JsonObject, &|text| text.starts_with('{'));
+}
+
 fn listen(request: Request) -> (Job, Receiver<Update>) {
     let (sender, receiver) = channel();
     let job = Job::new(

@@ -1,0 +1,355 @@
+//! The request of `/v1/messages` and of `/v1/messages/count_tokens`.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::openai::tool;
+use crate::read::{TextOr, parse};
+use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn};
+
+#[derive(Deserialize)]
+struct Wire {
+    model: Option<String>,
+    messages: Vec<Message>,
+    max_tokens: Option<u32>,
+    system: Option<TextOr<Block>>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    stop_sequences: Option<Vec<String>>,
+    stream: Option<bool>,
+    tools: Option<Vec<WireTool>>,
+    tool_choice: Option<Choice>,
+    thinking: Option<Thinking>,
+    output_config: Option<OutputConfig>,
+    output_format: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct OutputConfig {
+    format: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: TextOr<Block>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Block {
+    r#type: String,
+    text: Option<String>,
+    thinking: Option<String>,
+    id: Option<String>,
+    name: Option<String>,
+    input: Option<Value>,
+    tool_use_id: Option<String>,
+    content: Option<Value>,
+    is_error: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct WireTool {
+    r#type: Option<String>,
+    name: Option<String>,
+    description: Option<String>,
+    input_schema: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    r#type: String,
+    name: Option<String>,
+    disable_parallel_tool_use: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Thinking {
+    r#type: String,
+}
+
+/// Reads a request for a message.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn message_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
+    let wire: Wire = parse(body)?;
+    let request = convert(wire)?;
+    if request.max_tokens.is_none() {
+        return Err(ApiError::field(
+            "max_tokens",
+            "`max_tokens` is missing; say how many tokens the answer may have",
+        ));
+    }
+    Ok(request)
+}
+
+/// Reads a request for the number of tokens.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn count_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
+    convert(parse(body)?)
+}
+
+fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
+    if wire.messages.is_empty() {
+        return Err(ApiError::field(
+            "messages",
+            "`messages` is empty; give at least one",
+        ));
+    }
+    if wire.max_tokens == Some(0) {
+        return Err(ApiError::field(
+            "max_tokens",
+            "`max_tokens` is 0; allow at least one token",
+        ));
+    }
+    let mut turns = Vec::new();
+    match wire.system {
+        Some(TextOr::Text(text)) if !text.is_empty() => turns.push(Turn::text(Role::System, text)),
+        Some(TextOr::Parts(blocks)) if !blocks.is_empty() => {
+            let texts: Vec<String> = blocks.into_iter().filter_map(|block| block.text).collect();
+            turns.push(Turn::text(Role::System, texts.join("\n\n")));
+        }
+        _ => {}
+    }
+    for (i, message) in wire.messages.into_iter().enumerate() {
+        message.into_turns(i, &mut turns)?;
+    }
+    let tools = wire.tools.unwrap_or_default().into_iter().enumerate();
+    let tools: Vec<Tool> = tools
+        .map(|(i, tool)| tool.into_tool(i))
+        .collect::<Result<_, _>>()?;
+    let is_single = wire
+        .tool_choice
+        .as_ref()
+        .and_then(|choice| choice.disable_parallel_tool_use);
+    let thinking = match wire.thinking.as_ref().map(|thinking| thinking.r#type.as_str()) {
+        None => None,
+        Some("enabled" | "adaptive") => Some(true),
+        Some("disabled") => Some(false),
+        Some(other) => {
+            let message = format!("`thinking.type` is `{other}`; give enabled or disabled");
+            return Err(ApiError::field("thinking.type", message));
+        }
+    };
+    Ok(GenerationRequest {
+        model: wire.model.unwrap_or_default(),
+        turns,
+        tool_choice: choice(wire.tool_choice, &tools)?,
+        tools,
+        parallel_tool_calls: !is_single.unwrap_or(false),
+        format: format(
+            wire.output_config
+                .and_then(|config| config.format)
+                .or(wire.output_format),
+        )?,
+        sampling: Sampling {
+            temperature: wire.temperature,
+            top_p: wire.top_p,
+            top_k: wire.top_k.map(|k| k as usize),
+            ..Sampling::default()
+        },
+        max_tokens: wire.max_tokens.map(|n| n as usize),
+        stop: wire.stop_sequences.unwrap_or_default(),
+        n: 1,
+        thinking,
+        stream: wire.stream.unwrap_or(false),
+        ..GenerationRequest::default()
+    })
+}
+
+fn format(format: Option<Value>) -> Result<Format, ApiError> {
+    match format {
+        None | Some(Value::Null) => Ok(Format::Text),
+        Some(format) if format["type"] == "json_schema" && format["schema"].is_object() => {
+            Ok(Format::JsonSchema(format["schema"].clone()))
+        }
+        Some(_) => Err(ApiError::field(
+            "output_config.format",
+            "`output_config.format` must be of type json_schema and hold a `schema`",
+        )),
+    }
+}
+
+fn choice(choice: Option<Choice>, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
+    let field = "tool_choice";
+    let Some(choice) = choice else {
+        return Ok(ToolChoice::Auto);
+    };
+    match (choice.r#type.as_str(), choice.name) {
+        ("auto", _) => Ok(ToolChoice::Auto),
+        ("none", _) => Ok(ToolChoice::None),
+        ("any", _) if !tools.is_empty() => Ok(ToolChoice::Required),
+        ("tool", Some(name)) if tools.iter().any(|tool| tool.name == name) => Ok(ToolChoice::Named(name)),
+        ("any" | "tool", _) => Err(ApiError::field(
+            field,
+            "`tool_choice` asks for a tool that is not in `tools`",
+        )),
+        (other, _) => Err(ApiError::field(
+            field,
+            format!("`tool_choice.type` is `{other}`; give auto, any, tool or none"),
+        )),
+    }
+}
+
+impl WireTool {
+    fn into_tool(self, i: usize) -> Result<Tool, ApiError> {
+        let path = format!("tools[{i}]");
+        match self.r#type.as_deref() {
+            None | Some("custom") => tool(
+                self.name.unwrap_or_default(),
+                self.description,
+                self.input_schema,
+                &path,
+            ),
+            Some(other) => {
+                let message = format!("`{path}.type` is `{other}`; only tools of your own are supported");
+                Err(ApiError::field(format!("{path}.type"), message))
+            }
+        }
+    }
+}
+
+impl Message {
+    /// One message may hold results of tools and text: results are turns of their own.
+    fn into_turns(self, i: usize, turns: &mut Vec<Turn>) -> Result<(), ApiError> {
+        let role = match self.role.as_str() {
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "system" => Role::System,
+            other => {
+                let message = format!("`{other}` is no role; give user or assistant");
+                return Err(ApiError::field(format!("messages[{i}].role"), message));
+            }
+        };
+        let blocks = match self.content {
+            TextOr::Text(text) => {
+                turns.push(Turn::text(role, text));
+                return Ok(());
+            }
+            TextOr::Parts(blocks) => blocks,
+        };
+        let mut turn = Turn::new(role, Vec::new());
+        for (j, block) in blocks.into_iter().enumerate() {
+            let path = format!("messages[{i}].content[{j}]");
+            block.put(role, &path, &mut turn, turns)?;
+        }
+        if !turn.parts.is_empty() || !turn.tool_calls.is_empty() {
+            turns.push(turn);
+        }
+        Ok(())
+    }
+}
+
+impl Block {
+    fn put(self, role: Role, path: &str, turn: &mut Turn, turns: &mut Vec<Turn>) -> Result<(), ApiError> {
+        let missing =
+            |field: &str| ApiError::field(format!("{path}.{field}"), format!("`{path}.{field}` is missing"));
+        match self.r#type.as_str() {
+            "text" => turn
+                .parts
+                .push(Part::Text(self.text.ok_or_else(|| missing("text"))?)),
+            "image" => turn.parts.push(Part::Image(path.to_string())),
+            "thinking" => turn.reasoning = self.thinking,
+            "redacted_thinking" => {}
+            "tool_use" if role == Role::Assistant => turn.tool_calls.push(ToolCall {
+                id: self.id.ok_or_else(|| missing("id"))?,
+                name: self.name.ok_or_else(|| missing("name"))?,
+                arguments: self
+                    .input
+                    .filter(Value::is_object)
+                    .ok_or_else(|| missing("input"))?,
+            }),
+            "tool_result" if role == Role::User => {
+                let text = result_text(self.content.as_ref(), path)?;
+                let text = if self.is_error == Some(true) {
+                    format!("Error: {text}")
+                } else {
+                    text
+                };
+                turns.push(Turn {
+                    tool_call_id: Some(self.tool_use_id.ok_or_else(|| missing("tool_use_id"))?),
+                    ..Turn::text(Role::Tool, text)
+                });
+            }
+            other => {
+                let message = format!("`{path}` is of type `{other}`, which is not supported here");
+                return Err(ApiError::field(path, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn result_text(content: Option<&Value>, path: &str) -> Result<String, ApiError> {
+    match content {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(Value::Array(blocks)) => {
+            let texts: Option<Vec<&str>> = blocks.iter().map(|block| block["text"].as_str()).collect();
+            texts.map(|texts| texts.join("\n")).ok_or_else(|| {
+                ApiError::field(
+                    format!("{path}.content"),
+                    format!("`{path}.content` may hold text only"),
+                )
+            })
+        }
+        Some(_) => Err(ApiError::field(
+            format!("{path}.content"),
+            format!("`{path}.content` must be a string or an array of blocks"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn blocks_become_turns() {
+        let body = json!({
+            "model": "m", "max_tokens": 5, "system": [{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
+            "messages": [
+                {"role": "user", "content": "Weather?"},
+                {"role": "assistant", "content": [
+                    {"type": "thinking", "thinking": "hm", "signature": "x"},
+                    {"type": "text", "text": "I look."},
+                    {"type": "tool_use", "id": "t1", "name": "w", "input": {"a": 1}}]},
+                {"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "sun"}]},
+                    {"type": "text", "text": "And now?"}]},
+            ],
+            "tools": [{"name": "w", "input_schema": {"type": "object"}}],
+            "tool_choice": {"type": "any", "disable_parallel_tool_use": true},
+        });
+        let request = message_request(body.to_string().as_bytes()).unwrap();
+        let roles: Vec<Role> = request.turns.iter().map(|turn| turn.role).collect();
+        assert_eq!(
+            roles,
+            [Role::System, Role::User, Role::Assistant, Role::Tool, Role::User]
+        );
+        assert_eq!(request.turns[2].reasoning.as_deref(), Some("hm"));
+        assert_eq!(request.tool_choice, ToolChoice::Required);
+        assert!(!request.parallel_tool_calls);
+    }
+
+    #[test]
+    fn what_is_missing_or_unknown_is_named() {
+        let param = |body: Value| message_request(body.to_string().as_bytes()).unwrap_err().param;
+        let messages = json!([{"role": "user", "content": "x"}]);
+        assert_eq!(
+            param(json!({"messages": messages})).as_deref(),
+            Some("max_tokens")
+        );
+        let body =
+            json!({"max_tokens": 1, "messages": [{"role": "user", "content": [{"type": "document"}]}]});
+        assert_eq!(param(body).as_deref(), Some("messages[0].content[0]"));
+        let body = json!({"max_tokens": 1, "messages": messages, "tool_choice": {"type": "any"}});
+        assert_eq!(param(body).as_deref(), Some("tool_choice"));
+        assert!(count_request(json!({"messages": messages}).to_string().as_bytes()).is_ok());
+    }
+}

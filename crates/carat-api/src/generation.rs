@@ -1,0 +1,260 @@
+//! The neutral form: what every API asks for, and what every answer is made of.
+
+use serde_json::Value;
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+    /// A tool's result.
+    Tool,
+}
+
+/// A piece of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Part {
+    /// Text.
+    Text(String),
+    /// An image, by URL or as data; the path of the field for errors.
+    Image(String),
+    /// A sound, the same way.
+    Audio(String),
+}
+
+/// A call that the model made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ToolCall {
+    /// By which the result names it.
+    pub id: String,
+    /// The function.
+    pub name: String,
+    /// A JSON object.
+    pub arguments: Value,
+}
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said.
+    pub parts: Vec<Part>,
+    /// What the model thought before.
+    pub reasoning: Option<String>,
+    /// Calls that the model made in this turn.
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a tool's result answers.
+    pub tool_call_id: Option<String>,
+    /// The tool's name, where the API gives it with the result.
+    pub name: Option<String>,
+}
+
+impl Turn {
+    /// A turn of these parts.
+    pub fn new(role: Role, parts: Vec<Part>) -> Self {
+        Self {
+            role,
+            parts,
+            reasoning: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+        }
+    }
+
+    /// A turn of one text.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Self::new(role, vec![Part::Text(text.into())])
+    }
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// JSON schema of its arguments, an object.
+    pub parameters: Value,
+}
+
+/// Whether the model calls tools.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// It does not.
+    None,
+    /// It calls some tool.
+    Required,
+    /// It calls this tool.
+    Named(String),
+}
+
+/// What the answer must look like.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Format {
+    /// Text.
+    #[default]
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that is valid for a schema.
+    JsonSchema(Value),
+    /// What a regular expression matches.
+    Regex(String),
+    /// A grammar in Lark's notation.
+    Lark(String),
+    /// A grammar in llama.cpp's notation.
+    Gbnf(String),
+}
+
+/// How tokens are chosen; `None` leaves it to the model's own settings.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits.
+    pub temperature: Option<f32>,
+    /// Keep this many likeliest tokens; 0 keeps all.
+    pub top_k: Option<usize>,
+    /// Keep the likeliest tokens up to this probability.
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this fraction as likely as the likeliest.
+    pub min_p: Option<f32>,
+    /// Keep tokens of typical surprise up to this probability.
+    pub typical_p: Option<f32>,
+    /// Divides logits of recent tokens.
+    pub repetition_penalty: Option<f32>,
+    /// Taken off once for each occurrence.
+    pub frequency_penalty: Option<f32>,
+    /// Taken off once.
+    pub presence_penalty: Option<f32>,
+    /// How many of the latest tokens the penalties look at.
+    pub penalty_window: Option<usize>,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Decides random choices.
+    pub seed: Option<u64>,
+}
+
+/// What is asked for, whichever API asks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationRequest {
+    /// The model's name.
+    pub model: String,
+    /// The conversation.
+    pub turns: Vec<Turn>,
+    /// Tools that may be called.
+    pub tools: Vec<Tool>,
+    /// Whether they are.
+    pub tool_choice: ToolChoice,
+    /// Whether several may be called in one turn.
+    pub parallel_tool_calls: bool,
+    /// What the answer must look like.
+    pub format: Format,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Most tokens of the answer.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// Answers wanted, at least 1.
+    pub n: usize,
+    /// Log-probabilities with this many alternatives.
+    pub logprobs: Option<usize>,
+    /// Whether the model thinks before it answers; `None` leaves it to the model.
+    pub thinking: Option<bool>,
+    /// Whether the answer comes as events.
+    pub stream: bool,
+    /// Whether events end with the usage.
+    pub include_usage: bool,
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Delta {
+    /// Text of the answer.
+    Text(String),
+    /// Text of the thoughts before it.
+    Reasoning(String),
+    /// A tool call begins.
+    ToolCall {
+        /// Counted from 0 in the answer.
+        index: usize,
+        /// By which the result will name it.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of a tool call's arguments, as JSON text.
+    Arguments {
+        /// Which call.
+        index: usize,
+        /// The text.
+        text: String,
+    },
+    /// A token's log-probabilities, when asked for.
+    Logprob(TokenLogprob),
+}
+
+/// A token's log-probability with its alternatives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token's text and bytes.
+    pub token: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+    /// Likeliest first.
+    pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishKind {
+    /// The model was done.
+    Stop,
+    /// One of the stop strings came.
+    StopString(Option<String>),
+    /// As many tokens as were allowed, or as the context holds.
+    Length,
+    /// It calls tools.
+    ToolCalls,
+}
+
+/// The end of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finish {
+    /// Why.
+    pub kind: FinishKind,
+    /// What it took.
+    pub usage: Usage,
+}
+
+/// Tokens that an answer took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt, cached ones included.
+    pub prompt: usize,
+    /// Of these, not computed anew.
+    pub cached: usize,
+    /// Of the answer, thoughts included.
+    pub completion: usize,
+    /// Of these, thoughts.
+    pub reasoning: usize,
+}
+
+impl Usage {
+    /// Adds another answer to the same prompt.
+    pub fn add_choice(&mut self, other: &Usage) {
+        self.prompt = self.prompt.max(other.prompt);
+        self.cached = self.cached.max(other.cached);
+        self.completion += other.completion;
+        self.reasoning += other.reasoning;
+    }
+}

@@ -1,0 +1,295 @@
+//! The requests of `/api/chat` and `/api/generate`.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::openai::tool;
+use crate::read::{OneOrMany, parse};
+use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, Turn};
+
+#[derive(Deserialize)]
+struct Chat {
+    model: Option<String>,
+    messages: Option<Vec<Message>>,
+    tools: Option<Vec<WireTool>>,
+    #[serde(default)]
+    format: Value,
+    #[serde(default)]
+    think: Value,
+    stream: Option<bool>,
+    options: Option<Options>,
+}
+
+#[derive(Deserialize)]
+struct Message {
+    role: String,
+    content: Option<String>,
+    thinking: Option<String>,
+    images: Option<Vec<String>>,
+    tool_calls: Option<Vec<Call>>,
+    tool_name: Option<String>,
+    tool_call_id: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Call {
+    id: Option<String>,
+    function: Function,
+}
+
+#[derive(Deserialize)]
+struct Function {
+    name: String,
+    #[serde(default)]
+    arguments: Value,
+}
+
+#[derive(Deserialize)]
+struct WireTool {
+    function: Declaration,
+}
+
+#[derive(Deserialize)]
+struct Declaration {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+struct Options {
+    temperature: Option<f32>,
+    top_k: Option<i64>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+    repeat_penalty: Option<f32>,
+    repeat_last_n: Option<i64>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<i64>,
+    num_predict: Option<i64>,
+    stop: Option<OneOrMany>,
+}
+
+#[derive(Deserialize)]
+struct Generate {
+    model: Option<String>,
+    prompt: Option<String>,
+    suffix: Option<String>,
+    system: Option<String>,
+    template: Option<String>,
+    images: Option<Vec<String>>,
+    raw: Option<bool>,
+    #[serde(default)]
+    format: Value,
+    #[serde(default)]
+    think: Value,
+    stream: Option<bool>,
+    options: Option<Options>,
+}
+
+/// A request of `/api/generate`.
+#[derive(Debug)]
+pub struct GenerateRequest {
+    /// The text to continue as it stands, without a template.
+    pub raw: Option<String>,
+    /// The rest; the prompt is a turn of the user unless it is raw.
+    pub generation: GenerationRequest,
+}
+
+/// Reads a request for a chat. No messages ask only whether the model is there.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
+    let wire: Chat = parse(body)?;
+    let messages = wire.messages.unwrap_or_default().into_iter().enumerate();
+    let tools = wire.tools.unwrap_or_default().into_iter().enumerate();
+    let tools = tools.map(|(i, wire)| {
+        let Declaration {
+            name,
+            description,
+            parameters,
+        } = wire.function;
+        tool(name, description, parameters, &format!("tools[{i}]"))
+    });
+    Ok(GenerationRequest {
+        turns: messages
+            .map(|(i, message)| message.into_turn(i))
+            .collect::<Result<_, _>>()?,
+        tools: tools.collect::<Result<Vec<Tool>, _>>()?,
+        parallel_tool_calls: true,
+        ..common(wire.model, wire.format, &wire.think, wire.stream, wire.options)?
+    })
+}
+
+/// Reads a request to generate.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn generate_request(body: &[u8]) -> Result<GenerateRequest, ApiError> {
+    let wire: Generate = parse(body)?;
+    let given = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
+    let refused = [
+        ("suffix", given(&wire.suffix)),
+        ("template", given(&wire.template)),
+        ("images", wire.images.is_some_and(|images| !images.is_empty())),
+    ];
+    if let Some((field, _)) = refused.iter().find(|(_, given)| *given) {
+        return Err(ApiError::field(
+            *field,
+            format!("`{field}` is not supported; leave it out"),
+        ));
+    }
+    let mut generation = common(wire.model, wire.format, &wire.think, wire.stream, wire.options)?;
+    let prompt = wire.prompt.unwrap_or_default();
+    let raw = if wire.raw == Some(true) {
+        Some(prompt)
+    } else {
+        let system = wire.system.filter(|text| !text.is_empty());
+        generation
+            .turns
+            .extend(system.map(|text| Turn::text(Role::System, text)));
+        if !prompt.is_empty() {
+            generation.turns.push(Turn::text(Role::User, prompt));
+        }
+        None
+    };
+    Ok(GenerateRequest { raw, generation })
+}
+
+fn common(
+    model: Option<String>,
+    format: Value,
+    think: &Value,
+    stream: Option<bool>,
+    options: Option<Options>,
+) -> Result<GenerationRequest, ApiError> {
+    let options = options.unwrap_or_default();
+    let format = match format {
+        Value::Null => Format::Text,
+        Value::String(word) if word.is_empty() => Format::Text,
+        Value::String(word) if word == "json" => Format::JsonObject,
+        Value::Object(schema) => Format::JsonSchema(Value::Object(schema)),
+        _ => {
+            return Err(ApiError::field(
+                "format",
+                "`format` must be \"json\" or a JSON schema",
+            ));
+        }
+    };
+    let thinking = match think {
+        Value::Null => None,
+        Value::Bool(on) => Some(*on),
+        Value::String(_) => Some(true),
+        _ => return Err(ApiError::field("think", "`think` must be true, false or a level")),
+    };
+    let all = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
+    Ok(GenerationRequest {
+        model: model.unwrap_or_default(),
+        format,
+        thinking,
+        sampling: Sampling {
+            temperature: options.temperature,
+            top_k: options.top_k.map(|k| usize::try_from(k).unwrap_or(0)),
+            top_p: options.top_p,
+            min_p: options.min_p,
+            typical_p: options.typical_p,
+            repetition_penalty: options.repeat_penalty,
+            frequency_penalty: options.frequency_penalty,
+            presence_penalty: options.presence_penalty,
+            penalty_window: options.repeat_last_n.map(all),
+            seed: options.seed.map(i64::cast_unsigned),
+            logit_bias: Vec::new(),
+        },
+        // -1 and -2 mean "until the end" and "until the context is full".
+        max_tokens: options
+            .num_predict
+            .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| *n > 0),
+        stop: options.stop.unwrap_or_default().0,
+        n: 1,
+        stream: stream.unwrap_or(true),
+        ..GenerationRequest::default()
+    })
+}
+
+impl Message {
+    fn into_turn(self, i: usize) -> Result<Turn, ApiError> {
+        let role = match self.role.as_str() {
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "tool" => Role::Tool,
+            other => {
+                let message = format!("`{other}` is no role; give system, user, assistant or tool");
+                return Err(ApiError::field(format!("messages[{i}].role"), message));
+            }
+        };
+        let mut parts: Vec<Part> = self.content.into_iter().map(Part::Text).collect();
+        if self.images.is_some_and(|images| !images.is_empty()) {
+            parts.push(Part::Image(format!("messages[{i}].images")));
+        }
+        let call = |call: Call| ToolCall {
+            id: call.id.unwrap_or_default(),
+            name: call.function.name,
+            arguments: if call.function.arguments.is_object() {
+                call.function.arguments
+            } else {
+                serde_json::json!({})
+            },
+        };
+        Ok(Turn {
+            reasoning: self.thinking,
+            tool_calls: self
+                .tool_calls
+                .unwrap_or_default()
+                .into_iter()
+                .map(call)
+                .collect(),
+            tool_call_id: self.tool_call_id,
+            name: self.tool_name,
+            ..Turn::new(role, parts)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn options_become_settings_and_streams_are_the_default() {
+        let body = json!({
+            "model": "m", "messages": [{"role": "user", "content": "x"}], "format": "json", "think": false,
+            "options": {"num_predict": -1, "temperature": 0, "stop": ["a"], "num_ctx": 4096},
+        });
+        let request = chat_request(body.to_string().as_bytes()).unwrap();
+        assert!(request.stream && request.max_tokens.is_none());
+        assert_eq!(
+            (request.format, request.thinking),
+            (Format::JsonObject, Some(false))
+        );
+        assert_eq!(request.sampling.temperature, Some(0.0));
+    }
+
+    #[test]
+    fn a_raw_prompt_has_no_turns() {
+        let request = generate_request(br#"{"prompt": "a", "raw": true, "stream": false}"#).unwrap();
+        assert_eq!(
+            (request.raw.as_deref(), request.generation.turns.len()),
+            (Some("a"), 0)
+        );
+        let request = generate_request(br#"{"prompt": "a", "system": "s"}"#).unwrap();
+        assert_eq!(request.generation.turns.len(), 2);
+        assert_eq!(
+            generate_request(br#"{"suffix": "x"}"#)
+                .unwrap_err()
+                .param
+                .as_deref(),
+            Some("suffix")
+        );
+    }
+}

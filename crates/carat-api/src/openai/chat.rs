@@ -1,0 +1,600 @@
+//! The request of `/v1/chat/completions`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::read::{OneOrMany, TextOr, parse};
+use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn};
+
+/// Most alternatives that may be asked for.
+const MAX_TOP_LOGPROBS: u32 = 20;
+/// Most answers to one prompt.
+const MAX_CHOICES: u32 = 128;
+
+/// Reads the body.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
+    let (request, sampling, grammar): (ChatRequest, WireSampling, WireGrammar) =
+        (parse(body)?, parse(body)?, parse(body)?);
+    request.into_generation(sampling, grammar)
+}
+
+/// The body but for what others share. Groups of fields are read one by one: a nested group's errors would not
+/// name their field.
+#[derive(Debug, Deserialize)]
+struct ChatRequest {
+    model: Option<String>,
+    messages: Vec<Message>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    n: Option<u32>,
+    stop: Option<OneOrMany>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    tools: Option<Vec<WireTool>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    response_format: Option<WireFormat>,
+    reasoning_effort: Option<String>,
+    chat_template_kwargs: Option<TemplateArguments>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct StreamOptions {
+    pub(super) include_usage: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TemplateArguments {
+    enable_thinking: Option<bool>,
+}
+
+/// Fields of sampling, which chat and completions share; below the line the names of llama.cpp and vLLM.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct WireSampling {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    seed: Option<i64>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    typical_p: Option<f32>,
+    #[serde(alias = "repeat_penalty")]
+    repetition_penalty: Option<f32>,
+    repeat_last_n: Option<i64>,
+}
+
+impl WireSampling {
+    pub(super) fn into_sampling(self) -> Result<Sampling, ApiError> {
+        let bias = |(id, bias): (String, f32)| {
+            let id = id.parse().map_err(|_| {
+                ApiError::field(
+                    "logit_bias",
+                    format!("`logit_bias` names `{id}`, which is not a token id"),
+                )
+            })?;
+            Ok::<_, ApiError>((id, bias))
+        };
+        let logit_bias = self.logit_bias.unwrap_or_default().into_iter().map(bias);
+        Ok(Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: logit_bias.collect::<Result<_, _>>()?,
+            seed: self.seed.map(i64::cast_unsigned),
+            // Both -1 and 0 mean "all" to those who know this field.
+            top_k: self.top_k.map(|k| usize::try_from(k).unwrap_or(0)),
+            min_p: self.min_p,
+            typical_p: self.typical_p,
+            repetition_penalty: self.repetition_penalty,
+            penalty_window: self
+                .repeat_last_n
+                .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        })
+    }
+}
+
+/// Grammars by the names of vLLM (`guided_*`) and llama.cpp (`grammar`, `json_schema`).
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct WireGrammar {
+    guided_json: Option<Value>,
+    guided_regex: Option<String>,
+    guided_choice: Option<Vec<String>>,
+    guided_grammar: Option<String>,
+    grammar: Option<String>,
+    json_schema: Option<Value>,
+}
+
+impl WireGrammar {
+    /// The grammar asked for, if any; `format` is what the API's own field says.
+    pub(super) fn over(self, format: Format) -> Result<Format, ApiError> {
+        let choice = |choices: Vec<String>| {
+            let alternatives: Vec<String> = choices.iter().map(|choice| escape_regex(choice)).collect();
+            Format::Regex(format!("({})", alternatives.join("|")))
+        };
+        let given: Vec<(&str, Format)> = [
+            ("response_format", (format != Format::Text).then_some(format)),
+            (
+                "guided_json",
+                self.guided_json
+                    .map(schema_value)
+                    .transpose()?
+                    .map(Format::JsonSchema),
+            ),
+            ("json_schema", self.json_schema.map(Format::JsonSchema)),
+            ("guided_regex", self.guided_regex.map(Format::Regex)),
+            ("guided_choice", self.guided_choice.map(choice)),
+            ("guided_grammar", self.guided_grammar.map(Format::Lark)),
+            (
+                "grammar",
+                self.grammar.filter(|text| !text.is_empty()).map(Format::Gbnf),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(name, format)| Some((name, format?)))
+        .collect();
+        match <[_; 1]>::try_from(given) {
+            Ok([(_, format)]) => Ok(format),
+            Err(none) if none.is_empty() => Ok(Format::Text),
+            Err(several) => {
+                let (first, second) = (several[0].0, several[1].0);
+                let message = format!("`{first}` and `{second}` both bind the answer; give one of them");
+                Err(ApiError::field(second, message))
+            }
+        }
+    }
+}
+
+/// vLLM's clients also send the schema as text.
+fn schema_value(value: Value) -> Result<Value, ApiError> {
+    match value {
+        Value::String(text) => serde_json::from_str(&text)
+            .map_err(|error| ApiError::field("guided_json", format!("`guided_json` is no JSON: {error}"))),
+        other => Ok(other),
+    }
+}
+
+/// The text as a regular expression that matches it alone.
+fn escape_regex(text: &str) -> String {
+    let mut escaped = String::new();
+    for c in text.chars() {
+        if c.is_ascii_punctuation() {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+#[derive(Debug, Deserialize)]
+struct Message {
+    role: String,
+    #[serde(default)]
+    content: TextOr<WirePart>,
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<WireCall>>,
+    tool_call_id: Option<String>,
+    name: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct WirePart {
+    r#type: String,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireCall {
+    id: Option<String>,
+    function: WireFunction,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireFunction {
+    name: String,
+    #[serde(default)]
+    arguments: Value,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireTool {
+    r#type: Option<String>,
+    function: Option<Declaration>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Declaration {
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireFormat {
+    r#type: String,
+    json_schema: Option<NamedSchema>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NamedSchema {
+    schema: Option<Value>,
+}
+
+impl ChatRequest {
+    fn into_generation(
+        self,
+        sampling: WireSampling,
+        grammar: WireGrammar,
+    ) -> Result<GenerationRequest, ApiError> {
+        let turns = self
+            .messages
+            .into_iter()
+            .enumerate()
+            .map(|(i, message)| message.into_turn(i));
+        let turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;
+        if turns.is_empty() {
+            return Err(ApiError::field(
+                "messages",
+                "`messages` is empty; give at least one",
+            ));
+        }
+        let tools = self.tools.unwrap_or_default().into_iter().enumerate();
+        let tools: Vec<Tool> = tools
+            .map(|(i, tool)| tool.into_tool(i))
+            .collect::<Result<_, _>>()?;
+        let format = self
+            .response_format
+            .map_or(Ok(Format::Text), WireFormat::into_format)?;
+        let thinking = match self
+            .chat_template_kwargs
+            .and_then(|kwargs| kwargs.enable_thinking)
+        {
+            Some(enabled) => Some(enabled),
+            None => thinking(self.reasoning_effort.as_deref(), "reasoning_effort")?,
+        };
+        Ok(GenerationRequest {
+            model: self.model.unwrap_or_default(),
+            tool_choice: tool_choice(self.tool_choice, &tools)?,
+            turns,
+            tools,
+            parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
+            format: grammar.over(format)?,
+            sampling: sampling.into_sampling()?,
+            max_tokens: max_tokens(self.max_completion_tokens.or(self.max_tokens))?,
+            stop: self.stop.unwrap_or_default().0,
+            n: choices(self.n)?,
+            logprobs: logprobs(self.logprobs, self.top_logprobs)?,
+            thinking,
+            stream: self.stream.unwrap_or(false),
+            include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+        })
+    }
+}
+
+/// Effort to thinking: Gemma 4 knows on and off.
+pub(super) fn thinking(effort: Option<&str>, field: &str) -> Result<Option<bool>, ApiError> {
+    match effort {
+        None => Ok(None),
+        Some("none" | "minimal") => Ok(Some(false)),
+        Some("low" | "medium" | "high" | "xhigh") => Ok(Some(true)),
+        Some(other) => {
+            let message = format!("`{field}` is `{other}`; give none, minimal, low, medium, high or xhigh");
+            Err(ApiError::field(field, message))
+        }
+    }
+}
+
+pub(super) fn max_tokens(n: Option<u32>) -> Result<Option<usize>, ApiError> {
+    if n == Some(0) {
+        return Err(ApiError::field(
+            "max_tokens",
+            "`max_tokens` is 0; allow at least one token",
+        ));
+    }
+    Ok(n.map(|n| n as usize))
+}
+
+pub(super) fn choices(n: Option<u32>) -> Result<usize, ApiError> {
+    match n.unwrap_or(1) {
+        n @ 1..=MAX_CHOICES => Ok(n as usize),
+        n => Err(ApiError::field(
+            "n",
+            format!("`n` is {n}; give a number from 1 to {MAX_CHOICES}"),
+        )),
+    }
+}
+
+fn logprobs(wanted: Option<bool>, top: Option<u32>) -> Result<Option<usize>, ApiError> {
+    match (wanted.unwrap_or(false), top) {
+        (_, Some(top)) if top > MAX_TOP_LOGPROBS => Err(ApiError::field(
+            "top_logprobs",
+            format!("`top_logprobs` is {top}; give a number from 0 to {MAX_TOP_LOGPROBS}"),
+        )),
+        (false, Some(top)) if top > 0 => Err(ApiError::field(
+            "top_logprobs",
+            "`top_logprobs` needs `logprobs` to be true",
+        )),
+        (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
+        (false, _) => Ok(None),
+    }
+}
+
+/// `none`, `auto`, `required`, or an object that names a function.
+pub(super) fn tool_choice(value: Option<Value>, tools: &[Tool]) -> Result<ToolChoice, ApiError> {
+    let field = "tool_choice";
+    let choice = match &value {
+        None | Some(Value::Null) => return Ok(ToolChoice::Auto),
+        Some(Value::String(word)) => match word.as_str() {
+            "none" => return Ok(ToolChoice::None),
+            "auto" => return Ok(ToolChoice::Auto),
+            "required" | "any" => ToolChoice::Required,
+            other => {
+                let message = format!("`tool_choice` is `{other}`; give none, auto, required or a function");
+                return Err(ApiError::field(field, message));
+            }
+        },
+        Some(object) => {
+            let name = object["function"]["name"].as_str().or(object["name"].as_str());
+            let Some(name) = name else {
+                return Err(ApiError::field(
+                    field,
+                    "`tool_choice` names no function; give none, auto, required or {\"type\": \"function\", \
+                     \"function\": {\"name\": ...}}",
+                ));
+            };
+            ToolChoice::Named(name.to_string())
+        }
+    };
+    match &choice {
+        ToolChoice::Named(name) if !tools.iter().any(|tool| tool.name == *name) => Err(ApiError::field(
+            field,
+            format!("`tool_choice` names `{name}`, which is not among `tools`"),
+        )),
+        ToolChoice::Required if tools.is_empty() => Err(ApiError::field(
+            field,
+            "`tool_choice` needs `tools` to choose from",
+        )),
+        _ => Ok(choice),
+    }
+}
+
+impl Message {
+    fn into_turn(self, i: usize) -> Result<Turn, ApiError> {
+        let path = |rest: &str| format!("messages[{i}].{rest}");
+        let role = match self.role.as_str() {
+            "system" | "developer" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "tool" | "function" => Role::Tool,
+            other => {
+                let message =
+                    format!("`{other}` is no role; give system, developer, user, assistant or tool");
+                return Err(ApiError::field(path("role"), message));
+            }
+        };
+        let parts = match self.content {
+            TextOr::Text(text) => vec![Part::Text(text)],
+            TextOr::Parts(parts) => {
+                let parts = parts.into_iter().enumerate();
+                let parts = parts.map(|(j, part)| part.into_part(&path(&format!("content[{j}]"))));
+                parts.collect::<Result<_, _>>()?
+            }
+        };
+        let calls = self.tool_calls.unwrap_or_default().into_iter().enumerate();
+        let calls = calls.map(|(j, call)| call.into_call(&path(&format!("tool_calls[{j}]"))));
+        Ok(Turn {
+            reasoning: self.reasoning_content.filter(|text| !text.is_empty()),
+            tool_calls: calls.collect::<Result<_, _>>()?,
+            tool_call_id: self.tool_call_id,
+            name: self.name,
+            ..Turn::new(role, parts)
+        })
+    }
+}
+
+impl WirePart {
+    fn into_part(self, path: &str) -> Result<Part, ApiError> {
+        match (self.r#type.as_str(), self.text.or(self.refusal)) {
+            ("text" | "refusal" | "input_text" | "output_text", Some(text)) => Ok(Part::Text(text)),
+            ("text" | "refusal" | "input_text" | "output_text", None) => {
+                Err(ApiError::field(path, format!("`{path}` has no text")))
+            }
+            ("image_url" | "image" | "input_image", _) => Ok(Part::Image(path.to_string())),
+            ("input_audio" | "audio", _) => Ok(Part::Audio(path.to_string())),
+            (other, _) => {
+                let message = format!("`{path}` is of type `{other}`, which is not supported; send text");
+                Err(ApiError::field(path, message))
+            }
+        }
+    }
+}
+
+impl WireCall {
+    fn into_call(self, path: &str) -> Result<ToolCall, ApiError> {
+        Ok(ToolCall {
+            id: self.id.unwrap_or_default(),
+            name: self.function.name,
+            arguments: arguments(self.function.arguments, &format!("{path}.function.arguments"))?,
+        })
+    }
+}
+
+/// Arguments as an object; OpenAI writes them as text.
+pub(super) fn arguments(value: Value, path: &str) -> Result<Value, ApiError> {
+    let value = match value {
+        Value::String(text) if text.trim().is_empty() => Value::Object(Default::default()),
+        Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
+        Value::Null => Value::Object(Default::default()),
+        other => other,
+    };
+    if value.is_object() {
+        Ok(value)
+    } else {
+        let message = format!("`{path}` is no JSON object; send back the arguments as they were given");
+        Err(ApiError::field(path, message))
+    }
+}
+
+impl WireTool {
+    fn into_tool(self, i: usize) -> Result<Tool, ApiError> {
+        match (self.r#type.as_deref().unwrap_or("function"), self.function) {
+            ("function", Some(function)) => tool(
+                function.name,
+                function.description,
+                function.parameters,
+                &format!("tools[{i}]"),
+            ),
+            ("function", None) => {
+                let path = format!("tools[{i}].function");
+                Err(ApiError::field(&path, format!("`{path}` is missing")))
+            }
+            (other, _) => {
+                let path = format!("tools[{i}].type");
+                let message = format!("`{path}` is `{other}`; only `function` is supported");
+                Err(ApiError::field(path, message))
+            }
+        }
+    }
+}
+
+/// A tool whose name and schema can be used.
+pub(crate) fn tool(
+    name: String,
+    description: Option<String>,
+    parameters: Option<Value>,
+    path: &str,
+) -> Result<Tool, ApiError> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(is_plain) {
+        let message = format!("`{path}` is named `{name}`; use up to 128 letters, digits, `_`, `-` or `.`");
+        return Err(ApiError::field(path, message));
+    }
+    let parameters = match parameters {
+        None | Some(Value::Null) => serde_json::json!({"type": "object", "properties": {}}),
+        Some(Value::Object(schema)) => Value::Object(schema),
+        Some(_) => {
+            let message = format!("`{path}` has parameters that are no JSON schema; give an object");
+            return Err(ApiError::field(path, message));
+        }
+    };
+    Ok(Tool {
+        name,
+        description,
+        parameters,
+    })
+}
+
+impl WireFormat {
+    fn into_format(self) -> Result<Format, ApiError> {
+        match (self.r#type.as_str(), self.json_schema) {
+            ("text", _) => Ok(Format::Text),
+            ("json_object", _) => Ok(Format::JsonObject),
+            ("json_schema", Some(NamedSchema { schema: Some(schema) })) => Ok(Format::JsonSchema(schema)),
+            ("json_schema", _) => Err(ApiError::field(
+                "response_format.json_schema",
+                "`response_format.json_schema.schema` is missing",
+            )),
+            (other, _) => {
+                let message =
+                    format!("`response_format.type` is `{other}`; give text, json_object or json_schema");
+                Err(ApiError::field("response_format.type", message))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn convert(body: Value) -> Result<GenerationRequest, ApiError> {
+        chat_request(body.to_string().as_bytes())
+    }
+
+    fn refused(change: Value) -> (Option<String>, String) {
+        let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "Hi"}]});
+        for (key, value) in change.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let error = convert(body).unwrap_err();
+        (error.param, error.message)
+    }
+
+    #[test]
+    fn a_whole_conversation_with_tools_is_understood() {
+        let request = convert(json!({
+            "model": "m", "unknown_field": {"x": 1}, "temperature": null, "top_k": -1, "seed": -1,
+            "logit_bias": {"5": -100}, "stop": "END", "max_completion_tokens": 7, "max_tokens": 9,
+            "messages": [
+                {"role": "developer", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "Weather?"}]},
+                {"role": "assistant", "content": null, "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "w", "arguments": "{\"a\": 1}"}}]},
+                {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "w", "parameters": {"type": "object"}}}],
+            "tool_choice": {"type": "function", "function": {"name": "w"}},
+            "response_format": {"type": "text"},
+        }))
+        .unwrap();
+        assert_eq!(request.turns.len(), 4);
+        assert_eq!(request.turns[0].role, Role::System);
+        assert_eq!(request.turns[2].tool_calls[0].arguments, json!({"a": 1}));
+        assert_eq!(request.tool_choice, ToolChoice::Named("w".into()));
+        assert_eq!(
+            (request.max_tokens, request.n, request.stop),
+            (Some(7), 1, vec!["END".to_string()])
+        );
+        assert_eq!(request.sampling.logit_bias, [(5, -100.0)]);
+        assert_eq!(
+            (request.sampling.top_k, request.sampling.seed),
+            (Some(0), Some(u64::MAX))
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused_by_name() {
+        let check = |change: Value, param: &str| assert_eq!(refused(change).0.as_deref(), Some(param));
+        check(json!({"temperature": "hot"}), "temperature");
+        check(json!({"messages": []}), "messages");
+        check(
+            json!({"messages": [{"role": "wizard", "content": "x"}]}),
+            "messages[0].role",
+        );
+        check(
+            json!({"messages": [{"role": "user", "content": [{"type": "video"}]}]}),
+            "messages[0].content[0]",
+        );
+        check(json!({"n": 0}), "n");
+        check(json!({"top_logprobs": 3}), "top_logprobs");
+        check(json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs");
+        check(json!({"tool_choice": "required"}), "tool_choice");
+        check(
+            json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}),
+            "tools[0]",
+        );
+        check(
+            json!({"response_format": {"type": "yaml"}}),
+            "response_format.type",
+        );
+        check(
+            json!({"response_format": {"type": "json_object"}, "guided_regex": "a"}),
+            "guided_regex",
+        );
+        check(json!({"reasoning_effort": "huge"}), "reasoning_effort");
+        check(json!({"logit_bias": {"x": 1}}), "logit_bias");
+        check(json!({"max_tokens": 0}), "max_tokens");
+    }
+}

@@ -1,0 +1,262 @@
+//! The settings of `carat serve`: flags over the environment over `carat.toml` over defaults.
+//!
+//! One type is all three: clap reads it from flags, toml from the file's `[serve]`, and the environment fills it by
+//! the names below. [`ServeSettings::resolved`] is what runs, and what `--print-config` shows.
+//!
+//! | variable | flag |
+//! |---|---|
+//! | `CARAT_HOST`, `CARAT_PORT` | `--host`, `--port` |
+//! | `CARAT_API_KEY` | `--api-key`; several are separated by commas |
+//! | `CARAT_CTX`, `CARAT_PARALLEL` | `--ctx`, `--parallel` |
+//! | `CARAT_LOG` | `--log` |
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::Hinted;
+
+/// Largest settings file that is read, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogLevel {
+    /// Nothing
+    Off,
+    /// What went wrong
+    Error,
+    /// What may go wrong
+    Warn,
+    /// A line for each request
+    Info,
+    /// All
+    Debug,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// What can be set; `None` and empty lists leave it to what comes next.
+#[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[command(next_help_heading = "Serving")]
+pub(crate) struct ServeSettings {
+    /// Address to listen on; beyond this machine a key is needed [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) host: Option<IpAddr>,
+    /// Port to listen on; 0 takes a free one [default: 8080]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Key that clients must send; may be given several times
+    #[arg(long, value_name = "KEY")]
+    pub(crate) api_key: Vec<String>,
+    /// Tokens that prompt and answer of one request may have together [default: the model's context, or what memory has room for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub(crate) ctx: Option<u32>,
+    /// Requests that are answered at the same time [default: 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) parallel: Option<u32>,
+    /// Requests that may wait beyond these; more are refused with 429 [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub(crate) queue: Option<u32>,
+    /// Memory for the caches of all requests and of earlier prompts, such as 4GB [default: half of what is left]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_memory: Option<String>,
+    /// Another name of the model; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) alias: Vec<String>,
+    /// Refuse requests for other models instead of answering them with this one
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) strict_model: Option<bool>,
+    /// Origin whose web pages may use the server, `*` for any; pages of this machine always may
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) cors: Vec<String>,
+    /// Longest time that a request may take, in seconds [default: no limit]
+    #[arg(long, value_name = "S")]
+    pub(crate) request_timeout: Option<u64>,
+    /// Largest body of a request, in megabytes [default: 32]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) max_body: Option<u32>,
+    /// How long answers may go on after the order to stop, in seconds [default: 30]
+    #[arg(long, value_name = "S")]
+    pub(crate) drain: Option<u64>,
+    /// What is logged, to stderr; prompts never are [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<LogLevel>,
+    /// How log lines look [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// `carat.toml`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    serve: ServeSettings,
+}
+
+impl ServeSettings {
+    /// What the file at `path` says; nothing if there is no file and none was asked for by name.
+    pub(crate) fn of_file(path: &Path, is_required: bool) -> Result<Self> {
+        if !is_required && !path.exists() {
+            return Ok(Self::default());
+        }
+        let bytes = carat_format::read_limited(path, MAX_FILE_BYTES)?;
+        let text = String::from_utf8(bytes).with_context(|| format!("`{}` is not UTF-8", path.display()))?;
+        let file: File =
+            toml::from_str(&text).with_context(|| format!("cannot understand `{}`", path.display()))?;
+        Ok(file.serve)
+    }
+
+    /// What the environment says.
+    pub(crate) fn of_env(env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+        let keys = env("CARAT_API_KEY").unwrap_or_default();
+        let keys = keys.split(',').map(str::trim).filter(|key| !key.is_empty());
+        Ok(Self {
+            host: parsed(env, "CARAT_HOST", "an IP address")?,
+            port: parsed(env, "CARAT_PORT", "a port")?,
+            api_key: keys.map(ToString::to_string).collect(),
+            ctx: parsed(env, "CARAT_CTX", "a number of tokens")?,
+            parallel: parsed(env, "CARAT_PARALLEL", "a number of requests")?,
+            log: match env("CARAT_LOG") {
+                None => None,
+                Some(text) => Some(LogLevel::from_str(&text, true).map_err(|_| {
+                    Hinted::new(
+                        format!("CARAT_LOG is `{text}`, which is no level"),
+                        "set it to off, error, warn, info or debug",
+                    )
+                })?),
+            },
+            ..Self::default()
+        })
+    }
+
+    /// These settings, and `other` where they say nothing.
+    pub(crate) fn or(self, other: Self) -> Self {
+        let list = |own: Vec<String>, other: Vec<String>| if own.is_empty() { other } else { own };
+        Self {
+            host: self.host.or(other.host),
+            port: self.port.or(other.port),
+            api_key: list(self.api_key, other.api_key),
+            ctx: self.ctx.or(other.ctx),
+            parallel: self.parallel.or(other.parallel),
+            queue: self.queue.or(other.queue),
+            cache_memory: self.cache_memory.or(other.cache_memory),
+            alias: list(self.alias, other.alias),
+            strict_model: self.strict_model.or(other.strict_model),
+            cors: list(self.cors, other.cors),
+            request_timeout: self.request_timeout.or(other.request_timeout),
+            max_body: self.max_body.or(other.max_body),
+            drain: self.drain.or(other.drain),
+            log: self.log.or(other.log),
+            log_format: self.log_format.or(other.log_format),
+        }
+    }
+
+    /// With the defaults of everything that has one.
+    pub(crate) fn resolved(self) -> Self {
+        self.or(Self {
+            host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            port: Some(8080),
+            parallel: Some(32),
+            queue: Some(256),
+            strict_model: Some(false),
+            max_body: Some(32),
+            drain: Some(30),
+            log: Some(LogLevel::Info),
+            log_format: Some(LogFormat::Text),
+            ..Self::default()
+        })
+    }
+
+    /// As a settings file, keys hidden.
+    pub(crate) fn to_toml(&self) -> Result<String> {
+        let mut shown = self.clone();
+        shown
+            .api_key
+            .iter_mut()
+            .for_each(|key| *key = "(hidden)".to_string());
+        let text = toml::to_string(&shown).context("cannot write the settings")?;
+        Ok(format!("[serve]\n{text}"))
+    }
+}
+
+fn parsed<T: std::str::FromStr>(
+    env: &dyn Fn(&str) -> Option<String>,
+    name: &str,
+    expected: &str,
+) -> Result<Option<T>> {
+    let Some(text) = env(name) else { return Ok(None) };
+    match text.trim().parse() {
+        Ok(value) => Ok(Some(value)),
+        Err(_) => Err(Hinted::new(
+            format!("{name} is `{text}`, which is not {expected}"),
+            "unset it, or set it right",
+        )
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_environment_and_that_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("carat.toml");
+        std::fs::write(
+            &path,
+            "[serve]\nport = 1\nctx = 100\nalias = [\"a\"]\nparallel = 4\n",
+        )
+        .unwrap();
+        let file = ServeSettings::of_file(&path, true).unwrap();
+        let env = |name: &str| match name {
+            "CARAT_CTX" => Some("200".to_string()),
+            "CARAT_PARALLEL" => Some("8".to_string()),
+            "CARAT_API_KEY" => Some("x, y".to_string()),
+            _ => None,
+        };
+        let env = ServeSettings::of_env(&env).unwrap();
+        let flags = ServeSettings {
+            parallel: Some(16),
+            ..ServeSettings::default()
+        };
+        let all = flags.or(env).or(file).resolved();
+        assert_eq!((all.port, all.ctx, all.parallel), (Some(1), Some(200), Some(16)));
+        assert_eq!((all.queue, all.alias.len(), all.api_key.len()), (Some(256), 1, 2));
+        let shown = all.to_toml().unwrap();
+        assert!(shown.contains("port = 1") && !shown.contains("\"x\""), "{shown}");
+        std::fs::write(&path, shown).unwrap();
+        assert_eq!(ServeSettings::of_file(&path, true).unwrap().port, Some(1));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("carat.toml");
+        assert_eq!(
+            ServeSettings::of_file(&path, false).unwrap(),
+            ServeSettings::default()
+        );
+        assert!(ServeSettings::of_file(&path, true).is_err());
+        std::fs::write(&path, "[serve]\nprot = 1\n").unwrap();
+        let error = format!("{:#}", ServeSettings::of_file(&path, true).unwrap_err());
+        assert!(error.contains("prot"), "{error}");
+        let env = |name: &str| (name == "CARAT_PORT").then(|| "many".to_string());
+        let error = ServeSettings::of_env(&env).unwrap_err().to_string();
+        assert_eq!(error, "CARAT_PORT is `many`, which is not a port");
+    }
+}

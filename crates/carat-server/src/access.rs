@@ -1,0 +1,176 @@
+//! What every request passes on its way in and out: key, origin, id, count, log line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
+};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use axum::middleware::Next;
+use carat_api::{ApiError, ErrorKind};
+
+use crate::auth;
+use crate::limits::RETRY_AFTER_S;
+use crate::reply::Caller;
+use crate::server::State;
+
+/// Paths that need no key: programs that watch the server have none.
+const OPEN: [&str; 4] = ["/", "/health", "/ready", "/openapi.json"];
+
+/// Lets a request in, and its answer out.
+pub(crate) async fn pass(
+    axum::extract::State(state): axum::extract::State<Arc<State>>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let arrived = Instant::now();
+    let id = state.ids.id("req_");
+    let origin = allowed_origin(&state.options.cors_origins, request.headers());
+    let path = request.uri().path().to_string();
+    let method = request.method().clone();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("other", |path| known(path.as_str()));
+    let mut response = if method == Method::OPTIONS {
+        empty(StatusCode::NO_CONTENT)
+    } else {
+        match caller(&state, &request, &path, arrived) {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                next.run(request).await
+            }
+            Err(error) => error_response(&error, &path),
+        }
+    };
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        headers.insert("x-request-id", value.clone());
+        headers.insert("request-id", value);
+    }
+    if let Some(origin) = origin {
+        allow(headers, origin);
+    }
+    let status = response.status().as_u16();
+    state.metrics.count(route, status);
+    let ms = arrived.elapsed().as_secs_f64() * 1e3;
+    tracing::info!(%id, %method, route, status, ms, "request");
+    response
+}
+
+/// The caller, unless a key is wanted and this is none.
+fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Result<Caller, ApiError> {
+    let keys = &state.options.api_keys;
+    let key = auth::key_of(request.headers());
+    if !keys.is_empty() && !OPEN.contains(&path) {
+        let message = match key {
+            Some(key) if auth::is_known(keys, key) => None,
+            Some(_) => Some("this API key is not known here; check it"),
+            None => Some("an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`"),
+        };
+        if let Some(message) = message {
+            return Err(ApiError::new(ErrorKind::Authentication, message));
+        }
+    }
+    let peer: Option<IpAddr> = request
+        .extensions()
+        .get::<ConnectInfo<SocketAddr>>()
+        .map(|info| info.0.ip());
+    let client = match key.filter(|_| !keys.is_empty()) {
+        Some(key) => state.ids.hash(key),
+        None => state.ids.hash(peer),
+    };
+    Ok(Caller { client, arrived })
+}
+
+/// An error in the shape of the API that the path belongs to.
+pub(crate) fn error_response(error: &ApiError, path: &str) -> Response<Body> {
+    let body = if path.starts_with("/v1/messages") {
+        error.anthropic()
+    } else if path.starts_with("/api/") {
+        error.ollama()
+    } else {
+        error.openai()
+    };
+    let status = StatusCode::from_u16(error.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = empty(status);
+    *response.body_mut() = Body::from(body.to_string());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if matches!(error.kind, ErrorKind::RateLimit | ErrorKind::Unavailable) {
+        headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+    }
+    response
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// The request's origin, if its pages may read our answers.
+fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
+    let origin = headers.get(ORIGIN)?;
+    let text = origin.to_str().ok()?;
+    let host = text.split_once("://")?.1;
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let is_local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
+    let is_listed = allowed.iter().any(|entry| entry == "*" || entry == text);
+    (is_local || is_listed).then(|| origin.clone())
+}
+
+fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(VARY, HeaderValue::from_static("origin"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, DELETE, OPTIONS"),
+    );
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static(
+            "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, openai-organization, \
+             openai-project, idempotency-key",
+        ),
+    );
+    headers.insert(
+        ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("x-request-id, request-id, retry-after"),
+    );
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
+}
+
+/// The route's name as a word that lives as long as the program: labels must not grow with what clients send.
+fn known(route: &str) -> &'static str {
+    crate::routes::ROUTES
+        .iter()
+        .find(|known| **known == route)
+        .copied()
+        .unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_this_machine_and_listed_ones_may_read() {
+        let allowed = |list: &[&str], origin: &str| {
+            let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+            let mut headers = HeaderMap::new();
+            headers.insert(ORIGIN, origin.parse().unwrap());
+            allowed_origin(&list, &headers).is_some()
+        };
+        assert!(allowed(&[], "http://localhost:3000"));
+        assert!(!allowed(&[], "https://evil.example"));
+        assert!(!allowed(&[], "https://localhost.evil.example"));
+        assert!(allowed(&["https://good.example"], "https://good.example"));
+        assert!(allowed(&["*"], "https://any.example"));
+    }
+}

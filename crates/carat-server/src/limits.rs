@@ -1,0 +1,20 @@
+//! What a request may take, in one place.
+
+use std::time::Duration;
+
+/// Largest body, in bytes, unless set otherwise.
+pub(crate) const BODY_BYTES: usize = 32 << 20;
+/// A stream without news gets a sign of life this often.
+pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
+/// What clients are told to wait when the queue is full, in seconds.
+pub(crate) const RETRY_AFTER_S: u64 = 2;
+/// Stop strings of one request.
+pub(crate) const STOP_STRINGS: usize = 64;
+/// Longest stop string, in bytes.
+pub(crate) const STOP_STRING_BYTES: usize = 4096;
+/// Answers that one request may ask for, over all its prompts.
+pub(crate) const CHOICES: usize = 256;
+/// Responses kept for `previous_response_id`.
+pub(crate) const STORED_RESPONSES: usize = 1000;
+/// Bytes of text in all of them together.
+pub(crate) const STORED_BYTES: usize = 64 << 20;

@@ -1,0 +1,191 @@
+//! What is counted, in Prometheus' text form.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use carat_engine::Counters;
+
+/// Upper bounds of the histograms' buckets, in seconds.
+const BOUNDS: [f64; 12] = [
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+];
+
+/// A distribution of times.
+#[derive(Default)]
+pub(crate) struct Histogram {
+    /// The last is for times beyond all bounds.
+    buckets: [AtomicU64; BOUNDS.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Histogram {
+    pub(crate) fn record(&self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        let bucket = BOUNDS
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .unwrap_or(BOUNDS.len());
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    fn write(&self, name: &str, help: &str, out: &mut String) {
+        head(name, help, "histogram", out);
+        let mut below = 0;
+        for (bucket, bound) in self.buckets.iter().zip(BOUNDS) {
+            below += bucket.load(Ordering::Relaxed);
+            let _infallible = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {below}");
+        }
+        below += self.buckets[BOUNDS.len()].load(Ordering::Relaxed);
+        #[expect(clippy::cast_precision_loss, reason = "a sum of times")]
+        let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+        let _infallible = writeln!(out, "{name}_bucket{{le=\"+Inf\"}} {below}");
+        let _infallible = writeln!(out, "{name}_sum {sum}\n{name}_count {below}");
+    }
+}
+
+/// Everything that is counted here; the engine counts for itself.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    /// Requests by route and status.
+    requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
+    /// From a request's arrival to its answer's first token.
+    pub(crate) first_token: Histogram,
+    /// Between one token and the next.
+    pub(crate) next_token: Histogram,
+    /// From a request's arrival to its end.
+    pub(crate) duration: Histogram,
+}
+
+impl Metrics {
+    pub(crate) fn count(&self, route: &'static str, status: u16) {
+        let mut requests = self
+            .requests
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        *requests.entry((route, status)).or_default() += 1;
+    }
+
+    /// All of it as text.
+    pub(crate) fn text(&self, counters: &Counters, version: &str) -> String {
+        let mut out = String::new();
+        head("carat_build_info", "The version.", "gauge", &mut out);
+        let _infallible = writeln!(out, "carat_build_info{{version=\"{version}\"}} 1");
+        head(
+            "carat_http_requests_total",
+            "Requests by route and status.",
+            "counter",
+            &mut out,
+        );
+        let requests = self
+            .requests
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        for ((route, status), n) in requests.iter() {
+            let labels = format!("route=\"{route}\",status=\"{status}\"");
+            let _infallible = writeln!(out, "carat_http_requests_total{{{labels}}} {n}");
+        }
+        drop(requests);
+        let totals = [
+            ("carat_steps_total", "Forward passes.", &counters.steps),
+            (
+                "carat_prompt_tokens_total",
+                "Tokens of prompts that were computed.",
+                &counters.prefilled,
+            ),
+            (
+                "carat_cached_tokens_total",
+                "Tokens of prompts from the prefix cache.",
+                &counters.reused,
+            ),
+            (
+                "carat_generated_tokens_total",
+                "Tokens generated.",
+                &counters.generated,
+            ),
+            (
+                "carat_answers_finished_total",
+                "Answers that came to their own end.",
+                &counters.finished,
+            ),
+            (
+                "carat_answers_cancelled_total",
+                "Answers that were cancelled or too late.",
+                &counters.cancelled,
+            ),
+            (
+                "carat_answers_failed_total",
+                "Answers that failed.",
+                &counters.failed,
+            ),
+            (
+                "carat_preemptions_total",
+                "Sequences that gave up their cache.",
+                &counters.preempted,
+            ),
+        ];
+        for (name, help, counter) in totals {
+            head(name, help, "counter", &mut out);
+            let _infallible = writeln!(out, "{name} {}", counter.get());
+        }
+        let gauges = [
+            (
+                "carat_sequences_running",
+                "Sequences in the batch.",
+                &counters.running,
+            ),
+            (
+                "carat_jobs_waiting",
+                "Jobs that wait for a place.",
+                &counters.waiting,
+            ),
+            (
+                "carat_cache_bytes",
+                "Bytes of all caches, at most.",
+                &counters.cache_bytes,
+            ),
+            (
+                "carat_prefix_snapshots",
+                "Beginnings in the prefix cache.",
+                &counters.snapshots,
+            ),
+        ];
+        for (name, help, gauge) in gauges {
+            head(name, help, "gauge", &mut out);
+            let _infallible = writeln!(out, "{name} {}", gauge.get());
+        }
+        self.first_token
+            .write("carat_first_token_seconds", "Arrival to first token.", &mut out);
+        self.next_token
+            .write("carat_next_token_seconds", "One token to the next.", &mut out);
+        self.duration
+            .write("carat_request_seconds", "Arrival to end.", &mut out);
+        out
+    }
+}
+
+fn head(name: &str, help: &str, kind: &str, out: &mut String) {
+    let _infallible = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_add_up() {
+        let metrics = Metrics::default();
+        metrics.first_token.record(Duration::from_millis(30));
+        metrics.first_token.record(Duration::from_secs(100));
+        metrics.count("/v1/models", 200);
+        let text = metrics.text(&Counters::default(), "1");
+        assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.025\"} 0\n"));
+        assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.05\"} 1\n"));
+        assert!(text.contains("carat_first_token_seconds_bucket{le=\"+Inf\"} 2\n"));
+        assert!(text.contains("carat_http_requests_total{route=\"/v1/models\",status=\"200\"} 1\n"));
+    }
+}

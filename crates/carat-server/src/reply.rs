@@ -1,0 +1,356 @@
+//! One request's answers, from the engine's thread to the client's connection.
+//!
+//! All choices of a request share one channel, large enough for every token that they may have, so that the engine never
+//! waits. Dropping the reply cancels what is still running.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
+use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
+use tokio::sync::mpsc::{Receiver, channel};
+
+use crate::limits;
+use crate::output::OutputReader;
+use crate::server::State;
+use crate::tools::{self, CallReader};
+
+/// Who asks, and since when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Caller {
+    /// Shares of the engine go by this.
+    pub(crate) client: u64,
+    /// When the request came.
+    pub(crate) arrived: Instant,
+}
+
+/// A piece of some choice.
+pub(crate) enum Output {
+    /// More of it.
+    Delta(usize, Delta),
+    /// Its end, and what prefill and decode took.
+    Finish(usize, Finish, [Duration; 2]),
+    /// There will be no more of any choice.
+    Failed(ApiError),
+}
+
+/// The answers of one request. See the module's head.
+pub(crate) struct Reply {
+    state: Arc<State>,
+    receiver: Receiver<(usize, Update)>,
+    cancels: Vec<Cancel>,
+    readers: Vec<OutputReader>,
+    n_open: usize,
+    caller: Caller,
+    latest: Vec<Option<Instant>>,
+    /// Sum over prompts.
+    usage: Usage,
+    n_choices: usize,
+    n_prompt: usize,
+}
+
+/// Prompts and what binds their answers.
+pub(crate) struct Start {
+    /// Each is answered `n` times.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// One for each answer, or none.
+    pub(crate) constraints: Vec<Constraint>,
+    /// One for each answer.
+    pub(crate) readers: Vec<OutputReader>,
+}
+
+impl Reply {
+    /// Queues all answers of a request.
+    pub(crate) fn start(
+        state: &Arc<State>,
+        request: &GenerationRequest,
+        start: Start,
+        caller: Caller,
+    ) -> Result<Self, ApiError> {
+        let model = &state.model;
+        check_stops(&request.stop)?;
+        let n_choices = start.prompts.len() * request.n;
+        if n_choices > limits::CHOICES {
+            let message = format!(
+                "{n_choices} answers are asked for at once; at most {} may be",
+                limits::CHOICES
+            );
+            return Err(ApiError::field("n", message));
+        }
+        let sampling = sampling(state, request)?;
+        let room = |ids: &Vec<u32>| model.context().saturating_sub(ids.len());
+        let capacity: usize = start
+            .prompts
+            .iter()
+            .map(|ids| request.n * (request.max_tokens.unwrap_or(usize::MAX).min(room(ids)) + 2))
+            .sum();
+        let (sender, receiver) = channel(capacity.max(1));
+        let mut reply = Self {
+            state: Arc::clone(state),
+            receiver,
+            cancels: Vec::with_capacity(n_choices),
+            readers: start.readers,
+            n_open: n_choices,
+            caller,
+            latest: vec![None; n_choices],
+            usage: Usage::default(),
+            n_choices: request.n,
+            n_prompt: start.prompts.iter().map(Vec::len).sum(),
+        };
+        let mut constraints = start.constraints.into_iter();
+        let choices = start
+            .prompts
+            .iter()
+            .flat_map(|ids| std::iter::repeat_n(ids, request.n));
+        for (choice, ids) in choices.enumerate() {
+            let sender = sender.clone();
+            let sink = move |update| match sender.try_send((choice, update)) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            };
+            let request = Request {
+                prompt: ids.clone(),
+                sampling: SamplingParams {
+                    seed: sampling.seed.wrapping_add(choice as u64),
+                    ..sampling.clone()
+                },
+                max_tokens: request.max_tokens,
+                stop_ids: model.setup.tokenizer.stop_ids().to_vec(),
+                stop_strings: request.stop.clone(),
+                suppressed: model.setup.suppressed.clone(),
+                logprobs: request.logprobs,
+                ..Request::default()
+            };
+            let mut job = Job::new(request, Box::new(sink));
+            job.constraint = constraints.next();
+            job.client = caller.client;
+            job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
+            reply.cancels.push(job.cancel.clone());
+            // What was queued before is cancelled by the drop of `reply`.
+            model.engine.submit(job).map_err(engine_error)?;
+        }
+        Ok(reply)
+    }
+
+    /// Everything that has come since, or `None` at the end.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<Output>) -> Poll<Option<()>> {
+        if self.n_open == 0 {
+            return Poll::Ready(None);
+        }
+        loop {
+            match self.receiver.poll_recv(cx) {
+                Poll::Ready(Some((choice, update))) => self.take(choice, update, out),
+                // The engine is gone, and with it every sender.
+                Poll::Ready(None) => self.fail(engine_error(carat_engine::Error::Stopped), out),
+                Poll::Pending if out.is_empty() => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Some(())),
+            }
+            if self.n_open == 0 {
+                return Poll::Ready(Some(()));
+            }
+        }
+    }
+
+    /// All answers, whole.
+    pub(crate) async fn gather(mut self) -> Result<Gathered, ApiError> {
+        let mut choices: Vec<(Vec<Delta>, Option<Finish>)> = vec![(Vec::new(), None); self.latest.len()];
+        let mut times = [Duration::ZERO; 2];
+        let mut outputs = Vec::new();
+        while std::future::poll_fn(|cx| self.poll(cx, &mut outputs))
+            .await
+            .is_some()
+        {
+            for output in outputs.drain(..) {
+                match output {
+                    Output::Delta(choice, delta) => choices[choice].0.push(delta),
+                    Output::Finish(choice, finish, took) => {
+                        choices[choice].1 = Some(finish);
+                        times = took;
+                    }
+                    Output::Failed(error) => return Err(error),
+                }
+            }
+        }
+        let whole = choices
+            .into_iter()
+            .map(|(deltas, finish)| Some((deltas, finish?)));
+        let choices = whole
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| engine_error(carat_engine::Error::Stopped))?;
+        Ok(Gathered {
+            choices,
+            usage: self.usage,
+            times,
+        })
+    }
+
+    /// Tokens of all prompts.
+    pub(crate) fn n_prompt(&self) -> usize {
+        self.n_prompt
+    }
+
+    /// Usage of all answers that have ended.
+    pub(crate) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    fn take(&mut self, choice: usize, update: Update, out: &mut Vec<Output>) {
+        let mut deltas = Vec::new();
+        let finish = match update {
+            Update::Token { id, text, logprobs } => {
+                self.time_token(choice);
+                let tokenizer = &self.state.model.setup.tokenizer;
+                self.readers[choice].token(tokenizer, id, text, logprobs.as_ref(), &mut deltas);
+                None
+            }
+            Update::Finished(finished) => match finished.reason {
+                FinishReason::Deadline => {
+                    let message =
+                        "the request took longer than this server allows; ask for less, or try again later";
+                    self.fail(ApiError::new(ErrorKind::Timeout, message), out);
+                    return;
+                }
+                FinishReason::Cancelled => {
+                    let message = "the answer was cancelled: the server is stopping";
+                    self.fail(ApiError::new(ErrorKind::Unavailable, message), out);
+                    return;
+                }
+                _ => {
+                    let finish = self.readers[choice].finish(&finished, &mut deltas);
+                    let times = [finished.timings.prefill, finished.timings.decode];
+                    Some((finish, times))
+                }
+            },
+            Update::Failed(error) => {
+                self.fail(engine_error(error), out);
+                return;
+            }
+        };
+        out.extend(deltas.into_iter().map(|delta| Output::Delta(choice, delta)));
+        if let Some((finish, times)) = finish {
+            self.count(choice, &finish.usage);
+            self.n_open -= 1;
+            out.push(Output::Finish(choice, finish, times));
+        }
+    }
+
+    /// A prompt counts once, however often it is answered.
+    fn count(&mut self, choice: usize, usage: &Usage) {
+        if choice.is_multiple_of(self.n_choices.max(1)) {
+            self.usage.prompt += usage.prompt;
+            self.usage.cached += usage.cached;
+        }
+        self.usage.completion += usage.completion;
+        self.usage.reasoning += usage.reasoning;
+    }
+
+    fn fail(&mut self, error: ApiError, out: &mut Vec<Output>) {
+        self.n_open = 0;
+        out.push(Output::Failed(error));
+    }
+
+    fn time_token(&mut self, choice: usize) {
+        let now = Instant::now();
+        match self.latest[choice].replace(now) {
+            None => self.state.metrics.first_token.record(now - self.caller.arrived),
+            Some(before) => self.state.metrics.next_token.record(now - before),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.cancels.iter().for_each(Cancel::raise);
+        self.state.metrics.duration.record(self.caller.arrived.elapsed());
+    }
+}
+
+/// All answers of a request.
+pub(crate) struct Gathered {
+    /// Pieces and end of each.
+    pub(crate) choices: Vec<(Vec<Delta>, Finish)>,
+    /// Of all together.
+    pub(crate) usage: Usage,
+    /// What prefill and decode of the last one took.
+    pub(crate) times: [Duration; 2],
+}
+
+/// The request's settings over the model's.
+fn sampling(state: &State, request: &GenerationRequest) -> Result<SamplingParams, ApiError> {
+    let (base, wish) = (&state.model.setup.sampling, &request.sampling);
+    let params = SamplingParams {
+        temperature: wish.temperature.unwrap_or(base.temperature),
+        top_k: wish.top_k.unwrap_or(base.top_k),
+        top_p: wish.top_p.unwrap_or(base.top_p),
+        min_p: wish.min_p.unwrap_or(base.min_p),
+        typical_p: wish.typical_p.unwrap_or(base.typical_p),
+        repetition_penalty: wish.repetition_penalty.unwrap_or(base.repetition_penalty),
+        frequency_penalty: wish.frequency_penalty.unwrap_or(base.frequency_penalty),
+        presence_penalty: wish.presence_penalty.unwrap_or(base.presence_penalty),
+        penalty_window: wish.penalty_window.unwrap_or(base.penalty_window),
+        logit_bias: wish.logit_bias.clone(),
+        seed: wish.seed.unwrap_or_else(|| state.ids.number()),
+    };
+    params
+        .validate(state.model.setup.tokenizer.len())
+        .map_err(engine_error)?;
+    Ok(params)
+}
+
+fn check_stops(stop: &[String]) -> Result<(), ApiError> {
+    if stop.len() > limits::STOP_STRINGS {
+        let message = format!("`stop` may hold at most {} texts", limits::STOP_STRINGS);
+        return Err(ApiError::field("stop", message));
+    }
+    if stop
+        .iter()
+        .any(|text| text.is_empty() || text.len() > limits::STOP_STRING_BYTES)
+    {
+        let message = format!(
+            "a text of `stop` must have from 1 to {} bytes",
+            limits::STOP_STRING_BYTES
+        );
+        return Err(ApiError::field("stop", message));
+    }
+    Ok(())
+}
+
+/// What the engine says, as clients are told.
+pub(crate) fn engine_error(error: carat_engine::Error) -> ApiError {
+    use carat_engine::Error;
+    let message = error.to_string();
+    match error {
+        Error::Setting { field, .. } | Error::UnknownToken { field, .. } => ApiError::field(field, message),
+        Error::QueueFull { .. } => ApiError::new(ErrorKind::RateLimit, message),
+        Error::Stopped => ApiError::new(ErrorKind::Unavailable, message),
+        Error::PromptTooLong { .. } => {
+            ApiError::new(ErrorKind::InvalidRequest, message).with_code("context_length_exceeded")
+        }
+        Error::EmptyPrompt | Error::NoTokensAllowed | Error::EmptyStopString | Error::Grammar { .. } => {
+            ApiError::new(ErrorKind::InvalidRequest, message)
+        }
+        Error::NoCandidate { .. } | Error::NoEmbeddings => ApiError::new(ErrorKind::InvalidRequest, message),
+        // The detail is for the log: it is no use to a client.
+        other => {
+            tracing::error!(error = %other, "a request failed");
+            ApiError::new(
+                ErrorKind::Internal,
+                "the server made a mistake; its log says more",
+            )
+        }
+    }
+}
+
+impl State {
+    /// Readers for `n` answers to a request.
+    pub(crate) fn readers(&self, request: &GenerationRequest, n: usize) -> Vec<OutputReader> {
+        let tokenizer = &self.model.setup.tokenizer;
+        let calls =
+            || tools::are_offered(request).then(|| CallReader::new(format!("{:016x}", self.ids.number())));
+        (0..n)
+            .map(|_| OutputReader::new(tokenizer, &request.stop, calls()))
+            .collect()
+    }
+}

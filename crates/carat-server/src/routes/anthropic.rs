@@ -1,0 +1,50 @@
+//! Anthropic's routes.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Bytes;
+use axum::extract::State as Shared;
+use axum::extract::rejection::BytesRejection;
+use carat_api::{ApiError, ErrorKind, anthropic};
+use serde_json::json;
+
+use super::{Answer, at, blocking, check_model, converse, json, whole};
+use crate::prompt;
+use crate::reply::Caller;
+use crate::server::State;
+use crate::stream::{self, Writer};
+
+pub(super) async fn messages(
+    Shared(state): Shared<Arc<State>>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let refuse = at("/v1/messages");
+    let request = anthropic::message_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    let request = Arc::new(request);
+    let reply = converse(&state, &request, caller).await.map_err(refuse)?;
+    let (id, model) = (state.ids.id("msg_"), state.model.setup.id.clone());
+    if request.stream {
+        let events = anthropic::MessageEvents::new(id, model, reply.n_prompt());
+        return Ok(stream::respond(reply, Writer::Message(events)));
+    }
+    let gathered = reply.gather().await.map_err(refuse)?;
+    match gathered.choices.first() {
+        Some((deltas, finish)) => Ok(json(&anthropic::message(&id, &model, deltas, finish))),
+        None => Err(refuse(ApiError::new(ErrorKind::Internal, "there is no answer"))),
+    }
+}
+
+pub(super) async fn count_tokens(
+    Shared(state): Shared<Arc<State>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let refuse = at("/v1/messages");
+    let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    check_model(&state, &request.model).map_err(refuse)?;
+    let ids = blocking(move || Ok(prompt::render(&state.model, &request)?.ids))
+        .await
+        .map_err(refuse)?;
+    Ok(json(&json!({"input_tokens": ids.len()})))
+}

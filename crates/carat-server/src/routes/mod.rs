@@ -1,0 +1,202 @@
+//! The routes, one file for each API.
+
+mod anthropic;
+mod ollama;
+mod openai;
+mod operations;
+mod responses;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, OriginalUri};
+use axum::http::{Response, StatusCode};
+use axum::middleware;
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use carat_api::{ApiError, ErrorKind, GenerationRequest};
+use serde_json::Value;
+
+use crate::access;
+use crate::prompt::{self, Prompt};
+use crate::reply::{Caller, Reply, Start};
+use crate::server::State;
+
+pub(crate) use responses::ResponseStore;
+
+/// Every route, as it is counted.
+pub(crate) const ROUTES: [&str; 24] = [
+    "/",
+    "/health",
+    "/ready",
+    "/metrics",
+    "/openapi.json",
+    "/tokenize",
+    "/detokenize",
+    "/v1/models",
+    "/v1/models/{*id}",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/responses",
+    "/v1/responses/{id}",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/api/version",
+    "/api/tags",
+    "/api/ps",
+    "/api/show",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/api/embeddings",
+];
+
+/// All routes over `state`.
+pub(crate) fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/", get(operations::root))
+        .route("/health", get(operations::health))
+        .route("/ready", get(operations::ready))
+        .route("/metrics", get(operations::metrics))
+        .route("/openapi.json", get(operations::openapi))
+        .route("/tokenize", post(operations::tokenize))
+        .route("/detokenize", post(operations::detokenize))
+        .route("/v1/models", get(openai::models))
+        .route("/v1/models/{*id}", get(openai::model))
+        .route("/v1/chat/completions", post(openai::chat))
+        .route("/v1/completions", post(openai::completions))
+        .route("/v1/embeddings", post(openai::embeddings))
+        .route("/v1/responses", post(responses::create))
+        .route(
+            "/v1/responses/{id}",
+            get(responses::read).delete(responses::delete),
+        )
+        .route("/v1/messages", post(anthropic::messages))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/api/version", get(ollama::version))
+        .route("/api/tags", get(ollama::tags))
+        .route("/api/ps", get(ollama::running))
+        .route("/api/show", post(ollama::show))
+        .route("/api/chat", post(ollama::chat))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/embed", post(ollama::embed))
+        .route("/api/embeddings", post(ollama::embed))
+        .fallback(operations::not_found)
+        .method_not_allowed_fallback(operations::wrong_method)
+        .layer(DefaultBodyLimit::max(state.options.body_bytes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state), access::pass))
+        .with_state(state)
+}
+
+/// What a handler gives: an answer, or an error that knows its API's shape.
+pub(crate) type Answer = Result<Response<Body>, Refused>;
+
+/// An error with the path that decides its shape.
+pub(crate) struct Refused {
+    error: ApiError,
+    path: &'static str,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response<Body> {
+        access::error_response(&self.error, self.path)
+    }
+}
+
+/// Gives errors the shape of the API at `path`.
+fn at(path: &'static str) -> impl Fn(ApiError) -> Refused + Copy {
+    move |error| Refused { error, path }
+}
+
+/// A body that has come whole.
+fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
+    body.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            ApiError::new(
+                ErrorKind::TooLarge,
+                "the body is larger than this server takes; send less",
+            )
+        } else {
+            ApiError::new(
+                ErrorKind::InvalidRequest,
+                "the body did not come whole; send it again",
+            )
+        }
+    })
+}
+
+fn json(value: &Value) -> Response<Body> {
+    axum::Json(value).into_response()
+}
+
+/// Whether the model may answer to this name.
+fn check_model(state: &State, name: &str) -> Result<(), ApiError> {
+    let is_ours =
+        name.is_empty() || name == state.model.setup.id || state.options.aliases.iter().any(|a| a == name);
+    if is_ours || !state.options.strict_model {
+        return Ok(());
+    }
+    let message = format!(
+        "the model `{name}` is not served here; use `{}`",
+        state.model.setup.id
+    );
+    let error = ApiError::new(ErrorKind::NotFound, message).with_code("model_not_found");
+    Err(ApiError {
+        param: Some("model".into()),
+        ..error
+    })
+}
+
+/// Renders, compiles and queues a conversation.
+async fn converse(
+    state: &Arc<State>,
+    request: &Arc<GenerationRequest>,
+    caller: Caller,
+) -> Result<Reply, ApiError> {
+    check_model(state, &request.model)?;
+    let (shared, wanted) = (Arc::clone(state), Arc::clone(request));
+    let start = blocking(move || {
+        let Prompt { ids, grammar } = prompt::render(&shared.model, &wanted)?;
+        let constraints = match &grammar {
+            None => Vec::new(),
+            Some((grammar, field)) => (0..wanted.n)
+                .map(|_| shared.model.compile(grammar, field))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Start {
+            prompts: vec![ids],
+            constraints,
+            readers: shared.readers(&wanted, wanted.n),
+        })
+    })
+    .await?;
+    Reply::start(state, request, start, caller)
+}
+
+/// Runs what may take milliseconds away from the threads that serve connections.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(%error, "preparing a request failed");
+            Err(ApiError::new(
+                ErrorKind::Internal,
+                "the server made a mistake; its log says more",
+            ))
+        }
+    }
+}
+
+/// The path that a request came by, for errors of no particular API.
+async fn path_of(uri: &OriginalUri) -> &'static str {
+    match uri.path() {
+        path if path.starts_with("/v1/messages") => "/v1/messages",
+        path if path.starts_with("/api/") => "/api/",
+        _ => "/",
+    }
+}

@@ -1,0 +1,218 @@
+//! OpenAI's routes but for responses.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State as Shared};
+use axum::http::Response;
+use carat_api::openai::{self, Prompt};
+use carat_api::{ApiError, ErrorKind};
+use carat_text::{ControlText, Special};
+use serde_json::Value;
+
+use super::{Answer, at, blocking, check_model, converse, json, whole};
+use crate::ids;
+use crate::prompt;
+use crate::reply::{Caller, Reply, Start, engine_error};
+use crate::server::State;
+use crate::stream::{self, Writer};
+
+/// Most tokens of a text to be embedded.
+const MAX_EMBEDDED: usize = 8192;
+
+pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Response<Body> {
+    let names = std::iter::once(&state.model.setup.id).chain(&state.options.aliases);
+    let models: Vec<Value> = names.map(|name| openai::model(name, state.created)).collect();
+    json(&openai::model_list(&models))
+}
+
+pub(super) async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Answer {
+    if id == state.model.setup.id || state.options.aliases.contains(&id) {
+        return Ok(json(&openai::model(&id, state.created)));
+    }
+    let message = format!(
+        "the model `{id}` is not served here; use `{}`",
+        state.model.setup.id
+    );
+    let error = ApiError::new(ErrorKind::NotFound, message).with_code("model_not_found");
+    Err(at("/v1/models")(ApiError {
+        param: Some("model".into()),
+        ..error
+    }))
+}
+
+pub(super) async fn chat(
+    Shared(state): Shared<Arc<State>>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let refuse = at("/v1/chat/completions");
+    let request = openai::chat_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    let request = Arc::new(request);
+    let reply = converse(&state, &request, caller).await.map_err(refuse)?;
+    let (id, created, model) = (
+        state.ids.id("chatcmpl-"),
+        ids::now().as_secs(),
+        state.model.setup.id.clone(),
+    );
+    if request.stream {
+        let events = openai::ChatEvents::new(id, created, model, request.n, request.include_usage);
+        return Ok(stream::respond(reply, Writer::Chat(events)));
+    }
+    let gathered = reply.gather().await.map_err(refuse)?;
+    let with_logprobs = request.logprobs.is_some();
+    Ok(json(&openai::chat_completion(
+        &id,
+        created,
+        &model,
+        &gathered.choices,
+        with_logprobs,
+    )))
+}
+
+pub(super) async fn completions(
+    Shared(state): Shared<Arc<State>>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let refuse = at("/v1/completions");
+    let request = openai::completion_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    let (reply, heads) = complete(&state, &request, caller).await.map_err(refuse)?;
+    let (id, created, model) = (
+        state.ids.id("cmpl-"),
+        ids::now().as_secs(),
+        state.model.setup.id.clone(),
+    );
+    if request.generation.stream {
+        let events =
+            openai::CompletionEvents::new(id, created, model, heads, request.generation.include_usage);
+        return Ok(stream::respond(reply, Writer::Completion(events)));
+    }
+    let gathered = reply.gather().await.map_err(refuse)?;
+    Ok(json(&openai::completion(
+        &id,
+        created,
+        &model,
+        &heads,
+        &gathered.choices,
+        &gathered.usage,
+    )))
+}
+
+/// Queues the prompts of a completion. With them comes what each answer begins with.
+pub(super) async fn complete(
+    state: &Arc<State>,
+    request: &openai::CompletionRequest,
+    caller: Caller,
+) -> Result<(Reply, Vec<String>), ApiError> {
+    check_model(state, &request.generation.model)?;
+    let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
+    let wanted = request.generation.clone();
+    let (start, heads) = blocking(move || {
+        let model = &shared.model;
+        let mut start = Start {
+            prompts: Vec::new(),
+            constraints: Vec::new(),
+            readers: shared.readers(&wanted, prompts.len().saturating_mul(wanted.n)),
+        };
+        let mut heads = Vec::new();
+        for prompt in prompts {
+            let (ids, head) = match prompt {
+                Prompt::Text(text) => (prompt::raw(model, &text)?, text),
+                Prompt::Tokens(ids) => {
+                    let text = model.setup.tokenizer.decode(&ids, ControlText::Hide);
+                    (prompt::given(model, ids, "prompt")?, text)
+                }
+            };
+            start.prompts.push(ids);
+            for _ in 0..wanted.n {
+                if let Some((grammar, field)) = prompt::grammar(&wanted.format) {
+                    start.constraints.push(model.compile(&grammar, field)?);
+                }
+                heads.push(if echo { head.clone() } else { String::new() });
+            }
+        }
+        Ok((start, heads))
+    })
+    .await?;
+    Ok((Reply::start(state, &request.generation, start, caller)?, heads))
+}
+
+pub(super) async fn embeddings(
+    Shared(state): Shared<Arc<State>>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let refuse = at("/v1/embeddings");
+    let request = openai::embedding_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    check_model(&state, &request.model).map_err(refuse)?;
+    let (mut vectors, n_tokens) = embed(&state, request.inputs).await.map_err(refuse)?;
+    if let Some(n) = request.dimensions {
+        shorten(&mut vectors, n).map_err(refuse)?;
+    }
+    let id = &state.model.setup.id;
+    Ok(json(&openai::embedding_list(
+        id,
+        &vectors,
+        request.base64,
+        n_tokens,
+    )))
+}
+
+/// Vectors of texts, and how many tokens they had.
+pub(super) async fn embed(
+    state: &Arc<State>,
+    inputs: Vec<Prompt>,
+) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+    let model = &state.model;
+    let longest = model.context().min(MAX_EMBEDDED);
+    let (mut vectors, mut n_tokens) = (Vec::new(), 0);
+    for input in inputs {
+        let ids = match input {
+            Prompt::Text(text) => {
+                let tokenizer = &model.setup.tokenizer;
+                let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
+                tokenizer.encode_into(&text, Special::AsText, &mut ids);
+                ids
+            }
+            Prompt::Tokens(ids) => prompt::given(model, ids, "input")?,
+        };
+        if ids.len() > longest {
+            let message = format!(
+                "a text of `input` has {} tokens, but at most {longest} can be embedded",
+                ids.len()
+            );
+            return Err(ApiError::field("input", message).with_code("context_length_exceeded"));
+        }
+        n_tokens += ids.len();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let sink = move |vector| {
+            // Who no longer waits needs no vector.
+            let _told = sender.send(vector);
+        };
+        model.engine.embed(ids, Box::new(sink)).map_err(engine_error)?;
+        let vector = receiver.await.unwrap_or(Err(carat_engine::Error::Stopped));
+        vectors.push(vector.map_err(engine_error)?);
+    }
+    Ok((vectors, n_tokens))
+}
+
+/// Keeps the first `n` numbers and makes the length 1 again.
+fn shorten(vectors: &mut [Vec<f32>], n: usize) -> Result<(), ApiError> {
+    for vector in vectors {
+        if n > vector.len() {
+            let message = format!(
+                "`dimensions` is {n}, but this model's vectors have {}",
+                vector.len()
+            );
+            return Err(ApiError::field("dimensions", message));
+        }
+        vector.truncate(n);
+        let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        if norm > 0.0 {
+            vector.iter_mut().for_each(|x| *x /= norm);
+        }
+    }
+    Ok(())
+}

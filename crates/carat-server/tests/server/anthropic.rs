@@ -1,0 +1,74 @@
+//! Anthropic's routes.
+
+use serde_json::{Value, json};
+
+use crate::common::client;
+
+fn body(change: Value) -> Value {
+    let mut body = json!({"model": "m", "max_tokens": 50, "temperature": 0,
+        "messages": [{"role": "user", "content": "Hi"}]});
+    body.as_object_mut()
+        .unwrap()
+        .extend(change.as_object().unwrap().clone());
+    body
+}
+
+#[tokio::test]
+async fn a_message_is_answered_whole_and_as_events() {
+    let client = client("Hello you");
+    let answer = client.post("/v1/messages", body(json!({}))).await.json();
+    assert_eq!(answer["content"], json!([{"type": "text", "text": "Hello you"}]));
+    assert_eq!(answer["stop_reason"], "end_turn");
+    let answer = client
+        .post("/v1/messages", body(json!({"stop_sequences": ["x", " y"]})))
+        .await
+        .json();
+    assert_eq!(
+        (&answer["stop_reason"], &answer["stop_sequence"]),
+        (&json!("stop_sequence"), &json!(" y"))
+    );
+    let told = client.post("/v1/messages", body(json!({"stream": true}))).await;
+    let events = told.events();
+    assert_eq!(events[0]["type"], "message_start");
+    assert!(events[0]["message"]["usage"]["input_tokens"].as_u64().unwrap() > 5);
+    let text: String = events
+        .iter()
+        .filter_map(|event| event["delta"]["text"].as_str())
+        .collect();
+    assert_eq!(text, "Hello you");
+    assert_eq!(events.last().unwrap()["type"], "message_stop");
+}
+
+#[tokio::test]
+async fn tools_are_used() {
+    let client = client("no");
+    let tools = json!([{"name": "w", "input_schema": {"type": "object", "properties": {"n": {"enum": [1, 2]}},
+        "required": ["n"]}}]);
+    let answer = client
+        .post(
+            "/v1/messages",
+            body(json!({"tools": tools, "tool_choice": {"type": "tool", "name": "w"}})),
+        )
+        .await
+        .json();
+    assert_eq!(answer["stop_reason"], "tool_use");
+    assert!(
+        [json!(1), json!(2)].contains(&answer["content"][0]["input"]["n"]),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn tokens_are_counted_and_errors_have_anthropics_shape() {
+    let client = client("x");
+    let counted = client
+        .post("/v1/messages/count_tokens", body(json!({})))
+        .await
+        .json();
+    let answer = client.post("/v1/messages", body(json!({}))).await.json();
+    assert_eq!(counted["input_tokens"], answer["usage"]["input_tokens"]);
+    let told = client.post("/v1/messages", json!({"messages": []})).await;
+    let error = told.json();
+    assert_eq!((told.status.as_u16(), &error["type"]), (400, &json!("error")));
+    assert_eq!(error["error"]["type"], "invalid_request_error");
+}

@@ -1,0 +1,112 @@
+//! A server on the fake model, and a client for it without a network.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use carat_engine::{Engine, Limits, SamplingParams};
+use carat_server::{ModelSetup, Server, ServerOptions};
+use carat_text::ChatTemplate;
+use serde_json::Value;
+use tower::ServiceExt;
+
+use crate::fake::{Fake, tokenizer};
+
+pub(crate) struct Client {
+    router: axum::Router,
+    key: Option<String>,
+    pub(crate) n_computed: Arc<AtomicUsize>,
+}
+
+/// An answer as it came over the wire.
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: axum::http::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Told {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|_| Value::String(self.text.clone()))
+    }
+
+    /// The data of each event.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let data = self.text.lines().filter_map(|line| line.strip_prefix("data: "));
+        data.filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect()
+    }
+}
+
+/// A client of a server whose model says `script`.
+pub(crate) fn client(script: &str) -> Client {
+    client_with(script, ServerOptions::default())
+}
+
+pub(crate) fn client_with(script: &str, options: ServerOptions) -> Client {
+    let n_computed = Arc::new(AtomicUsize::new(0));
+    let model = Fake {
+        script: script.to_string(),
+        n_computed: Arc::clone(&n_computed),
+    };
+    let tokenizer = Arc::new(tokenizer());
+    let limits = Limits {
+        n_max: 2000,
+        n_running: 4,
+        n_waiting: 16,
+        cache_bytes: 1 << 20,
+    };
+    let embed = |_: &mut Fake, ids: &[u32]| Ok(vec![0.6, 0.8, ids.len() as f32 * 0.0]);
+    let engine = Engine::start(model, Arc::clone(&tokenizer), limits, Some(Box::new(embed))).unwrap();
+    let setup = ModelSetup {
+        id: "fake".to_string(),
+        tokenizer,
+        template: ChatTemplate::gemma3(),
+        sampling: SamplingParams::default(),
+        suppressed: Vec::new(),
+        details: Default::default(),
+    };
+    let key = options.api_keys.first().cloned();
+    Client {
+        router: Server::new(setup, engine, options).router(),
+        key,
+        n_computed,
+    }
+}
+
+impl Client {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Told {
+        self.send("POST", path, &body.to_string(), &[]).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Told {
+        self.send("GET", path, "", &[]).await
+    }
+
+    /// An answer whose body has not been read.
+    pub(crate) async fn open(&self, request: Request<Body>) -> axum::http::Response<Body> {
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &str, headers: &[(&str, &str)]) -> Told {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let (Some(key), true) = (&self.key, headers.is_empty()) {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        let request = request.body(Body::from(body.to_string())).unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let bytes = axum::body::to_bytes(response.into_body(), 1 << 24).await.unwrap();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        Told {
+            status,
+            headers,
+            text,
+        }
+    }
+}

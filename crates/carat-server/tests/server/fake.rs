@@ -1,0 +1,147 @@
+//! A model that says a script after any prompt, letter by letter, and a vocabulary of bytes and letters for it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache};
+use carat_text::{GgufVocabulary, Tokenizer};
+
+const SPECIAL: [&str; 6] = [
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+];
+const EOS: u32 = 1;
+const FIRST_BYTE: u32 = SPECIAL.len() as u32;
+const N_TOKENS: usize = SPECIAL.len() + 256;
+
+/// `<pad> <eos> <bos> <unk>`, the turn markers and 256 bytes.
+pub(crate) fn tokenizer() -> Tokenizer {
+    let special = SPECIAL.iter().map(|piece| (piece.as_bytes().to_vec(), 3));
+    let bytes = (0..=255u8).map(|b| (format!("<0x{b:02X}>").into_bytes(), 6));
+    let pieces: Vec<(Vec<u8>, i32)> = special.chain(bytes).collect();
+    let scores: Vec<f32> = (0..N_TOKENS).map(|i| -(i as f32)).collect();
+    let token_types: Vec<i32> = pieces
+        .iter()
+        .map(|(piece, kind)| if piece == b"<unk>" { 2 } else { *kind })
+        .collect();
+    Tokenizer::from_gguf(GgufVocabulary {
+        tokens: Box::new(pieces.iter().map(|(piece, _)| piece.as_slice())),
+        scores: &scores,
+        token_types: &token_types,
+        merges: None,
+        bos: Some(2),
+        eos: Some(EOS),
+        unk: Some(3),
+        pad: Some(0),
+        eot: Some(5),
+        add_bos: true,
+        add_space_prefix: false,
+    })
+    .unwrap()
+}
+
+pub(crate) struct Cache {
+    tokens: Vec<u32>,
+    max_tokens: usize,
+}
+
+impl SequenceCache for Cache {
+    fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    fn truncate(&mut self, len: usize) -> bool {
+        self.tokens.truncate(len);
+        true
+    }
+
+    fn fork(&self, len: usize) -> Option<Self> {
+        let tokens = self.tokens.get(..len)?.to_vec();
+        Some(Self { tokens, ..*self })
+    }
+
+    fn visit_memory(&self, _: &mut dyn FnMut(usize, usize)) {}
+}
+
+/// Says `script` after the last generation prompt, then ends. Where a grammar forbids what it wants to say, it says
+/// what the grammar allows.
+pub(crate) struct Fake {
+    pub(crate) script: String,
+    /// Tokens computed so far.
+    pub(crate) n_computed: Arc<AtomicUsize>,
+}
+
+impl Fake {
+    fn predict(&self, seen: &[u32]) -> Vec<f32> {
+        // The answer begins after "model\n", or for raw prompts after a question mark.
+        let text: Vec<u8> = seen
+            .iter()
+            .map(|id| id.checked_sub(FIRST_BYTE).map_or(0, |b| b as u8))
+            .collect();
+        let ends = [&b"model\n"[..], &b"?"[..]];
+        let start = ends
+            .iter()
+            .filter_map(|end| {
+                text.windows(end.len())
+                    .rposition(|w| w == *end)
+                    .map(|at| at + end.len())
+            })
+            .max()
+            .unwrap_or(0);
+        let next = self.script.as_bytes().get(text.len() - start);
+        let wanted = next.map_or(EOS, |&b| FIRST_BYTE + u32::from(b));
+        let mut logits: Vec<f32> = (0..N_TOKENS).map(|id| -(id as f32) / 1e4).collect();
+        logits[wanted as usize] = 50.0;
+        logits
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the fake cannot")]
+pub(crate) struct Cannot;
+
+impl LanguageModel for Fake {
+    type Cache = Cache;
+    type Error = Cannot;
+
+    fn vocab_size(&self) -> usize {
+        N_TOKENS
+    }
+
+    fn context_len(&self) -> usize {
+        4096
+    }
+
+    fn max_batch_tokens(&self) -> usize {
+        64
+    }
+
+    fn new_cache(&self, max_tokens: usize) -> Result<Cache, Cannot> {
+        let tokens = Vec::new();
+        Ok(Cache { tokens, max_tokens })
+    }
+
+    fn cache_bytes(&self, n_tokens: usize) -> usize {
+        n_tokens
+    }
+
+    fn forward(&mut self, batch: &mut [Segment<'_, Cache>], logits: &mut Vec<f32>) -> Result<(), Cannot> {
+        logits.clear();
+        for segment in batch {
+            self.n_computed.fetch_add(segment.tokens.len(), Ordering::Relaxed);
+            segment.cache.tokens.extend_from_slice(segment.tokens);
+            if segment.logits == LogitRows::Last {
+                logits.extend(self.predict(&segment.cache.tokens));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! Ollama's routes.
+
+use serde_json::{Value, json};
+
+use crate::common::client;
+
+#[tokio::test]
+async fn chats_and_prompts_are_answered_in_lines() {
+    let client = client("Hello");
+    let chat = json!({"model": "fake", "messages": [{"role": "user", "content": "Hi"}], "options": {"temperature": 0}});
+    let told = client.post("/api/chat", chat.clone()).await;
+    let lines: Vec<Value> = told
+        .text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let text: String = lines
+        .iter()
+        .filter_map(|line| line["message"]["content"].as_str())
+        .collect();
+    assert_eq!(text, "Hello");
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["done"], &last["done_reason"]),
+        (&json!(true), &json!("stop"))
+    );
+    assert!(last["eval_count"].as_u64().unwrap() > 0 && last["created_at"].as_str().unwrap().ends_with('Z'));
+
+    let body = json!({"prompt": "Hi", "stream": false, "options": {"temperature": 0, "num_predict": 2}});
+    let answer = client.post("/api/generate", body).await.json();
+    assert_eq!(
+        (&answer["response"], &answer["done_reason"]),
+        (&json!("He"), &json!("length"))
+    );
+    let body = json!({"prompt": "Well?", "raw": true, "stream": false, "options": {"temperature": 0}});
+    assert_eq!(
+        client.post("/api/generate", body).await.json()["response"],
+        "Hello"
+    );
+    let loaded = client
+        .post("/api/generate", json!({"model": "fake"}))
+        .await
+        .json();
+    assert_eq!(loaded["done_reason"], "load");
+}
+
+#[tokio::test]
+async fn models_are_told_of() {
+    let client = client("");
+    assert_eq!(client.get("/api/tags").await.json()["models"][0]["name"], "fake");
+    assert!(client.post("/api/show", json!({"model": "fake"})).await.json()["details"].is_object());
+    assert!(client.get("/api/version").await.json()["version"].is_string());
+    let vectors = client.post("/api/embed", json!({"input": "x"})).await.json();
+    assert_eq!(vectors["embeddings"].as_array().unwrap().len(), 1);
+    let told = client
+        .post("/api/chat", json!({"messages": [{"role": "wizard"}]}))
+        .await;
+    assert!(told.status == 400 && told.json()["error"].is_string());
+}

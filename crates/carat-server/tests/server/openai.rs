@@ -1,0 +1,308 @@
+//! OpenAI's routes.
+
+use serde_json::{Value, json};
+
+use crate::common::{Client, client};
+
+fn chat(change: Value) -> Value {
+    let mut body =
+        json!({"model": "fake", "temperature": 0, "messages": [{"role": "user", "content": "Hi"}]});
+    body.as_object_mut()
+        .unwrap()
+        .extend(change.as_object().unwrap().clone());
+    body
+}
+
+async fn ask(client: &Client, change: Value) -> Value {
+    let told = client.post("/v1/chat/completions", chat(change)).await;
+    assert_eq!(told.status, 200, "{}", told.text);
+    told.json()
+}
+
+#[tokio::test]
+async fn a_chat_is_answered_whole() {
+    let client = client("Grüß Gott");
+    let answer = ask(&client, json!({})).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["message"]["content"], "Grüß Gott");
+    assert_eq!(
+        (&choice["finish_reason"], &answer["object"]),
+        (&json!("stop"), &json!("chat.completion"))
+    );
+    assert_eq!(answer["usage"]["completion_tokens"], 12);
+    let again = ask(&client, json!({})).await;
+    let cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert_eq!(cached + 1, again["usage"]["prompt_tokens"].as_u64().unwrap());
+}
+
+#[tokio::test]
+async fn a_chat_is_streamed() {
+    let client = client("Grüß");
+    let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2}));
+    let told = client.post("/v1/chat/completions", body).await;
+    assert!(
+        told.headers["content-type"]
+            .to_str()
+            .unwrap()
+            .starts_with("text/event-stream")
+    );
+    assert!(told.text.ends_with("data: [DONE]\n\n"));
+    let events = told.events();
+    for choice in 0..2 {
+        let of = |event: &&Value| event["choices"][0]["index"] == choice;
+        let own: Vec<&Value> = events.iter().filter(of).collect();
+        assert_eq!(own[0]["choices"][0]["delta"]["role"], "assistant");
+        let text: String = own
+            .iter()
+            .filter_map(|e| e["choices"][0]["delta"]["content"].as_str())
+            .collect();
+        assert_eq!(text, "Grüß");
+        assert_eq!(own.last().unwrap()["choices"][0]["finish_reason"], "stop");
+        assert!(own.iter().all(|event| event["usage"].is_null()));
+    }
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["choices"], &last["usage"]["completion_tokens"]),
+        (&json!([]), &json!(14))
+    );
+}
+
+#[tokio::test]
+async fn answers_end_where_they_were_told_to() {
+    let client = client("one two three");
+    let answer = ask(&client, json!({"stop": ["two", "three"]})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "one ");
+    let answer = ask(&client, json!({"max_completion_tokens": 3})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "one");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+#[tokio::test]
+async fn log_probabilities_come_with_each_token() {
+    let client = client("ab");
+    let answer = ask(&client, json!({"logprobs": true, "top_logprobs": 2})).await;
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 2);
+    assert_eq!(
+        (&content[0]["token"], &content[0]["bytes"]),
+        (&json!("a"), &json!([97]))
+    );
+    assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
+    assert!(content[0]["logprob"].as_f64().unwrap() > -0.01);
+}
+
+#[tokio::test]
+async fn json_is_valid_whatever_the_model_says() {
+    let client = client("no JSON at all");
+    let schema = json!({"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"],
+        "additionalProperties": false});
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "s", "strict": true, "schema": schema}});
+    let answer = ask(&client, json!({"response_format": format})).await;
+    let value: Value =
+        serde_json::from_str(answer["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
+    assert!(value["city"] == "Rome" || value["city"] == "Oslo");
+    let format = json!({"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "wrong"}}});
+    let told = client
+        .post("/v1/chat/completions", chat(json!({"response_format": format})))
+        .await;
+    assert_eq!(
+        (told.status.as_u16(), &told.json()["error"]["param"]),
+        (400, &json!("response_format.json_schema.schema"))
+    );
+    let answer = ask(&client, json!({"guided_choice": ["yes", "n.o"]})).await;
+    let text = answer["choices"][0]["message"]["content"]
+        .as_str()
+        .unwrap()
+        .to_string();
+    assert!(text == "yes" || text == "n.o", "{text}");
+    let answer = ask(&client, json!({"grammar": "root ::= [a-c] [x-z]"})).await;
+    assert_eq!(
+        answer["choices"][0]["message"]["content"].as_str().unwrap().len(),
+        2
+    );
+}
+
+fn tools() -> Value {
+    let schema =
+        json!({"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]});
+    json!([{"type": "function", "function": {"name": "weather", "description": "Now", "parameters": schema}}])
+}
+
+#[tokio::test]
+async fn tools_are_called_with_valid_arguments() {
+    let client = client("I would rather talk");
+    let answer = ask(
+        &client,
+        json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false}),
+    )
+    .await;
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null)
+    );
+    let call = &choice["message"]["tool_calls"][0];
+    assert_eq!(call["function"]["name"], "weather");
+    let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert!(arguments["city"] == "Rome" || arguments["city"] == "Oslo");
+    let answer = ask(&client, json!({"tools": tools()})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "I would rather talk");
+
+    let history = json!([
+        {"role": "user", "content": "Weather?"}, choice["message"],
+        {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]);
+    let answer = ask(&client, json!({"messages": history, "tools": tools()})).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+}
+
+#[tokio::test]
+async fn a_call_is_streamed_in_fragments() {
+    let client = client("{\"name\": \"weather\", \"parameters\": {\"city\": \"Oslo\"}}");
+    let told = client
+        .post(
+            "/v1/chat/completions",
+            chat(json!({"tools": tools(), "stream": true})),
+        )
+        .await;
+    let events = told.events();
+    let calls: Vec<&Value> = events
+        .iter()
+        .map(|event| &event["choices"][0]["delta"]["tool_calls"][0])
+        .filter(|call| !call.is_null())
+        .collect();
+    assert_eq!(calls[0]["function"]["name"], "weather");
+    assert!(calls.iter().skip(1).all(|call| call["id"].is_null()));
+    let arguments: String = calls
+        .iter()
+        .filter_map(|call| call["function"]["arguments"].as_str())
+        .collect();
+    assert_eq!(
+        serde_json::from_str::<Value>(&arguments).unwrap(),
+        json!({"city": "Oslo"})
+    );
+    assert_eq!(
+        events.last().unwrap()["choices"][0]["finish_reason"],
+        "tool_calls"
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_is_refused_by_name() {
+    let client = client("x");
+    let refused = async |change: Value| {
+        let told = client.post("/v1/chat/completions", chat(change)).await;
+        let error = told.json()["error"].clone();
+        assert_eq!(
+            (told.status.as_u16(), &error["type"]),
+            (400, &json!("invalid_request_error"))
+        );
+        error
+    };
+    assert_eq!(refused(json!({"temperature": 101})).await["param"], "temperature");
+    assert_eq!(
+        refused(json!({"temperature": "hot"})).await["param"],
+        "temperature"
+    );
+    assert_eq!(
+        refused(json!({"logit_bias": {"99999": 1}})).await["param"],
+        "logit_bias"
+    );
+    assert_eq!(refused(json!({"stop": [""]})).await["param"], "stop");
+    let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]);
+    assert_eq!(
+        refused(json!({"messages": image})).await["param"],
+        "messages[0].content[0]"
+    );
+    let long = json!([{"role": "user", "content": "x".repeat(3000)}]);
+    let error = refused(json!({"messages": long})).await;
+    assert_eq!(error["code"], "context_length_exceeded");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("2000 tokens") && message.contains("the prompt has 30"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
+async fn raw_text_is_continued() {
+    let client = client(" Paris");
+    let body =
+        json!({"prompt": "Capital?", "max_tokens": 20, "temperature": 0, "echo": true, "logprobs": null});
+    let answer = client.post("/v1/completions", body).await.json();
+    assert_eq!(answer["choices"][0]["text"], "Capital? Paris");
+    let body = json!({"prompt": ["a?", "b?"], "max_tokens": 20, "temperature": 0, "n": 2, "logprobs": 1});
+    let answer = client.post("/v1/completions", body).await.json();
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 4);
+    assert_eq!(answer["usage"]["prompt_tokens"], 6);
+    assert_eq!(answer["choices"][3]["logprobs"]["tokens"][1], "P");
+    let body = json!({"prompt": "x?", "stream": true, "temperature": 0});
+    let told = client.post("/v1/completions", body).await;
+    let text: String = told
+        .events()
+        .iter()
+        .filter_map(|e| e["choices"][0]["text"].as_str().map(String::from))
+        .collect();
+    assert_eq!(text, " Paris");
+}
+
+#[tokio::test]
+async fn responses_go_on_from_each_other() {
+    let client = client("Hello");
+    let told = client
+        .post(
+            "/v1/responses",
+            json!({"input": "Hi", "temperature": 0, "instructions": "Be brief."}),
+        )
+        .await;
+    let first = told.json();
+    assert_eq!(first["output"][0]["content"][0]["text"], "Hello");
+    let id = first["id"].as_str().unwrap();
+    assert_eq!(client.get(&format!("/v1/responses/{id}")).await.json()["id"], id);
+    let body = json!({"input": "And?", "previous_response_id": id, "stream": true, "temperature": 0});
+    let told = client.post("/v1/responses", body).await;
+    let events = told.events();
+    let last = events.last().unwrap();
+    assert_eq!(last["type"], "response.completed");
+    let n_first = first["usage"]["input_tokens"].as_u64().unwrap();
+    assert!(last["response"]["usage"]["input_tokens"].as_u64().unwrap() > n_first);
+    let next = last["response"]["id"].as_str().unwrap().to_string();
+    let body = json!({"input": "So?", "previous_response_id": next, "temperature": 0});
+    assert_eq!(client.post("/v1/responses", body).await.status, 200);
+    let deleted = client
+        .send("DELETE", &format!("/v1/responses/{id}"), "", &[])
+        .await;
+    assert_eq!(deleted.json()["deleted"], true);
+    let told = client
+        .post("/v1/responses", json!({"input": "x", "previous_response_id": id}))
+        .await;
+    assert_eq!(
+        (told.status.as_u16(), &told.json()["error"]["param"]),
+        (404, &json!("previous_response_id"))
+    );
+}
+
+#[tokio::test]
+async fn texts_become_vectors() {
+    let client = client("");
+    let answer = client
+        .post("/v1/embeddings", json!({"input": ["a", "b"], "dimensions": 1}))
+        .await
+        .json();
+    assert_eq!(answer["data"][1]["embedding"], json!([1.0]));
+    assert_eq!(answer["usage"]["prompt_tokens"], 4);
+    let answer = client
+        .post(
+            "/v1/embeddings",
+            json!({"input": "a", "encoding_format": "base64"}),
+        )
+        .await
+        .json();
+    assert!(answer["data"][0]["embedding"].is_string());
+    let told = client
+        .post("/v1/embeddings", json!({"input": "a", "dimensions": 9}))
+        .await;
+    assert_eq!(told.json()["error"]["param"], "dimensions");
+}

@@ -1,0 +1,335 @@
+"""Runs the official clients against a running `carat serve`.
+
+    python3 -m venv VENV && VENV/bin/pip install -r tests/clients/requirements.txt
+    carat serve MODEL --port 8080 --ctx 4096 &
+    VENV/bin/python tests/clients/check.py http://127.0.0.1:8080
+
+Any Gemma will do, base models too: what is checked is form, not wit. Ends with 1 and the list of what failed.
+"""
+
+import json
+import sys
+import threading
+import time
+import traceback
+
+import anthropic
+import httpx
+import ollama
+import openai
+
+BASE = sys.argv[1].rstrip("/")
+OPENAI = openai.OpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
+ANTHROPIC = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
+OLLAMA = ollama.Client(host=BASE)
+MODEL = OPENAI.models.list().data[0].id
+USER = [{"role": "user", "content": "Name three rivers of Europe."}]
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather now", "parameters": CITY}}
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def refused(kind, call, param=None):
+    try:
+        call()
+    except kind as error:
+        if param is not None:
+            assert error.body["param"] == param, error.body
+        return error
+    raise AssertionError(f"nothing was refused; {kind.__name__} was expected")
+
+
+def chat(**more):
+    return OPENAI.chat.completions.create(**{"model": MODEL, "messages": USER, "temperature": 0, "max_tokens": 24} | more)
+
+
+@check
+def models():
+    assert OPENAI.models.retrieve(MODEL).id == MODEL
+    refused(openai.NotFoundError, lambda: OPENAI.models.retrieve("nobody/has:this"))
+
+
+@check
+def chat_whole_and_streamed_agree():
+    whole = chat()
+    text, usage, finish = "", None, None
+    for chunk in chat(stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+    # The second prompt continues from a cache of the first: rounding may differ, and a base model may then turn elsewhere.
+    assert text[:8] == whole.choices[0].message.content[:8], (text, whole)
+    assert finish == whole.choices[0].finish_reason
+    assert usage.completion_tokens == whole.usage.completion_tokens
+    assert usage.prompt_tokens_details.cached_tokens >= usage.prompt_tokens - 64
+
+
+@check
+def chat_stream_helper():
+    with OPENAI.chat.completions.stream(
+        model=MODEL, messages=USER, max_tokens=40, temperature=0, extra_body={"guided_regex": "[a-z ]{1,10}"}
+    ) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.role == "assistant"
+
+
+@check
+def choices_seed_and_logprobs():
+    ask = lambda: chat(n=3, temperature=1, seed=7, logprobs=True, top_logprobs=2, max_tokens=6)
+    first, second = ask(), ask()
+    assert len(first.choices) == 3 and first.usage.completion_tokens <= 18
+    for a, b in zip(first.choices, second.choices):
+        assert a.logprobs.content[0].token == b.logprobs.content[0].token
+        assert len(a.logprobs.content[0].top_logprobs) == 2 and a.logprobs.content[0].logprob <= 0
+
+
+@check
+def stops_bias_and_limits():
+    assert "e" not in chat(stop=["e"], max_tokens=40).choices[0].message.content
+    answer = chat(max_completion_tokens=3)
+    assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("length", 3)
+    forced = httpx.post(BASE + "/tokenize", json={"content": "Rome"}).json()["tokens"][0]
+    assert chat(logit_bias={str(forced): 100}, max_tokens=1).choices[0].message.content == "Rome"
+
+
+@check
+def json_mode_and_schema():
+    json.loads(chat(response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": CITY, "strict": True}},
+                    max_tokens=80).choices[0].message.content)
+    import pydantic
+
+    class Town(pydantic.BaseModel):
+        name: str = pydantic.Field(max_length=12)
+        large: bool
+
+    parsed = OPENAI.chat.completions.parse(model=MODEL, messages=USER, response_format=Town, max_tokens=80)
+    assert isinstance(parsed.choices[0].message.parsed, Town)
+    bad = {"type": "json_schema", "json_schema": {"name": "c", "schema": {"type": "nonsense"}}}
+    refused(openai.BadRequestError, lambda: chat(response_format=bad), "response_format.json_schema.schema")
+    text = chat(extra_body={"guided_regex": "[a-c]{3}"}).choices[0].message.content
+    assert len(text) == 3 and set(text) <= set("abc"), text
+    assert chat(extra_body={"grammar": 'root ::= ("yes" | "no") "!"'}).choices[0].message.content in ("yes!", "no!")
+
+
+@check
+def tools_whole_streamed_and_answered():
+    answer = chat(tools=[TOOL], tool_choice="required", parallel_tool_calls=False, max_tokens=80)
+    choice = answer.choices[0]
+    call = choice.message.tool_calls[0]
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments)["unit"] in ("C", "F")
+    named = {"type": "function", "function": {"name": "weather"}}
+    arguments, names = "", []
+    for chunk in chat(tools=[TOOL], tool_choice=named, stream=True, max_tokens=80):
+        for part in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
+            names += [part.function.name] if part.function.name else []
+            arguments += part.function.arguments or ""
+    assert names == ["weather"] and json.loads(arguments)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    assert chat(messages=USER + [choice.message, result], tools=[TOOL], tool_choice="none").choices[0].message.content
+    wrong = {"role": "tool", "tool_call_id": "other", "content": "sunny"}
+    refused(openai.BadRequestError, lambda: chat(messages=USER + [wrong]))
+
+
+@check
+def completions():
+    make = OPENAI.completions.create
+    answer = make(model=MODEL, prompt=["One, two,", "A, b,"], max_tokens=4, temperature=0, echo=True)
+    assert [choice.text.split(",")[0] for choice in answer.choices] == ["One", "A"]
+    text = "".join(c.choices[0].text for c in make(model=MODEL, prompt="One, two,", max_tokens=4, stream=True))
+    assert text
+    assert len(make(model=MODEL, prompt=[2, 108], max_tokens=2, logprobs=3).choices[0].logprobs.tokens) == 2
+    refused(openai.BadRequestError, lambda: make(model=MODEL, prompt="x", suffix="y"), "suffix")
+
+
+@check
+def responses():
+    first = OPENAI.responses.create(model=MODEL, input="Hello.", max_output_tokens=16, temperature=0)
+    assert first.output_text and first.usage.total_tokens
+    city = {"format": {"type": "json_schema", "name": "c", "schema": CITY, "strict": True}}
+    with OPENAI.responses.stream(model=MODEL, input="Go on.", previous_response_id=first.id, text=city) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created" and final.usage.input_tokens > first.usage.input_tokens
+    flat = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}
+    made = OPENAI.responses.create(model=MODEL, input="Rome?", tools=[flat], tool_choice="required", max_output_tokens=80,
+                                   parallel_tool_calls=False)
+    call = made.output[0]
+    assert call.type == "function_call" and json.loads(call.arguments)
+    back = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    assert OPENAI.responses.create(model=MODEL, input=[back], previous_response_id=made.id, max_output_tokens=8).output
+    refused(openai.NotFoundError, lambda: OPENAI.responses.create(model=MODEL, input="x", previous_response_id="resp_no"))
+
+
+@check
+def embeddings():
+    near = OPENAI.embeddings.create(model=MODEL, input=["a cat", "a kitten", "tax law of 1954"]).data
+    dot = lambda a, b: sum(x * y for x, y in zip(a.embedding, b.embedding))
+    assert abs(dot(near[0], near[0]) - 1) < 1e-3 and dot(near[0], near[1]) > dot(near[0], near[2])
+    assert len(OPENAI.embeddings.create(model=MODEL, input=[2, 108], encoding_format="float", dimensions=8).data[0].embedding) == 8
+
+
+@check
+def openai_errors():
+    refused(openai.BadRequestError, lambda: chat(temperature=1000), "temperature")
+    refused(openai.BadRequestError, lambda: chat(extra_body={"top_k": "many"}), "top_k")
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
+    refused(openai.BadRequestError, lambda: chat(messages=[{"role": "user", "content": image}]))
+    error = refused(openai.BadRequestError, lambda: chat(messages=[{"role": "user", "content": "word " * 200_000}]))
+    assert error.body["code"] == "context_length_exceeded"
+    assert httpx.get(BASE + "/v1/nothing").status_code == 404
+
+
+@check
+def anthropic_messages():
+    make = ANTHROPIC.messages.create
+    answer = make(model=MODEL, max_tokens=16, messages=USER, system="Be brief.", extra_body={"temperature": 0})
+    assert answer.content[0].type == "text" and answer.usage.output_tokens <= 16
+    with ANTHROPIC.messages.stream(model=MODEL, max_tokens=16, messages=USER) as stream:
+        text = "".join(stream.text_stream)
+        assert stream.get_final_message().content[0].text == text
+    tool = {"name": "weather", "description": "now", "input_schema": CITY}
+    used = make(model=MODEL, max_tokens=80, messages=USER, tools=[tool], tool_choice={"type": "tool", "name": "weather"})
+    block = used.content[0]
+    assert used.stop_reason == "tool_use" and block.input["unit"] in ("C", "F")
+    with ANTHROPIC.messages.stream(model=MODEL, max_tokens=80, messages=USER, tools=[tool], tool_choice={"type": "any", "disable_parallel_tool_use": True}) as stream:
+        assert stream.get_final_message().content[0].input["unit"] in ("C", "F")
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "sunny"}]}
+    assistant = {"role": "assistant", "content": [block.model_dump(exclude_none=True)]}
+    assert make(model=MODEL, max_tokens=8, messages=USER + [assistant, result], tools=[tool]).content
+    assert ANTHROPIC.messages.count_tokens(model=MODEL, messages=USER).input_tokens > 5
+    refused(anthropic.BadRequestError, lambda: make(model=MODEL, max_tokens=0, messages=USER))
+
+
+@check
+def ollama_client():
+    assert MODEL in [model.model for model in OLLAMA.list().models]
+    assert OLLAMA.show(MODEL).details.family
+    options = {"num_predict": 12, "temperature": 0}
+    whole = OLLAMA.chat(MODEL, messages=USER, options=options)
+    parts = list(OLLAMA.chat(MODEL, messages=USER, options=options, stream=True))
+    assert whole.message.content and parts[-1].done and parts[-1].eval_count
+    assert json.loads(OLLAMA.chat(MODEL, messages=USER, format=CITY, options={"num_predict": 80}).message.content)
+    assert OLLAMA.generate(MODEL, "One, two,", raw=True, options=options).response
+    assert OLLAMA.generate(MODEL, "Hello", options=options, stream=False).done_reason in ("stop", "length")
+    assert len(OLLAMA.embed(MODEL, ["a", "b"]).embeddings) == 2
+
+
+@check
+def leaving_stops_the_work():
+    stream = OPENAI.completions.create(model=MODEL, prompt="One, two,", max_tokens=2000, stream=True, extra_body={"logit_bias": {"1": -100, "106": -100}})
+    next(iter(stream))
+    stream.close()
+    deadline = time.time() + 20
+    while time.time() < deadline:
+        gauges = dict(line.rsplit(" ", 1) for line in httpx.get(BASE + "/metrics").text.splitlines() if line[0] != "#")
+        if gauges["carat_sequences_running"] == "0":
+            return
+        time.sleep(0.1)
+    raise AssertionError("the sequence goes on")
+
+
+@check
+def many_at_once():
+    failures = []
+
+    def one(i):
+        try:
+            assert chat(messages=[{"role": "user", "content": f"Say {i}."}], max_tokens=8).choices
+        except Exception as error:  # told below
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(24)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert not failures, failures[0]
+
+
+@check
+def a_stream_of_small_events_does_not_stall():
+    started = time.time()
+    n_events = sum(1 for _ in chat(stream=True, max_tokens=1, n=16))
+    assert n_events >= 16 and time.time() - started < 30
+
+
+NONSENSE = [None, True, -1, 0, 3, 1e308, "", "x", "\u0000", [], [[]], [1, "a"], {}, {"type": "text"}, {"a": {"b": []}}, "\U0001f600" * 50]
+
+
+def random_value(schema, spec, dice, depth=0):
+    """A value of the schema, or now and then something else."""
+    if dice.random() < 0.08 or depth > 6:
+        return dice.choice(NONSENSE)
+    if "$ref" in schema:
+        schema = spec["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
+    if "oneOf" in schema:
+        schema = dice.choice(schema["oneOf"])
+    if "enum" in schema:
+        return dice.choice(schema["enum"])
+    kind = schema.get("type")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        fields = schema.get("properties", {})
+        wanted = [name for name in fields if name in schema.get("required", []) or dice.random() < 0.15]
+        return {name: random_value(fields[name], spec, dice, depth + 1) for name in wanted if name != "max_tokens"}
+    if kind == "array":
+        return [random_value(schema["items"], spec, dice, depth + 1) for _ in range(dice.randrange(1, 3))]
+    if kind in ("integer", "number"):
+        low, high = schema.get("minimum", -5), min(schema.get("maximum", 50), 50)
+        return dice.randint(int(low), int(max(low, high)))
+    if kind == "boolean":
+        return dice.random() < 0.5
+    return dice.choice(["", "user", "text", "Hi", "a b", "\n", "none"]) if kind == "string" else dice.choice(NONSENSE)
+
+
+@check
+def random_bodies_never_break_the_server():
+    import random
+
+    dice = random.Random(5)
+    spec = httpx.get(BASE + "/openapi.json").json()
+    statuses = {}
+    limits = {"/api/chat": ("options", {"num_predict": 2}), "/api/generate": ("options", {"num_predict": 2})}
+    for path, methods in spec["paths"].items():
+        for _ in range(40 if "post" in methods else 0):
+            schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
+            body = random_value(schema, spec, dice)
+            if isinstance(body, dict):
+                name, value = limits.get(path, ("max_output_tokens" if "responses" in path else "max_tokens", 2))
+                body[name] = value
+                body.pop("max_completion_tokens", None)
+                body.pop("n", None)
+            data = json.dumps(body) if dice.random() < 0.95 else json.dumps(body)[:-2]
+            status = httpx.post(BASE + path, content=data, timeout=60).status_code
+            assert status < 500, (path, status, data)
+            statuses[status] = statuses.get(status, 0) + 1
+    assert statuses.get(200, 0) > 50 and statuses.get(400, 0) > 50, statuses
+
+
+def main():
+    failed = []
+    for function in CHECKS:
+        started = time.time()
+        try:
+            function()
+            print(f"ok    {function.__name__} ({time.time() - started:.1f} s)", flush=True)
+        except Exception:
+            failed.append(function.__name__)
+            print(f"FAILED {function.__name__}\n{traceback.format_exc()}", flush=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    print(f"all {len(CHECKS)} checks passed with {MODEL}")
+
+
+main()
