@@ -5,6 +5,12 @@
     cargo build --release
     bench/compare.py MODEL.gguf [MODEL.gguf ...] --prefill 512 --depth 0,4096 --rounds 5 --json rounds.jsonl
 
+For a lower instruction set, hold carat to it and build llama.cpp for it in a Python of its own:
+
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=OFF" \\
+        CC=clang-16 CXX=clang++-16 avx2/bin/pip install --no-binary llama-cpp-python llama-cpp-python
+    bench/compare.py MODEL.gguf --isa avx2 --llama-python avx2/bin/python
+
 Each round runs carat, then llama.cpp, each in a process of its own, so that neither holds memory while the other
 runs. The file is read once before, so that both find it in the page cache. Leave the machine alone meanwhile: the
 report says what share of it other programs took.
@@ -29,6 +35,10 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL.gguf")
     parser.add_argument("--carat", default="target/release/carat", help="the carat to measure")
+    parser.add_argument("--isa", help="the instruction set that carat is held to (default: the best there is)")
+    parser.add_argument("--llama-python", default=sys.executable, metavar="PYTHON",
+                        help="the Python whose llama_cpp to measure (default: this one); for a llama.cpp built for a "
+                             "lower instruction set")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--prefill", type=numbers, default=[512], help="prompt lengths (default 512)")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded at each depth (default 32)")
@@ -94,7 +104,7 @@ def measure_llama(options):
 
 
 def run_llama(options, model):
-    command = [sys.executable, __file__, model, "--llama-only", "--threads", str(options.threads),
+    command = [options.llama_python, __file__, model, "--llama-only", "--threads", str(options.threads),
                "--decode", str(options.decode), "--prefill", ",".join(map(str, options.prefill)),
                "--depth", ",".join(map(str, options.depth))]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -104,6 +114,8 @@ def run_carat(options, model):
     command = [options.carat, "bench", model, "--json", "--repeat", "1", "--threads", str(options.threads),
                "--decode", str(options.decode), "--prefill", ",".join(map(str, options.prefill)),
                "--depth", ",".join(map(str, options.depth))]
+    if options.isa:
+        command += ["--isa", options.isa]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     rates = {}
     for result in report["results"]:

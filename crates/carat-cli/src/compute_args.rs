@@ -14,7 +14,7 @@ pub(crate) struct ComputeArgs {
     /// Threads to compute with [default: CARAT_THREADS, else the physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
-    /// Instruction set: scalar, avx2, avx512, amx, neon [default: CARAT_ISA, else the best there is]
+    /// Instruction set: scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm [default: CARAT_ISA, else the best there is]
     #[arg(long, value_name = "SET")]
     pub(crate) isa: Option<String>,
     /// Arithmetic: `f32` is the reference's; `auto` takes int16 for models under a billion parameters, else int8

@@ -42,7 +42,7 @@ use crate::settings::Settings;
                   machine\n  carat serve gemma3:1b                    OpenAI's, Anthropic's and Ollama's APIs on port 8080\n\nMODEL is a name of the catalogue (gemma3:12b, gemma3:270m-pt), hf:OWNER/REPO[:FILE], \
                   or the path of a .gguf file or a Hugging Face folder.\n\nEnvironment:\n  CARAT_HOME      folder of models and \
                   history [~/.carat]\n  CARAT_OFFLINE   1: never use the network\n  CARAT_THREADS   threads to compute with\n  \
-                  CARAT_ISA       instruction set: scalar, avx2, avx512, amx, neon"
+                  CARAT_ISA       instruction set: scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm"
 )]
 struct Cli {
     #[command(subcommand)]

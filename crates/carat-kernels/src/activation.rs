@@ -50,10 +50,18 @@ pub(crate) struct QuantizedTile<'a> {
     /// `[n / 32, T]`: scale times the sum of 32 `q`.
     pub(crate) sum32: &'a [f32],
     /// `[n / 32, T]`: the sum of 32 `q`.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "read by tests and on x86-64")
+    )]
     pub(crate) isum32: &'a [i32],
     /// `[n / 32, T, 2]`: scale times the sum of 16 `q`.
     pub(crate) sum: &'a [f32],
     /// `[n / 32, T, 2]`: the sum of 16 `q`.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "read by tests and on x86-64")
+    )]
     pub(crate) isum: &'a [i32],
 }
 
@@ -163,6 +171,10 @@ impl QuantizedRows {
     }
 
     /// Rows of a tile.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
     pub(crate) fn tile_rows(&self) -> usize {
         self.tile_rows
     }

@@ -23,6 +23,12 @@ pub(crate) trait BlockFormat {
     const DTYPE: DType;
     /// Subtracted from every `q`.
     const OFFSET: i32;
+    /// Bits of a code: every `q` is below `1 << BITS`.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
+    const BITS: u32;
     /// Whether `min` is used.
     const HAS_MIN: bool;
     /// Elements that share a scale: 16 or 32.
@@ -50,11 +56,12 @@ impl Chunk {
 }
 
 macro_rules! formats {
-    ($($name:ident: $dtype:ident, sub $sub:literal, offset $offset:literal, min $min:literal;)*) => {$(
+    ($($name:ident: $dtype:ident, sub $sub:literal, bits $bits:literal, offset $offset:literal, min $min:literal;)*) => {$(
         pub(crate) struct $name;
         impl BlockFormat for $name {
             const DTYPE: DType = DType::$dtype;
             const OFFSET: i32 = $offset;
+            const BITS: u32 = $bits;
             const HAS_MIN: bool = $min;
             const SUB: usize = $sub;
             const CHUNK_BYTES: usize = CHUNK / DType::$dtype.block_len() * DType::$dtype.block_bytes();
@@ -63,18 +70,18 @@ macro_rules! formats {
 }
 
 formats! {
-    Q4_0:  Q4_0,   sub 32, offset 8,   min false;
-    Q4_1:  Q4_1,   sub 32, offset 0,   min true;
-    Q5_0:  Q5_0,   sub 32, offset 16,  min false;
-    Q5_1:  Q5_1,   sub 32, offset 0,   min true;
-    Q8_0:  Q8_0,   sub 32, offset 128, min false;
-    Iq4Nl: IQ4_NL, sub 32, offset 128, min false;
-    Q2K:   Q2_K,   sub 16, offset 0,   min true;
-    Q3K:   Q3_K,   sub 16, offset 4,   min false;
-    Q4K:   Q4_K,   sub 32, offset 0,   min true;
-    Q5K:   Q5_K,   sub 32, offset 0,   min true;
-    Q6K:   Q6_K,   sub 16, offset 32,  min false;
-    Iq4Xs: IQ4_XS, sub 32, offset 128, min false;
+    Q4_0:  Q4_0,   sub 32, bits 4, offset 8,   min false;
+    Q4_1:  Q4_1,   sub 32, bits 4, offset 0,   min true;
+    Q5_0:  Q5_0,   sub 32, bits 5, offset 16,  min false;
+    Q5_1:  Q5_1,   sub 32, bits 5, offset 0,   min true;
+    Q8_0:  Q8_0,   sub 32, bits 8, offset 128, min false;
+    Iq4Nl: IQ4_NL, sub 32, bits 8, offset 128, min false;
+    Q2K:   Q2_K,   sub 16, bits 2, offset 0,   min true;
+    Q3K:   Q3_K,   sub 16, bits 3, offset 4,   min false;
+    Q4K:   Q4_K,   sub 32, bits 4, offset 0,   min true;
+    Q5K:   Q5_K,   sub 32, bits 5, offset 0,   min true;
+    Q6K:   Q6_K,   sub 16, bits 6, offset 32,  min false;
+    Iq4Xs: IQ4_XS, sub 32, bits 8, offset 128, min false;
 }
 
 /// Calls a generic function with the type of a block format: `by_format!(dtype, F => call::<F>(..), else ..)`.

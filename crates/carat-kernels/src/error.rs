@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum Error {
     /// No such instruction set.
-    #[error("instruction set `{name}` is unknown; choose one of scalar, avx2, avx512, amx, neon")]
+    #[error(
+        "instruction set `{name}` is unknown; choose one of scalar, avx2, avxvnni, avx512, amx, neon, dotprod, i8mm"
+    )]
     UnknownIsa {
         /// As the user wrote it.
         name: String,

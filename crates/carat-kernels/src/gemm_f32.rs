@@ -1,7 +1,7 @@
 //! `C = A B` in f32 for tiles that are in the cache: the heart of attention and of float weights in prefill.
 //!
 //! The tile is 6 rows of A by 4 registers of B: 24 sums, 4 registers of B and 1 broadcast of the 32 of
-//! AVX-512 (on AVX2: 4 by 2, 8 sums). Each step of `k` loads 4 registers and does 24 FMA, so the two FMA ports
+//! AVX-512 and NEON (on AVX2: 4 by 2, 8 sums). Each step of `k` loads 4 registers and does 24 FMA, so the two FMA ports
 //! are the limit. Sums are kept in registers over all of `k`, in order.
 
 use crate::simd::{Simd, dispatch};
@@ -75,8 +75,8 @@ dispatch! {
 fn run_generic<S: Simd>(simd: S, gemm: &Gemm<'_>) {
     let mut i = 0;
     while i < gemm.m {
-        // AVX2 has 16 registers: 4 x 2 sums, 2 of B, 1 broadcast. AVX-512 has 32.
-        if S::LANES == 16 {
+        // AVX2 has 16 registers: 4 x 2 sums, 2 of B, 1 broadcast. AVX-512 and NEON have 32.
+        if S::REGISTERS == 32 {
             i += match gemm.m - i {
                 6.. => row_block::<S, 6, 4>(simd, gemm, i),
                 5 => row_block::<S, 5, 4>(simd, gemm, i),

@@ -12,31 +12,58 @@ use crate::Error;
 pub struct Isa(pub(crate) Level);
 
 /// The sets by themselves, without the promise that the processor has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
     Scalar,
     Avx2,
+    /// AVX2 with AVX-VNNI: another integer product, the rest is the same.
+    AvxVnni,
     Avx512,
+    Neon,
+    /// NEON with the 8-bit product of four.
+    Dotprod,
+    /// That, and the 8-bit product of matrices.
+    I8mm,
 }
 
 impl Level {
-    const ALL: [(Level, &'static str); 3] = [
+    /// Best first, as far as one processor can have them.
+    const ALL: [(Level, &'static str); 7] = [
         (Level::Avx512, "avx512"),
+        (Level::AvxVnni, "avxvnni"),
         (Level::Avx2, "avx2"),
+        (Level::I8mm, "i8mm"),
+        (Level::Dotprod, "dotprod"),
+        (Level::Neon, "neon"),
         (Level::Scalar, "scalar"),
     ];
 
     fn is_present(self) -> bool {
         match self {
             Level::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => has_avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => has_avx2() && std::arch::is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => has_avx512(),
+            // Every 64-bit ARM processor has it, and compilers take it for granted.
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Level::I8mm => {
+                std::arch::is_aarch64_feature_detected!("dotprod")
+                    && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
+            _ => false,
         }
     }
 }
 
 /// Names that the command line accepts and that carat has no kernels for yet.
-const WITHOUT_KERNELS: [&str; 2] = ["amx", "neon"];
+const WITHOUT_KERNELS: [&str; 1] = ["amx"];
 
 impl Isa {
     /// The best set that this processor has.
@@ -54,7 +81,7 @@ impl Isa {
             .map(|(level, _)| Isa(*level))
     }
 
-    /// The set called `scalar`, `avx2`, `avx512`, `amx` or `neon`.
+    /// The set called `scalar`, `avx2`, `avxvnni`, `avx512`, `amx`, `neon`, `dotprod` or `i8mm`.
     ///
     /// # Errors
     /// [`Error::UnknownIsa`] for another name, [`Error::MissingIsa`] when the processor or carat lacks it.
@@ -80,7 +107,7 @@ impl Isa {
         }
     }
 
-    /// `scalar`, `avx2` or `avx512`.
+    /// `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod` or `i8mm`.
     #[must_use]
     pub fn name(self) -> &'static str {
         Level::ALL
@@ -114,7 +141,12 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
             "avx512bf16"
         ]
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    {
+        macro_rules! seen { ($($name:tt),*) => { vec![$(($name, std::arch::is_aarch64_feature_detected!($name))),*] } }
+        seen!["neon", "dotprod", "i8mm"]
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         Vec::new()
     }
@@ -135,16 +167,6 @@ fn has_avx512() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vl")
         && std::arch::is_x86_feature_detected!("avx512dq")
         && std::arch::is_x86_feature_detected!("avx512vnni")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn has_avx2() -> bool {
-    false
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn has_avx512() -> bool {
-    false
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! - [`vector`]: norms, rotary embedding, gated GELU. [`attention`]: scores, softmax, values.
 //! - [`encoder`]: what towers for images and audio need.
 //!
-//! Every operation has a scalar version and versions for AVX2 and AVX-512, chosen by [`Isa`] at run time, and
+//! Every operation has a scalar version and versions for AVX2, AVX-512 and NEON, chosen by [`Isa`] at run time, and
 //! tests that hold them to the scalar one. `unsafe` stays inside this crate: its public functions are safe and
 //! check every length.
 
@@ -16,6 +16,8 @@ pub mod attention;
 pub mod encoder;
 pub mod vector;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod activation;
 mod aligned;
 mod block;

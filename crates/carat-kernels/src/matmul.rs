@@ -18,6 +18,7 @@ use std::sync::{Mutex, PoisonError};
 use smallvec::SmallVec;
 
 use crate::activation::{Bits, QuantizedRows};
+use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK};
 use crate::encoder::PairScratch;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
@@ -107,11 +108,19 @@ impl<'a> Matrix<'a> {
     }
 
     /// The bytes of `row` and all rows after it.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
     pub(crate) fn rows_from(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..]
     }
 
     /// Bytes from one row to the next.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
@@ -395,7 +404,7 @@ impl<'a> Job<'a> {
             weights.dtype.is_quantized() && x.precision != Precision::F32,
             many,
         ) {
-            (true, true) if isa.0 == Level::Avx512 => Method::Int8Panel,
+            (true, true) if isa.0 != Level::Scalar => Method::Int8Panel,
             (true, _) => Method::Int8Rows,
             (false, true) => Method::FloatPanel,
             (false, false) => Method::FloatRows,
@@ -615,6 +624,24 @@ pub(crate) struct PanelScratch {
     /// The last rows of a matrix, filled up with zeros.
     #[cfg(target_arch = "x86_64")]
     pub(crate) padded: Vec<u8>,
+    /// A panel's codes, in the kernel's own order.
+    pub(crate) q: Aligned<u8>,
+    pub(crate) scale: Aligned<f32>,
+    pub(crate) min: Aligned<f32>,
+    /// Activations as words.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) x: Aligned<i16>,
+    /// The panel's outputs before they are whole.
+    pub(crate) sums: Aligned<f32>,
+}
+
+impl PanelScratch {
+    /// Room for `n_q` bytes and `n_scales` scales and mins.
+    pub(crate) fn reserve(&mut self, n_q: usize, n_scales: usize) {
+        self.q.resize(n_q);
+        self.scale.resize(n_scales);
+        self.min.resize(n_scales);
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -623,6 +650,10 @@ const INT8_PANEL_ROWS: usize = crate::x86_64::PANEL_ROWS;
 const INT8_PANEL_ROWS: usize = 32;
 
 /// Few activation rows, by the kernel of `isa`.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(unused_variables, reason = "the other kernels for few rows need no memory")
+)]
 fn int8_rows(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
@@ -631,6 +662,13 @@ fn int8_rows(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
         Level::Avx2 => unsafe { crate::x86_64::dot_rows_avx2(task) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::AvxVnni => unsafe { crate::x86_64::dot_rows_avx_vnni(task) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => crate::aarch64::dot_rows(crate::aarch64::Base, task),
+        #[cfg(target_arch = "aarch64")]
+        Level::Dotprod | Level::I8mm => crate::aarch64::dot_rows(crate::aarch64::Dotprod, task),
         _ => crate::block::by_format!(task.weights.dtype, F => scalar::dot_rows::<F>(task), else {}),
     }
 }
@@ -641,6 +679,18 @@ fn int8_panel(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
         Level::Avx512 => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::Avx2 => unsafe { crate::x86_64::multiply_panel_avx2(task, scratch) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        Level::AvxVnni => unsafe { crate::x86_64::multiply_panel_avx_vnni(task, scratch) },
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => crate::aarch64::multiply_panel(crate::aarch64::Base, task, scratch),
+        #[cfg(target_arch = "aarch64")]
+        Level::Dotprod => crate::aarch64::multiply_panel(crate::aarch64::Dotprod, task, scratch),
+        #[cfg(target_arch = "aarch64")]
+        Level::I8mm => crate::aarch64::multiply_panel(crate::aarch64::I8mm, task, scratch),
         _ => int8_rows(isa, task, scratch),
     }
 }

@@ -15,6 +15,8 @@ pub(crate) unsafe trait Simd: Copy {
     type F: Copy;
     /// Lanes of a vector; at most 16.
     const LANES: usize;
+    /// Vector registers there are.
+    const REGISTERS: usize;
     /// Every lane `x`.
     fn splat(self, x: f32) -> Self::F;
     /// `LANES` elements.
@@ -81,6 +83,7 @@ pub(crate) struct Scalar;
 unsafe impl Simd for Scalar {
     type F = f32;
     const LANES: usize = 1;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
@@ -188,14 +191,43 @@ macro_rules! dispatch {
                 $crate::isa::Level::Scalar => $generic($crate::simd::Scalar, $($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` of this level exists only where the processor has these features.
-                $crate::isa::Level::Avx2 => unsafe { with_avx2($($arg),*) },
+                $crate::isa::Level::Avx2 | $crate::isa::Level::AvxVnni => unsafe { with_avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` of this level exists only where the processor has these features.
                 $crate::isa::Level::Avx512 => unsafe { with_avx512($($arg),*) },
-                #[cfg(not(target_arch = "x86_64"))]
+                // Every 64-bit ARM processor has NEON: no function of its own is needed.
+                #[cfg(target_arch = "aarch64")]
+                $crate::isa::Level::Neon => $generic($crate::aarch64::Neon::<false>, $($arg),*),
+                #[cfg(target_arch = "aarch64")]
+                $crate::isa::Level::Dotprod | $crate::isa::Level::I8mm => {
+                    $generic($crate::aarch64::Neon::<true>, $($arg),*)
+                }
+                // The sets of other architectures.
                 _ => $generic($crate::simd::Scalar, $($arg),*),
             }
         }
     };
 }
 pub(crate) use dispatch;
+
+/// Repeats `body` for `i` in `0..n`, `n` at most 8, written out: a loop over registers that the compiler leaves a loop
+/// keeps them in memory, and what depends on `i` is no constant.
+macro_rules! unrolled {
+    ($n:expr, |$i:ident| $body:block) => {
+        $crate::simd::unrolled!(@step $n, $i, $body, 0);
+        $crate::simd::unrolled!(@step $n, $i, $body, 1);
+        $crate::simd::unrolled!(@step $n, $i, $body, 2);
+        $crate::simd::unrolled!(@step $n, $i, $body, 3);
+        $crate::simd::unrolled!(@step $n, $i, $body, 4);
+        $crate::simd::unrolled!(@step $n, $i, $body, 5);
+        $crate::simd::unrolled!(@step $n, $i, $body, 6);
+        $crate::simd::unrolled!(@step $n, $i, $body, 7);
+    };
+    (@step $n:expr, $i:ident, $body:block, $at:literal) => {
+        if $n > $at {
+            let $i: usize = $at;
+            $body
+        }
+    };
+}
+pub(crate) use unrolled;

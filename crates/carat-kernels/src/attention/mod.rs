@@ -9,6 +9,8 @@
 //! [`KvDType`]; position `p` lies in page `p / PAGE`, counted around the table. Numbers get into the cache's
 //! format by [`pack_rows`] and back by [`unpack_rows`].
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod decode;
 mod format;
 mod kv_dtype;

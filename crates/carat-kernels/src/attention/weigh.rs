@@ -66,11 +66,11 @@ fn some_heads<S: KvSimd, F: Format, const G: usize>(
     let n_blocks = v.shape().row_len() / BLOCK;
     let mut block = 0;
     while block < n_blocks {
-        // Four registers of columns; the scalar version takes a block.
-        block += if S::LANES == 1 {
-            columns::<S, F, G, BLOCK>(simd, weights, stride, v, sums, block)
-        } else {
-            columns::<S, F, G, 4>(simd, weights, stride, v, sums, block)
+        // Four registers of columns, or a block where those are less.
+        block += match S::LANES {
+            1 => columns::<S, F, G, BLOCK>(simd, weights, stride, v, sums, block),
+            4 => columns::<S, F, G, 8>(simd, weights, stride, v, sums, block),
+            _ => columns::<S, F, G, 4>(simd, weights, stride, v, sums, block),
         };
     }
     G

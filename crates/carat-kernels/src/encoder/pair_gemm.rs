@@ -148,11 +148,9 @@ mod avx512 {
 pub(super) fn is_supported(isa: Isa) -> bool {
     match isa.0 {
         Level::Scalar => true,
-        Level::Avx2 => false,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => std::arch::is_x86_feature_detected!("avx512bf16"),
-        #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx512 => false,
+        _ => false,
     }
 }
 

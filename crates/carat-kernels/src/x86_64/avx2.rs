@@ -36,6 +36,7 @@ pub(super) use by_intrinsic;
 unsafe impl Simd for Avx2 {
     type F = __m256;
     const LANES: usize = 8;
+    const REGISTERS: usize = 16;
 
     by_intrinsic! {
         add(a, b) = _mm256_add_ps;

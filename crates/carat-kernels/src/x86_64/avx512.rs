@@ -18,6 +18,7 @@ fn first_lanes(n: usize) -> __mmask16 {
 unsafe impl Simd for Avx512 {
     type F = __m512;
     const LANES: usize = 16;
+    const REGISTERS: usize = 32;
 
     by_intrinsic! {
         add(a, b) = _mm512_add_ps;

@@ -1,14 +1,19 @@
-//! The x86-64 versions: AVX2 (with FMA and F16C) and AVX-512 (F, BW, VL, DQ, VNNI).
+//! The x86-64 versions: AVX2 (with FMA and F16C), the same with AVX-VNNI, and AVX-512 (F, BW, VL, DQ, VNNI).
 
 pub(crate) mod avx2;
 mod avx2_dot;
+mod avx2_panel;
+mod avx2_unit;
 mod avx2_unpack;
 pub(crate) mod avx512;
 mod avx512_matmul;
 mod avx512_pack;
 
 pub(crate) use avx2::Avx2;
-pub(crate) use avx2_dot::dot_rows as dot_rows_avx2;
+pub(crate) use avx2_dot::{dot_rows as dot_rows_avx2, dot_rows_vnni as dot_rows_avx_vnni};
+pub(crate) use avx2_panel::{
+    multiply_panel as multiply_panel_avx2, multiply_panel_vnni as multiply_panel_avx_vnni,
+};
 pub(crate) use avx512::Avx512;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;
