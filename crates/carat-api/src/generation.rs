@@ -1,5 +1,7 @@
 //! The neutral form: what every API asks for, and what every answer is made of.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 /// Who speaks.
@@ -143,6 +145,15 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+/// How long a model stays loaded after its last use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeepAlive {
+    /// This long.
+    For(Duration),
+    /// Until the server ends or memory is needed.
+    Forever,
+}
+
 /// What is asked for, whichever API asks.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationRequest {
@@ -174,6 +185,8 @@ pub struct GenerationRequest {
     pub stream: bool,
     /// Whether events end with the usage.
     pub include_usage: bool,
+    /// How long the model stays loaded; `None` leaves it to the server.
+    pub keep_alive: Option<KeepAlive>,
 }
 
 /// A piece of an answer.

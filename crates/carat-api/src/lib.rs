@@ -17,7 +17,7 @@ mod read;
 
 pub use error::{ApiError, ErrorKind};
 pub use generation::{
-    Delta, Finish, FinishKind, Format, GenerationRequest, Part, Role, Sampling, TokenLogprob, Tool, ToolCall,
-    ToolChoice, Turn, Usage,
+    Delta, Finish, FinishKind, Format, GenerationRequest, KeepAlive, Part, Role, Sampling, TokenLogprob,
+    Tool, ToolCall, ToolChoice, Turn, Usage,
 };
 pub use read::parse;

@@ -11,6 +11,12 @@ pub(crate) fn peak_rss_bytes() -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Memory that this process holds and that no file stands for, in bytes; 0 where the system does not say.
+pub(crate) fn own_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    field(&status, "RssAnon:").unwrap_or(0)
+}
+
 /// Memory of the machine and what of it is available, in bytes.
 pub(crate) fn machine_bytes() -> Option<(u64, u64)> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;

@@ -43,12 +43,30 @@ pub(crate) fn choose(source: &ModelSource, options: &LoadOptions, wish: Wish) ->
     let Some(usable) = memory::usable_bytes() else {
         return Ok(None);
     };
+    choose_within(source, options, wish, usable)
+        .map(Some)
+        .map_err(|refusal| refused(&refusal).into())
+}
+
+/// The same for a run that may take `usable` bytes.
+pub(crate) fn choose_within(
+    source: &ModelSource,
+    options: &LoadOptions,
+    wish: Wish,
+    usable: u64,
+) -> Result<Choice, Box<Refusal>> {
     let config = source.checkpoint.config();
     let weights = weights_of(&source.checkpoint, source.local.size_bytes);
     let setup = setup(config, options, config.context_len);
     carat_plan::choose(config, &weights, &setup, wish, usable)
-        .map(Some)
-        .map_err(|refusal| refused(&refusal).into())
+}
+
+/// A refusal with what would fit, for those who cannot be given a hint beside it.
+pub(crate) fn in_one_sentence(refusal: &Refusal) -> String {
+    match refusal.remedies.first() {
+        Some(remedy) => format!("{refusal}; this would fit: {remedy}"),
+        None => refusal.to_string(),
+    }
 }
 
 fn refused(refusal: &Refusal) -> Hinted {

@@ -8,6 +8,7 @@
 //! | `CARAT_HOST`, `CARAT_PORT` | `--host`, `--port` |
 //! | `CARAT_API_KEY` | `--api-key`; several are separated by commas |
 //! | `CARAT_CTX`, `CARAT_PARALLEL` | `--ctx`, `--parallel` |
+//! | `CARAT_MODELS` | the models, separated by commas |
 //! | `CARAT_LOG` | `--log` |
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -53,6 +54,9 @@ pub(crate) enum LogFormat {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 #[command(next_help_heading = "Serving")]
 pub(crate) struct ServeSettings {
+    /// Models to serve; without one all that are on this machine, each loaded when it is asked for
+    #[arg(value_name = "MODEL", help_heading = None)]
+    pub(crate) model: Vec<String>,
     /// Address to listen on; beyond this machine a key is needed [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) host: Option<IpAddr>,
@@ -74,10 +78,16 @@ pub(crate) struct ServeSettings {
     /// Memory for the caches of all requests and of earlier prompts, such as 4GB [default: half of what is left]
     #[arg(long, value_name = "SIZE")]
     pub(crate) cache_memory: Option<String>,
-    /// Another name of the model; may be given several times
+    /// Another name of the first model, or NAME=MODEL; may be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<String>,
-    /// Refuse requests for other models instead of answering them with this one
+    /// How long a model stays loaded that nobody uses, such as 5m or 1h; -1 for ever [default: 5m, with one MODEL for ever]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(crate) keep_alive: Option<String>,
+    /// Models that may be loaded at once; fewer where memory has no room [default: 3, with one MODEL 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) max_loaded: Option<u32>,
+    /// Refuse requests for other models instead of answering them with the first one
     #[arg(long, num_args = 0..=1, default_missing_value = "true")]
     pub(crate) strict_model: Option<bool>,
     /// Origin whose web pages may use the server, `*` for any; pages of this machine always may
@@ -122,12 +132,16 @@ impl ServeSettings {
 
     /// What the environment says.
     pub(crate) fn of_env(env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
-        let keys = env("CARAT_API_KEY").unwrap_or_default();
-        let keys = keys.split(',').map(str::trim).filter(|key| !key.is_empty());
+        let listed = |name: &str| -> Vec<String> {
+            let text = env(name).unwrap_or_default();
+            let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+            parts.map(ToString::to_string).collect()
+        };
         Ok(Self {
+            model: listed("CARAT_MODELS"),
             host: parsed(env, "CARAT_HOST", "an IP address")?,
             port: parsed(env, "CARAT_PORT", "a port")?,
-            api_key: keys.map(ToString::to_string).collect(),
+            api_key: listed("CARAT_API_KEY"),
             ctx: parsed(env, "CARAT_CTX", "a number of tokens")?,
             parallel: parsed(env, "CARAT_PARALLEL", "a number of requests")?,
             log: match env("CARAT_LOG") {
@@ -147,6 +161,7 @@ impl ServeSettings {
     pub(crate) fn or(self, other: Self) -> Self {
         let list = |own: Vec<String>, other: Vec<String>| if own.is_empty() { other } else { own };
         Self {
+            model: list(self.model, other.model),
             host: self.host.or(other.host),
             port: self.port.or(other.port),
             api_key: list(self.api_key, other.api_key),
@@ -155,6 +170,8 @@ impl ServeSettings {
             queue: self.queue.or(other.queue),
             cache_memory: self.cache_memory.or(other.cache_memory),
             alias: list(self.alias, other.alias),
+            keep_alive: self.keep_alive.or(other.keep_alive),
+            max_loaded: self.max_loaded.or(other.max_loaded),
             strict_model: self.strict_model.or(other.strict_model),
             cors: list(self.cors, other.cors),
             request_timeout: self.request_timeout.or(other.request_timeout),
@@ -167,11 +184,13 @@ impl ServeSettings {
 
     /// With the defaults of everything that has one.
     pub(crate) fn resolved(self) -> Self {
+        let max_loaded = if self.model.len() == 1 { 1 } else { 3 };
         self.or(Self {
             host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
             port: Some(8080),
             parallel: Some(32),
             queue: Some(256),
+            max_loaded: Some(max_loaded),
             strict_model: Some(false),
             max_body: Some(32),
             drain: Some(30),

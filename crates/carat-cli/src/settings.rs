@@ -6,7 +6,7 @@
 //! | `CARAT_OFFLINE` | `1`: never use the network | off |
 //! | `CARAT_THREADS` | threads to compute with | physical cores |
 //! | `CARAT_ISA` | instruction set: `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`, `i8mm` | the best there is |
-//! | `CARAT_HOST`, `CARAT_PORT`, `CARAT_API_KEY`, `CARAT_CTX`, `CARAT_PARALLEL`, `CARAT_LOG` | see `carat serve` | |
+//! | `CARAT_MODELS`, `CARAT_HOST`, `CARAT_PORT`, `CARAT_API_KEY`, `CARAT_CTX`, `CARAT_PARALLEL`, `CARAT_LOG` | see `carat serve` | |
 //! | `NO_COLOR` | anything: no colours | colours in a terminal |
 //!
 //! `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `OLLAMA_MODELS` and their like mean what they mean to their own programs.
@@ -21,7 +21,7 @@ use crate::failure::Hinted;
 use crate::serve_settings::ServeSettings;
 
 /// What the environment says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Where models are looked for.
     pub(crate) hub: HubSettings,

@@ -1,8 +1,9 @@
 #![forbid(unsafe_code)]
-//! A local model behind the HTTP APIs that programs already speak.
+//! Local models behind the HTTP APIs that programs already speak.
 //!
-//! [`Server`] joins a [`ModelSetup`] (tokenizer, template, settings) and a running [`carat_engine::Engine`];
-//! [`Server::router`] gives the routes, [`Server::run`] serves them until told to stop. A request is read by
+//! [`Server`] loads models from a [`ModelStore`] as requests ask for them, each a [`ModelSetup`] (tokenizer, template,
+//! settings) with a running [`carat_engine::Engine`]; [`Server::router`] gives the routes, [`Server::run`] serves them
+//! until told to stop. A request is read by
 //! `carat-api`, rendered to token ids, queued at the engine, and answered as its tokens come, whole or as events. When
 //! the client leaves, its work is cancelled.
 //!
@@ -15,12 +16,15 @@ mod limits;
 mod metrics;
 mod model;
 mod output;
+mod pool;
 mod prompt;
 mod reply;
 mod routes;
 mod server;
+mod store;
 mod stream;
 mod tools;
 
 pub use model::{ModelDetails, ModelSetup};
-pub use server::{Error, Server, ServerOptions};
+pub use server::{Error, Server, ServerOptions, parse_keep_alive};
+pub use store::{ListedModel, LoadError, LoadedModel, ModelStore};

@@ -13,6 +13,38 @@ const BOUNDS: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
 ];
 
+/// Totals of each model: name and meaning.
+const TOTALS: [(&str, &str); 8] = [
+    ("carat_steps_total", "Forward passes."),
+    (
+        "carat_prompt_tokens_total",
+        "Tokens of prompts that were computed.",
+    ),
+    (
+        "carat_cached_tokens_total",
+        "Tokens of prompts from the prefix cache.",
+    ),
+    ("carat_generated_tokens_total", "Tokens generated."),
+    (
+        "carat_answers_finished_total",
+        "Answers that came to their own end.",
+    ),
+    (
+        "carat_answers_cancelled_total",
+        "Answers that were cancelled or too late.",
+    ),
+    ("carat_answers_failed_total", "Answers that failed."),
+    ("carat_preemptions_total", "Sequences that gave up their cache."),
+];
+/// The present state of each model.
+const GAUGES: [(&str, &str); 5] = [
+    ("carat_model_loaded", "Whether the model is loaded."),
+    ("carat_sequences_running", "Sequences in the batch."),
+    ("carat_jobs_waiting", "Jobs that wait for a place."),
+    ("carat_cache_bytes", "Bytes of all caches, at most."),
+    ("carat_prefix_snapshots", "Beginnings in the prefix cache."),
+];
+
 /// A distribution of times.
 #[derive(Default)]
 pub(crate) struct Histogram {
@@ -48,6 +80,70 @@ impl Histogram {
     }
 }
 
+/// An engine's totals, in the order of [`TOTALS`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Totals([u64; TOTALS.len()]);
+
+impl Totals {
+    /// Adds what an engine has counted so far.
+    pub(crate) fn add(&mut self, counters: &Counters) {
+        let now = [
+            &counters.steps,
+            &counters.prefilled,
+            &counters.reused,
+            &counters.generated,
+            &counters.finished,
+            &counters.cancelled,
+            &counters.failed,
+            &counters.preempted,
+        ];
+        for (total, counter) in self.0.iter_mut().zip(now) {
+            *total += counter.get();
+        }
+    }
+}
+
+/// What is told of one model.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelFigures {
+    pub(crate) id: String,
+    totals: Totals,
+    /// In the order of [`GAUGES`].
+    gauges: [u64; GAUGES.len()],
+}
+
+impl ModelFigures {
+    /// Of a model whose earlier engines counted `totals`.
+    pub(crate) fn of_past(id: &str, totals: Totals) -> Self {
+        Self {
+            id: id.to_string(),
+            totals,
+            gauges: [0; GAUGES.len()],
+        }
+    }
+
+    /// Adds the engine that runs now.
+    pub(crate) fn add(&mut self, counters: &Counters) {
+        self.totals.add(counters);
+        self.gauges = [
+            1,
+            counters.running.get(),
+            counters.waiting.get(),
+            counters.cache_bytes.get(),
+            counters.snapshots.get(),
+        ];
+    }
+
+    fn labels(&self) -> String {
+        let id = self
+            .id
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', " ");
+        format!("model=\"{id}\"")
+    }
+}
+
 /// Everything that is counted here; the engine counts for itself.
 #[derive(Default)]
 pub(crate) struct Metrics {
@@ -71,7 +167,7 @@ impl Metrics {
     }
 
     /// All of it as text.
-    pub(crate) fn text(&self, counters: &Counters, version: &str) -> String {
+    pub(crate) fn text(&self, models: &[ModelFigures], version: &str) -> String {
         let mut out = String::new();
         head("carat_build_info", "The version.", "gauge", &mut out);
         let _infallible = writeln!(out, "carat_build_info{{version=\"{version}\"}} 1");
@@ -90,73 +186,17 @@ impl Metrics {
             let _infallible = writeln!(out, "carat_http_requests_total{{{labels}}} {n}");
         }
         drop(requests);
-        let totals = [
-            ("carat_steps_total", "Forward passes.", &counters.steps),
-            (
-                "carat_prompt_tokens_total",
-                "Tokens of prompts that were computed.",
-                &counters.prefilled,
-            ),
-            (
-                "carat_cached_tokens_total",
-                "Tokens of prompts from the prefix cache.",
-                &counters.reused,
-            ),
-            (
-                "carat_generated_tokens_total",
-                "Tokens generated.",
-                &counters.generated,
-            ),
-            (
-                "carat_answers_finished_total",
-                "Answers that came to their own end.",
-                &counters.finished,
-            ),
-            (
-                "carat_answers_cancelled_total",
-                "Answers that were cancelled or too late.",
-                &counters.cancelled,
-            ),
-            (
-                "carat_answers_failed_total",
-                "Answers that failed.",
-                &counters.failed,
-            ),
-            (
-                "carat_preemptions_total",
-                "Sequences that gave up their cache.",
-                &counters.preempted,
-            ),
-        ];
-        for (name, help, counter) in totals {
+        for (i, (name, help)) in TOTALS.into_iter().enumerate() {
             head(name, help, "counter", &mut out);
-            let _infallible = writeln!(out, "{name} {}", counter.get());
+            for model in models {
+                let _infallible = writeln!(out, "{name}{{{}}} {}", model.labels(), model.totals.0[i]);
+            }
         }
-        let gauges = [
-            (
-                "carat_sequences_running",
-                "Sequences in the batch.",
-                &counters.running,
-            ),
-            (
-                "carat_jobs_waiting",
-                "Jobs that wait for a place.",
-                &counters.waiting,
-            ),
-            (
-                "carat_cache_bytes",
-                "Bytes of all caches, at most.",
-                &counters.cache_bytes,
-            ),
-            (
-                "carat_prefix_snapshots",
-                "Beginnings in the prefix cache.",
-                &counters.snapshots,
-            ),
-        ];
-        for (name, help, gauge) in gauges {
+        for (i, (name, help)) in GAUGES.into_iter().enumerate() {
             head(name, help, "gauge", &mut out);
-            let _infallible = writeln!(out, "{name} {}", gauge.get());
+            for model in models {
+                let _infallible = writeln!(out, "{name}{{{}}} {}", model.labels(), model.gauges[i]);
+            }
         }
         self.first_token
             .write("carat_first_token_seconds", "Arrival to first token.", &mut out);
@@ -182,7 +222,11 @@ mod tests {
         metrics.first_token.record(Duration::from_millis(30));
         metrics.first_token.record(Duration::from_secs(100));
         metrics.count("/v1/models", 200);
-        let text = metrics.text(&Counters::default(), "1");
+        let mut model = ModelFigures::of_past("a\"b", Totals([3; TOTALS.len()]));
+        model.add(&Counters::default());
+        let text = metrics.text(&[model], "1");
+        assert!(text.contains("carat_steps_total{model=\"a\\\"b\"} 3\n"), "{text}");
+        assert!(text.contains("carat_model_loaded{model=\"a\\\"b\"} 1\n"));
         assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.025\"} 0\n"));
         assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.05\"} 1\n"));
         assert!(text.contains("carat_first_token_seconds_bucket{le=\"+Inf\"} 2\n"));

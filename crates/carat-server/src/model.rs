@@ -1,10 +1,13 @@
 //! What a server knows of its model.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use carat_api::{ApiError, ErrorKind};
 use carat_engine::{Constraint, Engine, Grammar, GrammarCompiler, SamplingParams};
 use carat_text::{ChatTemplate, Tokenizer};
+
+use crate::store::ListedModel;
 
 /// A model to serve, as its files describe it.
 pub struct ModelSetup {
@@ -37,6 +40,8 @@ pub struct ModelDetails {
     pub context_len: usize,
     /// Its chat template as text, if its files have one.
     pub template: String,
+    /// When its files were last written, since 1970.
+    pub modified: Option<Duration>,
 }
 
 /// A model with its engine.
@@ -53,6 +58,15 @@ impl ServedModel {
             setup,
             engine,
             compiler: OnceLock::new(),
+        }
+    }
+
+    /// As one of a list.
+    pub(crate) fn listed(&self) -> ListedModel {
+        ListedModel {
+            id: self.setup.id.clone(),
+            size_bytes: self.setup.details.size_bytes,
+            modified: self.setup.details.modified,
         }
     }
 

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
 use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
+use carat_text::Tokenizer;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::limits;
+use crate::model::ServedModel;
 use crate::output::OutputReader;
+use crate::pool::Lease;
 use crate::server::State;
 use crate::tools::{self, CallReader};
 
@@ -39,6 +42,8 @@ pub(crate) enum Output {
 /// The answers of one request. See the module's head.
 pub(crate) struct Reply {
     state: Arc<State>,
+    /// Keeps the model loaded.
+    model: Lease,
     receiver: Receiver<(usize, Update)>,
     cancels: Vec<Cancel>,
     readers: Vec<OutputReader>,
@@ -65,11 +70,11 @@ impl Reply {
     /// Queues all answers of a request.
     pub(crate) fn start(
         state: &Arc<State>,
+        model: Lease,
         request: &GenerationRequest,
         start: Start,
         caller: Caller,
     ) -> Result<Self, ApiError> {
-        let model = &state.model;
         check_stops(&request.stop)?;
         let n_choices = start.prompts.len() * request.n;
         if n_choices > limits::CHOICES {
@@ -79,7 +84,7 @@ impl Reply {
             );
             return Err(ApiError::field("n", message));
         }
-        let sampling = sampling(state, request)?;
+        let sampling = sampling(state, &model, request)?;
         let room = |ids: &Vec<u32>| model.context().saturating_sub(ids.len());
         let capacity: usize = start
             .prompts
@@ -89,6 +94,7 @@ impl Reply {
         let (sender, receiver) = channel(capacity.max(1));
         let mut reply = Self {
             state: Arc::clone(state),
+            model,
             receiver,
             cancels: Vec::with_capacity(n_choices),
             readers: start.readers,
@@ -117,9 +123,9 @@ impl Reply {
                     ..sampling.clone()
                 },
                 max_tokens: request.max_tokens,
-                stop_ids: model.setup.tokenizer.stop_ids().to_vec(),
+                stop_ids: reply.model.setup.tokenizer.stop_ids().to_vec(),
                 stop_strings: request.stop.clone(),
-                suppressed: model.setup.suppressed.clone(),
+                suppressed: reply.model.setup.suppressed.clone(),
                 logprobs: request.logprobs,
                 ..Request::default()
             };
@@ -129,7 +135,7 @@ impl Reply {
             job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
             reply.cancels.push(job.cancel.clone());
             // What was queued before is cancelled by the drop of `reply`.
-            model.engine.submit(job).map_err(engine_error)?;
+            reply.model.engine.submit(job).map_err(engine_error)?;
         }
         Ok(reply)
     }
@@ -186,6 +192,11 @@ impl Reply {
         })
     }
 
+    /// The name of the model that answers.
+    pub(crate) fn model_id(&self) -> String {
+        self.model.setup.id.clone()
+    }
+
     /// Tokens of all prompts.
     pub(crate) fn n_prompt(&self) -> usize {
         self.n_prompt
@@ -201,8 +212,8 @@ impl Reply {
         let finish = match update {
             Update::Token { id, text, logprobs } => {
                 self.time_token(choice);
-                let tokenizer = &self.state.model.setup.tokenizer;
-                self.readers[choice].token(tokenizer, id, text, logprobs.as_ref(), &mut deltas);
+                let tokenizer = Arc::clone(&self.model.setup.tokenizer);
+                self.readers[choice].token(&tokenizer, id, text, logprobs.as_ref(), &mut deltas);
                 None
             }
             Update::Finished(finished) => match finished.reason {
@@ -278,8 +289,12 @@ pub(crate) struct Gathered {
 }
 
 /// The request's settings over the model's.
-fn sampling(state: &State, request: &GenerationRequest) -> Result<SamplingParams, ApiError> {
-    let (base, wish) = (&state.model.setup.sampling, &request.sampling);
+fn sampling(
+    state: &State,
+    model: &ServedModel,
+    request: &GenerationRequest,
+) -> Result<SamplingParams, ApiError> {
+    let (base, wish) = (&model.setup.sampling, &request.sampling);
     let params = SamplingParams {
         temperature: wish.temperature.unwrap_or(base.temperature),
         top_k: wish.top_k.unwrap_or(base.top_k),
@@ -294,7 +309,7 @@ fn sampling(state: &State, request: &GenerationRequest) -> Result<SamplingParams
         seed: wish.seed.unwrap_or_else(|| state.ids.number()),
     };
     params
-        .validate(state.model.setup.tokenizer.len())
+        .validate(model.setup.tokenizer.len())
         .map_err(engine_error)?;
     Ok(params)
 }
@@ -345,8 +360,12 @@ pub(crate) fn engine_error(error: carat_engine::Error) -> ApiError {
 
 impl State {
     /// Readers for `n` answers to a request.
-    pub(crate) fn readers(&self, request: &GenerationRequest, n: usize) -> Vec<OutputReader> {
-        let tokenizer = &self.model.setup.tokenizer;
+    pub(crate) fn readers(
+        &self,
+        tokenizer: &Tokenizer,
+        request: &GenerationRequest,
+        n: usize,
+    ) -> Vec<OutputReader> {
         let calls =
             || tools::are_offered(request).then(|| CallReader::new(format!("{:016x}", self.ids.number())));
         (0..n)

@@ -7,15 +7,18 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::serve::ListenerExt;
+use carat_api::KeepAlive;
 use carat_engine::Engine;
 use tokio::net::TcpListener;
 
 use crate::ids::{self, Ids};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::model::{ModelSetup, ServedModel};
+use crate::model::ModelSetup;
+use crate::pool::{Keeping, ModelPool, Names};
 use crate::routes;
 use crate::routes::ResponseStore;
+use crate::store::{LoadedModel, ModelStore};
 
 /// Why a server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,12 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A model cannot be had.
+    #[error("{reason}")]
+    Load {
+        /// Why, in a sentence.
+        reason: String,
+    },
     /// Connections can no longer be taken.
     #[error("the server stopped: connections can no longer be taken")]
     Serve(#[source] std::io::Error),
@@ -49,10 +58,16 @@ pub enum Error {
 pub struct ServerOptions {
     /// Keys that are let in; none lets everybody in.
     pub api_keys: Vec<String>,
-    /// Other names of the model.
-    pub aliases: Vec<String>,
-    /// Refuse names that are neither the model's nor an alias; else any name is answered by the model.
+    /// Models that are served, the default first; `None` for all that the store lists.
+    pub models: Option<Vec<String>>,
+    /// Other names of models: the name, and the model.
+    pub aliases: Vec<(String, String)>,
+    /// Refuse names that are neither a model's nor an alias; else the default model answers to them.
     pub strict_model: bool,
+    /// How long a model stays loaded that nobody uses; `None` for ever.
+    pub keep_alive: Option<Duration>,
+    /// Models that may be loaded at once, at least 1; fewer where memory has no room.
+    pub max_loaded: usize,
     /// Largest body, in bytes.
     pub body_bytes: usize,
     /// Longest time from a request's arrival to its end.
@@ -67,8 +82,11 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            models: None,
             aliases: Vec::new(),
             strict_model: false,
+            keep_alive: None,
+            max_loaded: 1,
             body_bytes: limits::BODY_BYTES,
             request_timeout: None,
             cors_origins: Vec::new(),
@@ -79,7 +97,7 @@ impl Default for ServerOptions {
 
 /// What all requests share.
 pub(crate) struct State {
-    pub(crate) model: ServedModel,
+    pub(crate) models: Arc<ModelPool>,
     pub(crate) options: ServerOptions,
     pub(crate) metrics: Metrics,
     pub(crate) ids: Ids,
@@ -92,21 +110,43 @@ pub(crate) struct State {
 impl State {
     /// Whether requests are answered.
     pub(crate) fn is_ready(&self) -> bool {
-        !self.is_stopping.load(Ordering::Relaxed) && !self.model.engine.has_stopped()
+        !self.is_stopping.load(Ordering::Relaxed) && self.models.is_sound()
     }
 }
 
-/// A model, ready to be served.
+/// Models, ready to be served.
 pub struct Server {
     state: Arc<State>,
 }
 
 impl Server {
-    /// Joins a model's files and its engine.
+    /// A server of one model that stays loaded, whatever the options say of models.
     pub fn new(setup: ModelSetup, engine: Engine, options: ServerOptions) -> Self {
+        let names = Names {
+            served: Some(vec![setup.id.clone()]),
+            ..names(&options)
+        };
+        let loaded = LoadedModel {
+            setup,
+            engine,
+            claim_bytes: 0,
+        };
+        Self::of(ModelPool::of_one(loaded, names), options)
+    }
+
+    /// A server that loads models when they are asked for.
+    pub fn with_store(store: Arc<dyn ModelStore>, options: ServerOptions) -> Self {
+        let keeping = Keeping {
+            keep_alive: options.keep_alive,
+            n_loaded: options.max_loaded,
+        };
+        Self::of(ModelPool::of_store(store, names(&options), keeping), options)
+    }
+
+    fn of(models: Arc<ModelPool>, options: ServerOptions) -> Self {
         Self {
             state: Arc::new(State {
-                model: ServedModel::new(setup, engine),
+                models,
                 options,
                 metrics: Metrics::default(),
                 ids: Ids::new(),
@@ -115,6 +155,17 @@ impl Server {
                 is_stopping: AtomicBool::new(false),
             }),
         }
+    }
+
+    /// Loads a model before anybody asks for it, and tells the tokens that its requests may have.
+    ///
+    /// # Errors
+    /// [`Error::Load`].
+    pub async fn load(&self, id: &str) -> Result<usize, Error> {
+        let lease = self.state.models.lease(id, None).await;
+        lease.map(|lease| lease.context()).map_err(|error| Error::Load {
+            reason: error.message,
+        })
     }
 
     /// The routes, for serving by other means and for tests.
@@ -169,5 +220,21 @@ impl Server {
                 Ok(())
             }
         }
+    }
+}
+
+/// Reads how long models stay: a time as Ollama's clients write it, such as `5m`; `Some(None)` is for ever.
+pub fn parse_keep_alive(text: &str) -> Option<Option<Duration>> {
+    match carat_api::ollama::keep_alive(&text.into()).ok()?? {
+        KeepAlive::For(time) => Some(Some(time)),
+        KeepAlive::Forever => Some(None),
+    }
+}
+
+fn names(options: &ServerOptions) -> Names {
+    Names {
+        served: options.models.clone(),
+        aliases: options.aliases.clone(),
+        is_strict: options.strict_model,
     }
 }

@@ -1,11 +1,16 @@
 //! The requests of `/api/chat` and `/api/generate`.
 
+use std::time::Duration;
+
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::openai::tool;
 use crate::read::{OneOrMany, parse};
-use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, Turn};
+use crate::{ApiError, Format, GenerationRequest, KeepAlive, Part, Role, Sampling, Tool, ToolCall, Turn};
+
+/// Longer times to stay loaded are for ever, in seconds.
+const LONGEST_S: f64 = 1e9;
 
 #[derive(Deserialize)]
 struct Chat {
@@ -18,6 +23,8 @@ struct Chat {
     think: Value,
     stream: Option<bool>,
     options: Option<Options>,
+    #[serde(default)]
+    keep_alive: Value,
 }
 
 #[derive(Deserialize)]
@@ -87,6 +94,8 @@ struct Generate {
     think: Value,
     stream: Option<bool>,
     options: Option<Options>,
+    #[serde(default)]
+    keep_alive: Value,
 }
 
 /// A request of `/api/generate`.
@@ -120,6 +129,7 @@ pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
             .collect::<Result<_, _>>()?,
         tools: tools.collect::<Result<Vec<Tool>, _>>()?,
         parallel_tool_calls: true,
+        keep_alive: keep_alive(&wire.keep_alive)?,
         ..common(wire.model, wire.format, &wire.think, wire.stream, wire.options)?
     })
 }
@@ -143,6 +153,7 @@ pub fn generate_request(body: &[u8]) -> Result<GenerateRequest, ApiError> {
         ));
     }
     let mut generation = common(wire.model, wire.format, &wire.think, wire.stream, wire.options)?;
+    generation.keep_alive = keep_alive(&wire.keep_alive)?;
     let prompt = wire.prompt.unwrap_or_default();
     let raw = if wire.raw == Some(true) {
         Some(prompt)
@@ -215,6 +226,62 @@ fn common(
     })
 }
 
+/// Reads how long a model stays: seconds, or a text such as `5m` or `1h30m`; negative means for ever.
+///
+/// # Errors
+/// When it is neither.
+pub fn keep_alive(value: &Value) -> Result<Option<KeepAlive>, ApiError> {
+    let wrong = || {
+        ApiError::field(
+            "keep_alive",
+            "`keep_alive` must be seconds, or a text such as \"5m\" or \"-1\"",
+        )
+    };
+    let seconds = match value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => seconds_of(text),
+        _ => None,
+    };
+    let seconds = seconds.filter(|seconds| seconds.is_finite()).ok_or_else(wrong)?;
+    if (0.0..LONGEST_S).contains(&seconds) {
+        return Ok(Some(KeepAlive::For(Duration::from_secs_f64(seconds))));
+    }
+    Ok(Some(KeepAlive::Forever))
+}
+
+/// Seconds of a text such as `90`, `1.5h` or `1h30m10s`, by Go's units.
+fn seconds_of(text: &str) -> Option<f64> {
+    let (sign, mut rest) = match text.trim().strip_prefix('-') {
+        Some(rest) => (-1.0, rest),
+        None => (1.0, text.trim()),
+    };
+    if let Ok(seconds) = rest.parse::<f64>() {
+        return Some(sign * seconds);
+    }
+    let mut sum = 0.0;
+    while !rest.is_empty() {
+        let n_digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(n_digits);
+        let n_letters = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(n_letters);
+        let factor = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "\u{b5}s" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        sum += number.parse::<f64>().ok()? * factor;
+        rest = after;
+    }
+    (!text.trim().is_empty()).then_some(sign * sum)
+}
+
 impl Message {
     fn into_turn(self, i: usize) -> Result<Turn, ApiError> {
         let role = match self.role.as_str() {
@@ -273,6 +340,29 @@ mod tests {
             (Format::JsonObject, Some(false))
         );
         assert_eq!(request.sampling.temperature, Some(0.0));
+    }
+
+    #[test]
+    fn how_long_a_model_stays_is_seconds_or_a_text() {
+        let read = |value: Value| keep_alive(&value);
+        let time = |seconds: f64| Ok(Some(KeepAlive::For(Duration::from_secs_f64(seconds))));
+        assert_eq!(read(Value::Null), Ok(None));
+        assert_eq!(read(json!(0)), time(0.0));
+        assert_eq!(read(json!("5m")), time(300.0));
+        assert_eq!(read(json!("1h30m1.5s")), time(5401.5));
+        assert_eq!(read(json!(-1)), Ok(Some(KeepAlive::Forever)));
+        assert_eq!(read(json!("-1m")), Ok(Some(KeepAlive::Forever)));
+        assert_eq!(read(json!(1e300)), Ok(Some(KeepAlive::Forever)));
+        for wrong in [
+            json!("soon"),
+            json!(""),
+            json!("5x"),
+            json!([1]),
+            json!(true),
+            json!("m"),
+        ] {
+            assert_eq!(read(wrong).unwrap_err().param.as_deref(), Some("keep_alive"));
+        }
     }
 
     #[test]

@@ -277,6 +277,7 @@ impl ChatRequest {
             logprobs: logprobs(self.logprobs, self.top_logprobs)?,
             thinking,
             stream: self.stream.unwrap_or(false),
+            keep_alive: None,
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         })
     }

@@ -9,7 +9,7 @@ use axum::extract::rejection::BytesRejection;
 use carat_api::{ApiError, ErrorKind, anthropic};
 use serde_json::json;
 
-use super::{Answer, at, blocking, check_model, converse, json, whole};
+use super::{Answer, at, blocking, converse, json, whole};
 use crate::prompt;
 use crate::reply::Caller;
 use crate::server::State;
@@ -24,7 +24,7 @@ pub(super) async fn messages(
     let request = anthropic::message_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let request = Arc::new(request);
     let reply = converse(&state, &request, caller).await.map_err(refuse)?;
-    let (id, model) = (state.ids.id("msg_"), state.model.setup.id.clone());
+    let (id, model) = (state.ids.id("msg_"), reply.model_id());
     if request.stream {
         let events = anthropic::MessageEvents::new(id, model, reply.n_prompt());
         return Ok(stream::respond(reply, Writer::Message(events)));
@@ -42,8 +42,8 @@ pub(super) async fn count_tokens(
 ) -> Answer {
     let refuse = at("/v1/messages");
     let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    check_model(&state, &request.model).map_err(refuse)?;
-    let ids = blocking(move || Ok(prompt::render(&state.model, &request)?.ids))
+    let lease = state.models.lease(&request.model, None).await.map_err(refuse)?;
+    let ids = blocking(move || Ok(prompt::render(&lease, &request)?.ids))
         .await
         .map_err(refuse)?;
     Ok(json(&json!({"input_tokens": ids.len()})))

@@ -132,48 +132,30 @@ fn json(value: &Value) -> Response<Body> {
     axum::Json(value).into_response()
 }
 
-/// Whether the model may answer to this name.
-fn check_model(state: &State, name: &str) -> Result<(), ApiError> {
-    let is_ours =
-        name.is_empty() || name == state.model.setup.id || state.options.aliases.iter().any(|a| a == name);
-    if is_ours || !state.options.strict_model {
-        return Ok(());
-    }
-    let message = format!(
-        "the model `{name}` is not served here; use `{}`",
-        state.model.setup.id
-    );
-    let error = ApiError::new(ErrorKind::NotFound, message).with_code("model_not_found");
-    Err(ApiError {
-        param: Some("model".into()),
-        ..error
-    })
-}
-
 /// Renders, compiles and queues a conversation.
 async fn converse(
     state: &Arc<State>,
     request: &Arc<GenerationRequest>,
     caller: Caller,
 ) -> Result<Reply, ApiError> {
-    check_model(state, &request.model)?;
-    let (shared, wanted) = (Arc::clone(state), Arc::clone(request));
+    let lease = state.models.lease(&request.model, request.keep_alive).await?;
+    let (shared, wanted, model) = (Arc::clone(state), Arc::clone(request), lease.model());
     let start = blocking(move || {
-        let Prompt { ids, grammar } = prompt::render(&shared.model, &wanted)?;
+        let Prompt { ids, grammar } = prompt::render(&model, &wanted)?;
         let constraints = match &grammar {
             None => Vec::new(),
             Some((grammar, field)) => (0..wanted.n)
-                .map(|_| shared.model.compile(grammar, field))
+                .map(|_| model.compile(grammar, field))
                 .collect::<Result<_, _>>()?,
         };
         Ok(Start {
             prompts: vec![ids],
             constraints,
-            readers: shared.readers(&wanted, wanted.n),
+            readers: shared.readers(&model.setup.tokenizer, &wanted, wanted.n),
         })
     })
     .await?;
-    Reply::start(state, request, start, caller)
+    Reply::start(state, lease, request, start, caller)
 }
 
 /// Runs what may take milliseconds away from the threads that serve connections.

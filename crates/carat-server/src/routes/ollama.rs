@@ -10,47 +10,69 @@ use axum::extract::rejection::BytesRejection;
 use axum::http::Response;
 use carat_api::ollama::{self, Lines, Shape};
 use carat_api::openai::{CompletionRequest, Prompt};
-use carat_api::{ApiError, ErrorKind, parse};
+use carat_api::{ApiError, ErrorKind, KeepAlive, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, at, check_model, converse, json, openai, whole};
+use super::{Answer, at, converse, json, openai, whole};
 use crate::ids;
+use crate::model::ModelDetails;
 use crate::reply::{Caller, Reply};
 use crate::server::State;
+use crate::store::ListedModel;
 use crate::stream::{self, Writer};
+
+/// The expiry of what stays as long as the server does.
+const NEVER: &str = "9999-12-31T23:59:59Z";
 
 pub(super) async fn version() -> Response<Body> {
     json(&json!({"version": env!("CARGO_PKG_VERSION")}))
 }
 
-fn details(state: &State) -> Value {
-    let details = &state.model.setup.details;
+fn details(details: &ModelDetails) -> Value {
     json!({
         "parent_model": "", "format": "gguf", "family": details.family, "families": [details.family],
         "parameter_size": details.parameters, "quantization_level": details.quantization,
     })
 }
 
-fn entry(state: &State) -> Value {
-    let id = &state.model.setup.id;
+/// One of a list of models.
+fn entry(state: &State, model: &ListedModel, about: &ModelDetails) -> Value {
+    let modified = model.modified.unwrap_or(Duration::from_secs(state.created));
     json!({
-        "name": id, "model": id, "modified_at": ollama::timestamp(Duration::from_secs(state.created)),
-        "size": state.model.setup.details.size_bytes, "digest": "", "details": details(state),
+        "name": model.id, "model": model.id, "modified_at": ollama::timestamp(modified),
+        "size": model.size_bytes, "digest": "", "details": details(about),
     })
 }
 
-pub(super) async fn tags(Shared(state): Shared<Arc<State>>) -> Response<Body> {
-    json(&json!({"models": [entry(&state)]}))
+pub(super) async fn tags(Shared(state): Shared<Arc<State>>) -> Answer {
+    let mut models = Vec::new();
+    for model in state.models.list().await.map_err(at("/api/"))? {
+        match state.models.details(&model.id).await {
+            Ok(about) => models.push(entry(&state, &model, &about)),
+            // What cannot be read cannot be used either.
+            Err(error) => tracing::warn!(model = model.id, %error, "left out of the list"),
+        }
+    }
+    Ok(json(&json!({"models": models})))
 }
 
 pub(super) async fn running(Shared(state): Shared<Arc<State>>) -> Response<Body> {
-    let mut model = entry(&state);
-    model["size_vram"] = 0.into();
-    model["context_length"] = state.model.context().into();
-    // It stays as long as the server does.
-    model["expires_at"] = "9999-12-31T23:59:59Z".into();
-    json(&json!({"models": [model]}))
+    let models = state.models.running().into_iter().map(|running| {
+        let mut model = entry(&state, &running.model.listed(), &running.model.setup.details);
+        model["size"] = running
+            .claim_bytes
+            .max(running.model.setup.details.size_bytes)
+            .into();
+        model["size_vram"] = 0.into();
+        model["context_length"] = running.model.context().into();
+        model["expires_at"] = match running.expires_in {
+            Some(time) => ollama::timestamp(ids::now().saturating_add(time)).into(),
+            None => NEVER.into(),
+        };
+        model
+    });
+    json(&json!({"models": models.collect::<Vec<_>>()}))
 }
 
 #[derive(Deserialize)]
@@ -62,15 +84,16 @@ struct Named {
 pub(super) async fn show(Shared(state): Shared<Arc<State>>, body: Result<Bytes, BytesRejection>) -> Answer {
     let refuse = at("/api/");
     let named: Named = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    check_model(&state, named.model.as_deref().unwrap_or_default()).map_err(refuse)?;
-    let about = &state.model.setup.details;
+    let name = named.model.as_deref().unwrap_or_default();
+    let id = state.models.id_of(name).await.map_err(refuse)?;
+    let about = state.models.details(&id).await.map_err(refuse)?;
     let family = &about.family;
     let mut info = json!({"general.architecture": family});
     info[format!("{family}.context_length")] = about.context_len.into();
+    let modified = about.modified.unwrap_or(Duration::from_secs(state.created));
     Ok(json(&json!({
-        "modelfile": "", "parameters": "", "template": about.template, "details": details(&state),
-        "model_info": info, "capabilities": ["completion", "tools"],
-        "modified_at": ollama::timestamp(Duration::from_secs(state.created)),
+        "modelfile": "", "parameters": "", "template": about.template, "details": details(&about),
+        "model_info": info, "capabilities": ["completion", "tools"], "modified_at": ollama::timestamp(modified),
     })))
 }
 
@@ -82,14 +105,12 @@ pub(super) async fn chat(
     let refuse = at("/api/");
     let request = ollama::chat_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     if request.turns.is_empty() {
-        check_model(&state, &request.model).map_err(refuse)?;
-        return Ok(json(&loaded(&state, Shape::Chat)));
+        let value = load_only(&state, &request.model, request.keep_alive, Shape::Chat).await;
+        return Ok(json(&value.map_err(refuse)?));
     }
     let request = Arc::new(request);
     let reply = converse(&state, &request, caller).await.map_err(refuse)?;
-    answer(&state, reply, Shape::Chat, request.stream)
-        .await
-        .map_err(refuse)
+    answer(reply, Shape::Chat, request.stream).await.map_err(refuse)
 }
 
 pub(super) async fn generate(
@@ -112,38 +133,43 @@ pub(super) async fn generate(
             reply
         }
         None if wanted.generation.turns.is_empty() => {
-            check_model(&state, &wanted.generation.model).map_err(refuse)?;
-            return Ok(json(&loaded(&state, Shape::Generate)));
+            let (name, keep_alive) = (&wanted.generation.model, wanted.generation.keep_alive);
+            let value = load_only(&state, name, keep_alive, Shape::Generate).await;
+            return Ok(json(&value.map_err(refuse)?));
         }
         None => {
             let request = Arc::new(wanted.generation);
             converse(&state, &request, caller).await.map_err(refuse)?
         }
     };
-    answer(&state, reply, Shape::Generate, is_streamed)
-        .await
-        .map_err(refuse)
+    answer(reply, Shape::Generate, is_streamed).await.map_err(refuse)
 }
 
-/// The answer to those who only want the model loaded: it is.
-fn loaded(state: &State, shape: Shape) -> Value {
+/// Loads a model for those who only want that, or unloads it for those who say that it shall not stay.
+async fn load_only(
+    state: &State,
+    name: &str,
+    keep_alive: Option<KeepAlive>,
+    shape: Shape,
+) -> Result<Value, ApiError> {
+    let (id, reason) = if keep_alive == Some(KeepAlive::For(Duration::ZERO)) {
+        (state.models.let_go(name).await?, "unload")
+    } else {
+        let lease = state.models.lease(name, keep_alive).await?;
+        (lease.setup.id.clone(), "load")
+    };
     let mut value = json!({
-        "model": state.model.setup.id, "created_at": ollama::timestamp(ids::now()), "done": true, "done_reason": "load",
+        "model": id, "created_at": ollama::timestamp(ids::now()), "done": true, "done_reason": reason,
     });
     match shape {
         Shape::Chat => value["message"] = json!({"role": "assistant", "content": ""}),
         Shape::Generate => value["response"] = "".into(),
     }
-    value
+    Ok(value)
 }
 
-async fn answer(
-    state: &State,
-    reply: Reply,
-    shape: Shape,
-    is_streamed: bool,
-) -> Result<Response<Body>, ApiError> {
-    let lines = Lines::new(state.model.setup.id.clone(), shape);
+async fn answer(reply: Reply, shape: Shape, is_streamed: bool) -> Result<Response<Body>, ApiError> {
+    let lines = Lines::new(reply.model_id(), shape);
     if is_streamed {
         return Ok(stream::respond(reply, Writer::Lines(lines)));
     }
@@ -162,14 +188,18 @@ struct Embed {
     input: Value,
     /// `/api/embeddings`, the older one: a text.
     prompt: Option<String>,
+    #[serde(default)]
+    keep_alive: Value,
 }
 
 pub(super) async fn embed(Shared(state): Shared<Arc<State>>, body: Result<Bytes, BytesRejection>) -> Answer {
     let refuse = at("/api/");
     let wanted: Embed = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    check_model(&state, wanted.model.as_deref().unwrap_or_default()).map_err(refuse)?;
+    let name = wanted.model.as_deref().unwrap_or_default();
+    let keep_alive = ollama::keep_alive(&wanted.keep_alive).map_err(refuse)?;
+    let model = state.models.lease(name, keep_alive).await.map_err(refuse)?;
     if let Some(text) = wanted.prompt {
-        let (vectors, _) = openai::embed(&state, vec![Prompt::Text(text)])
+        let (vectors, _) = openai::embed(&model, vec![Prompt::Text(text)])
             .await
             .map_err(refuse)?;
         return Ok(json(&json!({"embedding": vectors.first()})));
@@ -189,12 +219,12 @@ pub(super) async fn embed(Shared(state): Shared<Arc<State>>, body: Result<Bytes,
         ))
     };
     let started = std::time::Instant::now();
-    let (vectors, n_tokens) = openai::embed(&state, texts.ok_or_else(wrong)?)
+    let (vectors, n_tokens) = openai::embed(&model, texts.ok_or_else(wrong)?)
         .await
         .map_err(refuse)?;
     let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(json(&json!({
-        "model": state.model.setup.id, "embeddings": vectors, "total_duration": ns, "load_duration": 0,
+        "model": model.setup.id, "embeddings": vectors, "total_duration": ns, "load_duration": 0,
         "prompt_eval_count": n_tokens,
     })))
 }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Shared};
-use axum::http::Response;
+use carat_api::ApiError;
 use carat_api::openai::{self, Prompt};
-use carat_api::{ApiError, ErrorKind};
 use carat_text::{ControlText, Special};
 use serde_json::Value;
 
-use super::{Answer, at, blocking, check_model, converse, json, whole};
+use super::{Answer, at, blocking, converse, json, whole};
 use crate::ids;
+use crate::model::ServedModel;
 use crate::prompt;
 use crate::reply::{Caller, Reply, Start, engine_error};
 use crate::server::State;
@@ -22,25 +22,30 @@ use crate::stream::{self, Writer};
 /// Most tokens of a text to be embedded.
 const MAX_EMBEDDED: usize = 8192;
 
-pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Response<Body> {
-    let names = std::iter::once(&state.model.setup.id).chain(&state.options.aliases);
-    let models: Vec<Value> = names.map(|name| openai::model(name, state.created)).collect();
-    json(&openai::model_list(&models))
+pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Answer {
+    let listed = state.models.list().await.map_err(at("/v1/models"))?;
+    let own = listed.iter().map(|model| {
+        (
+            &model.id,
+            model.modified.map_or(state.created, |time| time.as_secs()),
+        )
+    });
+    let aliases = state
+        .models
+        .aliases()
+        .iter()
+        .map(|(name, _)| (name, state.created));
+    let models: Vec<Value> = own
+        .chain(aliases)
+        .map(|(name, created)| openai::model(name, created))
+        .collect();
+    Ok(json(&openai::model_list(&models)))
 }
 
-pub(super) async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Answer {
-    if id == state.model.setup.id || state.options.aliases.contains(&id) {
-        return Ok(json(&openai::model(&id, state.created)));
-    }
-    let message = format!(
-        "the model `{id}` is not served here; use `{}`",
-        state.model.setup.id
-    );
-    let error = ApiError::new(ErrorKind::NotFound, message).with_code("model_not_found");
-    Err(at("/v1/models")(ApiError {
-        param: Some("model".into()),
-        ..error
-    }))
+pub(super) async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answer {
+    let refuse = at("/v1/models");
+    state.models.exact_id_of(&name).await.map_err(refuse)?;
+    Ok(json(&openai::model(&name, state.created)))
 }
 
 pub(super) async fn chat(
@@ -52,11 +57,7 @@ pub(super) async fn chat(
     let request = openai::chat_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let request = Arc::new(request);
     let reply = converse(&state, &request, caller).await.map_err(refuse)?;
-    let (id, created, model) = (
-        state.ids.id("chatcmpl-"),
-        ids::now().as_secs(),
-        state.model.setup.id.clone(),
-    );
+    let (id, created, model) = (state.ids.id("chatcmpl-"), ids::now().as_secs(), reply.model_id());
     if request.stream {
         let events = openai::ChatEvents::new(id, created, model, request.n, request.include_usage);
         return Ok(stream::respond(reply, Writer::Chat(events)));
@@ -80,11 +81,7 @@ pub(super) async fn completions(
     let refuse = at("/v1/completions");
     let request = openai::completion_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let (reply, heads) = complete(&state, &request, caller).await.map_err(refuse)?;
-    let (id, created, model) = (
-        state.ids.id("cmpl-"),
-        ids::now().as_secs(),
-        state.model.setup.id.clone(),
-    );
+    let (id, created, model) = (state.ids.id("cmpl-"), ids::now().as_secs(), reply.model_id());
     if request.generation.stream {
         let events =
             openai::CompletionEvents::new(id, created, model, heads, request.generation.include_usage);
@@ -107,23 +104,28 @@ pub(super) async fn complete(
     request: &openai::CompletionRequest,
     caller: Caller,
 ) -> Result<(Reply, Vec<String>), ApiError> {
-    check_model(state, &request.generation.model)?;
+    let wanted = &request.generation;
+    let lease = state.models.lease(&wanted.model, wanted.keep_alive).await?;
+    let model = lease.model();
     let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
     let wanted = request.generation.clone();
     let (start, heads) = blocking(move || {
-        let model = &shared.model;
         let mut start = Start {
             prompts: Vec::new(),
             constraints: Vec::new(),
-            readers: shared.readers(&wanted, prompts.len().saturating_mul(wanted.n)),
+            readers: shared.readers(
+                &model.setup.tokenizer,
+                &wanted,
+                prompts.len().saturating_mul(wanted.n),
+            ),
         };
         let mut heads = Vec::new();
         for prompt in prompts {
             let (ids, head) = match prompt {
-                Prompt::Text(text) => (prompt::raw(model, &text)?, text),
+                Prompt::Text(text) => (prompt::raw(&model, &text)?, text),
                 Prompt::Tokens(ids) => {
                     let text = model.setup.tokenizer.decode(&ids, ControlText::Hide);
-                    (prompt::given(model, ids, "prompt")?, text)
+                    (prompt::given(&model, ids, "prompt")?, text)
                 }
             };
             start.prompts.push(ids);
@@ -137,7 +139,8 @@ pub(super) async fn complete(
         Ok((start, heads))
     })
     .await?;
-    Ok((Reply::start(state, &request.generation, start, caller)?, heads))
+    let reply = Reply::start(state, lease, &request.generation, start, caller)?;
+    Ok((reply, heads))
 }
 
 pub(super) async fn embeddings(
@@ -146,14 +149,13 @@ pub(super) async fn embeddings(
 ) -> Answer {
     let refuse = at("/v1/embeddings");
     let request = openai::embedding_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    check_model(&state, &request.model).map_err(refuse)?;
-    let (mut vectors, n_tokens) = embed(&state, request.inputs).await.map_err(refuse)?;
+    let model = state.models.lease(&request.model, None).await.map_err(refuse)?;
+    let (mut vectors, n_tokens) = embed(&model, request.inputs).await.map_err(refuse)?;
     if let Some(n) = request.dimensions {
         shorten(&mut vectors, n).map_err(refuse)?;
     }
-    let id = &state.model.setup.id;
     Ok(json(&openai::embedding_list(
-        id,
+        &model.setup.id,
         &vectors,
         request.base64,
         n_tokens,
@@ -162,10 +164,9 @@ pub(super) async fn embeddings(
 
 /// Vectors of texts, and how many tokens they had.
 pub(super) async fn embed(
-    state: &Arc<State>,
+    model: &ServedModel,
     inputs: Vec<Prompt>,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
-    let model = &state.model;
     let longest = model.context().min(MAX_EMBEDDED);
     let (mut vectors, mut n_tokens) = (Vec::new(), 0);
     for input in inputs {

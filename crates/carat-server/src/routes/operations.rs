@@ -42,7 +42,7 @@ pub(super) async fn ready(Shared(state): Shared<Arc<State>>) -> Response<Body> {
 pub(super) async fn metrics(Shared(state): Shared<Arc<State>>) -> Response<Body> {
     let text = state
         .metrics
-        .text(state.model.engine.counters(), env!("CARGO_PKG_VERSION"));
+        .text(&state.models.figures(), env!("CARGO_PKG_VERSION"));
     let mut response = text.into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);
@@ -59,6 +59,8 @@ pub(super) async fn openapi() -> Response<Body> {
 
 #[derive(Deserialize)]
 struct Tokenize {
+    #[serde(default)]
+    model: Option<String>,
     #[serde(alias = "prompt", alias = "text")]
     content: String,
     add_special: Option<bool>,
@@ -73,7 +75,9 @@ pub(super) async fn tokenize(
 ) -> Answer {
     let refuse = at("/tokenize");
     let wanted: Tokenize = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    let tokenizer = &state.model.setup.tokenizer;
+    let name = wanted.model.as_deref().unwrap_or_default();
+    let model = state.models.lease(name, None).await.map_err(refuse)?;
+    let tokenizer = &model.setup.tokenizer;
     let special = if wanted.parse_special == Some(false) {
         Special::AsText
     } else {
@@ -82,7 +86,7 @@ pub(super) async fn tokenize(
     let add = wanted.add_special.unwrap_or(false);
     let mut ids: Vec<u32> = tokenizer.bos().into_iter().filter(|_| add).collect();
     tokenizer.encode_into(&wanted.content, special, &mut ids);
-    let mut answer = json!({"count": ids.len(), "max_model_len": state.model.context()});
+    let mut answer = json!({"count": ids.len(), "max_model_len": model.context()});
     answer["tokens"] = if wanted.with_pieces == Some(true) {
         ids.iter()
             .map(|&id| json!({"id": id, "piece": tokenizer.decode(&[id], ControlText::Show)}))
@@ -95,6 +99,8 @@ pub(super) async fn tokenize(
 
 #[derive(Deserialize)]
 struct Detokenize {
+    #[serde(default)]
+    model: Option<String>,
     tokens: Vec<u32>,
 }
 
@@ -105,7 +111,9 @@ pub(super) async fn detokenize(
 ) -> Answer {
     let refuse = at("/detokenize");
     let wanted: Detokenize = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    let tokenizer = &state.model.setup.tokenizer;
+    let name = wanted.model.as_deref().unwrap_or_default();
+    let model = state.models.lease(name, None).await.map_err(refuse)?;
+    let tokenizer = &model.setup.tokenizer;
     if let Some(id) = wanted.tokens.iter().find(|&&id| id as usize >= tokenizer.len()) {
         let message = format!(
             "`tokens` names {id}, but the vocabulary has {} tokens",

@@ -121,7 +121,7 @@ pub(super) async fn create(
     let head = ResponseHead {
         id: state.ids.id("resp_"),
         created: ids::now().as_secs(),
-        model: state.model.setup.id.clone(),
+        model: reply.model_id(),
         echo: wanted.echo,
     };
     let id = head.id.clone();

@@ -62,7 +62,7 @@ async fn other_models_are_answered_for_unless_told_otherwise() {
     );
     let strict = ServerOptions {
         strict_model: true,
-        aliases: vec!["mine".to_string()],
+        aliases: vec![("mine".to_string(), "fake".to_string())],
         ..ServerOptions::default()
     };
     let strict = client_with("x", strict);
@@ -158,6 +158,9 @@ async fn a_client_that_leaves_stops_the_work() {
         )
         .await;
     let metrics = client.get("/metrics").await.text;
-    assert!(metrics.contains("carat_answers_cancelled_total 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("carat_answers_cancelled_total{model=\"fake\"} 1\n"),
+        "{metrics}"
+    );
     assert!(client.n_computed.load(Ordering::Relaxed) - before < 1900);
 }

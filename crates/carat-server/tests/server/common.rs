@@ -13,6 +13,7 @@ use tower::ServiceExt;
 
 use crate::fake::{Fake, tokenizer};
 
+#[derive(Clone)]
 pub(crate) struct Client {
     router: axum::Router,
     key: Option<String>,
@@ -47,9 +48,15 @@ pub(crate) fn client(script: &str) -> Client {
 
 pub(crate) fn client_with(script: &str, options: ServerOptions) -> Client {
     let n_computed = Arc::new(AtomicUsize::new(0));
+    let (setup, engine) = fake_model("fake", script, &n_computed);
+    Client::of(&Server::new(setup, engine, options.clone()), &options, n_computed)
+}
+
+/// A model called `id` that says `script`.
+pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) -> (ModelSetup, Engine) {
     let model = Fake {
         script: script.to_string(),
-        n_computed: Arc::clone(&n_computed),
+        n_computed: Arc::clone(n_computed),
     };
     let tokenizer = Arc::new(tokenizer());
     let limits = Limits {
@@ -61,22 +68,25 @@ pub(crate) fn client_with(script: &str, options: ServerOptions) -> Client {
     let embed = |_: &mut Fake, ids: &[u32]| Ok(vec![0.6, 0.8, ids.len() as f32 * 0.0]);
     let engine = Engine::start(model, Arc::clone(&tokenizer), limits, Some(Box::new(embed))).unwrap();
     let setup = ModelSetup {
-        id: "fake".to_string(),
+        id: id.to_string(),
         tokenizer,
         template: ChatTemplate::gemma3(),
         sampling: SamplingParams::default(),
         suppressed: Vec::new(),
         details: Default::default(),
     };
-    let key = options.api_keys.first().cloned();
-    Client {
-        router: Server::new(setup, engine, options).router(),
-        key,
-        n_computed,
-    }
+    (setup, engine)
 }
 
 impl Client {
+    pub(crate) fn of(server: &Server, options: &ServerOptions, n_computed: Arc<AtomicUsize>) -> Self {
+        Self {
+            router: server.router(),
+            key: options.api_keys.first().cloned(),
+            n_computed,
+        }
+    }
+
     pub(crate) async fn post(&self, path: &str, body: Value) -> Told {
         self.send("POST", path, &body.to_string(), &[]).await
     }

@@ -6,5 +6,6 @@ mod access;
 mod anthropic;
 mod common;
 mod fake;
+mod models;
 mod ollama;
 mod openai;
