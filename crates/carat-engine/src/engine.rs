@@ -18,18 +18,8 @@ use crate::error::Error;
 use crate::job::{Job, Place};
 use crate::scheduler::{Limits, Scheduler};
 
-/// Embeddings that may wait beside the jobs.
-const MAX_EMBEDDINGS: usize = 64;
-
-/// Receives an embedding, on the engine's thread.
-pub type EmbeddingSink = Box<dyn FnOnce(Result<Vec<f32>, Error>) + Send>;
-
-/// Computes one vector for a text's tokens.
-pub type Embed<M> = Box<dyn FnMut(&mut M, &[u32]) -> Result<Vec<f32>, Error> + Send>;
-
 enum Message {
     Generate(Box<Job>),
-    Embed(Vec<u32>, EmbeddingSink),
     Stop,
 }
 
@@ -44,30 +34,24 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread. `embed` is what [`Engine::embed`] does, for models that can.
+    /// Starts the thread.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the system gives no thread.
-    pub fn start<M>(
-        model: M,
-        tokenizer: Arc<Tokenizer>,
-        limits: Limits,
-        embed: Option<Embed<M>>,
-    ) -> Result<Self, Error>
+    pub fn start<M>(model: M, tokenizer: Arc<Tokenizer>, limits: Limits) -> Result<Self, Error>
     where
         M: LanguageModel + Send + 'static,
         M::Cache: Send,
     {
         let scheduler = Scheduler::new(model, tokenizer, limits);
         let counters = Arc::clone(scheduler.counters());
-        let (sender, receiver) =
-            sync_channel(limits.n_waiting.saturating_add(limits.n_running + MAX_EMBEDDINGS));
+        let (sender, receiver) = sync_channel(limits.n_waiting.saturating_add(limits.n_running));
         let has_stopped = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&has_stopped);
         let thread = std::thread::Builder::new()
             .name("carat-engine".to_string())
             .spawn(move || {
-                work(scheduler, embed, &receiver);
+                work(scheduler, &receiver);
                 flag.store(true, Ordering::Relaxed);
             })
             .map_err(|_| Error::Stopped)?;
@@ -89,14 +73,6 @@ impl Engine {
         let limit = self.limits.n_waiting.max(1);
         job.place = Some(Place::take(&self.n_waiting, limit)?);
         self.send(Message::Generate(Box::new(job)))
-    }
-
-    /// Computes one vector for `tokens`; `sink` gets it. Other jobs stand still meanwhile.
-    ///
-    /// # Errors
-    /// [`Error::QueueFull`], [`Error::Stopped`].
-    pub fn embed(&self, tokens: Vec<u32>, sink: EmbeddingSink) -> Result<(), Error> {
-        self.send(Message::Embed(tokens, sink))
     }
 
     /// Totals and present state.
@@ -136,7 +112,7 @@ impl Drop for Engine {
 }
 
 /// The thread's loop.
-fn work<M>(mut scheduler: Scheduler<M>, mut embed: Option<Embed<M>>, receiver: &Receiver<Message>)
+fn work<M>(mut scheduler: Scheduler<M>, receiver: &Receiver<Message>)
 where
     M: LanguageModel,
 {
@@ -151,13 +127,6 @@ where
         let done = catch_unwind(AssertUnwindSafe(|| match message {
             Ok(Message::Generate(job)) => {
                 scheduler.submit(*job);
-                true
-            }
-            Ok(Message::Embed(tokens, sink)) => {
-                sink(match &mut embed {
-                    Some(embed) => embed(scheduler.model_mut(), &tokens),
-                    None => Err(Error::NoEmbeddings),
-                });
                 true
             }
             Ok(Message::Stop) | Err(true) => false,

@@ -120,7 +120,7 @@ pub enum Error {
     /// The engine has stopped, by order or by a mistake of its own.
     #[error("the engine has stopped; start the program again")]
     Stopped,
-    /// The model's last hidden states were asked for, but the engine was given no way to them.
+    /// The model's last hidden states were asked for, but it does not show them.
     #[error("this model gives no embeddings")]
     NoEmbeddings,
     /// The caller asked to stop.

@@ -72,6 +72,8 @@ pub(crate) struct Generation<C> {
     pub(crate) sequence: Sequence<C>,
     answer: Answer,
     constraint: Option<Constraint>,
+    /// For a vector instead of an answer: the sum of the hidden states so far.
+    embedding: Option<Vec<f32>>,
     /// Why it cannot go on; set instead of an end.
     failure: Option<Error>,
 }
@@ -89,7 +91,52 @@ impl<C: SequenceCache> Generation<C> {
             sequence,
             answer,
             constraint,
+            embedding: None,
             failure: None,
+        }
+    }
+
+    /// The same for one vector instead of an answer.
+    pub(crate) fn into_embedding(self) -> Self {
+        Self {
+            embedding: Some(Vec::new()),
+            ..self
+        }
+    }
+
+    /// Whether one vector is wanted instead of an answer.
+    pub(crate) fn is_embedding(&self) -> bool {
+        self.embedding.is_some()
+    }
+
+    /// Its cache is empty again: what was summed up is computed again too.
+    pub(crate) fn forget_sum(&mut self) {
+        if let Some(sum) = &mut self.embedding {
+            sum.clear();
+        }
+    }
+
+    /// The mean of all hidden states, of length 1; `None` before the end, and where no vector is wanted.
+    pub(crate) fn take_vector(&mut self) -> Option<Vec<f32>> {
+        if self.failure.is_some() || self.answer.finished.is_some() || self.sequence.n_pending() > 0 {
+            return None;
+        }
+        let mut vector = self.embedding.take()?;
+        let norm = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        vector.iter_mut().for_each(|x| *x /= norm.max(f32::MIN_POSITIVE));
+        Some(vector)
+    }
+
+    /// Adds hidden states `[n, d_model]` to the sum; fails where the model shows none.
+    fn add_hidden(&mut self, rows: &[f32], width: usize) {
+        let Some(sum) = &mut self.embedding else { return };
+        if width == 0 {
+            self.fail(Error::NoEmbeddings);
+            return;
+        }
+        sum.resize(width, 0.0);
+        for row in rows.chunks_exact(width) {
+            sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
         }
     }
 
@@ -104,7 +151,8 @@ impl<C: SequenceCache> Generation<C> {
 
     /// Whether it has ended, well or not.
     pub(crate) fn is_over(&self) -> bool {
-        self.answer.finished.is_some() || self.failure.is_some()
+        let is_summed = self.embedding.is_some() && self.sequence.n_pending() == 0;
+        self.answer.finished.is_some() || self.failure.is_some() || is_summed
     }
 
     /// Whether its next step computes the one token chosen last.
@@ -152,7 +200,7 @@ impl<C: SequenceCache> Generation<C> {
 
     /// Reports progress after a chunk; with `logits` of the last token, chooses the next one.
     fn advance(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>, on_event: &mut Emit<'_>) {
-        if self.answer.n_generated == 0 {
+        if self.answer.n_generated == 0 && !self.is_embedding() {
             let n_done = self.sequence.n_cached();
             let n_prompt = self.request.prompt.len();
             if on_event(Event::Prefill { n_done, n_prompt }).is_break() {
@@ -345,7 +393,12 @@ pub(crate) fn pass<M: LanguageModel>(
     let mut n_cached = Vec::with_capacity(work.len());
     let mut n_sampled = 0;
     for Work { generation, n } in work.iter_mut() {
-        let last = *n == generation.n_wanted();
+        let last = *n == generation.n_wanted() && !generation.is_embedding();
+        let rows = match (generation.is_embedding(), last) {
+            (true, _) => LogitRows::Hidden,
+            (false, true) => LogitRows::Last,
+            (false, false) => LogitRows::None,
+        };
         n_sampled += usize::from(last);
         n_cached.push(generation.sequence.n_cached() + *n);
         let Generation {
@@ -358,15 +411,15 @@ pub(crate) fn pass<M: LanguageModel>(
         let first = sequence.n_cached();
         let (tokens, cache) = sequence.work(*n);
         media.push(within(&request.media, first..first + *n));
-        segments.push((tokens, cache, last));
+        segments.push((tokens, cache, rows));
     }
     let mut batch = Vec::with_capacity(segments.len());
-    for ((tokens, cache, last), media) in segments.into_iter().zip(&media) {
+    for ((tokens, cache, logits), media) in segments.into_iter().zip(&media) {
         batch.push(Segment {
             tokens,
             media,
             cache,
-            logits: if last { LogitRows::Last } else { LogitRows::None },
+            logits,
         });
     }
     if masks.is_empty() {
@@ -385,7 +438,25 @@ pub(crate) fn pass<M: LanguageModel>(
     for (Work { generation, .. }, expected) in work.iter().zip(n_cached) {
         generation.sequence.check_cached(expected)?;
     }
+    add_hidden(model.hidden(), work);
     Ok(())
+}
+
+/// Shares a pass's hidden states out among those that want a vector.
+fn add_hidden<C: SequenceCache>(mut hidden: &[f32], work: &mut [Work<'_, C>]) {
+    let is_wanted = |w: &&mut Work<'_, C>| w.generation.is_embedding();
+    let n_rows: usize = work.iter_mut().filter(is_wanted).map(|w| w.n).sum();
+    // A model that shows none, or another number, gives no vector.
+    let width = if n_rows > 0 && hidden.len().is_multiple_of(n_rows) {
+        hidden.len() / n_rows
+    } else {
+        0
+    };
+    for Work { generation, n } in work.iter_mut().filter(is_wanted) {
+        let (rows, rest) = hidden.split_at((*n * width).min(hidden.len()));
+        generation.add_hidden(rows, width);
+        hidden = rest;
+    }
 }
 
 /// What follows from a pass's logits, for each generation in it.
@@ -399,7 +470,7 @@ pub(crate) fn advance<C: SequenceCache>(
     let mut rows = logits.chunks_exact(n_rows.max(1));
     for (i, Work { generation, .. }) in work.iter_mut().enumerate() {
         // What was wanted before the pass is done, or a chunk of it is.
-        let last = generation.sequence.n_pending() == 0;
+        let last = generation.sequence.n_pending() == 0 && !generation.is_embedding();
         let row = if last { rows.next() } else { None };
         generation.advance(tokenizer, row, &mut |event| on_event(i, event));
     }

@@ -31,6 +31,8 @@ pub struct Job {
     pub cancel: Cancel,
     /// Who is told.
     pub sink: Sink,
+    /// What it is for.
+    pub(crate) purpose: Purpose,
     /// Its place among those that wait, given back when it gets a place among those that run.
     pub(crate) place: Option<Place>,
 }
@@ -47,9 +49,31 @@ impl Job {
             deadline: None,
             cancel: Cancel::default(),
             sink,
+            purpose: Purpose::Answer,
             place: None,
         }
     }
+
+    /// A job that ends with one vector for `tokens`: the mean of their last hidden states, of length 1.
+    pub fn embedding(tokens: Vec<u32>, sink: Sink) -> Self {
+        let request = Request {
+            prompt: tokens,
+            ..Request::default()
+        };
+        Self {
+            purpose: Purpose::Embedding,
+            ..Self::new(request, sink)
+        }
+    }
+}
+
+/// What a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Tokens that follow the prompt.
+    Answer,
+    /// One vector for the prompt.
+    Embedding,
 }
 
 /// What happens to a job: tokens, then one end.
@@ -64,6 +88,8 @@ pub enum Update {
         /// Log-probabilities, when asked for.
         logprobs: Option<TokenLogprobs>,
     },
+    /// The vector that was asked for; the last update.
+    Embedded(Vec<f32>),
     /// The answer ended; the last update.
     Finished(Finished),
     /// There will be no answer, or no more of it; the last update.

@@ -36,7 +36,7 @@ mod stop_strings;
 
 pub use constraint::{Constraint, Grammar, GrammarCompiler};
 pub use counters::{Counter, Counters};
-pub use engine::{Embed, EmbeddingSink, Engine};
+pub use engine::Engine;
 pub use error::Error;
 pub use job::{Cancel, Job, Sink, Update};
 pub use logprobs::TokenLogprobs;

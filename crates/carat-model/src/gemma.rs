@@ -74,8 +74,18 @@ pub(crate) struct Pass<'a, 'b, C> {
     /// Rows of `d_model` that take the place of embedded tokens, with the index of the first.
     pub(crate) media: &'a [(usize, &'a [f32])],
     pub(crate) sequences: &'a mut [Sequence<'b, C>],
-    /// Indexes of the rows whose logits are wanted.
+    /// Indexes of the rows whose logits or hidden states are wanted.
     pub(crate) wanted: &'a [usize],
+    /// Indexes in `wanted` of those whose hidden states are.
+    pub(crate) shown: &'a [usize],
+}
+
+/// What a pass gives.
+pub(crate) struct Outputs<'a> {
+    /// `[wanted and not shown, vocab_size]`
+    pub(crate) logits: &'a mut Vec<f32>,
+    /// `[shown, d_model]`, after the final norm; empty before the pass
+    pub(crate) hidden: &'a mut Vec<f32>,
 }
 
 /// What an [`Observer`] is shown.
@@ -101,14 +111,14 @@ struct Forward<'a, 'o, B: Backend> {
     observer: Option<&'a mut Observer<'o>>,
 }
 
-/// Runs a pass; `logits` becomes `[wanted, vocab_size]`.
+/// Runs a pass.
 pub(crate) fn forward<B: Backend>(
     backend: &mut B,
     config: &Config,
     weights: &Weights<B>,
     buffers: &mut Buffers<B>,
     pass: &mut Pass<'_, '_, B::Cache>,
-    logits: &mut Vec<f32>,
+    outputs: Outputs<'_>,
     observer: Option<&mut Observer<'_>>,
 ) -> Result<(), Error> {
     let mut forward = Forward {
@@ -127,7 +137,7 @@ pub(crate) fn forward<B: Backend>(
     }
     forward.fill_caches(pass.sequences);
     if pass.wanted.is_empty() {
-        logits.clear();
+        outputs.logits.clear();
         return Ok(());
     }
     let mut is_narrow = false;
@@ -138,7 +148,8 @@ pub(crate) fn forward<B: Backend>(
     for i in n_owning..n_layers {
         forward.layer(i, &weights.layers[i], pass.sequences);
     }
-    forward.logits(weights, (!is_narrow).then_some(pass.wanted), logits);
+    forward.finish(weights, (!is_narrow).then_some(pass.wanted));
+    forward.outputs(weights, pass, outputs);
     Ok(())
 }
 
@@ -301,8 +312,8 @@ impl<B: Backend> Forward<'_, '_, B> {
         self.angles(&positions);
     }
 
-    /// The logits of the rows `wanted`, or of all that are left.
-    fn logits(&mut self, weights: &Weights<B>, wanted: Option<&[usize]>, logits: &mut Vec<f32>) {
+    /// The final norm of the rows `wanted`, or of all that are left.
+    fn finish(&mut self, weights: &Weights<B>, wanted: Option<&[usize]>) {
         let (backend, b, config) = (&mut *self.backend, &mut *self.b, self.config);
         if let Some(wanted) = wanted {
             backend.gather(&b.x, wanted, &mut b.picked);
@@ -310,12 +321,29 @@ impl<B: Backend> Forward<'_, '_, B> {
         }
         backend.norm(&b.x, &weights.final_norm, config.norm_eps, &mut b.normed);
         self.observe(Observed::Hidden(config.layers.len()), |b| &b.normed);
-        let (backend, b) = (&mut *self.backend, &mut *self.b);
+    }
+
+    /// Hidden states of the rows that are wanted so, logits of the others.
+    fn outputs(&mut self, weights: &Weights<B>, pass: &Pass<'_, '_, B::Cache>, outputs: Outputs<'_>) {
+        let (backend, b, config) = (&mut *self.backend, &mut *self.b, self.config);
+        if !pass.shown.is_empty() {
+            backend.gather(&b.normed, pass.shown, &mut b.picked);
+            backend.take(&mut b.picked, outputs.hidden);
+            let rest: SmallVec<[usize; 32]> = (0..pass.wanted.len())
+                .filter(|row| pass.shown.binary_search(row).is_err())
+                .collect();
+            if rest.is_empty() {
+                outputs.logits.clear();
+                return;
+            }
+            backend.gather(&b.normed, &rest, &mut b.picked);
+            std::mem::swap(&mut b.normed, &mut b.picked);
+        }
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         backend.multiply(&b.normed, &mut [(head, &mut b.logits)]);
         if let Some(cap) = config.logit_cap {
             backend.soft_cap(&mut b.logits, cap);
         }
-        backend.take(&mut b.logits, logits);
+        backend.take(&mut b.logits, outputs.logits);
     }
 }

@@ -17,6 +17,8 @@ pub enum LogitRows {
     Last,
     /// Every token's row: scoring and checking a draft.
     All,
+    /// None, but every token's last hidden state: see [`LanguageModel::hidden`].
+    Hidden,
 }
 
 impl LogitRows {
@@ -24,9 +26,17 @@ impl LogitRows {
     #[must_use]
     pub fn count(self, n_tokens: usize) -> usize {
         match self {
-            Self::None => 0,
+            Self::None | Self::Hidden => 0,
             Self::Last => n_tokens.min(1),
             Self::All => n_tokens,
+        }
+    }
+
+    /// Rows that the last layers compute of a segment of `n_tokens` tokens.
+    pub(crate) fn computed(self, n_tokens: usize) -> usize {
+        match self {
+            Self::Hidden => n_tokens,
+            _ => self.count(n_tokens),
         }
     }
 }
@@ -138,4 +148,10 @@ pub trait LanguageModel {
         batch: &mut [Segment<'_, Self::Cache>],
         logits: &mut Vec<f32>,
     ) -> Result<(), Self::Error>;
+
+    /// `[rows, d_model]`: what the final norm made of the rows that the last pass's segments wanted as
+    /// [`LogitRows::Hidden`], in their order. Empty for models that do not show it.
+    fn hidden(&self) -> &[f32] {
+        &[]
+    }
 }

@@ -11,9 +11,9 @@ use smallvec::SmallVec;
 use crate::backend::{Backend, Sequence};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
-use crate::gemma::{Buffers, Observer, Pass, forward};
+use crate::gemma::{Buffers, Observer, Outputs, Pass, forward};
 use crate::kv_cache::KvCache;
-use crate::language_model::{LanguageModel, MediaSpan, Segment, SequenceCache, SpanAttention};
+use crate::language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
 use crate::media::{MediaEncoder, MediaSource};
 use crate::weights::Weights;
 use crate::{Config, Error};
@@ -87,6 +87,9 @@ pub struct Model {
     tokens: Vec<u32>,
     positions: Vec<usize>,
     wanted: Vec<usize>,
+    /// Which of `wanted` are wanted as hidden states.
+    shown: Vec<usize>,
+    hidden: Vec<f32>,
 }
 
 impl Model {
@@ -119,6 +122,8 @@ impl Model {
             tokens: Vec::new(),
             positions: Vec::new(),
             wanted: Vec::new(),
+            shown: Vec::new(),
+            hidden: Vec::new(),
         })
     }
 
@@ -172,6 +177,8 @@ impl Model {
         self.tokens.clear();
         self.positions.clear();
         self.wanted.clear();
+        self.shown.clear();
+        self.hidden.clear();
         for segment in batch.iter_mut() {
             self.backend.reserve(segment.cache, segment.tokens.len())?;
         }
@@ -183,7 +190,11 @@ impl Model {
             let pos = segment.cache.len();
             self.tokens.extend_from_slice(segment.tokens);
             self.positions.extend(pos..pos + n);
-            self.wanted.extend(first + n - segment.logits.count(n)..first + n);
+            let n_wanted = segment.logits.computed(n);
+            if segment.logits == LogitRows::Hidden {
+                self.shown.extend(self.wanted.len()..self.wanted.len() + n_wanted);
+            }
+            self.wanted.extend(first + n - n_wanted..first + n);
             let mut spans = SmallVec::new();
             for span in segment.media {
                 let rows = rows_of(span, d_model);
@@ -198,7 +209,7 @@ impl Model {
                 cache: segment.cache,
                 pos,
                 n,
-                n_wanted: segment.logits.count(n),
+                n_wanted,
                 spans,
             });
         }
@@ -208,15 +219,18 @@ impl Model {
             media: &media,
             sequences: &mut sequences,
             wanted: &self.wanted,
+            shown: &self.shown,
         };
         let Model {
             config,
             backend,
             weights,
             buffers,
+            hidden,
             ..
         } = self;
-        forward(backend, config, weights, buffers, &mut pass, logits, observer)
+        let outputs = Outputs { logits, hidden };
+        forward(backend, config, weights, buffers, &mut pass, outputs, observer)
     }
 
     /// Everything that could go wrong half-way is found before anything is written.
@@ -328,5 +342,9 @@ impl LanguageModel for Model {
 
     fn forward(&mut self, batch: &mut [Segment<'_, KvCache>], logits: &mut Vec<f32>) -> Result<(), Error> {
         self.run(batch, logits, None)
+    }
+
+    fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 }

@@ -118,6 +118,46 @@ fn hidden_states_equal_the_reference() {
     assert_eq!(seen, n_layers + 1);
 }
 
+/// Hidden states instead of logits, in a batch with another sequence that wants logits: each gets what it gets alone.
+#[test]
+fn last_hidden_states_are_given_without_logits() {
+    let golden = golden();
+    let tokens = ids(&golden, "input_ids");
+    let mut model = load(LoadOptions::reference());
+    let want = golden.f32s(&format!("hidden.{}", model.config().layers.len()));
+    let alone = logits(&mut model, &tokens[..20], 512);
+    let vocab = model.vocab_size();
+    let [mut shown, mut spoken] = [tokens.len(), 20].map(|n| model.new_cache(n).unwrap());
+    let mut batch = [
+        Segment {
+            tokens: &tokens,
+            media: &[],
+            cache: &mut shown,
+            logits: LogitRows::Hidden,
+        },
+        Segment {
+            tokens: &tokens[..20],
+            media: &[],
+            cache: &mut spoken,
+            logits: LogitRows::Last,
+        },
+    ];
+    let mut logits = Vec::new();
+    model.forward(&mut batch, &mut logits).unwrap();
+    assert_eq!(logits.len(), vocab);
+    assert!(relative_l2(&logits, &alone[19 * vocab..]) < TOL_REORDERED);
+    let rms = (want.data.iter().map(|v| v * v).sum::<f32>() / want.data.len() as f32).sqrt();
+    assert_close("hidden", model.hidden(), &want.data, TOL_HIDDEN_LAST * rms);
+    let mut batch = [Segment {
+        tokens: &[2],
+        media: &[],
+        cache: &mut model.new_cache(1).unwrap(),
+        logits: LogitRows::Hidden,
+    }];
+    model.forward(&mut batch, &mut logits).unwrap();
+    assert!(logits.is_empty() && model.hidden().len() * tokens.len() == want.data.len());
+}
+
 #[test]
 fn incremental_decode_equals_the_reference_and_prefill() {
     let golden = golden();

@@ -218,9 +218,7 @@ impl Reply {
             }
             Update::Finished(finished) => match finished.reason {
                 FinishReason::Deadline => {
-                    let message =
-                        "the request took longer than this server allows; ask for less, or try again later";
-                    self.fail(ApiError::new(ErrorKind::Timeout, message), out);
+                    self.fail(too_late(), out);
                     return;
                 }
                 FinishReason::Cancelled => {
@@ -234,6 +232,11 @@ impl Reply {
                     Some((finish, times))
                 }
             },
+            // Only jobs for vectors end so, and they are not started here.
+            Update::Embedded(_) => {
+                self.fail(engine_error(carat_engine::Error::NoEmbeddings), out);
+                return;
+            }
             Update::Failed(error) => {
                 self.fail(engine_error(error), out);
                 return;
@@ -330,6 +333,12 @@ fn check_stops(stop: &[String]) -> Result<(), ApiError> {
         return Err(ApiError::field("stop", message));
     }
     Ok(())
+}
+
+/// The request's time is over.
+pub(crate) fn too_late() -> ApiError {
+    let message = "the request took longer than this server allows; ask for less, or try again later";
+    ApiError::new(ErrorKind::Timeout, message)
 }
 
 /// What the engine says, as clients are told.

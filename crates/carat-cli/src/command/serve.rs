@@ -1,6 +1,5 @@
 //! `carat serve`: models behind the APIs that programs already speak.
 
-mod embedding;
 mod models;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

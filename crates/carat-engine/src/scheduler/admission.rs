@@ -52,13 +52,16 @@ impl<M: LanguageModel> Scheduler<M> {
     /// Whether a running sequence is about to compute a beginning that this one could use. It is then asked for
     /// a snapshot there.
     fn is_better_later(&mut self, i: usize) -> bool {
+        if self.waiting[i].generation.is_embedding() {
+            return false;
+        }
         let tokens = self.waiting[i].generation.sequence.tokens();
         let tokens = &tokens[..tokens.len().saturating_sub(1)];
         let mut known = None;
         for entry in &mut self.running {
             let sequence = &entry.generation.sequence;
             let n_prompt = entry.generation.request.prompt.len();
-            if sequence.n_cached() >= n_prompt {
+            if sequence.n_cached() >= n_prompt || entry.generation.is_embedding() {
                 continue;
             }
             let pairs = sequence.tokens()[..n_prompt].iter().zip(tokens);
@@ -77,6 +80,10 @@ impl<M: LanguageModel> Scheduler<M> {
 
     /// Continues from the longest known beginning, and asks for a snapshot where a longer one would have helped.
     fn adopt_prefix(&mut self, entry: &mut Entry<M::Cache>) {
+        // A vector needs every token's hidden state, and those are not kept.
+        if entry.generation.is_embedding() {
+            return;
+        }
         let sequence = &mut entry.generation.sequence;
         let n_tokens = sequence.n_tokens();
         let found = self.prefix.find(&sequence.tokens()[..n_tokens.saturating_sub(1)]);

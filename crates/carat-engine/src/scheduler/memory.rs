@@ -62,6 +62,7 @@ impl<M: LanguageModel> Scheduler<M> {
             };
             let mut entry = self.running.remove(latest);
             if entry.generation.sequence.adopt(cache).is_ok() {
+                entry.generation.forget_sum();
                 entry.was_preempted = true;
                 self.counters.preempted.add(1);
             }

@@ -23,7 +23,7 @@ use carat_text::Tokenizer;
 use crate::counters::Counters;
 use crate::error::Error;
 use crate::generation::{Answer, Generation, Work, advance, pass};
-use crate::job::{Cancel, Job, Place, Sink, Update};
+use crate::job::{Cancel, Job, Place, Purpose, Sink, Update};
 use crate::media::{FIRST_MEDIA_ID, with_media_ids};
 use crate::pace::Pace;
 use crate::prefix::PrefixCache;
@@ -112,11 +112,6 @@ impl<M: LanguageModel> Scheduler<M> {
         &self.counters
     }
 
-    /// The model, between two steps.
-    pub fn model_mut(&mut self) -> &mut M {
-        &mut self.model
-    }
-
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
@@ -196,7 +191,11 @@ impl<M: LanguageModel> Scheduler<M> {
         let mut sequence = Sequence::new(cache);
         sequence.begin(&prompt)?;
         let request = std::mem::take(&mut job.request);
-        Ok(Generation::new(request, sequence, answer, job.constraint.take()))
+        let generation = Generation::new(request, sequence, answer, job.constraint.take());
+        Ok(match job.purpose {
+            Purpose::Answer => generation,
+            Purpose::Embedding => generation.into_embedding(),
+        })
     }
 
     /// Ends jobs whose owners have left or whose time is over.
@@ -288,7 +287,8 @@ impl<M: LanguageModel> Scheduler<M> {
         for (entry, &n) in self.running.iter_mut().zip(&self.shares) {
             let sequence = &entry.generation.sequence;
             let (n_cached, n_prompt) = (sequence.n_cached(), entry.generation.request.prompt.len());
-            if n == 0 || n_cached > n_prompt || entry.generation.is_over() {
+            let is_done = entry.generation.is_over() || entry.generation.is_embedding();
+            if n == 0 || n_cached > n_prompt || is_done {
                 continue;
             }
             let is_wanted = n_cached == n_prompt || Some(n_cached) == entry.next_snapshot();
@@ -306,8 +306,15 @@ impl<M: LanguageModel> Scheduler<M> {
     fn retire(&mut self) {
         for entry in self.running.extract_if(.., |entry| entry.generation.is_over()) {
             let Entry {
-                generation, mut sink, ..
+                mut generation,
+                mut sink,
+                ..
             } = entry;
+            if let Some(vector) = generation.take_vector() {
+                self.counters.finished.add(1);
+                let _nobody_goes_on = sink(Update::Embedded(vector));
+                continue;
+            }
             let (sequence, end) = generation.into_parts();
             match end {
                 Some(Err(error)) => {
@@ -347,6 +354,9 @@ impl<C: SequenceCache> Entry<C> {
 
     /// The length at which the next snapshot is wanted, if that is within the prompt.
     fn next_snapshot(&self) -> Option<usize> {
+        if self.generation.is_embedding() {
+            return None;
+        }
         let n_prompt = self.generation.request.prompt.len();
         let spaced = self.last_snapshot + SNAPSHOT_SPACING;
         let wanted = self.snapshot_at.first().map_or(spaced, |&at| at.min(spaced));

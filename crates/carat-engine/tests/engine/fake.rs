@@ -56,6 +56,8 @@ pub(crate) struct FakeModel {
     pub(crate) window: usize,
     /// Tokens of each forward call.
     pub(crate) calls: Vec<usize>,
+    /// `[rows, 2]` of the last pass: the token and 1.
+    pub(crate) hidden: Vec<f32>,
     /// The call with this number fails.
     pub(crate) fails_at: Option<usize>,
 }
@@ -68,6 +70,7 @@ impl FakeModel {
             max_batch_tokens: 8,
             window: usize::MAX / 2,
             calls: Vec::new(),
+            hidden: Vec::new(),
             fails_at: None,
         }
     }
@@ -153,6 +156,7 @@ impl LanguageModel for FakeModel {
             "batch of {n_tokens}"
         );
         self.calls.push(n_tokens);
+        self.hidden.clear();
         logits.clear();
         for segment in batch {
             assert!(!segment.tokens.is_empty());
@@ -169,6 +173,10 @@ impl LanguageModel for FakeModel {
                 );
                 let wanted = match segment.logits {
                     LogitRows::None => false,
+                    LogitRows::Hidden => {
+                        self.hidden.extend([token as f32, 1.0]);
+                        false
+                    }
                     LogitRows::Last => i + 1 == segment.tokens.len(),
                     LogitRows::All => true,
                 };
@@ -178,6 +186,10 @@ impl LanguageModel for FakeModel {
             }
         }
         Ok(())
+    }
+
+    fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use carat_engine::{
     Cancel, Engine, Error, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
-    SamplingParams, Scheduler, Update, generate,
+    SamplingParams, Scheduler, Sink, Update, generate,
 };
 
 use crate::fake::{BOS, EOS, FakeModel, byte, tokenizer, word};
@@ -19,6 +19,7 @@ struct Heard {
     ids: Vec<u32>,
     text: String,
     finished: Option<Finished>,
+    vector: Option<Vec<f32>>,
     error: Option<Error>,
     n_ends: usize,
 }
@@ -26,32 +27,33 @@ struct Heard {
 type Ear = Arc<Mutex<Heard>>;
 
 fn job(request: Request) -> (Job, Ear) {
+    let (sink, ear) = ear();
+    (Job::new(request, sink), ear)
+}
+
+fn ear() -> (Sink, Ear) {
     let ear = Ear::default();
-    let sink = Arc::clone(&ear);
-    let job = Job::new(
-        request,
-        Box::new(move |update| {
-            let mut heard = sink.lock().unwrap();
-            assert_eq!(heard.n_ends, 0, "nothing follows the end");
-            match update {
-                Update::Token { id, text, .. } => {
-                    heard.ids.push(id);
-                    heard.text.push_str(&text);
-                }
-                Update::Finished(finished) => {
-                    heard.text.push_str(&finished.text);
-                    heard.finished = Some(finished);
-                    heard.n_ends += 1;
-                }
-                Update::Failed(error) => {
-                    heard.error = Some(error);
-                    heard.n_ends += 1;
-                }
+    let shared = Arc::clone(&ear);
+    let sink = move |update| {
+        let mut heard = shared.lock().unwrap();
+        assert_eq!(heard.n_ends, 0, "nothing follows the end");
+        match update {
+            Update::Token { id, text, .. } => {
+                heard.ids.push(id);
+                heard.text.push_str(&text);
+                return ControlFlow::Continue(());
             }
-            ControlFlow::Continue(())
-        }),
-    );
-    (job, ear)
+            Update::Embedded(vector) => heard.vector = Some(vector),
+            Update::Finished(finished) => {
+                heard.text.push_str(&finished.text);
+                heard.finished = Some(finished);
+            }
+            Update::Failed(error) => heard.error = Some(error),
+        }
+        heard.n_ends += 1;
+        ControlFlow::Continue(())
+    };
+    (Box::new(sink), ear)
 }
 
 fn limits() -> Limits {
@@ -489,6 +491,55 @@ fn grammars_of_every_notation_are_followed() {
     check(Grammar::JsonObject, &|text| text.starts_with('{'));
 }
 
+/// A vector is the mean over all tokens, whatever the chunks, the company and the times that it was started anew.
+#[test]
+fn vectors_are_computed_among_answers() {
+    let mut model = FakeModel::chaotic();
+    (model.window, model.max_batch_tokens) = (20, 16);
+    let limits = Limits {
+        n_max: 200,
+        n_running: 6,
+        cache_bytes: 300,
+        ..limits()
+    };
+    let mut scheduler = scheduler(model, limits);
+    let mut dice = Dice(3);
+    let mut wanted = Vec::new();
+    for i in 0..60 {
+        let tokens = prompt(1 + dice.roll(150), dice.roll(3));
+        let (sink, heard) = ear();
+        scheduler.submit(Job::embedding(tokens.clone(), sink));
+        wanted.push((tokens, heard));
+        let (answer, _) = job(random_request(&mut dice));
+        if i % 7 == 0 {
+            let (sink, heard) = ear();
+            let cancelled = Job::embedding(prompt(100, 1), sink);
+            cancelled.cancel.raise();
+            scheduler.submit(cancelled);
+            scheduler.step();
+            let reason = heard
+                .lock()
+                .unwrap()
+                .finished
+                .as_ref()
+                .map(|finished| finished.reason);
+            assert_eq!(reason, Some(FinishReason::Cancelled));
+        }
+        scheduler.submit(answer);
+        (0..dice.roll(6)).for_each(|_| scheduler.step());
+    }
+    run(&mut scheduler);
+    assert!(scheduler.counters().preempted.get() > 0);
+    for (tokens, heard) in wanted {
+        let sum = tokens.iter().map(|&token| token as f32).sum::<f32>();
+        let norm = (sum * sum + (tokens.len() * tokens.len()) as f32).sqrt();
+        let vector = heard.lock().unwrap().vector.take().unwrap();
+        assert!(
+            (vector[0] - sum / norm).abs() < 1e-5 && (vector[1] - tokens.len() as f32 / norm).abs() < 1e-5
+        );
+    }
+}
+
 fn listen(request: Request) -> (Job, Receiver<Update>) {
     let (sender, receiver) = channel();
     let job = Job::new(
@@ -503,7 +554,7 @@ fn listen(request: Request) -> (Job, Receiver<Update>) {
 
 #[test]
 fn the_engine_answers_from_its_own_thread_and_notices_who_leaves() {
-    let engine = Engine::start(FakeModel::chaotic(), Arc::new(tokenizer()), limits(), None).unwrap();
+    let engine = Engine::start(FakeModel::chaotic(), Arc::new(tokenizer()), limits()).unwrap();
     let (job, receiver) = listen(greedy(prompt(5, 0), 10));
     engine.submit(job).unwrap();
     let updates: Vec<Update> = receiver.iter().collect();
@@ -526,7 +577,7 @@ fn a_panic_in_the_model_stops_the_engine_and_tells_everybody() {
         assert!(seen.len() < 8, "as the test wants it");
         vec![1.0; crate::fake::N_PIECES]
     });
-    let engine = Engine::start(model, Arc::new(tokenizer()), limits(), None).unwrap();
+    let engine = Engine::start(model, Arc::new(tokenizer()), limits()).unwrap();
     let (job, receiver) = listen(greedy(vec![BOS, byte(65)], 100));
     engine.submit(job).unwrap();
     let last = receiver.iter().last().unwrap();

@@ -192,14 +192,18 @@ struct Embed {
     keep_alive: Value,
 }
 
-pub(super) async fn embed(Shared(state): Shared<Arc<State>>, body: Result<Bytes, BytesRejection>) -> Answer {
+pub(super) async fn embed(
+    Shared(state): Shared<Arc<State>>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
     let refuse = at("/api/");
     let wanted: Embed = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let name = wanted.model.as_deref().unwrap_or_default();
     let keep_alive = ollama::keep_alive(&wanted.keep_alive).map_err(refuse)?;
     let model = state.models.lease(name, keep_alive).await.map_err(refuse)?;
     if let Some(text) = wanted.prompt {
-        let (vectors, _) = openai::embed(&model, vec![Prompt::Text(text)])
+        let (vectors, _) = openai::embed(&state, &model, vec![Prompt::Text(text)], caller)
             .await
             .map_err(refuse)?;
         return Ok(json(&json!({"embedding": vectors.first()})));
@@ -219,7 +223,7 @@ pub(super) async fn embed(Shared(state): Shared<Arc<State>>, body: Result<Bytes,
         ))
     };
     let started = std::time::Instant::now();
-    let (vectors, n_tokens) = openai::embed(&model, texts.ok_or_else(wrong)?)
+    let (vectors, n_tokens) = openai::embed(&state, &model, texts.ok_or_else(wrong)?, caller)
         .await
         .map_err(refuse)?;
     let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -1,5 +1,6 @@
 //! OpenAI's routes but for responses.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -8,19 +9,24 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Shared};
 use carat_api::ApiError;
 use carat_api::openai::{self, Prompt};
+use carat_engine::{Cancel, FinishReason, Job, Update};
 use carat_text::{ControlText, Special};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use super::{Answer, at, blocking, converse, json, whole};
 use crate::ids;
 use crate::model::ServedModel;
+use crate::pool::Lease;
 use crate::prompt;
-use crate::reply::{Caller, Reply, Start, engine_error};
+use crate::reply::{Caller, Reply, Start, engine_error, too_late};
 use crate::server::State;
 use crate::stream::{self, Writer};
 
 /// Most tokens of a text to be embedded.
 const MAX_EMBEDDED: usize = 8192;
+/// Texts of one request that are embedded at a time.
+const EMBEDDED_TOGETHER: usize = 16;
 
 pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Answer {
     let listed = state.models.list().await.map_err(at("/v1/models"))?;
@@ -145,12 +151,15 @@ pub(super) async fn complete(
 
 pub(super) async fn embeddings(
     Shared(state): Shared<Arc<State>>,
+    Extension(caller): Extension<Caller>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let refuse = at("/v1/embeddings");
     let request = openai::embedding_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let model = state.models.lease(&request.model, None).await.map_err(refuse)?;
-    let (mut vectors, n_tokens) = embed(&model, request.inputs).await.map_err(refuse)?;
+    let (mut vectors, n_tokens) = embed(&state, &model, request.inputs, caller)
+        .await
+        .map_err(refuse)?;
     if let Some(n) = request.dimensions {
         shorten(&mut vectors, n).map_err(refuse)?;
     }
@@ -164,39 +173,96 @@ pub(super) async fn embeddings(
 
 /// Vectors of texts, and how many tokens they had.
 pub(super) async fn embed(
-    model: &ServedModel,
+    state: &State,
+    model: &Lease,
     inputs: Vec<Prompt>,
+    caller: Caller,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
-    let longest = model.context().min(MAX_EMBEDDED);
-    let (mut vectors, mut n_tokens) = (Vec::new(), 0);
-    for input in inputs {
-        let ids = match input {
-            Prompt::Text(text) => {
-                let tokenizer = &model.setup.tokenizer;
-                let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
-                tokenizer.encode_into(&text, Special::AsText, &mut ids);
-                ids
-            }
-            Prompt::Tokens(ids) => prompt::given(model, ids, "input")?,
-        };
-        if ids.len() > longest {
-            let message = format!(
-                "a text of `input` has {} tokens, but at most {longest} can be embedded",
-                ids.len()
-            );
-            return Err(ApiError::field("input", message).with_code("context_length_exceeded"));
+    let shared = model.model();
+    let texts = blocking(move || {
+        inputs
+            .into_iter()
+            .map(|input| embeddable(&shared, input))
+            .collect()
+    });
+    let texts: Vec<Vec<u32>> = texts.await?;
+    let n_tokens = texts.iter().map(Vec::len).sum();
+    let mut vectors = Vec::with_capacity(texts.len());
+    let mut texts = texts.into_iter();
+    // A few at a time, so that one request does not fill the queue for all others.
+    loop {
+        let jobs = texts.by_ref().take(EMBEDDED_TOGETHER);
+        let jobs: Vec<Embedding> = jobs
+            .map(|ids| Embedding::start(state, model, ids, caller))
+            .collect::<Result<_, _>>()?;
+        if jobs.is_empty() {
+            return Ok((vectors, n_tokens));
         }
-        n_tokens += ids.len();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let sink = move |vector| {
-            // Who no longer waits needs no vector.
-            let _told = sender.send(vector);
-        };
-        model.engine.embed(ids, Box::new(sink)).map_err(engine_error)?;
-        let vector = receiver.await.unwrap_or(Err(carat_engine::Error::Stopped));
-        vectors.push(vector.map_err(engine_error)?);
+        for job in jobs {
+            vectors.push(job.vector().await?);
+        }
     }
-    Ok((vectors, n_tokens))
+}
+
+/// The tokens of a text, unless they are too many.
+fn embeddable(model: &ServedModel, input: Prompt) -> Result<Vec<u32>, ApiError> {
+    let ids = match input {
+        Prompt::Text(text) => {
+            let tokenizer = &model.setup.tokenizer;
+            let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
+            tokenizer.encode_into(&text, Special::AsText, &mut ids);
+            ids
+        }
+        Prompt::Tokens(ids) => prompt::given(model, ids, "input")?,
+    };
+    let longest = model.context().saturating_sub(1).min(MAX_EMBEDDED);
+    if ids.len() > longest {
+        let message = format!(
+            "a text of `input` has {} tokens, but at most {longest} can be embedded",
+            ids.len()
+        );
+        return Err(ApiError::field("input", message).with_code("context_length_exceeded"));
+    }
+    Ok(ids)
+}
+
+/// A vector on its way. Dropping it cancels the work.
+struct Embedding {
+    cancel: Cancel,
+    receiver: oneshot::Receiver<Update>,
+}
+
+impl Embedding {
+    fn start(state: &State, model: &ServedModel, ids: Vec<u32>, caller: Caller) -> Result<Self, ApiError> {
+        let (sender, receiver) = oneshot::channel();
+        let mut sender = Some(sender);
+        let sink = move |update| {
+            // Who no longer waits needs no vector.
+            let _told = sender.take().map(|sender| sender.send(update));
+            ControlFlow::Continue(())
+        };
+        let mut job = Job::embedding(ids, Box::new(sink));
+        job.client = caller.client;
+        job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
+        let cancel = job.cancel.clone();
+        model.engine.submit(job).map_err(engine_error)?;
+        Ok(Self { cancel, receiver })
+    }
+
+    async fn vector(mut self) -> Result<Vec<f32>, ApiError> {
+        match (&mut self.receiver).await {
+            Ok(Update::Embedded(vector)) => Ok(vector),
+            Ok(Update::Failed(error)) => Err(engine_error(error)),
+            Ok(Update::Finished(finished)) if finished.reason == FinishReason::Deadline => Err(too_late()),
+            _ => Err(engine_error(carat_engine::Error::Stopped)),
+        }
+    }
+}
+
+impl Drop for Embedding {
+    fn drop(&mut self) {
+        self.cancel.raise();
+    }
 }
 
 /// Keeps the first `n` numbers and makes the length 1 again.

@@ -57,6 +57,7 @@ pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) 
     let model = Fake {
         script: script.to_string(),
         n_computed: Arc::clone(n_computed),
+        hidden: Vec::new(),
     };
     let tokenizer = Arc::new(tokenizer());
     let limits = Limits {
@@ -65,8 +66,7 @@ pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) 
         n_waiting: 16,
         cache_bytes: 1 << 20,
     };
-    let embed = |_: &mut Fake, ids: &[u32]| Ok(vec![0.6, 0.8, ids.len() as f32 * 0.0]);
-    let engine = Engine::start(model, Arc::clone(&tokenizer), limits, Some(Box::new(embed))).unwrap();
+    let engine = Engine::start(model, Arc::clone(&tokenizer), limits).unwrap();
     let setup = ModelSetup {
         id: id.to_string(),
         tokenizer,

@@ -77,6 +77,8 @@ pub(crate) struct Fake {
     pub(crate) script: String,
     /// Tokens computed so far.
     pub(crate) n_computed: Arc<AtomicUsize>,
+    /// `[rows, 3]` of the last pass.
+    pub(crate) hidden: Vec<f32>,
 }
 
 impl Fake {
@@ -135,13 +137,22 @@ impl LanguageModel for Fake {
 
     fn forward(&mut self, batch: &mut [Segment<'_, Cache>], logits: &mut Vec<f32>) -> Result<(), Cannot> {
         logits.clear();
+        self.hidden.clear();
         for segment in batch {
             self.n_computed.fetch_add(segment.tokens.len(), Ordering::Relaxed);
             segment.cache.tokens.extend_from_slice(segment.tokens);
+            if segment.logits == LogitRows::Hidden {
+                let rows = segment.tokens.iter().flat_map(|_| [0.6, 0.8, 0.0]);
+                self.hidden.extend(rows);
+            }
             if segment.logits == LogitRows::Last {
                 logits.extend(self.predict(&segment.cache.tokens));
             }
         }
         Ok(())
+    }
+
+    fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 }

@@ -17,7 +17,6 @@ use carat_plan::{Choice, Wish};
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup, ModelStore};
 use carat_text::ChatTemplate;
 
-use super::embedding::embedder;
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::failure::Hinted;
 use crate::memory;
@@ -102,7 +101,7 @@ impl LocalModels {
         };
         let setup = setup(id, &source)?;
         let model = Model::from_checkpoint(&source.checkpoint, load)?;
-        let engine = Engine::start(model, Arc::clone(&setup.tokenizer), limits, Some(embedder()))?;
+        let engine = Engine::start(model, Arc::clone(&setup.tokenizer), limits)?;
         Ok(Ok(LoadedModel {
             setup,
             engine,
