@@ -235,8 +235,8 @@ def leaving_stops_the_work():
     stream.close()
     deadline = time.time() + 20
     while time.time() < deadline:
-        gauges = dict(line.rsplit(" ", 1) for line in httpx.get(BASE + "/metrics").text.splitlines() if line[0] != "#")
-        if gauges["carat_sequences_running"] == "0":
+        lines = httpx.get(BASE + "/metrics").text.splitlines()
+        if all(line.endswith(" 0") for line in lines if line.startswith("carat_sequences_running{")):
             return
         time.sleep(0.1)
     raise AssertionError("the sequence goes on")

@@ -213,11 +213,13 @@ impl ModelPool {
             changed.as_mut().enable();
             match self.find(&id, keep_alive)? {
                 Found::Lease(lease) => return Ok(lease),
-                Found::Loading(mut outcome) => match outcome.wait_for(Option::is_some).await.as_deref() {
-                    Ok(Some(error)) => return Err(error.clone()),
-                    // The sender is gone: it is loaded, or it must be tried again.
-                    _ => {}
-                },
+                Found::Loading(mut outcome) => {
+                    let told = outcome.wait_for(Option::is_some).await;
+                    // Without an error the sender is gone: it is loaded, or it must be tried again.
+                    if let Ok(Some(error)) = told.as_deref() {
+                        return Err(error.clone());
+                    }
+                }
                 Found::Leaving => changed.await,
             }
         }

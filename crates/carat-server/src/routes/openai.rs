@@ -237,8 +237,12 @@ impl Embedding {
         let (sender, receiver) = oneshot::channel();
         let mut sender = Some(sender);
         let sink = move |update| {
-            // Who no longer waits needs no vector.
-            let _told = sender.take().map(|sender| sender.send(update));
+            if let Some(sender) = sender.take()
+                && sender.send(update).is_err()
+            {
+                // Who no longer waits needs no vector.
+                return ControlFlow::Break(());
+            }
             ControlFlow::Continue(())
         };
         let mut job = Job::embedding(ids, Box::new(sink));

@@ -102,7 +102,7 @@ async fn said(client: &Client, model: &str) -> String {
     let told = ask(client, model).await.json();
     told["choices"][0]["message"]["content"]
         .as_str()
-        .unwrap_or_else(|| panic!("{told}"))
+        .unwrap()
         .to_string()
 }
 
