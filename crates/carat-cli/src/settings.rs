@@ -39,6 +39,11 @@ pub(crate) struct Settings {
     pub(crate) color: bool,
 }
 
+/// A variable that a configuration names.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 impl Settings {
     /// From the process's environment.
     pub(crate) fn read() -> anyhow::Result<Self> {

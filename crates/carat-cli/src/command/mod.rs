@@ -5,6 +5,7 @@ mod completions;
 mod debug;
 mod detokenize;
 mod doctor;
+mod gateway;
 mod list;
 mod perplexity;
 mod plan;
@@ -27,6 +28,7 @@ use crate::settings::Settings;
 pub(crate) enum Command {
     Run(run::Run),
     Serve(Box<serve::Serve>),
+    Gateway(gateway::Gateway),
     Pull(pull::Pull),
     List(list::List),
     Show(show::Show),
@@ -48,6 +50,7 @@ impl Command {
         match self {
             Self::Run(command) => command.run(settings, interrupt),
             Self::Serve(command) => command.run(settings, interrupt),
+            Self::Gateway(command) => command.run(settings),
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),
             Self::Show(command) => command.run(settings, interrupt),

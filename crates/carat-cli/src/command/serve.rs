@@ -64,7 +64,7 @@ impl Serve {
             output::write(&serving.to_toml()?)?;
             return Ok(());
         }
-        start_log(&serving);
+        start_log(serving.log, serving.log_format);
         let named = named(&serving.model, settings, interrupt)?;
         let options = server_options(&serving, &named)?;
         let host = serving.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -176,7 +176,7 @@ async fn serve(models: Arc<LocalModels>, options: ServerOptions, address: Socket
 }
 
 /// Ctrl-C, or the order to end that service managers give.
-async fn stop_signal() {
+pub(super) async fn stop_signal() {
     let interrupted = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {
@@ -194,9 +194,9 @@ async fn stop_signal() {
     }
 }
 
-fn start_log(serving: &ServeSettings) {
+pub(super) fn start_log(level: Option<LogLevel>, format: Option<LogFormat>) {
     use tracing_subscriber::filter::LevelFilter;
-    let level = match serving.log.unwrap_or(LogLevel::Info) {
+    let level = match level.unwrap_or(LogLevel::Info) {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -209,7 +209,7 @@ fn start_log(serving: &ServeSettings) {
         .with_ansi(false)
         .with_writer(std::io::stderr);
     // An error means that somebody else logs already.
-    let _started = match serving.log_format {
+    let _started = match format {
         Some(LogFormat::Json) => log.json().try_init(),
         _ => log.try_init(),
     };

@@ -1,0 +1,344 @@
+//! The configuration: TOML in, checked values out.
+//!
+//! A file is refused as a whole, with the place that is wrong: nothing of it takes effect. Unknown settings are errors,
+//! since a setting that is misspelt would otherwise silently be a default.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::Error;
+use crate::limits::CONFIG_BYTES;
+use crate::provider::{self, Provider, ProviderText};
+use crate::route::{Candidate, Policy, Route};
+
+/// Where values of variables come from: the caller's environment.
+pub type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// A configuration that makes sense.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How long answers may go on after the order to stop.
+    pub drain: Duration,
+    pub(crate) body_bytes: usize,
+    pub(crate) timeouts: Timeouts,
+    /// Calls that one request may cost.
+    pub(crate) attempts: u32,
+    /// Whether `provider/model` is served without a route.
+    pub(crate) direct: bool,
+    pub(crate) providers: HashMap<String, Arc<Provider>>,
+    pub(crate) routes: HashMap<String, Arc<Route>>,
+}
+
+/// How long each part of a call may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    /// From the call to the first words of a stream.
+    pub(crate) first_token: Duration,
+    /// Between two events of a stream.
+    pub(crate) idle: Duration,
+    /// All attempts together.
+    pub(crate) total: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    listen: SocketAddr,
+    max_body_mb: usize,
+    drain_s: u64,
+    attempts: u32,
+    direct: bool,
+    timeouts: TimeoutsText,
+    providers: BTreeMap<String, ProviderText>,
+    routes: BTreeMap<String, RouteText>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090),
+            max_body_mb: 100,
+            drain_s: 30,
+            attempts: 4,
+            direct: true,
+            timeouts: TimeoutsText::default(),
+            providers: BTreeMap::new(),
+            routes: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct TimeoutsText {
+    connect_ms: u64,
+    first_token_ms: u64,
+    idle_ms: u64,
+    total_ms: u64,
+}
+
+impl Default for TimeoutsText {
+    fn default() -> Self {
+        Self {
+            connect_ms: 5_000,
+            first_token_ms: 120_000,
+            idle_ms: 60_000,
+            total_ms: 600_000,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RouteText {
+    #[serde(default)]
+    policy: Policy,
+    candidates: Vec<CandidateText>,
+    /// Only candidates on this machine are used, whatever the list says.
+    #[serde(default)]
+    never_leaves_this_machine: bool,
+}
+
+/// `"provider/model"`, or a table that says more.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum CandidateText {
+    Name(String),
+    Table(CandidateTable),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct CandidateTable {
+    model: String,
+    #[serde(default = "one")]
+    weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`Error`] says what in it is wrong.
+    pub fn open(path: &Path, env: &Env) -> Result<Self, Error> {
+        Self::parse(&read(path)?, env)
+    }
+
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// [`Error`] says what in it is wrong.
+    pub fn parse(text: &str, env: &Env) -> Result<Self, Error> {
+        let file: File = toml::from_str(text)?;
+        let known = provider::known()?;
+        let mut providers = HashMap::new();
+        for (name, text) in file.providers {
+            check_name(&format!("providers.{name}"), &name)?;
+            let provider = provider::provider(&name, text, &known, env.as_ref())?;
+            providers.insert(name, Arc::new(provider));
+        }
+        let mut routes = HashMap::new();
+        for (name, text) in file.routes {
+            let route = route(&name, text, &providers)?;
+            routes.insert(name, Arc::new(route));
+        }
+        if file.attempts == 0 {
+            return Err(Error::config("attempts", "must be at least 1"));
+        }
+        if !(1..=4096).contains(&file.max_body_mb) {
+            return Err(Error::config("max-body-mb", "must be between 1 and 4096"));
+        }
+        Ok(Self {
+            listen: file.listen,
+            drain: Duration::from_secs(file.drain_s),
+            body_bytes: file.max_body_mb * 1_000_000,
+            timeouts: file.timeouts.checked()?,
+            attempts: file.attempts,
+            direct: file.direct,
+            providers,
+            routes,
+        })
+    }
+
+    /// The target that `provider/model` names.
+    pub(crate) fn target(&self, name: &str) -> Option<Candidate> {
+        let (provider, model) = name.split_once('/')?;
+        let provider = self.providers.get(provider)?;
+        (!model.is_empty()).then(|| Candidate::new(Arc::clone(provider), model, 1))
+    }
+}
+
+impl TimeoutsText {
+    fn checked(&self) -> Result<Timeouts, Error> {
+        let time = |name: &str, ms: u64| match ms {
+            1..=86_400_000 => Ok(Duration::from_millis(ms)),
+            _ => Err(Error::config(
+                format!("timeouts.{name}"),
+                "must be between 1 ms and a day (86400000)",
+            )),
+        };
+        Ok(Timeouts {
+            connect: time("connect-ms", self.connect_ms)?,
+            first_token: time("first-token-ms", self.first_token_ms)?,
+            idle: time("idle-ms", self.idle_ms)?,
+            total: time("total-ms", self.total_ms)?,
+        })
+    }
+}
+
+fn route(name: &str, text: RouteText, providers: &HashMap<String, Arc<Provider>>) -> Result<Route, Error> {
+    let field = format!("routes.{name}.candidates");
+    if text.candidates.is_empty() {
+        return Err(Error::config(
+            field,
+            "name at least one, such as `openai/gpt-5-mini`",
+        ));
+    }
+    let mut candidates = Vec::new();
+    for candidate in text.candidates {
+        let (target, weight) = match candidate {
+            CandidateText::Name(target) => (target, 1),
+            CandidateText::Table(table) => (table.model, table.weight),
+        };
+        let (provider, model) = target
+            .split_once('/')
+            .filter(|(_, model)| !model.is_empty())
+            .ok_or_else(|| Error::config(&field, format!("`{target}` is not of the form provider/model")))?;
+        let provider = providers.get(provider).ok_or_else(|| {
+            Error::config(
+                &field,
+                format!("`{provider}` is not configured; add [providers.{provider}]"),
+            )
+        })?;
+        if text.never_leaves_this_machine && !provider.is_local {
+            let message = format!("`{target}` is elsewhere, but the route never leaves this machine");
+            return Err(Error::config(field, message));
+        }
+        candidates.push(Candidate::new(Arc::clone(provider), model, weight));
+    }
+    if candidates.iter().all(|candidate| candidate.weight == 0) {
+        return Err(Error::config(
+            field,
+            "all weights are 0; one at least must be more",
+        ));
+    }
+    Ok(Route {
+        name: name.to_string(),
+        policy: text.policy,
+        candidates,
+    })
+}
+
+/// Names stand before a slash in models' names, and in headers and metrics.
+fn check_name(field: &str, name: &str) -> Result<(), Error> {
+    let is_fine = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    if is_fine {
+        Ok(())
+    } else {
+        Err(Error::config(
+            field,
+            "names are made of letters, digits, `-`, `_` and `.`",
+        ))
+    }
+}
+
+/// Reads a small file.
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
+    let failed = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut text = String::new();
+    file.take(CONFIG_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > CONFIG_BYTES {
+        return Err(Error::TooLarge {
+            path: path.to_path_buf(),
+            limit: CONFIG_BYTES,
+        });
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Config, Error> {
+        let env: Env = Arc::new(|name| (name == "OPENAI_API_KEY").then(|| "k".to_string()));
+        Config::parse(text, &env)
+    }
+
+    #[test]
+    fn a_file_of_a_few_lines_is_enough() {
+        let config = parsed(
+            "[providers.openai]\n[providers.local]\nlike = \"carat\"\n\
+             [routes.fast]\npolicy = \"weighted\"\ncandidates = [{ model = \"local/gemma3:4b\", weight = 3 }, \"openai/gpt-5-mini\"]\n",
+        )
+        .unwrap();
+        assert_eq!(config.listen.port(), 8090);
+        let route = &config.routes["fast"];
+        assert_eq!(route.candidates[0].name, "local/gemma3:4b");
+        assert_eq!((route.candidates[0].weight, route.candidates[1].weight), (3, 1));
+        assert!(
+            config
+                .target("openai/x/y")
+                .is_some_and(|target| target.model == "x/y")
+        );
+        assert!(config.target("nobody/x").is_none() && config.target("openai/").is_none());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_place() {
+        let cases = [
+            ("attemts = 3", "attemts"),
+            ("attempts = 0", "attempts"),
+            ("[timeouts]\nidle-ms = 0", "timeouts.idle-ms"),
+            ("[providers.\"a/b\"]\nbase-url = \"http://x\"", "providers.a/b"),
+            ("[routes.r]\ncandidates = []", "routes.r.candidates"),
+            ("[routes.r]\ncandidates = [\"openai/x\"]", "[providers.openai]"),
+            (
+                "[providers.openai]\n[routes.r]\ncandidates = [\"gpt\"]",
+                "provider/model",
+            ),
+            (
+                "[providers.openai]\n[routes.r]\npolicy = \"magic\"\ncandidates = [\"openai/x\"]",
+                "magic",
+            ),
+            (
+                "[providers.openai]\n[routes.r]\ncandidates = [{ model = \"openai/x\", weight = 0 }]",
+                "weights",
+            ),
+            (
+                "[providers.openai]\n[routes.r]\nnever-leaves-this-machine = true\ncandidates = [\"openai/x\"]",
+                "never leaves",
+            ),
+        ];
+        for (text, expected) in cases {
+            let error = parsed(text).unwrap_err();
+            let chain = format!(
+                "{error}: {:?}",
+                std::error::Error::source(&error).map(ToString::to_string)
+            );
+            assert!(chain.contains(expected), "{text}: {chain}");
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What can be wrong before a request comes: configuration, addresses, TLS.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Why the gateway cannot start, or a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read `{path}`", path = path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is larger than any configuration.
+    #[error("`{path}` has more than {limit} bytes, which no configuration needs", path = path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most it may have.
+        limit: u64,
+    },
+    /// The text is not TOML of the right shape.
+    #[error("the configuration cannot be understood")]
+    Toml(#[from] toml::de::Error),
+    /// A value makes no sense.
+    #[error("`{field}`: {message}")]
+    Config {
+        /// Where it stands, such as `routes.fast.candidates`.
+        field: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}; choose another with `listen`")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Certificates of this machine cannot be used.
+    #[error("cannot set up TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+impl Error {
+    pub(crate) fn config(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Config {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! What went wrong at a provider, and what that allows to be done.
+//!
+//! | class | same target again | another target | counts against the target |
+//! |---|---|---|---|
+//! | rate limited | after the stated wait | at once | rests for the wait |
+//! | out of quota | no | yes | rests for an hour, or the wait |
+//! | overloaded, server fault, network | with backoff | yes | yes |
+//! | slow | no | yes | yes |
+//! | bad key, model gone | no | yes | rests for a minute |
+//! | context too long, content policy, bad request | no | no | no |
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, StatusCode};
+use serde_json::Value;
+
+use crate::limits::{MESSAGE_CHARS, WAIT};
+
+/// What kind of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Class {
+    RateLimited,
+    OutOfQuota,
+    Overloaded,
+    ServerFault,
+    Network,
+    Slow,
+    BadKey,
+    ModelGone,
+    ContextTooLong,
+    ContentPolicy,
+    BadRequest,
+}
+
+impl Class {
+    /// Every class, in order.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::RateLimited,
+        Self::OutOfQuota,
+        Self::Overloaded,
+        Self::ServerFault,
+        Self::Network,
+        Self::Slow,
+        Self::BadKey,
+        Self::ModelGone,
+        Self::ContextTooLong,
+        Self::ContentPolicy,
+        Self::BadRequest,
+    ];
+
+    /// As it is called in logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::RateLimited => "rate_limited",
+            Self::OutOfQuota => "out_of_quota",
+            Self::Overloaded => "overloaded",
+            Self::ServerFault => "server_fault",
+            Self::Network => "network",
+            Self::Slow => "slow",
+            Self::BadKey => "bad_key",
+            Self::ModelGone => "model_gone",
+            Self::ContextTooLong => "context_too_long",
+            Self::ContentPolicy => "content_policy",
+            Self::BadRequest => "bad_request",
+        }
+    }
+
+    /// Whether the request itself is at fault, so that nobody else would answer it.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::ContextTooLong | Self::ContentPolicy | Self::BadRequest
+        )
+    }
+
+    /// Whether the same target may be asked again.
+    pub(crate) fn may_retry(self) -> bool {
+        matches!(
+            self,
+            Self::RateLimited | Self::Overloaded | Self::ServerFault | Self::Network
+        )
+    }
+
+    /// Whether it says that the target is ill.
+    pub(crate) fn is_illness(self) -> bool {
+        matches!(
+            self,
+            Self::Overloaded | Self::ServerFault | Self::Network | Self::Slow
+        )
+    }
+
+    /// How long the target rests at once.
+    pub(crate) fn rest(self, stated: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::RateLimited => Some(stated.unwrap_or(Duration::from_secs(5))),
+            Self::OutOfQuota => Some(stated.unwrap_or(Duration::from_secs(3600))),
+            Self::BadKey | Self::ModelGone => Some(Duration::from_secs(60)),
+            _ => None,
+        }
+    }
+}
+
+/// One failure.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    pub(crate) class: Class,
+    /// The provider's status, or the one that says the same.
+    pub(crate) status: u16,
+    /// What the provider says, without its secrets.
+    pub(crate) message: String,
+    pub(crate) kind: Option<String>,
+    pub(crate) code: Option<String>,
+    pub(crate) param: Option<String>,
+    /// How long the provider wants to be left alone.
+    pub(crate) wait: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure that no provider described.
+    pub(crate) fn new(class: Class, status: u16, message: impl Into<String>) -> Self {
+        Self {
+            class,
+            status,
+            message: message.into(),
+            kind: None,
+            code: None,
+            param: None,
+            wait: None,
+        }
+    }
+
+    /// What an answer other than 200 says.
+    pub(crate) fn of_answer(
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: &[u8],
+        secret: Option<&str>,
+    ) -> Self {
+        let told = Told::read(body);
+        let wait = stated_wait(headers, SystemTime::now()).or(told.delay);
+        Self::judged(status.as_u16(), told, wait, secret)
+    }
+
+    /// What an error inside an answer of status 200 says.
+    pub(crate) fn of_value(error: &Value, secret: Option<&str>) -> Self {
+        let told = Told::of_value(error);
+        // Some put the status into the code, most into neither.
+        let status = told.status.unwrap_or(match told.kind.as_deref() {
+            Some("overloaded_error") => 529,
+            Some("rate_limit_error" | "rate_limit_exceeded") => 429,
+            Some("invalid_request_error") => 400,
+            Some("authentication_error") => 401,
+            _ => 500,
+        });
+        let wait = told.delay;
+        Self::judged(status, told, wait, secret)
+    }
+
+    fn judged(status: u16, told: Told, wait: Option<Duration>, secret: Option<&str>) -> Self {
+        Self {
+            class: told.class(status),
+            status,
+            message: scrubbed(&told.message, secret),
+            kind: told.kind,
+            code: told.code,
+            param: told.param,
+            wait: wait.map(|wait| wait.min(WAIT)),
+        }
+    }
+}
+
+/// What a provider says about a failure, in whichever shape.
+#[derive(Debug, Default)]
+struct Told {
+    message: String,
+    kind: Option<String>,
+    code: Option<String>,
+    param: Option<String>,
+    status: Option<u16>,
+    delay: Option<Duration>,
+}
+
+impl Told {
+    fn read(body: &[u8]) -> Self {
+        match serde_json::from_slice::<Value>(body) {
+            // Gemini's streams wrap the error in an array.
+            Ok(Value::Array(items)) => items.first().map(Self::of_value).unwrap_or_default(),
+            Ok(value) => Self::of_value(&value),
+            // A proxy's page in HTML says nothing to a client of an API.
+            Err(_) if body.trim_ascii_start().starts_with(b"<") => Self::default(),
+            Err(_) => Self {
+                message: String::from_utf8_lossy(body).trim().to_string(),
+                ..Self::default()
+            },
+        }
+    }
+
+    fn of_value(value: &Value) -> Self {
+        let error = value
+            .get("error")
+            .filter(|error| !error.is_null())
+            .unwrap_or(value);
+        let text = |name: &str| error.get(name).and_then(Value::as_str).map(ToString::to_string);
+        let message = match error {
+            Value::String(message) => Some(message.clone()),
+            _ => text("message")
+                .or_else(|| text("detail"))
+                .or_else(|| text("Message")),
+        };
+        let code = &error["code"];
+        let details = error["details"].as_array().map_or(&[][..], Vec::as_slice);
+        let delay = details
+            .iter()
+            .find_map(|detail| duration(detail["retryDelay"].as_str()?));
+        let reason = details.iter().find_map(|detail| detail["reason"].as_str());
+        Self {
+            message: message.unwrap_or_else(|| {
+                if error["detail"].is_null() {
+                    String::new()
+                } else {
+                    error["detail"].to_string()
+                }
+            }),
+            kind: text("type").or_else(|| text("status")),
+            code: reason.or(code.as_str()).map(ToString::to_string),
+            param: text("param"),
+            status: code
+                .as_u64()
+                .and_then(|code| u16::try_from(code).ok())
+                .filter(|code| (400..600).contains(code)),
+            delay,
+        }
+    }
+
+    fn class(&self, status: u16) -> Class {
+        let message = self.message.to_lowercase();
+        let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+        let code = self.code.as_deref().unwrap_or_default();
+        let kind = self.kind.as_deref().unwrap_or_default();
+        let too_long = [
+            "prompt is too long",
+            "maximum context length",
+            "context length exceeded",
+            "exceeds the maximum number of tokens",
+            "input is too long",
+            "context window",
+        ];
+        match status {
+            429 | 402 | 403 if code == "insufficient_quota" || kind == "billing_error" || status == 402 => {
+                Class::OutOfQuota
+            }
+            429 if says(&["quota"]) && says(&["per day", "perday"]) => Class::OutOfQuota,
+            429 => Class::RateLimited,
+            503 | 529 | 498 => Class::Overloaded,
+            400 if code == "API_KEY_INVALID" => Class::BadKey,
+            401 | 403 => Class::BadKey,
+            404 => Class::ModelGone,
+            400 if code == "model_decommissioned" || code == "model_not_found" => Class::ModelGone,
+            400 | 413 if code == "context_length_exceeded" || says(&too_long) => Class::ContextTooLong,
+            400 if code == "content_filter" || code == "content_policy_violation" => Class::ContentPolicy,
+            408 | 424 | 500..=599 => Class::ServerFault,
+            _ => Class::BadRequest,
+        }
+    }
+}
+
+/// How long to wait, by the headers.
+fn stated_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
+    if let Some(ms) = text("retry-after-ms").and_then(|ms| ms.parse::<f64>().ok()) {
+        return Duration::try_from_secs_f64(ms / 1000.0).ok();
+    }
+    let wait = text("retry-after")?;
+    match wait.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).ok(),
+        Err(_) => http_date(wait)?
+            .checked_sub(now.duration_since(UNIX_EPOCH).ok()?)
+            .or(Some(Duration::ZERO)),
+    }
+}
+
+/// `6m0s`, `2m59.56s`, `120ms`, `34s`.
+fn duration(text: &str) -> Option<Duration> {
+    let (mut seconds, mut rest) = (0.0, text.trim());
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| c.is_ascii_alphabetic())?;
+        let number: f64 = rest[..end].parse().ok()?;
+        let unit_end = rest[end..]
+            .find(|c: char| !c.is_ascii_alphabetic())
+            .map_or(rest.len(), |i| end + i);
+        seconds += number
+            * match &rest[end..unit_end] {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                "d" => 86400.0,
+                _ => return None,
+            };
+        rest = &rest[unit_end..];
+    }
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT` as time since 1970.
+fn http_date(text: &str) -> Option<Duration> {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let mut words = text.split_once(", ")?.1.split_ascii_whitespace();
+    let day: u64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
+    let month = words.next()?;
+    let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
+    let year: u64 = words
+        .next()?
+        .parse()
+        .ok()
+        .filter(|year| (1970..=9999).contains(year))?;
+    let mut clock = words
+        .next()?
+        .split(':')
+        .map(|part| part.parse::<u64>().ok().filter(|part| *part <= 60));
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    // Days since 1970 of the proleptic calendar, years beginning in March.
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    let days = days.checked_sub(719_468)?;
+    Some(Duration::from_secs(
+        days * 86400 + hour * 3600 + minute * 60 + second,
+    ))
+}
+
+/// A provider's message without what is nobody's business: its keys, and names of the organisation that pays.
+fn scrubbed(message: &str, secret: Option<&str>) -> String {
+    let message: String = message.chars().take(MESSAGE_CHARS).collect();
+    let message = match secret.filter(|secret| !secret.is_empty()) {
+        Some(secret) => message.replace(secret, "…"),
+        None => message,
+    };
+    let mut out = String::with_capacity(message.len());
+    for word in message.split_inclusive(|c: char| c.is_whitespace() || "\"'`(),;".contains(c)) {
+        let is_secret = ["sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "Bearer"];
+        if is_secret
+            .iter()
+            .any(|prefix| word.starts_with(prefix) && word.len() > prefix.len() + 1)
+        {
+            out.push('…');
+            out.extend(word.chars().last().filter(|c| !c.is_alphanumeric()));
+        } else {
+            out.push_str(word);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(status: u16, body: &str) -> Class {
+        Failure::of_answer(
+            StatusCode::from_u16(status).unwrap(),
+            &HeaderMap::new(),
+            body.as_bytes(),
+            None,
+        )
+        .class
+    }
+
+    #[test]
+    fn every_class_is_told_from_the_others() {
+        let cases = [
+            (
+                429,
+                r#"{"error":{"message":"slow down","type":"requests"}}"#,
+                Class::RateLimited,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"x","code":"insufficient_quota"}}"#,
+                Class::OutOfQuota,
+            ),
+            (402, "{}", Class::OutOfQuota),
+            (
+                529,
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
+                Class::Overloaded,
+            ),
+            (503, "<html>", Class::Overloaded),
+            (520, "", Class::ServerFault),
+            (401, "{}", Class::BadKey),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"API key not valid","status":"INVALID_ARGUMENT","details":[{"reason":"API_KEY_INVALID"}]}}"#,
+                Class::BadKey,
+            ),
+            (404, r#"{"error":"model 'x' not found"}"#, Class::ModelGone),
+            (
+                400,
+                r#"{"error":{"code":"context_length_exceeded","message":"m"}}"#,
+                Class::ContextTooLong,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 5 > 4"}}"#,
+                Class::ContextTooLong,
+            ),
+            (
+                400,
+                r#"{"error":{"code":"content_filter","message":"m"}}"#,
+                Class::ContentPolicy,
+            ),
+            (422, r#"{"detail":[{"loc":["body","x"]}]}"#, Class::BadRequest),
+        ];
+        for (status, body, expected) in cases {
+            assert_eq!(class(status, body), expected, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn waits_are_read_from_headers_and_bodies() {
+        let wait = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            stated_wait(&headers, UNIX_EPOCH + Duration::from_secs(784_111_770))
+        };
+        assert_eq!(wait("retry-after", "1.5"), Some(Duration::from_millis(1500)));
+        assert_eq!(wait("retry-after-ms", "20"), Some(Duration::from_millis(20)));
+        assert_eq!(
+            wait("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
+            Some(Duration::from_secs(7))
+        );
+        assert_eq!(
+            wait("retry-after", "Sun, 06 Nov 1993 08:49:37 GMT"),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(wait("retry-after", "soon"), None);
+        assert_eq!(wait("retry-after", "-1"), None);
+        let body = br#"{"error":{"code":429,"status":"RESOURCE_EXHAUSTED","message":"m","details":[{"@type":"x","retryDelay":"34s"}]}}"#;
+        let failure = Failure::of_answer(StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new(), body, None);
+        assert_eq!(failure.wait, Some(Duration::from_secs(34)));
+        assert_eq!(duration("2m59.56s"), Some(Duration::from_millis(179_560)));
+        assert_eq!(duration("120ms"), Some(Duration::from_millis(120)));
+        assert_eq!(duration("5x"), None);
+    }
+
+    #[test]
+    fn secrets_do_not_leave() {
+        let body = br#"{"error":{"message":"Incorrect API key provided: sk-proj-1234, my-own in organization org-abc. See `docs`"}}"#;
+        let failure = Failure::of_answer(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body, Some("my-own"));
+        assert_eq!(
+            failure.message,
+            "Incorrect API key provided: …, … in organization … See `docs`"
+        );
+    }
+}

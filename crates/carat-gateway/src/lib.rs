@@ -1,0 +1,34 @@
+#![forbid(unsafe_code)]
+//! One endpoint over many providers.
+//!
+//! A request names a route or a `provider/model`; the route's policy orders its candidates, and they are asked until
+//! one answers. Bodies are read no deeper than routing needs ([`fields`]), streams are passed on event by event
+//! ([`relay`]), and what is learned about a provider decides who is asked next ([`health`]). Nothing here runs a model:
+//! a local one is a provider like any other.
+
+mod account;
+mod attempt;
+mod config;
+mod endpoint;
+mod error;
+mod failure;
+mod fields;
+mod gateway;
+mod health;
+mod limits;
+mod metrics;
+mod prepare;
+mod provider;
+mod records;
+mod relay;
+mod reply;
+mod route;
+mod server;
+mod stream;
+mod upstream;
+mod usage;
+
+pub use config::{Config, Env};
+pub use error::Error;
+pub use gateway::Gateway;
+pub use server::{follow, listen, run};

@@ -1,0 +1,28 @@
+//! Every limit of this crate that no configuration changes.
+
+use std::time::Duration;
+
+/// Largest configuration file, in bytes.
+pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
+/// Largest event of a stream, in bytes: pictures come as one event.
+pub(crate) const EVENT_BYTES: usize = 32 << 20;
+/// Most of an upstream's error body that is read, in bytes.
+pub(crate) const ERROR_BYTES: usize = 64 << 10;
+/// Longest message of an upstream's error that is passed on, in characters.
+pub(crate) const MESSAGE_CHARS: usize = 2000;
+/// Largest head of a client's request, in bytes.
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
+/// How long a client may take to send the head of a request.
+pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
+/// Events held back until a stream has said something, in bytes.
+pub(crate) const HELD_BYTES: usize = 1 << 20;
+/// Idle connections kept for each upstream host.
+pub(crate) const IDLE_CONNECTIONS: usize = 1024;
+/// How long such a connection is kept; below the minute after which many servers close them.
+pub(crate) const IDLE_TIME: Duration = Duration::from_secs(50);
+/// Longest wait that an upstream can order for itself, whatever its headers say.
+pub(crate) const WAIT: Duration = Duration::from_secs(24 * 3600);
+/// Longest wait before the same target is asked again; a longer one is passed on to the client.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// Most clients connected at the same time; more wait to be accepted.
+pub(crate) const CONNECTIONS: usize = 60_000;

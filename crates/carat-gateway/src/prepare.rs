@@ -1,0 +1,236 @@
+//! A client's request as a certain provider wants it.
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use serde_json::Value;
+
+use crate::attempt::Call;
+use crate::failure::{Class, Failure};
+use crate::fields::Fate;
+use crate::provider::{Provider, StreamUsage, Unsupported};
+use crate::route::Candidate;
+use crate::stream::Forwarding;
+use crate::upstream;
+
+/// A request that can be sent.
+pub(crate) struct Prepared {
+    pub(crate) request: Request<Full<Bytes>>,
+    /// Fields that the provider does not get.
+    pub(crate) dropped: Vec<String>,
+    /// How its answer is read.
+    pub(crate) forwarding: Forwarding,
+}
+
+/// Writes the request for a candidate.
+///
+/// # Errors
+/// When the provider cannot be asked this: it has no such endpoint, or refuses a field and may not have it dropped.
+pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
+    let provider = candidate.provider.as_ref();
+    let refused = |message: String| Failure::new(Class::ModelGone, 404, message);
+    if call.endpoint == crate::endpoint::Endpoint::Responses && !provider.has_responses {
+        return Err(refused(format!(
+            "`{}` does not speak OpenAI's responses API",
+            provider.name
+        )));
+    }
+    if provider.dialect != call.endpoint.dialect() {
+        return Err(refused(format!(
+            "`{}` cannot be asked by this API",
+            provider.name
+        )));
+    }
+    let uri = provider
+        .base
+        .join(call.endpoint.path())
+        .ok_or_else(|| refused("the address makes no sense".into()))?;
+    let mut dropped = Vec::new();
+    let stream_options = stream_options(provider, call);
+    let mut added = vec![("model", Value::from(candidate.model.as_str()).to_string())];
+    if let StreamOptions::Set(text) = &stream_options.what {
+        added.push(("stream_options", text.clone()));
+    }
+    let body = call.fields.compose(&added, |name, value| {
+        if name == "stream_options" && matches!(stream_options.what, StreamOptions::Remove) {
+            return Fate::Drop;
+        }
+        let fate = fate(provider, call, name, value);
+        if fate == Fate::Drop && value != "null" {
+            dropped.push(name.to_string());
+        }
+        fate
+    });
+    if let (Unsupported::Refuse, Some(first)) = (provider.unsupported, dropped.first()) {
+        let message = format!("`{}` does not take the field `{first}`", provider.name);
+        return Err(Failure::new(Class::ModelGone, 400, message));
+    }
+    Ok(Prepared {
+        request: upstream::request(provider, uri, body, &call.forwarded),
+        dropped,
+        forwarding: Forwarding {
+            endpoint: call.endpoint,
+            hides_usage: stream_options.hides_usage,
+            reasoning_apart: provider.reasoning_apart,
+            secret: provider.secret.clone(),
+        },
+    })
+}
+
+/// What becomes of one field.
+fn fate(provider: &Provider, call: &Call<'_>, name: &str, value: &str) -> Fate {
+    if let Some(other) = provider.rename.get(name) {
+        let is_taken = call.fields.raw(other).is_some();
+        return if is_taken {
+            Fate::Drop
+        } else {
+            Fate::Rename(other.clone())
+        };
+    }
+    if provider.unsupported != Unsupported::Forward && provider.drop.iter().any(|other| other == name) {
+        return Fate::Drop;
+    }
+    if let ("temperature", Some(max)) = (name, provider.max_temperature)
+        && value.parse::<f64>().is_ok_and(|temperature| temperature > max)
+    {
+        return Fate::Replace(max.to_string());
+    }
+    Fate::Keep
+}
+
+/// What is done with `stream_options`.
+struct Options {
+    what: StreamOptions,
+    /// The client did not ask for the usage that will come.
+    hides_usage: bool,
+}
+
+enum StreamOptions {
+    Leave,
+    Set(String),
+    Remove,
+}
+
+/// A stream must tell its usage, or nobody could say what it cost.
+fn stream_options(provider: &Provider, call: &Call<'_>) -> Options {
+    let leave = Options {
+        what: StreamOptions::Leave,
+        hides_usage: false,
+    };
+    if !call.is_stream || !call.endpoint.has_stream_options() {
+        return leave;
+    }
+    let own: Option<Value> = call.fields.get("stream_options");
+    let is_asked = own.as_ref().is_some_and(|own| own["include_usage"] == true);
+    match (provider.stream_usage, is_asked) {
+        (StreamUsage::Ask, true) => leave,
+        (StreamUsage::Ask, false) => {
+            let mut own = own
+                .filter(Value::is_object)
+                .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+            own["include_usage"] = Value::Bool(true);
+            Options {
+                what: StreamOptions::Set(own.to_string()),
+                hides_usage: true,
+            }
+        }
+        (StreamUsage::Always, _) => Options {
+            what: StreamOptions::Remove,
+            hides_usage: !is_asked,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::config::{Config, Env};
+    use crate::endpoint::Endpoint;
+    use crate::fields::Fields;
+
+    fn prepared(
+        config: &str,
+        endpoint: Endpoint,
+        body: &str,
+    ) -> Result<(String, Vec<String>, bool), Failure> {
+        let env: Env = Arc::new(|_| None);
+        let config = Config::parse(
+            &format!("[providers.p]\nbase-url = \"http://p/v1\"\n{config}"),
+            &env,
+        )
+        .unwrap();
+        let fields = Fields::read(body.as_bytes()).unwrap();
+        let call = Call {
+            endpoint,
+            fields: &fields,
+            body_bytes: body.len(),
+            is_stream: fields.get("stream").unwrap_or(false),
+            max_tokens: None,
+            forwarded: Vec::new(),
+            deadline: tokio::time::Instant::now(),
+        };
+        let prepared = prepare(&config.target("p/m").unwrap(), &call)?;
+        assert_eq!(prepared.request.uri().path(), format!("/v1{}", endpoint.path()));
+        let body = prepared.request.into_body().collect();
+        let mut body = std::pin::pin!(body);
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(Ok(body)) = std::future::Future::poll(body.as_mut(), &mut cx) else {
+            panic!()
+        };
+        let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+        Ok((text, prepared.dropped, prepared.forwarding.hides_usage))
+    }
+
+    #[test]
+    fn a_plain_provider_gets_what_came() {
+        let body = r#"{"model":"r","messages":[{"role":"user","content":"é"}],"new_field":{"a":1}}"#;
+        let (text, dropped, _) = prepared("", Endpoint::Chat, body).unwrap();
+        assert_eq!(text, body.replace("\"r\"", "\"m\""));
+        assert!(dropped.is_empty());
+    }
+
+    #[test]
+    fn quirks_are_obeyed_and_told() {
+        let config = "drop = [\"user\", \"store\"]\nrename = { max_completion_tokens = \"max_tokens\" }\nmax-temperature = 1.0";
+        let body = r#"{"model":"r","user":"u","store":null,"max_completion_tokens":5,"temperature":1.5}"#;
+        let (text, dropped, _) = prepared(config, Endpoint::Chat, body).unwrap();
+        assert_eq!(text, r#"{"model":"m","max_tokens":5,"temperature":1}"#);
+        assert_eq!(dropped, ["user"]);
+        let refusing = format!("{config}\nunsupported = \"refuse\"");
+        let failure = prepared(&refusing, Endpoint::Chat, body).unwrap_err();
+        assert!(failure.message.contains("`user`") && !failure.class.is_final());
+        let forwarding = format!("{config}\nunsupported = \"forward\"");
+        assert!(
+            prepared(&forwarding, Endpoint::Chat, body)
+                .unwrap()
+                .0
+                .contains("\"user\"")
+        );
+    }
+
+    #[test]
+    fn usage_of_streams_is_asked_for() {
+        let body = r#"{"model":"r","stream":true}"#;
+        let (text, _, hides) = prepared("", Endpoint::Chat, body).unwrap();
+        assert_eq!(
+            text,
+            r#"{"model":"m","stream_options":{"include_usage":true},"stream":true}"#
+        );
+        assert!(hides);
+        let asking = r#"{"model":"r","stream":true,"stream_options":{"include_usage":true}}"#;
+        let (text, _, hides) = prepared("", Endpoint::Chat, asking).unwrap();
+        assert!(!hides && text.contains("include_usage"));
+        let (text, dropped, hides) = prepared("stream-usage = \"always\"", Endpoint::Chat, asking).unwrap();
+        assert!(!hides && !text.contains("include_usage") && dropped.is_empty());
+    }
+
+    #[test]
+    fn what_a_provider_does_not_speak_is_said() {
+        let failure = prepared("", Endpoint::Responses, r#"{"model":"r"}"#).unwrap_err();
+        assert!(failure.message.contains("responses"));
+    }
+}

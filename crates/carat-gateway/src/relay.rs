@@ -1,0 +1,201 @@
+//! A stream on its way from an upstream to a client.
+//!
+//! It is the body of the answer: polled by the client's connection, it polls the upstream's, so that a slow client
+//! slows the upstream and no task stands between them. [`Relay::begin`] reads up to the first words before anything is
+//! sent, while another target may still be asked; after that a failure ends the stream with an error event. A client
+//! that leaves drops the relay, and with it the upstream's connection.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use crate::account::{Account, Outcome};
+use crate::failure::{Class, Failure};
+use crate::limits::HELD_BYTES;
+use crate::records::{Framing, Records};
+use crate::stream::{Step, Transform};
+
+/// A stream under way.
+pub(crate) struct Relay {
+    upstream: Incoming,
+    records: Records,
+    transform: Box<dyn Transform>,
+    /// What the client gets next.
+    ready: Vec<u8>,
+    idle: Duration,
+    deadline: Instant,
+    timer: Pin<Box<Sleep>>,
+    last_event: Instant,
+    has_words: bool,
+    /// The upstream has said its last word; only the end of its stream is waited for.
+    is_done: bool,
+    /// Nothing more comes.
+    is_over: bool,
+    account: Option<Account>,
+}
+
+impl Relay {
+    pub(crate) fn new(
+        upstream: Incoming,
+        framing: Framing,
+        transform: Box<dyn Transform>,
+        idle: Duration,
+        deadline: Instant,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            upstream,
+            records: Records::new(framing),
+            transform,
+            ready: Vec::new(),
+            idle,
+            deadline,
+            timer: Box::pin(tokio::time::sleep_until(deadline.min(now + idle))),
+            last_event: now,
+            has_words: false,
+            is_done: false,
+            is_over: false,
+            account: None,
+        }
+    }
+
+    /// Reads up to the first words. Until then nothing has been promised to the client.
+    ///
+    /// # Errors
+    /// What went wrong at the upstream; somebody else may be asked.
+    pub(crate) async fn begin(&mut self, until: Instant, account: &Account) -> Result<(), Failure> {
+        while !self.has_words && !self.is_done && self.ready.len() < HELD_BYTES {
+            let frame = tokio::time::timeout_at(until, self.upstream.frame());
+            match frame.await {
+                Err(_) => return Err(slow("the provider took too long to begin its answer")),
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.take(&data, account)?;
+                    }
+                }
+                Ok(Some(Err(_)) | None) => return Err(cut()),
+            }
+        }
+        self.last_event = Instant::now();
+        Ok(())
+    }
+
+    /// From here on the client is told of everything, and the account is settled at the end.
+    pub(crate) fn commit(mut self, account: Account) -> Self {
+        self.account = Some(account);
+        self
+    }
+
+    /// Takes bytes from the upstream.
+    fn take(&mut self, data: &[u8], account: &Account) -> Result<(), Failure> {
+        let too_large = |_| Failure::new(Class::ServerFault, 502, "the provider sent an event without end");
+        self.records.feed(data).map_err(too_large)?;
+        while let Some(record) = self.records.next() {
+            match self.transform.record(&record, &mut self.ready) {
+                Step::Quiet => {}
+                Step::Words => self.has_words = true,
+                Step::Malformed => account.malformed(),
+                Step::Failed(failure) => return Err(failure),
+                Step::Done => self.is_done = true,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if !self.ready.is_empty() {
+                return Poll::Ready(Some(std::mem::take(&mut self.ready).into()));
+            }
+            if self.is_over {
+                return Poll::Ready(None);
+            }
+            match Pin::new(&mut self.upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.last_event = Instant::now();
+                    if let Ok(data) = frame.into_data() {
+                        self.take_late(&data);
+                    }
+                }
+                Poll::Ready(Some(Err(_))) => self.end(Some(cut())),
+                Poll::Ready(None) => {
+                    let is_whole = self.transform.end(&mut self.ready);
+                    self.end((!is_whole).then(cut));
+                }
+                Poll::Pending => {
+                    if self.timer.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    self.timer_rang();
+                }
+            }
+        }
+    }
+
+    /// Takes bytes when failures go to the client.
+    fn take_late(&mut self, data: &[u8]) {
+        let Some(account) = self.account.take() else {
+            return;
+        };
+        let result = self.take(data, &account);
+        self.account = Some(account);
+        if let Err(failure) = result {
+            self.end(Some(failure));
+        }
+    }
+
+    /// The timer is set for the earliest moment that may matter, and only moved when it has rung.
+    fn timer_rang(&mut self) {
+        let due = self.deadline.min(self.last_event + self.idle);
+        if Instant::now() < due {
+            self.timer.as_mut().reset(due);
+        } else {
+            self.end(Some(slow(
+                "the provider stopped sending in the middle of its answer",
+            )));
+        }
+    }
+
+    fn end(&mut self, failure: Option<Failure>) {
+        self.is_over = true;
+        // After its last word an upstream may close as it likes.
+        let failure = failure.filter(|_| !self.is_done);
+        if let Some(failure) = &failure {
+            self.transform.fail(failure, &mut self.ready);
+        }
+        let outcome = failure.map_or(Outcome::Complete, Outcome::Cut);
+        self.settle(&outcome);
+    }
+
+    fn settle(&mut self, outcome: &Outcome) {
+        if let Some(account) = self.account.take() {
+            account.settle(outcome, self.transform.usage(), self.transform.is_counted());
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let outcome = if self.is_done {
+            Outcome::Complete
+        } else {
+            Outcome::ClientGone
+        };
+        self.settle(&outcome);
+    }
+}
+
+fn cut() -> Failure {
+    Failure::new(Class::Network, 502, "the provider's answer was cut off")
+}
+
+fn slow(message: &str) -> Failure {
+    Failure::new(Class::Slow, 504, message)
+}

@@ -1,0 +1,451 @@
+//! What becomes of an upstream's stream on its way to the client.
+//!
+//! A [`Transform`] takes one record after another and writes what the client gets. Where both sides speak the same API
+//! it writes the record as it came, and only looks at what billing and honesty need: usage, the first words, the end,
+//! errors. A record that is no JSON is left out and counted; a stream that ends without saying that it ended was cut.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::endpoint::Endpoint;
+use crate::failure::Failure;
+use crate::records::Record;
+use crate::reply;
+use crate::usage::{OpenAiUsage, Usage};
+
+/// What a record was.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing that a client waits for.
+    Quiet,
+    /// Words, or a tool call.
+    Words,
+    /// No JSON.
+    Malformed,
+    /// The upstream says that it failed.
+    Failed(Failure),
+    /// The last one.
+    Done,
+}
+
+/// Turns an upstream's records into what a client gets.
+pub(crate) trait Transform: Send {
+    /// Takes a record.
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step;
+
+    /// The upstream has closed the stream: whether it was whole. Writes what ends it for the client.
+    fn end(&mut self, out: &mut Vec<u8>) -> bool;
+
+    /// Tells the client that no more comes.
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>);
+
+    /// Tokens so far: what the upstream says, else an estimate from what came.
+    fn usage(&self) -> Usage;
+
+    /// Whether the upstream has said what it took.
+    fn is_counted(&self) -> bool;
+}
+
+/// What the same API at both ends needs to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Forwarding {
+    pub(crate) endpoint: Endpoint,
+    /// Usage was asked for by the gateway alone: the client does not get it.
+    pub(crate) hides_usage: bool,
+    pub(crate) reasoning_apart: bool,
+    pub(crate) secret: Option<String>,
+}
+
+impl Forwarding {
+    pub(crate) fn transform(self) -> Box<dyn Transform> {
+        match self.endpoint {
+            Endpoint::Responses => Box::new(Responses {
+                forwarding: self,
+                usage: None,
+                n_bytes: 0,
+                is_done: false,
+            }),
+            _ => Box::new(Chunks {
+                forwarding: self,
+                usage: None,
+                n_bytes: 0,
+                is_finished: false,
+            }),
+        }
+    }
+}
+
+/// Tokens of so many bytes of text, where nobody counts them: four bytes each, rounded up.
+fn estimated(n_bytes: u64) -> Usage {
+    Usage {
+        output: n_bytes.div_ceil(4),
+        ..Usage::default()
+    }
+}
+
+/// Chat and completions chunks.
+struct Chunks {
+    forwarding: Forwarding,
+    usage: Option<Usage>,
+    n_bytes: u64,
+    is_finished: bool,
+}
+
+#[derive(Deserialize)]
+struct Chunk<'a> {
+    #[serde(default, borrow)]
+    choices: Vec<Choice<'a>>,
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    x_groq: Option<Groq<'a>>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Groq<'a> {
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(default, borrow)]
+    delta: Option<Words<'a>>,
+    #[serde(default, borrow)]
+    text: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    finish_reason: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Words<'a> {
+    #[serde(default, borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+impl Choice<'_> {
+    /// Bytes of what is said, roughly.
+    fn n_bytes(&self) -> usize {
+        let length = |value: Option<&RawValue>| match value.map_or("", RawValue::get) {
+            "" | "null" | "\"\"" | "[]" => 0,
+            text => text.len().saturating_sub(2).max(1),
+        };
+        let delta = self.delta.as_ref().map_or(0, |delta| {
+            length(delta.content)
+                + length(delta.reasoning_content.or(delta.reasoning))
+                + length(delta.refusal)
+                + length(delta.tool_calls)
+        });
+        delta + self.text.as_ref().map_or(0, |text| text.len())
+    }
+}
+
+fn read_usage(text: &RawValue, is_apart: bool) -> Option<Usage> {
+    let usage: Option<OpenAiUsage> = serde_json::from_str(text.get()).ok()?;
+    usage.map(|usage| usage.usage(is_apart))
+}
+
+impl Transform for Chunks {
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        let data = record.data.trim_ascii();
+        if data.is_empty() {
+            // A comment that keeps the connection alive does so on the other side too.
+            out.extend_from_slice(record.raw);
+            return Step::Quiet;
+        }
+        if data.starts_with(b"[DONE]") {
+            self.is_finished = true;
+            out.extend_from_slice(record.raw);
+            return Step::Done;
+        }
+        let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else {
+            return Step::Malformed;
+        };
+        if let Some(error) = &chunk.error {
+            return Step::Failed(Failure::of_value(error, self.forwarding.secret.as_deref()));
+        }
+        let n_bytes: usize = chunk.choices.iter().map(Choice::n_bytes).sum();
+        self.n_bytes += n_bytes as u64;
+        self.is_finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
+        let within = chunk.choices.iter().find_map(|choice| choice.usage);
+        let usage = chunk
+            .usage
+            .or(chunk.x_groq.and_then(|groq| groq.usage))
+            .or(within);
+        let usage = usage.and_then(|usage| read_usage(usage, self.forwarding.reasoning_apart));
+        self.usage = usage.or(self.usage);
+        // Only the chunk that exists for the usage: a prompt filter's results have no choices either.
+        let is_usage_alone = chunk.choices.is_empty() && usage.is_some();
+        if !(self.forwarding.hides_usage && is_usage_alone) {
+            out.extend_from_slice(record.raw);
+        }
+        if n_bytes > 0 || self.is_finished {
+            Step::Words
+        } else {
+            Step::Quiet
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        let _nothing_to_add = out;
+        self.is_finished
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
+        reply::stream_error(self.forwarding.endpoint, failure, out);
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+    }
+
+    fn is_counted(&self) -> bool {
+        self.usage.is_some()
+    }
+}
+
+/// Events of a response.
+struct Responses {
+    forwarding: Forwarding,
+    usage: Option<Usage>,
+    n_bytes: u64,
+    is_done: bool,
+}
+
+#[derive(Deserialize)]
+struct ResponseEvent<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    #[serde(default, borrow)]
+    delta: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    response: Option<ResponsePart<'a>>,
+}
+
+#[derive(Deserialize)]
+struct ResponsePart<'a> {
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(default)]
+    error: Option<Value>,
+}
+
+impl Transform for Responses {
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        let data = record.data.trim_ascii();
+        if data.is_empty() || data.starts_with(b"[DONE]") {
+            out.extend_from_slice(record.raw);
+            return Step::Quiet;
+        }
+        let Ok(event) = serde_json::from_slice::<ResponseEvent<'_>>(data) else {
+            return Step::Malformed;
+        };
+        let secret = self.forwarding.secret.as_deref();
+        if event.kind == "error" {
+            let value = serde_json::from_slice::<Value>(data).unwrap_or_default();
+            return Step::Failed(Failure::of_value(&value, secret));
+        }
+        if let Some(response) = &event.response {
+            let usage = response.usage.and_then(|usage| read_usage(usage, false));
+            self.usage = usage.or(self.usage);
+            if let (Some(error), "response.failed") = (&response.error, event.kind.as_ref()) {
+                return Step::Failed(Failure::of_value(error, secret));
+            }
+        }
+        out.extend_from_slice(record.raw);
+        if matches!(
+            event.kind.as_ref(),
+            "response.completed" | "response.incomplete" | "response.cancelled"
+        ) {
+            self.is_done = true;
+            return Step::Done;
+        }
+        let said = event.delta.map_or(0, |delta| delta.get().len().saturating_sub(2));
+        self.n_bytes += said as u64;
+        if said > 0 { Step::Words } else { Step::Quiet }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        let _nothing_to_add = out;
+        self.is_done
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
+        reply::stream_error(self.forwarding.endpoint, failure, out);
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+    }
+
+    fn is_counted(&self) -> bool {
+        self.usage.is_some()
+    }
+}
+
+/// A whole answer of OpenAI's API, as far as it matters here.
+#[derive(Deserialize)]
+struct WholeAnswer<'a> {
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(default)]
+    error: Option<Value>,
+    #[serde(default)]
+    base_resp: Option<BaseResponse>,
+}
+
+/// How MiniMax says that a 200 is none.
+#[derive(Deserialize)]
+struct BaseResponse {
+    #[serde(default)]
+    status_code: i64,
+    #[serde(default)]
+    status_msg: String,
+}
+
+/// Reads what a whole answer took, and whether it is an error in disguise.
+pub(crate) fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Usage, Failure> {
+    use crate::failure::Class;
+    let answer: WholeAnswer<'_> = serde_json::from_slice(body).map_err(|_| {
+        Failure::new(
+            Class::ServerFault,
+            502,
+            "the provider answered with something that is not JSON",
+        )
+    })?;
+    if let Some(error) = &answer.error {
+        return Err(Failure::of_value(error, secret));
+    }
+    if let Some(base) = answer.base_resp.filter(|base| base.status_code != 0) {
+        let class = if base.status_code == 1002 {
+            Class::RateLimited
+        } else {
+            Class::ServerFault
+        };
+        return Err(Failure::new(class, 502, base.status_msg));
+    }
+    Ok(answer
+        .usage
+        .and_then(|usage| read_usage(usage, is_apart))
+        .unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Class;
+    use crate::records::{Framing, Records};
+
+    fn run(endpoint: Endpoint, hides_usage: bool, text: &str) -> (String, Vec<Step>, Usage, bool) {
+        let forwarding = Forwarding {
+            endpoint,
+            hides_usage,
+            reasoning_apart: false,
+            secret: None,
+        };
+        let mut transform = forwarding.transform();
+        let mut records = Records::new(Framing::Events);
+        records.feed(text.as_bytes()).unwrap();
+        let (mut out, mut steps) = (Vec::new(), Vec::new());
+        while let Some(record) = records.next() {
+            steps.push(transform.record(&record, &mut out));
+        }
+        let is_whole = transform.end(&mut out);
+        (
+            String::from_utf8(out).unwrap(),
+            steps,
+            transform.usage(),
+            is_whole,
+        )
+    }
+
+    const CHAT: &str = "data: {\"id\":\"1\",\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}],\"usage\":null}\n\n\
+        data: {\"id\":\"1\",\"choices\":[{\"delta\":{\"content\":\"Hi \\u00e9\"}}]}\n\n\
+        data: {\"id\":\"1\",\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    const USAGE: &str = "data: {\"id\":\"1\",\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\"total_tokens\":5}}\n\n";
+
+    #[test]
+    fn chunks_go_through_as_they_came() {
+        let text = format!("{CHAT}{USAGE}data: [DONE]\n\n");
+        let (out, steps, usage, is_whole) = run(Endpoint::Chat, false, &text);
+        assert_eq!(out, text);
+        assert_eq!((usage.input, usage.output, is_whole), (3, 2, true));
+        assert!(matches!(steps[..3], [Step::Quiet, Step::Words, Step::Words]));
+        assert!(matches!(steps.last(), Some(Step::Done)));
+        let (out, ..) = run(Endpoint::Chat, true, &text);
+        assert_eq!(
+            out,
+            format!("{CHAT}data: [DONE]\n\n"),
+            "usage that nobody asked for stays here"
+        );
+    }
+
+    #[test]
+    fn a_cut_stream_is_no_whole_one_and_is_estimated() {
+        let (_, _, usage, is_whole) = run(Endpoint::Chat, true, &CHAT[..CHAT.rfind("data:").unwrap()]);
+        assert!(!is_whole);
+        assert_eq!(usage.output, 3, "`Hi \\u00e9` has 9 bytes");
+    }
+
+    #[test]
+    fn errors_and_nonsense_in_a_stream_are_seen() {
+        let (out, steps, ..) = run(
+            Endpoint::Chat,
+            true,
+            "data: {\"error\":{\"message\":\"no\",\"code\":429}}\n\ndata: {\"choices\":\n\n: wait\n\n",
+        );
+        assert!(matches!(&steps[0], Step::Failed(failure) if failure.class == Class::RateLimited));
+        assert!(matches!(steps[1..], [Step::Malformed, Step::Quiet]));
+        assert_eq!(out, ": wait\n\n");
+    }
+
+    #[test]
+    fn events_of_a_response_are_read() {
+        let text = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"usage\":null,\"error\":null}}\n\n\
+            event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n\
+            event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}}\n\n";
+        let (out, steps, usage, is_whole) = run(Endpoint::Responses, false, text);
+        assert_eq!(out, text);
+        assert!(matches!(steps[..], [Step::Quiet, Step::Words, Step::Done]));
+        assert_eq!((usage.input, usage.output, is_whole), (3, 1, true));
+    }
+
+    #[test]
+    fn whole_answers_tell_their_usage_and_their_failures() {
+        let usage = whole_usage(
+            b"{\"usage\":{\"prompt_tokens\":2,\"completion_tokens\":1},\"x\":[1]}",
+            false,
+            None,
+        )
+        .unwrap();
+        assert_eq!((usage.input, usage.output), (2, 1));
+        assert_eq!(
+            whole_usage(b"<html>", false, None).unwrap_err().class,
+            Class::ServerFault
+        );
+        let error = whole_usage(b"{\"error\":{\"code\":503,\"message\":\"m\"}}", false, None).unwrap_err();
+        assert_eq!(error.class, Class::Overloaded);
+        let error = whole_usage(
+            b"{\"base_resp\":{\"status_code\":1002,\"status_msg\":\"m\"}}",
+            false,
+            None,
+        )
+        .unwrap_err();
+        assert_eq!(error.class, Class::RateLimited);
+    }
+}

@@ -1,0 +1,124 @@
+//! Connections to providers, and requests as they go over them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::Error;
+use crate::failure::{Class, Failure};
+use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
+use crate::provider::Provider;
+
+/// Headers of a client that a provider may see. All others stay here: they name the client, or carry its key.
+pub(crate) const FORWARDED: [&str; 6] = [
+    "traceparent",
+    "tracestate",
+    "idempotency-key",
+    "anthropic-beta",
+    "anthropic-version",
+    "openai-beta",
+];
+
+/// A pool of connections.
+#[derive(Debug, Clone)]
+pub(crate) struct Upstream {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+}
+
+impl Upstream {
+    pub(crate) fn new(connect: Duration) -> Result<Self, Error> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(connect));
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(Error::Tls)?
+            .try_with_platform_verifier()
+            .map_err(Error::Tls)?
+            .with_no_client_auth();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_TIME)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self { client })
+    }
+
+    /// Sends a request. The body of the answer is still to come.
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        self.client.request(request).await.map_err(|error| {
+            // What exactly went wrong names hosts, which are the operator's business alone.
+            tracing::debug!(%error, source = ?std::error::Error::source(&error), "a provider cannot be reached");
+            let message = if error.is_connect() {
+                "the provider cannot be reached"
+            } else {
+                "the provider closed the connection before it answered"
+            };
+            Failure::new(Class::Network, 502, message)
+        })
+    }
+}
+
+/// A request to a provider.
+pub(crate) fn request(
+    provider: &Provider,
+    uri: Uri,
+    body: Vec<u8>,
+    forwarded: &[(HeaderName, HeaderValue)],
+) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(Bytes::from(body)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.reserve(4 + forwarded.len() + provider.headers.len());
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(
+        ACCEPT,
+        HeaderValue::from_static("application/json, text/event-stream"),
+    );
+    headers.insert(
+        USER_AGENT,
+        HeaderValue::from_static(concat!("carat/", env!("CARGO_PKG_VERSION"))),
+    );
+    // The configuration's headers win over the client's.
+    for (name, value) in forwarded.iter().chain(&provider.headers) {
+        headers.insert(name, value.clone());
+    }
+    request
+}
+
+/// A client's headers that go on to the provider.
+pub(crate) fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    FORWARDED
+        .iter()
+        .filter_map(|name| Some((HeaderName::from_static(name), headers.get(*name)?.clone())))
+        .collect()
+}
+
+/// The whole of a body, if it is not larger than `limit`.
+pub(crate) async fn collect(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+    let collected = Limited::new(body, limit).collect().await.map_err(|error| {
+        let message = if error.is::<http_body_util::LengthLimitError>() {
+            "the provider's answer is larger than this gateway takes"
+        } else {
+            "the provider's answer was cut off"
+        };
+        Failure::new(Class::Network, 502, message)
+    })?;
+    Ok(collected.to_bytes())
+}

@@ -1,0 +1,7 @@
+//! The gateway over real sockets, in front of providers that behave well and badly.
+
+#![expect(clippy::unwrap_used, reason = "what goes wrong in the rig is a failed test")]
+
+mod failing;
+mod forwarding;
+mod support;

@@ -1,0 +1,123 @@
+//! A gateway over mocks, and a client for it.
+
+pub(crate) mod mock;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use carat_gateway::{Config, Env, Gateway};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tokio::sync::oneshot;
+
+pub(crate) struct Rig {
+    pub(crate) mock: Arc<mock::Seen>,
+    pub(crate) gateway: Arc<Gateway>,
+    pub(crate) address: SocketAddr,
+    pub(crate) client: Client<HttpConnector, Full<Bytes>>,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) running: tokio::task::JoinHandle<()>,
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+    pub(crate) took: Duration,
+}
+
+impl Reply {
+    pub(crate) fn route(&self) -> &str {
+        self.headers["x-carat-route"].to_str().unwrap()
+    }
+}
+
+pub(crate) fn env() -> Env {
+    Arc::new(|name| (name == "MOCK_KEY").then(|| "sk-mock-secret".to_string()))
+}
+
+/// The configuration of a gateway over one mock, `m`, with more lines behind.
+pub(crate) fn config(mock: SocketAddr, more: &str) -> String {
+    format!(
+        "listen = \"127.0.0.1:0\"\n{}\n[providers.m]\nbase-url = \"http://{mock}/v1\"\nkey-env = \"MOCK_KEY\"\n{}",
+        more.split("---").next().unwrap(),
+        more.split("---").nth(1).unwrap_or_default()
+    )
+}
+
+/// Starts both. `more`: top-level settings, then `---`, then what follows in `[providers.m]` and other tables.
+pub(crate) async fn rig(more: &str) -> Rig {
+    let (mock_address, mock) = mock::start(0, true).await;
+    let config = Config::parse(&config(mock_address, more), &env()).unwrap();
+    let listener = carat_gateway::listen(config.listen).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = Arc::new(Gateway::new(config).unwrap());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, async {
+        let _dropped_is_stopped_too = stopped.await;
+    }));
+    Rig {
+        mock,
+        gateway,
+        address,
+        client: Client::builder(TokioExecutor::new()).build_http(),
+        stop: Some(stop),
+        running,
+    }
+}
+
+impl Rig {
+    pub(crate) async fn send(&self, path: &str, body: &str) -> http::Response<Incoming> {
+        let request = Request::post(format!("http://{}{path}", self.address))
+            .header("content-type", "application/json")
+            .header("authorization", "Bearer client-key")
+            .header("x-forwarded-for", "1.2.3.4")
+            .header("traceparent", "00-1-2-01")
+            .body(Full::from(body.to_string()))
+            .unwrap();
+        self.client.request(request).await.unwrap()
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
+        let started = Instant::now();
+        let response = self.send(path, body).await;
+        let (head, body) = response.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Reply {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+            took: started.elapsed(),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        let started = Instant::now();
+        let uri = format!("http://{}{path}", self.address).parse().unwrap();
+        let (head, body) = self.client.get(uri).await.unwrap().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        Reply {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+            took: started.elapsed(),
+        }
+    }
+
+    /// A chat request for a model.
+    pub(crate) async fn chat(&self, model: &str, is_stream: bool) -> Reply {
+        self.post("/v1/chat/completions", &chat(model, is_stream)).await
+    }
+}
+
+pub(crate) fn chat(model: &str, is_stream: bool) -> String {
+    format!(
+        "{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hi\"}}],\"stream\":{is_stream}}}"
+    )
+}
