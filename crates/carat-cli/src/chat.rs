@@ -174,7 +174,7 @@ fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<Option<S
 fn text_of(message: &Message) -> String {
     let texts = message.content.iter().map(|part| match part {
         Part::Text(text) => text.as_str(),
-        Part::Image => "",
+        Part::Image | Part::Audio | Part::Video => "",
     });
     texts.collect()
 }

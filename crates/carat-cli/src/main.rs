@@ -10,7 +10,6 @@ mod command;
 mod compute_args;
 mod failure;
 mod interrupt;
-mod media_input;
 mod media_tensors;
 mod memory;
 mod model_source;

@@ -5,18 +5,21 @@
 //!
 //! - [`fixture`]: the path of a file under `tests/fixtures`.
 //! - [`Golden`]: the tensors of a safetensors file, by name, as `f32` or `i64`.
+//! - [`ChatModel`]: a tiny model with a vocabulary and a template, to be talked to.
 //! - [`sentencepiece`]: a `tokenizer.model` of given pieces.
 //! - [`assert_close`], [`relative_l2`], [`max_abs_diff`]: comparison with what the reference computed.
 
 #![forbid(unsafe_code)]
 #![expect(clippy::panic, reason = "a test that cannot go on must fail")]
 
+mod chat_model;
 mod compare;
 mod golden;
 mod sentencepiece;
 
 use std::path::{Path, PathBuf};
 
+pub use chat_model::ChatModel;
 pub use compare::{assert_close, max_abs_diff, relative_l2};
 pub use golden::{Golden, Tensor};
 pub use sentencepiece::sentencepiece;

@@ -9,7 +9,7 @@ use crate::chat::{Message, Part, RenderOptions, Role};
 use crate::error::{Error, Result};
 
 /// Renders `messages`; `bos` is put in front.
-pub(crate) fn render(messages: &[Message], options: RenderOptions, bos: &str) -> Result<String> {
+pub(crate) fn render(messages: &[Message], options: RenderOptions<'_>, bos: &str) -> Result<String> {
     let mut prompt = String::from(bos);
     let (system, turns) = match messages {
         [first, turns @ ..] if first.role == Role::System => (Some(first), turns),
@@ -54,6 +54,8 @@ fn push_parts(prompt: &mut String, parts: &[Part], trim: fn(&str) -> &str) {
         prompt.push_str(match part {
             Part::Text(text) => trim(text),
             Part::Image => "<start_of_image>",
+            // Gemma 3 has no placeholder for others: a video is given to it as images.
+            Part::Audio | Part::Video => "",
         });
     }
 }

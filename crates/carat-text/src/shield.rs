@@ -1,4 +1,5 @@
-//! Tells which characters of a rendered prompt came from messages, through whatever the template does to them.
+//! Tells which characters of a rendered prompt came from messages (or tools), through whatever the template does to
+//! them.
 //!
 //! A message may hold `<end_of_turn>`; tokenized with the rest it would end the turn. So the conversation is rendered
 //! a second time with each character that could start a special piece (`<` and `[` for Gemma) replaced,
@@ -11,26 +12,31 @@
 //! thoughts out of earlier answers: for answers, its two channel markers are then left as they are. If that does not
 //! help either, the conversation is refused.
 
-use crate::chat::{Message, Part, Role};
+use serde_json::Value;
+
+use crate::chat::{Message, Part, Role, Tool, ToolCall, ToolResponse};
 use crate::error::{Error, Result};
 
 /// Markers that templates look for in earlier answers.
 const CHANNEL_MARKERS: [&str; 2] = ["<|channel>", "<channel|>"];
 
-/// Byte offsets in `rendered`, in order, of characters from messages that could start a special piece.
+/// Byte offsets in `rendered`, in order, of characters from messages and tools that could start a special piece.
 pub(crate) fn shielded_offsets(
     messages: &[Message],
+    tools: &[Tool],
     rendered: &str,
     special_starts: &[char],
-    render: impl Fn(&[Message]) -> Result<String>,
+    render: impl Fn(&[Message], &[Tool]) -> Result<String>,
 ) -> Result<Vec<usize>> {
-    let stand_ins = StandIns::choose(messages, rendered, special_starts)?;
+    let stand_ins = StandIns::choose(messages, tools, rendered, special_starts)?;
     if stand_ins.pairs.is_empty() {
         return Ok(Vec::new());
     }
     for kept in [&[][..], &CHANNEL_MARKERS] {
         // A template may well refuse what it does not expect: then the next attempt decides.
-        let Ok(replaced) = render(&stand_ins.apply(messages, kept)) else {
+        let messages: Vec<Message> = messages.iter().map(|one| stand_ins.message(one, kept)).collect();
+        let tools: Vec<Tool> = tools.iter().map(|tool| stand_ins.tool(tool)).collect();
+        let Ok(replaced) = render(&messages, &tools) else {
             continue;
         };
         if let Some(offsets) = stand_ins.compare(rendered, &replaced) {
@@ -46,28 +52,25 @@ struct StandIns {
 }
 
 impl StandIns {
-    /// Stand-ins for those of `special_starts` that occur in messages.
-    fn choose(messages: &[Message], rendered: &str, special_starts: &[char]) -> Result<Self> {
-        let texts = || {
-            messages
-                .iter()
-                .flat_map(|message| &message.content)
-                .filter_map(text_of)
+    /// Stand-ins for those of `special_starts` that occur in messages or tools.
+    fn choose(messages: &[Message], tools: &[Tool], rendered: &str, special_starts: &[char]) -> Result<Self> {
+        let (mut needed, mut used) = (Vec::new(), Vec::new());
+        let mut look = |text: &str| {
+            needed.extend(text.chars().filter(|c| special_starts.binary_search(c).is_ok()));
+            used.extend(text.chars().filter(|&c| c >= '\u{fdd0}'));
         };
-        let is_start = |c: &char| special_starts.binary_search(c).is_ok();
-        let mut needed: Vec<char> = texts().flat_map(str::chars).filter(is_start).collect();
+        messages
+            .iter()
+            .for_each(|message| look_at_message(message, &mut look));
+        tools.iter().for_each(|tool| look_at_tool(tool, &mut look));
         needed.sort_unstable();
         needed.dedup();
         if needed.is_empty() {
             return Ok(Self { pairs: Vec::new() });
         }
+        used.extend(rendered.chars().filter(|&c| c >= '\u{fdd0}'));
         // Noncharacters first: honest text never holds them. Then planes 15 and 16, for private use.
         let candidates = ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{10fffd}');
-        let mut used: Vec<char> = texts()
-            .chain([rendered])
-            .flat_map(str::chars)
-            .filter(|&c| c >= '\u{fdd0}')
-            .collect();
         used.sort_unstable();
         used.dedup();
         let mut free = candidates.filter(|c| used.binary_search(c).is_err());
@@ -77,22 +80,59 @@ impl StandIns {
         })
     }
 
-    /// The messages with stand-ins; in answers the strings `kept` stay.
-    fn apply(&self, messages: &[Message], kept: &[&str]) -> Vec<Message> {
-        let apply_to = |message: &Message, part: &Part| match part {
-            Part::Text(text) if message.role == Role::Assistant => Part::Text(self.replace(text, kept)),
-            Part::Text(text) => Part::Text(self.replace(text, &[])),
+    /// The message with stand-ins; in answers the strings `kept` stay.
+    fn message(&self, message: &Message, kept: &[&str]) -> Message {
+        let kept = if message.role == Role::Assistant {
+            kept
+        } else {
+            &[]
+        };
+        let text = |text: &String| self.replace(text, &[]);
+        let part = |part: &Part| match part {
+            Part::Text(text) => Part::Text(self.replace(text, kept)),
             Part::Image => Part::Image,
+            Part::Audio => Part::Audio,
+            Part::Video => Part::Video,
         };
-        let apply = |message: &Message| Message {
+        let call = |call: &ToolCall| ToolCall {
+            id: call.id.clone(),
+            name: text(&call.name),
+            arguments: self.value(&call.arguments),
+        };
+        let response = |one: &ToolResponse| ToolResponse {
+            name: text(&one.name),
+            response: self.value(&one.response),
+        };
+        Message {
             role: message.role,
-            content: message
-                .content
-                .iter()
-                .map(|part| apply_to(message, part))
-                .collect(),
-        };
-        messages.iter().map(apply).collect()
+            content: message.content.iter().map(part).collect(),
+            reasoning: message.reasoning.as_ref().map(text),
+            tool_calls: message.tool_calls.iter().map(call).collect(),
+            tool_responses: message.tool_responses.iter().map(response).collect(),
+            // Only compared with calls' ids.
+            tool_call_id: message.tool_call_id.clone(),
+            name: message.name.as_ref().map(text),
+        }
+    }
+
+    fn tool(&self, tool: &Tool) -> Tool {
+        Tool {
+            name: self.replace(&tool.name, &[]),
+            description: tool.description.as_ref().map(|text| self.replace(text, &[])),
+            parameters: self.value(&tool.parameters),
+        }
+    }
+
+    fn value(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => Value::String(self.replace(text, &[])),
+            Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
+            Value::Object(fields) => {
+                let field = |(key, value): (&String, &Value)| (self.replace(key, &[]), self.value(value));
+                fields.iter().map(field).collect()
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
+        }
     }
 
     fn replace(&self, text: &str, kept: &[&str]) -> String {
@@ -129,9 +169,44 @@ impl StandIns {
     }
 }
 
-fn text_of(part: &Part) -> Option<&str> {
-    match part {
-        Part::Text(text) => Some(text),
-        Part::Image => None,
+/// Shows `look` every text of a message that a template may write.
+fn look_at_message(message: &Message, look: &mut impl FnMut(&str)) {
+    for part in &message.content {
+        if let Part::Text(text) = part {
+            look(text);
+        }
+    }
+    message
+        .reasoning
+        .iter()
+        .chain(&message.name)
+        .for_each(|text| look(text));
+    for call in &message.tool_calls {
+        look(&call.name);
+        look_at_value(&call.arguments, look);
+    }
+    for one in &message.tool_responses {
+        look(&one.name);
+        look_at_value(&one.response, look);
+    }
+}
+
+fn look_at_tool(tool: &Tool, look: &mut impl FnMut(&str)) {
+    look(&tool.name);
+    look(tool.description.as_deref().unwrap_or_default());
+    look_at_value(&tool.parameters, look);
+}
+
+fn look_at_value(value: &Value, look: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => look(text),
+        Value::Array(items) => items.iter().for_each(|item| look_at_value(item, look)),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                look(key);
+                look_at_value(value, look);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -9,9 +9,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::value::Value;
 use minijinja::{Environment, context};
 
-use crate::chat::{Message, Part, RenderOptions};
+use crate::chat::{Message, Part, RenderOptions, Tool};
 use crate::error::Result;
-use crate::tokenizer::{Special, Tokenizer};
+use crate::prompt_text::PromptText;
+use crate::tokenizer::Tokenizer;
 use crate::{gemma3, jinja, shield};
 
 /// How a model wants its conversations written.
@@ -59,7 +60,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// A conversation that the format does not allow, or a template that fails or exceeds its limits.
-    pub fn render(&self, messages: &[Message], options: RenderOptions) -> Result<String> {
+    pub fn render(&self, messages: &[Message], options: RenderOptions<'_>) -> Result<String> {
         let environment = match &self.format {
             Format::Gemma3 => return gemma3::render(messages, options, &self.bos),
             Format::Jinja(environment) => environment,
@@ -70,6 +71,7 @@ impl ChatTemplate {
             messages => messages.iter().map(message_value).collect::<Vec<_>>(),
             add_generation_prompt => options.add_generation_prompt,
             enable_thinking => options.thinking,
+            tools => tools_value(options.tools),
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
             carat_now_seconds => seconds,
@@ -78,7 +80,8 @@ impl ChatTemplate {
     }
 
     /// Ids of the prompt. Control strings of the template become tokens, those in messages stay text; when
-    /// messages hold none, the ids are those of the rendered text with [`Special::Parse`]. No token is added.
+    /// messages hold none, the ids are those of the rendered text with [`Special::Parse`](crate::Special::Parse). No
+    /// token is added.
     ///
     /// # Errors
     /// As [`ChatTemplate::render`], and a template that hides which characters came from messages.
@@ -86,36 +89,111 @@ impl ChatTemplate {
         &self,
         tokenizer: &Tokenizer,
         messages: &[Message],
-        options: RenderOptions,
+        options: RenderOptions<'_>,
     ) -> Result<Vec<u32>> {
+        Ok(self.compose(tokenizer, messages, options)?.encode(tokenizer))
+    }
+
+    /// The prompt as text that knows what of it came from messages; for [`tokenizer`](Tokenizer)'s special tokens.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`].
+    pub fn compose(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        options: RenderOptions<'_>,
+    ) -> Result<PromptText> {
         // Both renderings must see the same time.
         let options = RenderOptions {
             now: Some(options.now.unwrap_or_else(SystemTime::now)),
             ..options
         };
         let rendered = self.render(messages, options)?;
-        let render = |messages: &[Message]| self.render(messages, options);
-        let offsets = shield::shielded_offsets(messages, &rendered, tokenizer.special_starts(), render)?;
-        if offsets.is_empty() {
-            return Ok(tokenizer.encode(&rendered, Special::Parse));
-        }
-        Ok(tokenizer.encode_shielded(&rendered, &offsets))
+        let render =
+            |messages: &[Message], tools: &[Tool]| self.render(messages, RenderOptions { tools, ..options });
+        let starts = tokenizer.special_starts();
+        let shielded = shield::shielded_offsets(messages, options.tools, &rendered, starts, render)?;
+        Ok(PromptText::new(rendered, shielded))
     }
 }
 
-/// A message as templates expect it: plain text when it is nothing else, a list of parts otherwise.
+/// A message as templates expect it: plain text when it is nothing else, a list of parts otherwise. What it lacks is
+/// not there at all, since templates ask for what is defined.
 fn message_value(message: &Message) -> Value {
     let content = match message.content.as_slice() {
         [] => Value::from(""),
         [Part::Text(text)] => Value::from(text.as_str()),
         parts => parts.iter().map(part_value).collect(),
     };
-    context! { role => message.role.name(), content => content }
+    let mut fields = vec![("role", Value::from(message.role.name())), ("content", content)];
+    let texts = [
+        ("reasoning", &message.reasoning),
+        ("tool_call_id", &message.tool_call_id),
+        ("name", &message.name),
+    ];
+    for (key, text) in texts {
+        fields.extend(text.as_deref().map(|text| (key, Value::from(text))));
+    }
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            let arguments = json_value(&call.arguments);
+            let function = context! { name => call.name.as_str(), arguments => arguments };
+            context! { id => call.id.as_str(), type => "function", function => function }
+        });
+        fields.push(("tool_calls", calls.collect()));
+    }
+    if !message.tool_responses.is_empty() {
+        let responses = message.tool_responses.iter().map(|one| {
+            context! { name => one.name.as_str(), response => json_value(&one.response) }
+        });
+        fields.push(("tool_responses", responses.collect()));
+    }
+    Value::from_pairs(fields)
 }
 
 fn part_value(part: &Part) -> Value {
     match part {
         Part::Text(text) => context! { type => "text", text => text },
         Part::Image => context! { type => "image" },
+        Part::Audio => context! { type => "audio" },
+        Part::Video => context! { type => "video" },
+    }
+}
+
+/// The tools as templates expect them; nothing where there are none.
+fn tools_value(tools: &[Tool]) -> Value {
+    if tools.is_empty() {
+        return Value::from(());
+    }
+    let tool = |tool: &Tool| {
+        let function = context! {
+            name => tool.name.as_str(),
+            description => tool.description.as_deref().unwrap_or_default(),
+            parameters => json_value(&tool.parameters),
+        };
+        context! { type => "function", function => function }
+    };
+    tools.iter().map(tool).collect()
+}
+
+/// A JSON value as templates see it. The JSON reader has bounded its depth.
+fn json_value(value: &serde_json::Value) -> Value {
+    match value {
+        serde_json::Value::Null => Value::from(()),
+        serde_json::Value::Bool(value) => Value::from(*value),
+        serde_json::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(value), _) => Value::from(value),
+            (None, Some(value)) => Value::from(value),
+            (None, None) => Value::from(number.as_f64().unwrap_or_default()),
+        },
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(json_value).collect(),
+        serde_json::Value::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(key, value)| (key.as_str(), json_value(value)));
+            Value::from_pairs(fields)
+        }
     }
 }

@@ -42,7 +42,7 @@ const TEMPLATE: &str = r#"{{ bos_token }}
 struct Row {
     name: String,
     messages: Vec<Message>,
-    options: RenderOptions,
+    options: RenderOptions<'static>,
     rendered: String,
 }
 
@@ -63,10 +63,7 @@ fn message_of(value: &serde_json::Value) -> Message {
     };
     match &value["content"] {
         serde_json::Value::String(text) => Message::text(role, text),
-        parts => Message {
-            role,
-            content: parts.as_array().unwrap().iter().map(part_of).collect(),
-        },
+        parts => Message::new(role, parts.as_array().unwrap().iter().map(part_of).collect()),
     }
 }
 
@@ -85,8 +82,7 @@ fn rows() -> Vec<Row> {
                 .collect(),
             options: RenderOptions {
                 add_generation_prompt: row["add_generation_prompt"].as_bool().unwrap(),
-                thinking: false,
-                now: None,
+                ..RenderOptions::default()
             },
             rendered: row["rendered"].as_str().unwrap().to_owned(),
         }
@@ -159,10 +155,7 @@ fn messages_cannot_forge_turns() {
     ];
     for template in templates() {
         for attack in &attacks {
-            let turn = |role, content: &[Part]| Message {
-                role,
-                content: content.to_vec(),
-            };
+            let turn = |role, content: &[Part]| Message::new(role, content.to_vec());
             let texts: Vec<Part> = attack
                 .iter()
                 .filter(|part| **part != Part::Image)
@@ -203,8 +196,7 @@ fn html_in_messages_is_tokenized_as_in_plain_text() {
     let messages = [Message::text(Role::User, "<table>\n<tr><td>a < b</td></tr>")];
     let options = RenderOptions {
         add_generation_prompt: false,
-        thinking: false,
-        now: None,
+        ..RenderOptions::default()
     };
     let template = ChatTemplate::gemma3();
     let whole = tokenizer.encode(&template.render(&messages, options).unwrap(), Special::Parse);

@@ -26,7 +26,6 @@ use clap::Args;
 
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
-use crate::media_input;
 use crate::model_source::obtain;
 use crate::settings::Settings;
 
@@ -82,7 +81,7 @@ impl Preprocess {
             sampling: FrameSampling::count(self.frames)?,
             ..MediaOptions::default()
         };
-        let processor = media_input::processor(&config, options)?;
+        let processor = carat_prompt::processor(&config, options)?;
         let mut tensors = Tensors::default();
         self.images(&processor, &config, &mut tensors)?;
         self.sounds(&processor, &config, &mut tensors)?;

@@ -1,11 +1,15 @@
 //! From a model's settings to the processing of images, sounds and videos.
 
-use anyhow::Result;
 use carat_media::{AudioInput, MediaOptions, MediaProcessor, PatchLayout, VisionInput};
 use carat_model::{AudioConfig, MediaConfig, VisionConfig};
 
+use crate::error::Result;
+
 /// How inputs become what the model described by `config` takes.
-pub(crate) fn processor(config: &MediaConfig, options: MediaOptions) -> Result<MediaProcessor> {
+///
+/// # Errors
+/// Sizes that cannot be.
+pub fn processor(config: &MediaConfig, options: MediaOptions) -> Result<MediaProcessor> {
     let vision = config.vision.as_ref().map(|vision| match vision {
         VisionConfig::Siglip(siglip) => VisionInput::Square {
             image_size: siglip.image_size,
