@@ -172,7 +172,7 @@ fn jobs_of_a_scheduler_see_and_hear() {
         cache_bytes: 64 << 20,
     };
     let other = talk.tokenizer.encode(&talk.chat.text, Special::AsText);
-    let engine = Engine::start(talk.model, Arc::new(talk.tokenizer), limits, None).unwrap();
+    let engine = Engine::start(talk.model, Arc::new(talk.tokenizer), limits).unwrap();
     let (sender, receiver) = mpsc::channel();
     let submit = |request: Request, which: usize| {
         let sender = sender.clone();
