@@ -186,6 +186,7 @@ fn jobs_of_a_scheduler_see_and_hear() {
                         .send((which, text.clone(), finished.usage.n_reused))
                         .unwrap();
                 }
+                Update::Embedded(_) => unreachable!("nobody asked for one"),
                 Update::Failed(error) => sender.send((which, error.to_string(), 0)).unwrap(),
             }
             ControlFlow::Continue(())
