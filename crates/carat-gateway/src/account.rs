@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::access::Bill;
 use crate::failure::Failure;
 use crate::health::Permit;
 use crate::usage::Usage;
@@ -22,19 +23,24 @@ pub(crate) struct Account {
     permit: Permit,
     prompt_bytes: usize,
     began: Option<Instant>,
+    target: String,
+    bill: Option<Bill>,
 }
 
 impl Account {
-    pub(crate) fn new(permit: Permit, prompt_bytes: usize) -> Self {
+    pub(crate) fn new(permit: Permit, target: &str, prompt_bytes: usize) -> Self {
         Self {
             permit,
             prompt_bytes,
             began: None,
+            target: target.to_string(),
+            bill: None,
         }
     }
 
-    /// The target has begun to answer.
-    pub(crate) fn began(&mut self) {
+    /// The target has begun to answer, and who asked will pay for it.
+    pub(crate) fn began(&mut self, bill: Option<Bill>) {
+        self.bill = bill;
         self.permit.began(self.prompt_bytes);
         self.began = Some(Instant::now());
     }
@@ -54,7 +60,10 @@ impl Account {
     }
 
     /// The answer has ended. `is_counted`: the usage is the provider's, not an estimate.
-    pub(crate) fn settle(self, outcome: &Outcome, usage: Usage, is_counted: bool) {
+    pub(crate) fn settle(self, outcome: &Outcome, mut usage: Usage, is_counted: bool) {
+        if !is_counted && usage.input == 0 {
+            usage.input = self.prompt_bytes.div_ceil(4) as u64;
+        }
         match outcome {
             Outcome::Complete => {}
             Outcome::Cut(failure) => {
@@ -75,5 +84,22 @@ impl Account {
         }
         let spoken = self.began.map(|began| began.elapsed()).filter(|_| is_counted);
         self.permit.took(&usage, spoken);
+        if let Some(Bill { entry, price }) = self.bill {
+            if price.is_none() {
+                self.permit
+                    .health()
+                    .counts
+                    .without_price
+                    .fetch_add(1, Ordering::Relaxed);
+            }
+            entry.end(
+                self.target,
+                price.as_deref(),
+                outcome,
+                &usage,
+                is_counted,
+                self.began,
+            );
+        }
     }
 }

@@ -15,6 +15,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
+use crate::access::{Bill, Entry};
 use crate::account::{Account, Outcome};
 use crate::config::{Config, Timeouts};
 use crate::endpoint::Endpoint;
@@ -69,6 +70,18 @@ pub(crate) struct Trail {
     pub(crate) failed: Vec<(String, Class)>,
 }
 
+impl Trail {
+    /// Who failed and how, such as `a/x:slow,b/y:network`.
+    pub(crate) fn text(&self) -> String {
+        let failed: Vec<_> = self
+            .failed
+            .iter()
+            .map(|(name, class)| format!("{name}:{}", class.name()))
+            .collect();
+        failed.join(",")
+    }
+}
+
 /// How many retries may be made: every request earns a fifth of one.
 #[derive(Debug)]
 pub(crate) struct RetryBudget {
@@ -111,7 +124,12 @@ pub(crate) struct Means<'a> {
 }
 
 /// Asks until somebody answers.
-pub(crate) async fn answer(means: &Means<'_>, route: &Route, call: &Call<'_>) -> Result<Won, Box<Lost>> {
+pub(crate) async fn answer(
+    means: &Means<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    mut entry: Option<Entry>,
+) -> Result<Won, Box<Lost>> {
     means.retries.earn();
     let asked = Asked {
         prompt_bytes: call.body_bytes,
@@ -124,13 +142,16 @@ pub(crate) async fn answer(means: &Means<'_>, route: &Route, call: &Call<'_>) ->
         let (i, permit) = match queue.next(means, route, call, last.as_ref()).await {
             Ok(next) => next,
             Err(failure) => {
-                let failure = last.unwrap_or(failure);
-                return Err(Box::new(Lost { trail, failure }));
+                last.get_or_insert(failure);
+                break;
             }
         };
         trail.n_attempts += 1;
         let candidate = &route.candidates[i];
-        match attempt(means, candidate, permit, call).await {
+        if let Some(entry) = &mut entry {
+            entry.tried(trail.text());
+        }
+        match attempt(means, candidate, permit, call, &mut entry).await {
             Ok(mut won) => {
                 won.trail = trail;
                 return Ok(won);
@@ -150,6 +171,9 @@ pub(crate) async fn answer(means: &Means<'_>, route: &Route, call: &Call<'_>) ->
                 }
             }
         }
+    }
+    if let Some(entry) = entry {
+        entry.fail();
     }
     let failure = last.unwrap_or_else(nobody);
     Err(Box::new(Lost { trail, failure }))
@@ -279,6 +303,7 @@ async fn attempt(
     candidate: &Candidate,
     permit: Permit,
     call: &Call<'_>,
+    entry: &mut Option<Entry>,
 ) -> Result<Won, Failure> {
     let Prepared {
         request,
@@ -292,11 +317,14 @@ async fn attempt(
         call.deadline
     };
     let mut reading = Reading {
+        means,
+        candidate,
+        entry,
         call,
         timeouts,
         until,
         body_limit: means.config.body_bytes,
-        account: Some(Account::new(permit, call.body_bytes)),
+        account: Some(Account::new(permit, &candidate.name, call.body_bytes)),
     };
     let read = async {
         let sent = tokio::time::timeout_at(until, means.upstream.send(request)).await;
@@ -327,6 +355,10 @@ fn too_slow() -> Failure {
 
 /// Reading what a target answers.
 struct Reading<'a> {
+    means: &'a Means<'a>,
+    candidate: &'a Candidate,
+    /// Taken by whoever answers.
+    entry: &'a mut Option<Entry>,
     call: &'a Call<'a>,
     timeouts: &'a Timeouts,
     /// When the first words, or the whole answer, must be there.
@@ -368,6 +400,11 @@ impl Reading<'_> {
         Ok((id, answer))
     }
 
+    fn bill(&mut self) -> Option<Bill> {
+        let entry = self.entry.take()?;
+        Some(Bill::new(entry, &self.means.config.prices, self.candidate))
+    }
+
     async fn stream(&mut self, body: Incoming, forwarding: Forwarding) -> Result<Answer, Failure> {
         let transform = forwarding.transform();
         let mut relay = Relay::new(
@@ -384,7 +421,7 @@ impl Reading<'_> {
         let Some(mut account) = self.account.take() else {
             return Err(nobody());
         };
-        account.began();
+        account.began(self.bill());
         Ok(Answer::Stream(Box::new(relay.commit(account))))
     }
 
@@ -397,7 +434,7 @@ impl Reading<'_> {
             return Err(Failure::new(Class::ServerFault, 502, message));
         }
         if let Some(mut account) = self.account.take() {
-            account.began();
+            account.began(self.bill());
             account.settle(&Outcome::Complete, usage, true);
         }
         Ok(Answer::Whole { bytes })

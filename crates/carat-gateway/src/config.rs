@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::limits::CONFIG_BYTES;
+use crate::prices::Prices;
 use crate::provider::{self, Provider, ProviderText};
 use crate::route::{Candidate, Policy, Route};
 
@@ -35,6 +36,23 @@ pub struct Config {
     pub(crate) direct: bool,
     pub(crate) providers: HashMap<String, Arc<Provider>>,
     pub(crate) routes: HashMap<String, Arc<Route>>,
+    /// Where keys, budgets and requests are kept, if they are.
+    pub(crate) ledger: Option<PathBuf>,
+    pub(crate) unknown_price: UnknownPrice,
+    /// Tokens of an answer whose length the request leaves open.
+    pub(crate) expected_output: u64,
+    pub(crate) prices: Prices,
+}
+
+/// What becomes of a request for a model without a price, where there is a budget.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum UnknownPrice {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It costs nothing that is known, and is counted.
+    Allow,
 }
 
 /// How long each part of a call may take.
@@ -60,7 +78,28 @@ struct File {
     timeouts: TimeoutsText,
     providers: BTreeMap<String, ProviderText>,
     routes: BTreeMap<String, RouteText>,
+    ledger: LedgerText,
+    prices: BTreeMap<String, PriceText>,
 }
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct LedgerText {
+    path: Option<PathBuf>,
+    unknown_price: UnknownPrice,
+    expected_output: Option<u64>,
+}
+
+/// Dollars for a million tokens.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct PriceText {
+    input: f64,
+    output: f64,
+}
+
+/// Tokens of an answer whose length nobody states, as long as no budget is harmed by too little.
+const EXPECTED_OUTPUT: u64 = 4096;
 
 impl Default for File {
     fn default() -> Self {
@@ -73,6 +112,8 @@ impl Default for File {
             timeouts: TimeoutsText::default(),
             providers: BTreeMap::new(),
             routes: BTreeMap::new(),
+            ledger: LedgerText::default(),
+            prices: BTreeMap::new(),
         }
     }
 }
@@ -161,7 +202,21 @@ impl Config {
         if !(1..=4096).contains(&file.max_body_mb) {
             return Err(Error::config("max-body-mb", "must be between 1 and 4096"));
         }
+        if file.ledger.path.is_none() && !file.listen.ip().is_loopback() {
+            let message = "beyond this machine clients need keys; add [ledger] with a path";
+            return Err(Error::config("listen", message));
+        }
+        let mut own = HashMap::new();
+        for (name, text) in file.prices {
+            let price = carat_ledger::Price::of(text.input, text.output);
+            let price = price.map_err(|error| Error::config(format!("prices.{name}"), error.to_string()))?;
+            own.insert(name, Arc::new(price));
+        }
         Ok(Self {
+            ledger: file.ledger.path,
+            unknown_price: file.ledger.unknown_price,
+            expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
+            prices: Prices::new(own)?,
             listen: file.listen,
             drain: Duration::from_secs(file.drain_s),
             body_bytes: file.max_body_mb * 1_000_000,
@@ -171,6 +226,11 @@ impl Config {
             providers,
             routes,
         })
+    }
+
+    /// The ledger's database, if one is kept.
+    pub fn ledger(&self) -> Option<&Path> {
+        self.ledger.as_deref()
     }
 
     /// The target that `provider/model` names.

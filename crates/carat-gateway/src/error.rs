@@ -42,6 +42,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The ledger cannot be used.
+    #[error("the ledger cannot be used")]
+    Ledger(#[source] carat_ledger::Error),
     /// Certificates of this machine cannot be used.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),

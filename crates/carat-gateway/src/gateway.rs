@@ -4,8 +4,10 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use carat_ledger::Ledger;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -13,6 +15,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::access::{self, Gate};
 use crate::attempt::{self, Answer, Call, Lost, Means, RetryBudget, Trail, Won};
 use crate::config::Config;
 use crate::endpoint::{Dialect, Endpoint};
@@ -30,6 +33,7 @@ pub struct Gateway {
     upstream: Upstream,
     book: HealthBook,
     retries: RetryBudget,
+    ledger: Option<Ledger>,
     ids: Ids,
     pub(crate) counts: Counts,
     pub(crate) is_stopping: AtomicBool,
@@ -53,13 +57,15 @@ struct Ids {
 }
 
 impl Ids {
-    fn id(&self) -> String {
+    /// Milliseconds first, so that a database finds neighbours in time beside each other.
+    fn id(&self) -> [u8; 16] {
         let n = self.next.fetch_add(1, Ordering::Relaxed);
-        format!(
-            "req-{:016x}{:016x}",
-            self.hasher.hash_one(n),
-            self.hasher.hash_one((n, 1))
-        )
+        let ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_millis();
+        let [high, low] = [self.hasher.hash_one(n), self.hasher.hash_one((n, 1))].map(u128::from);
+        (ms << 80 | high << 16 | low & 0xffff).to_be_bytes()
     }
 }
 
@@ -67,13 +73,23 @@ impl Gateway {
     /// A gateway over a configuration.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// When TLS cannot be set up, or the ledger cannot be used.
     pub fn new(config: Config) -> Result<Self, Error> {
+        let ledger = config
+            .ledger
+            .as_deref()
+            .map(Ledger::open)
+            .transpose()
+            .map_err(Error::Ledger)?;
+        if let Some(n) = ledger.as_ref().map(Ledger::n_lost).filter(|n| *n > 0) {
+            tracing::warn!(n, "requests of an earlier run were open; they are marked as lost");
+        }
         Ok(Self {
             upstream: Upstream::new(config.timeouts.connect)?,
             config: RwLock::new(Arc::new(config)),
             book: HealthBook::default(),
             retries: RetryBudget::default(),
+            ledger,
             ids: Ids::default(),
             counts: Counts::default(),
             is_stopping: AtomicBool::new(false),
@@ -102,19 +118,21 @@ impl Gateway {
     ) -> Result<Response<Body>, Infallible> {
         self.counts.in_flight.fetch_add(1, Ordering::Relaxed);
         let _leaves = Leaving(&self.counts.in_flight);
-        let mut response = self.dispatch(request).await;
-        let id = HeaderValue::try_from(self.ids.id()).unwrap_or_else(|_| HeaderValue::from_static("-"));
+        let id = self.ids.id();
+        let mut response = self.dispatch(id, request).await;
+        let id = HeaderValue::try_from(format!("req-{:032x}", u128::from_be_bytes(id)));
+        let id = id.unwrap_or_else(|_| HeaderValue::from_static("-"));
         response.headers_mut().insert("x-request-id", id);
         let hundreds = usize::from(response.status().as_u16() / 100).min(5);
         self.counts.by_status[hundreds].fetch_add(1, Ordering::Relaxed);
         Ok(response)
     }
 
-    async fn dispatch(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn dispatch(&self, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if request.method() == Method::POST {
             return match Endpoint::of(path) {
-                Some(endpoint) => self.post(endpoint, request).await,
+                Some(endpoint) => self.post(endpoint, id, request).await,
                 None => not_found(path),
             };
         }
@@ -122,7 +140,17 @@ impl Gateway {
             let failure = Failure::new(Class::BadRequest, 405, "this path is asked by GET or POST");
             return reply::refusal(Dialect::OpenAi, &failure);
         }
-        match path.strip_prefix("/v1").unwrap_or(path) {
+        let path = path.strip_prefix("/v1").unwrap_or(path);
+        let is_open = path.starts_with("/health");
+        if !is_open
+            && self
+                .ledger
+                .as_ref()
+                .is_some_and(|ledger| !access::is_known(ledger, request.headers()))
+        {
+            return reply::refusal(Dialect::OpenAi, &access::no_key());
+        }
+        match path {
             "/health" | "/health/live" => reply::json(StatusCode::OK, &json!({"status": "ok"})),
             "/health/ready" => self.ready(),
             "/metrics" => metrics::response(self),
@@ -162,9 +190,9 @@ impl Gateway {
         }
     }
 
-    async fn post(&self, endpoint: Endpoint, request: Request<Incoming>) -> Response<Body> {
+    async fn post(&self, endpoint: Endpoint, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
         let config = self.config();
-        match self.answer(&config, endpoint, request).await {
+        match self.answer(&config, endpoint, id, request).await {
             Ok(response) => response,
             Err(failure) => reply::refusal(endpoint.dialect(), &failure),
         }
@@ -174,6 +202,7 @@ impl Gateway {
         &self,
         config: &Config,
         endpoint: Endpoint,
+        id: [u8; 16],
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Failure> {
         let deadline = Instant::now() + config.timeouts.total;
@@ -205,6 +234,17 @@ impl Gateway {
             deadline: deadline.min(own_deadline(&head.headers)),
             fields: &fields,
         };
+        let entry = match &self.ledger {
+            Some(ledger) => {
+                let gate = Gate {
+                    ledger,
+                    config,
+                    route: &route,
+                };
+                Some(gate.admit(&head.headers, id, &name, &call).await?)
+            }
+            None => None,
+        };
         let means = Means {
             upstream: &self.upstream,
             book: &self.book,
@@ -212,7 +252,7 @@ impl Gateway {
             config,
         };
         // On the heap, since it is large and most of a connection's life is spent without it.
-        match Box::pin(attempt::answer(&means, &route, &call)).await {
+        match Box::pin(attempt::answer(&means, &route, &call, entry)).await {
             Ok(won) => Ok(answered(won, &route)),
             Err(lost) => Ok(refused(endpoint, *lost, &route)),
         }
@@ -346,13 +386,8 @@ fn explained(target: Option<&str>, trail: &Trail, route: &Route) -> String {
         trail.n_attempts
     );
     if !trail.failed.is_empty() {
-        let failed: Vec<_> = trail
-            .failed
-            .iter()
-            .map(|(name, class)| format!("{name}:{}", class.name()))
-            .collect();
         text.push_str("; failed=");
-        text.push_str(&failed.join(","));
+        text.push_str(&trail.text());
     }
     text
 }

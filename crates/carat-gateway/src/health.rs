@@ -100,6 +100,8 @@ pub(crate) struct Counts {
     pub(crate) failures: [AtomicU64; Class::ALL.len()],
     pub(crate) cut_by_clients: AtomicU64,
     pub(crate) malformed: AtomicU64,
+    /// Answers that cost nobody knows what.
+    pub(crate) without_price: AtomicU64,
     pub(crate) input_tokens: AtomicU64,
     pub(crate) output_tokens: AtomicU64,
     /// Times to the first token, one more than [`BOUNDS_MS`].

@@ -6,6 +6,7 @@
 //! ([`relay`]), and what is learned about a provider decides who is asked next ([`health`]). Nothing here runs a model:
 //! a local one is a provider like any other.
 
+mod access;
 mod account;
 mod attempt;
 mod config;
@@ -18,6 +19,7 @@ mod health;
 mod limits;
 mod metrics;
 mod prepare;
+mod prices;
 mod provider;
 mod records;
 mod relay;

@@ -80,7 +80,7 @@ fn text(gateway: &Gateway) -> String {
 type Value = fn(&Health) -> u64;
 
 /// One number for each target.
-const TARGETS: [(&str, &str, &str, Value); 7] = [
+const TARGETS: [(&str, &str, &str, Value); 8] = [
     (
         "carat_target_answers_total",
         "counter",
@@ -98,6 +98,12 @@ const TARGETS: [(&str, &str, &str, Value); 7] = [
         "counter",
         "Events of streams that made no sense",
         |health| read(&health.counts.malformed),
+    ),
+    (
+        "carat_target_price_unknown_total",
+        "counter",
+        "Answers for which no price is known",
+        |health| read(&health.counts.without_price),
     ),
     (
         "carat_target_input_tokens_total",

@@ -110,6 +110,7 @@ pub(crate) struct Provider {
     pub(crate) max_temperature: Option<f64>,
     pub(crate) reasoning_apart: bool,
     pub(crate) has_responses: bool,
+    pub(crate) prices: String,
     pub(crate) is_local: bool,
     pub(crate) max_in_flight: usize,
 }
@@ -218,6 +219,7 @@ pub(crate) fn provider(
         max_temperature: text.max_temperature,
         reasoning_apart: text.reasoning_apart.unwrap_or(false),
         has_responses: text.responses.unwrap_or(false),
+        prices: text.prices.unwrap_or(like),
         is_local,
         max_in_flight: text.max_in_flight.unwrap_or(usize::MAX),
         base,

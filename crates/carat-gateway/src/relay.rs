@@ -90,6 +90,9 @@ impl Relay {
     /// From here on the client is told of everything, and the account is settled at the end.
     pub(crate) fn commit(mut self, account: Account) -> Self {
         self.account = Some(account);
+        if self.is_done {
+            self.settle(&Outcome::Complete);
+        }
         self
     }
 
@@ -146,8 +149,11 @@ impl Relay {
         };
         let result = self.take(data, &account);
         self.account = Some(account);
-        if let Err(failure) = result {
-            self.end(Some(failure));
+        match result {
+            Err(failure) => self.end(Some(failure)),
+            // Before its last words go out, so that what a client has whole is written down.
+            Ok(()) if self.is_done => self.settle(&Outcome::Complete),
+            Ok(()) => {}
         }
     }
 

@@ -6,19 +6,7 @@
 use serde::Deserialize;
 
 /// Tokens of one answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    /// Of the prompt, cached ones included.
-    pub(crate) input: u64,
-    /// Of these, read from a cache.
-    pub(crate) cache_read: u64,
-    /// Of these, written to one.
-    pub(crate) cache_write: u64,
-    /// Of the answer, thoughts included.
-    pub(crate) output: u64,
-    /// Of these, thoughts.
-    pub(crate) reasoning: u64,
-}
+pub(crate) type Usage = carat_ledger::Tokens;
 
 /// Usage as OpenAI's chat, completions, embeddings and responses write it, with what others add.
 #[derive(Debug, Default, Deserialize)]
@@ -78,6 +66,7 @@ impl OpenAiUsage {
                 .min(input),
             output,
             reasoning: reasoning.min(output),
+            ..Usage::default()
         }
     }
 }

@@ -7,6 +7,7 @@ mod detokenize;
 mod doctor;
 mod gateway;
 mod list;
+mod models;
 mod perplexity;
 mod plan;
 mod pull;
@@ -28,7 +29,8 @@ use crate::settings::Settings;
 pub(crate) enum Command {
     Run(run::Run),
     Serve(Box<serve::Serve>),
-    Gateway(gateway::Gateway),
+    Gateway(Box<gateway::Gateway>),
+    Models(models::Models),
     Pull(pull::Pull),
     List(list::List),
     Show(show::Show),
@@ -51,6 +53,7 @@ impl Command {
             Self::Run(command) => command.run(settings, interrupt),
             Self::Serve(command) => command.run(settings, interrupt),
             Self::Gateway(command) => command.run(settings),
+            Self::Models(command) => command.run(),
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),
             Self::Show(command) => command.run(settings, interrupt),

@@ -4,4 +4,5 @@
 
 mod failing;
 mod forwarding;
+mod money;
 mod support;

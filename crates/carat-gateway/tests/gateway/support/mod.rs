@@ -22,6 +22,8 @@ pub(crate) struct Rig {
     pub(crate) address: SocketAddr,
     pub(crate) client: Client<HttpConnector, Full<Bytes>>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
+    /// The key that requests bring.
+    pub(crate) secret: String,
     pub(crate) running: tokio::task::JoinHandle<()>,
 }
 
@@ -53,6 +55,11 @@ pub(crate) fn config(mock: SocketAddr, more: &str) -> String {
 
 /// Starts both. `more`: top-level settings, then `---`, then what follows in `[providers.m]` and other tables.
 pub(crate) async fn rig(more: &str) -> Rig {
+    rig_with(more, "client-key").await
+}
+
+/// The same with a client's key.
+pub(crate) async fn rig_with(more: &str, secret: &str) -> Rig {
     let (mock_address, mock) = mock::start(0, true).await;
     let config = Config::parse(&config(mock_address, more), &env()).unwrap();
     let listener = carat_gateway::listen(config.listen).await.unwrap();
@@ -68,6 +75,7 @@ pub(crate) async fn rig(more: &str) -> Rig {
         address,
         client: Client::builder(TokioExecutor::new()).build_http(),
         stop: Some(stop),
+        secret: secret.to_string(),
         running,
     }
 }
@@ -76,7 +84,7 @@ impl Rig {
     pub(crate) async fn send(&self, path: &str, body: &str) -> http::Response<Incoming> {
         let request = Request::post(format!("http://{}{path}", self.address))
             .header("content-type", "application/json")
-            .header("authorization", "Bearer client-key")
+            .header("authorization", format!("Bearer {}", self.secret))
             .header("x-forwarded-for", "1.2.3.4")
             .header("traceparent", "00-1-2-01")
             .body(Full::from(body.to_string()))
@@ -99,8 +107,11 @@ impl Rig {
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
         let started = Instant::now();
-        let uri = format!("http://{}{path}", self.address).parse().unwrap();
-        let (head, body) = self.client.get(uri).await.unwrap().into_parts();
+        let request = Request::get(format!("http://{}{path}", self.address))
+            .header("x-api-key", &self.secret)
+            .body(Full::default())
+            .unwrap();
+        let (head, body) = self.client.request(request).await.unwrap().into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Reply {
             status: head.status.as_u16(),

@@ -1,0 +1,134 @@
+//! Keys, budgets and what is written down, with a ledger behind the gateway.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use carat_ledger::{Admin, Budget, Micros, NewKey, Outcome, Period};
+use http_body_util::BodyExt;
+
+use crate::support::{Rig, chat, rig_with};
+
+/// A gateway with a ledger and one key. A million tokens of output cost a dollar: a token a millionth.
+async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("l.db");
+    let admin = Admin::open(&path).unwrap();
+    let name = "k".to_string();
+    let secret = admin.add_key(&NewKey { name, ..rights }, 1).unwrap();
+    let config = format!("---[ledger]\npath = \"{}\"\n{more}", path.display());
+    (rig_with(&config, secret.text()).await, folder)
+}
+
+/// What the ledger says when the gateway has stopped.
+async fn stopped(mut rig: Rig, folder: &tempfile::TempDir) -> Admin {
+    rig.stop.take().unwrap().send(()).unwrap();
+    drop(rig.client);
+    rig.running.await.unwrap();
+    drop(rig.gateway);
+    Admin::open(&folder.path().join("l.db")).unwrap()
+}
+
+const PRICED: &str =
+    "[prices.\"m/ok\"]\ninput = 0\noutput = 1\n[prices.\"m/slow=150\"]\ninput = 0\noutput = 1\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_for_fifty_requests_is_spent_to_the_last() {
+    let budget = Some(Budget {
+        limit: Micros(50 * 4),
+        period: Period::Day,
+    });
+    let rights = NewKey {
+        budget,
+        ..NewKey::default()
+    };
+    let (rig, folder) = paid(rights, PRICED).await;
+    let rig = Arc::new(rig);
+    // The mock's answers have four tokens: what is held is what it will cost.
+    let body = chat("m/slow=150", false).replace("\"stream\"", "\"max_tokens\":4,\"stream\"");
+    let tasks: Vec<_> = (0..200)
+        .map(|_| {
+            let (rig, body) = (rig.clone(), body.clone());
+            tokio::spawn(async move { rig.post("/v1/chat/completions", &body).await.status })
+        })
+        .collect();
+    let mut statuses = Vec::new();
+    for task in tasks {
+        statuses.push(task.await.unwrap());
+    }
+    let count = |status: u16| statuses.iter().filter(|other| **other == status).count();
+    assert_eq!((count(200), count(402)), (50, 150), "{statuses:?}");
+    assert_eq!(
+        rig.mock.requests.load(Ordering::Relaxed),
+        50,
+        "nobody else cost anything"
+    );
+    let admin = stopped(Arc::into_inner(rig).unwrap(), &folder).await;
+    let total = admin.keys().unwrap()[0].1;
+    assert_eq!((total.spent, total.requests), (Micros(200), 50));
+}
+
+#[tokio::test]
+async fn every_ending_has_its_row() {
+    let more = "[routes.r]\ncandidates = [\"m/status=500\", \"m/ok\"]\n[prices.\"m/ok\"]\ninput = 2\noutput = 1\n\
+                [prices.\"m/cut=2\"]\ninput = 4\noutput = 1\n[timeouts]\nfirst-token-ms = 500";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    assert_eq!(rig.chat("r", false).await.status, 200);
+    assert!(rig.chat("m/ok", true).await.text.ends_with("[DONE]\n\n"));
+    assert!(rig.chat("m/cut=2", true).await.text.contains("error"));
+    assert_eq!(rig.chat("m/status=400", false).await.status, 400);
+    let mut response = rig
+        .send("/v1/chat/completions", &chat("m/events=100000;gap=5", true))
+        .await;
+    response.body_mut().frame().await.unwrap().unwrap();
+    drop(response);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let metrics = rig.get("/metrics").await.text;
+    assert!(
+        !metrics.contains("carat_target_price_unknown_total{target=\"m/ok\"} 1"),
+        "{metrics}"
+    );
+    let admin = stopped(rig, &folder).await;
+    let of = |outcome| admin.requests(outcome).unwrap();
+    // 11 tokens in at 2 and 4 out at 1, whole and streamed; both answers say so.
+    let complete = of(Some(Outcome::Complete));
+    assert_eq!((complete.requests, complete.spent), (2, Micros(52)));
+    let cut = of(Some(Outcome::Cut));
+    // An estimate: a quarter of the prompt's bytes at 4, and of the words' at 1.
+    let prompt = chat("m/cut=2", true).len().div_ceil(4) as u64;
+    assert_eq!((cut.requests, cut.spent), (1, Micros(prompt * 4 + 3)));
+    assert_eq!(of(Some(Outcome::Failed)).requests, 1);
+    assert_eq!(of(Some(Outcome::ClientGone)).requests, 1);
+    assert_eq!(of(None).requests, 0);
+}
+
+#[tokio::test]
+async fn keys_are_asked_for_and_limits_are_told() {
+    let rights = NewKey {
+        models: vec!["m/ok".into()],
+        requests_per_minute: Some(2),
+        ..NewKey::default()
+    };
+    let (mut rig, _folder) = paid(rights, "").await;
+    assert_eq!(rig.chat("m/other", false).await.status, 403);
+    assert_eq!(rig.chat("m/ok", false).await.status, 200);
+    assert_eq!(rig.chat("m/ok", false).await.status, 200);
+    let limited = rig.chat("m/ok", false).await;
+    assert_eq!(
+        (limited.status, limited.headers["retry-after"].to_str().unwrap()),
+        (429, "30")
+    );
+    assert_eq!(rig.get("/v1/models").await.status, 200);
+    rig.secret = "sk-wrong".into();
+    let refused = rig.chat("m/ok", false).await;
+    assert_eq!(
+        (
+            refused.status,
+            refused.headers["x-should-retry"].to_str().unwrap()
+        ),
+        (401, "false")
+    );
+    assert_eq!(rig.get("/v1/models").await.status, 401);
+    assert_eq!(rig.get("/metrics").await.status, 401);
+    assert_eq!(rig.get("/health").await.status, 200);
+}

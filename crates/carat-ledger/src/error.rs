@@ -1,0 +1,50 @@
+//! What can go wrong with a ledger.
+
+use std::path::PathBuf;
+
+/// Why a ledger cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The database failed.
+    #[error("the ledger's database failed")]
+    Database(#[from] rusqlite::Error),
+    /// The database was made by a newer version.
+    #[error(
+        "the ledger has version {found}, newer than the {known} that this carat knows; use a newer carat"
+    )]
+    Newer {
+        /// Its version.
+        found: i64,
+        /// The newest known.
+        known: i64,
+    },
+    /// A file of the journal failed.
+    #[error("cannot use `{path}`", path = path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody else writes to it.
+    #[error("another gateway writes to the ledger `{path}`; give each its own", path = path.display())]
+    InUse {
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// The system has no random numbers.
+    #[error("the system gives no random numbers for a key")]
+    Random,
+    /// A key of this name is there already, or none is.
+    #[error("{0}")]
+    Key(String),
+    /// A price makes no sense.
+    #[error("the price of `{model}` cannot be used: {message}")]
+    Price {
+        /// The model.
+        model: String,
+        /// Why.
+        message: String,
+    },
+}

@@ -1,0 +1,29 @@
+#![forbid(unsafe_code)]
+//! Who may ask, how much they may spend, and what every request cost.
+//!
+//! [`Ledger::admit`] decides in memory, in one step, and holds what a request may cost; [`Hold::settle`] replaces the
+//! hold by what it did cost. Both write a line to a [journal](journal) before they return, which survives the process;
+//! a thread of its own moves these lines into SQLite in groups. Money is whole millionths of a dollar, rounded up once
+//! for each request. Keys are kept as hashes: the text of one is shown when it is made and never again.
+
+mod budget;
+mod error;
+mod hold;
+mod journal;
+mod key;
+mod ledger;
+mod money;
+mod price;
+mod rate;
+mod row;
+mod store;
+
+pub use budget::{Budget, Period};
+pub use error::Error;
+pub use hold::{Asked, Hold, Refusal};
+pub use key::{KeyInfo, NewKey, Secret};
+pub use ledger::Ledger;
+pub use money::Micros;
+pub use price::{Listed, Price, PriceList, Tokens};
+pub use row::{Outcome, Row};
+pub use store::{Admin, Total};
