@@ -10,10 +10,9 @@
 //! bandwidth changes by the minute where others use it too. Medians of several passes.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product};
+use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, read_once};
 
 /// Columns: those of a 12B's hidden state.
 const N_COLS: usize = 3840;
@@ -36,32 +35,6 @@ fn noise(n: usize) -> Vec<u8> {
         pair.copy_from_slice(&[(state >> 56) as u8, (state >> 48) as u8 & 0x2F]);
     }
     bytes
-}
-
-/// Bytes that a thread reads at a time.
-const READ_CHUNK: usize = 256 << 10;
-
-/// Reads all `bytes` once, in four streams a thread, which is the fastest way there is.
-fn read(compute: &Compute, bytes: &[u8]) -> u64 {
-    let sum = AtomicU64::new(0);
-    compute.pool().run(bytes.len() / READ_CHUNK, &|_, chunk| {
-        let bytes = &bytes[chunk * READ_CHUNK..(chunk + 1) * READ_CHUNK];
-        let mut streams = bytes
-            .chunks_exact(READ_CHUNK / 4)
-            .map(|stream| stream.chunks_exact(64));
-        let mut streams: [_; 4] = std::array::from_fn(|_| streams.next().into_iter().flatten());
-        let mut sums = [[0_u64; 8]; 4];
-        for _ in 0..READ_CHUNK / 4 / 64 {
-            for (stream, sums) in streams.iter_mut().zip(&mut sums) {
-                let words = stream.next().map_or(&[][..], |line| line.as_chunks::<8>().0);
-                for (sum, word) in sums.iter_mut().zip(words) {
-                    *sum ^= u64::from_ne_bytes(*word);
-                }
-            }
-        }
-        sum.fetch_xor(sums.as_flattened().iter().fold(0, |a, b| a ^ b), Ordering::Relaxed);
-    });
-    sum.into_inner()
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -102,7 +75,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (mut times, mut shares) = (Vec::new(), Vec::new());
             for _ in 0..if n_x > 64 { 5 } else { 31 } {
                 let start = Instant::now();
-                black_box(read(&compute, &bytes));
+                black_box(read_once(compute.pool(), &bytes));
                 let read = start.elapsed().as_secs_f64();
                 let start = Instant::now();
                 compute.multiply(

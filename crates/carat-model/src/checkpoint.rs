@@ -91,6 +91,17 @@ impl Checkpoint {
         }
     }
 
+    /// The bytes of all tensors that carat can read, where they are mapped.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> Vec<&[u8]> {
+        match &self.container {
+            Container::Gguf(gguf) => gguf.tensors().flatten().map(|tensor| tensor.bytes).collect(),
+            Container::HuggingFace(tensors) => {
+                tensors.tensors().flatten().map(|tensor| tensor.bytes).collect()
+            }
+        }
+    }
+
     /// The tensor called `name` in these files.
     pub(crate) fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>, Error> {
         let found = match &self.container {

@@ -1,9 +1,12 @@
 //! `carat bench`: how fast a model runs here.
 
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use carat_model::{KvCache, LanguageModel, LogitRows, Model, Segment};
+use carat_kernels::{Pool, read_once};
+use carat_model::{Config, KvCache, KvDType, LanguageModel, LogitRows, Model, Segment};
+use carat_plan::{Weights, decode_bytes};
 use clap::Args;
 use serde_json::json;
 
@@ -11,6 +14,7 @@ use crate::compute_args::ComputeArgs;
 use crate::failure::{Hinted, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
+use crate::planning::weights_of;
 use crate::settings::Settings;
 use crate::{memory, output};
 
@@ -18,7 +22,8 @@ use crate::{memory, output};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  carat bench gemma3:1b\n  carat bench gemma3:1b --prefill 128,512,2048 --decode 64 \
-                        --depth 0,4096\n  carat bench gemma3:1b --batch 1,4,8,16 --verify 2,4,8\n  carat bench gemma3:1b \
+                        --depth 0,4096\n  carat bench gemma3:1b --batch 1,4,8,16 --verify 2,4,8\n  carat bench gemma3:1b --reading \
+                        --prefill 0\n  carat bench gemma3:1b \
                         --repeat 10 --threads 4 --json\n\nToken ids are drawn from a \
                         fixed sequence; speed does not depend on them."
 )]
@@ -46,6 +51,10 @@ pub(crate) struct Bench {
     /// Tokens of a prompt that are computed at a time
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
     chunk: u32,
+    /// Between decoded tokens read the weights with nothing else to do, and tell what share of that bandwidth decode
+    /// reaches
+    #[arg(long)]
+    reading: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -67,16 +76,18 @@ struct Measured {
     depth: usize,
     /// Tokens per second, sorted.
     tok_per_s: Vec<f64>,
+    /// Shares of the read bandwidth, sorted; empty where it was not measured.
+    shares: Vec<f64>,
 }
 
 impl Measured {
     fn median(&self) -> f64 {
-        let (n, half) = (self.tok_per_s.len(), self.tok_per_s.len() / 2);
-        if n % 2 == 1 {
-            self.tok_per_s[half]
-        } else {
-            (self.tok_per_s[half - 1] + self.tok_per_s[half]) / 2.0
-        }
+        median(&self.tok_per_s)
+    }
+
+    /// Share of the read bandwidth, if it was measured.
+    fn share(&self) -> Option<f64> {
+        (!self.shares.is_empty()).then(|| median(&self.shares))
     }
 
     fn min(&self) -> f64 {
@@ -98,9 +109,11 @@ impl Bench {
         let load = started.elapsed();
         let mut bench = Runner {
             ids: Ids::new(model.vocab_size()),
-            model,
             interrupt,
             logits: Vec::new(),
+            reading: self.reading.then(|| Reading::new(&source, &model)).transpose()?,
+            shares: Vec::new(),
+            model,
         };
         self.check(bench.model.context_len())?;
         // The first pass maps the weights in and is not measured.
@@ -114,18 +127,22 @@ impl Bench {
                 n_tokens: n,
                 depth: 0,
                 tok_per_s: rates(n, times),
+                shares: Vec::new(),
             });
         }
         for &depth in self.depth.iter().filter(|_| self.decode > 0) {
             for &n_sequences in self.batch.iter().filter(|&&n| n > 0) {
                 let n = self.decode;
+                bench.shares.clear();
                 let times = self.times(|| bench.decode(n, depth, n_sequences))?;
+                bench.shares.sort_by(f64::total_cmp);
                 measured.push(Measured {
                     kind: "decode",
                     n_sequences,
                     n_tokens: n,
                     depth,
                     tok_per_s: rates(n * n_sequences, times),
+                    shares: bench.shares.clone(),
                 });
             }
         }
@@ -137,6 +154,7 @@ impl Bench {
                 n_tokens: n,
                 depth: 0,
                 tok_per_s: rates(n * VERIFY_PASSES, times),
+                shares: Vec::new(),
             });
         }
         self.print(&source, &bench.model, load, &measured)
@@ -193,6 +211,7 @@ impl Bench {
                     json!({
                         "kind": m.kind, "n_sequences": m.n_sequences, "n_tokens": m.n_tokens, "depth": m.depth, "repeat": m.tok_per_s.len(),
                         "tok_per_s": {"median": m.median(), "min": m.min(), "max": m.max()},
+                        "share_of_reading": m.share(),
                     })
                 })
                 .collect();
@@ -217,6 +236,10 @@ impl Bench {
                 sizes
                     .into_iter()
                     .chain([m.median(), m.min(), m.max()].map(speed))
+                    .chain(self.reading.then(|| {
+                        m.share()
+                            .map_or_else(String::new, |share| format!("{:.0} %", 100.0 * share))
+                    }))
                     .collect()
             })
             .collect();
@@ -228,10 +251,18 @@ impl Bench {
             load.as_secs_f64() * 1e3,
             rss.map_or_else(|| "?".to_string(), output::size)
         ))?;
-        Ok(output::table(
-            &["WHAT", "BATCH", "TOKENS", "DEPTH", "TOK/S", "MIN", "MAX"],
-            &rows,
-        )?)
+        let heads = [
+            "WHAT",
+            "BATCH",
+            "TOKENS",
+            "DEPTH",
+            "TOK/S",
+            "MIN",
+            "MAX",
+            "OF READING",
+        ];
+        let n_heads = heads.len() - usize::from(!self.reading);
+        Ok(output::table(&heads[..n_heads], &rows)?)
     }
 }
 
@@ -241,6 +272,9 @@ struct Runner<'a> {
     ids: Ids,
     interrupt: &'a Interrupt,
     logits: Vec<f32>,
+    reading: Option<Reading<'a>>,
+    /// Of the measurements of decode since it was cleared, the share of the read bandwidth.
+    shares: Vec<f64>,
 }
 
 impl Runner<'_> {
@@ -263,9 +297,13 @@ impl Runner<'_> {
             self.feed(cache, &prompt)?;
         }
         let tokens: Vec<u32> = self.ids.by_ref().take(n * n_sequences).collect();
-        let started = Instant::now();
-        for tokens in tokens.chunks(n_sequences) {
+        let (mut time, mut limit) = (Duration::ZERO, Duration::ZERO);
+        for (step, tokens) in tokens.chunks(n_sequences).enumerate() {
             self.stop_if_asked()?;
+            if let Some(reading) = &self.reading {
+                limit += reading.limit(depth + step, n_sequences);
+            }
+            let started = Instant::now();
             let segments = caches.iter_mut().zip(tokens).map(|(cache, token)| Segment {
                 tokens: std::slice::from_ref(token),
                 media: &[],
@@ -274,8 +312,13 @@ impl Runner<'_> {
             });
             let mut segments: Vec<_> = segments.collect();
             self.model.forward(&mut segments, &mut self.logits)?;
+            time += started.elapsed();
         }
-        Ok(started.elapsed())
+        if self.reading.is_some() {
+            self.shares
+                .push(limit.as_secs_f64() / time.as_secs_f64().max(1e-9));
+        }
+        Ok(time)
     }
 
     /// Time of [`VERIFY_PASSES`] passes of `n` tokens with the logits of each.
@@ -328,6 +371,44 @@ impl Runner<'_> {
     }
 }
 
+/// What decode would take if it did nothing but read.
+struct Reading<'a> {
+    pool: Pool,
+    tensors: Vec<&'a [u8]>,
+    n_bytes: usize,
+    weights: Weights,
+    config: &'a Config,
+    kv_dtype: KvDType,
+}
+
+impl<'a> Reading<'a> {
+    fn new(source: &'a ModelSource, model: &Model) -> Result<Self> {
+        let tensors = source.checkpoint.tensor_bytes();
+        Ok(Reading {
+            pool: Pool::new(model.options().n_threads)?,
+            n_bytes: tensors.iter().map(|bytes| bytes.len()).sum(),
+            tensors,
+            weights: weights_of(&source.checkpoint, source.local.size_bytes),
+            config: source.checkpoint.config(),
+            kv_dtype: model.options().kv_dtype,
+        })
+    }
+
+    /// The time in which the bytes of one decode step would be read at the bandwidth of this moment.
+    #[expect(clippy::cast_precision_loss, reason = "counts of bytes")]
+    fn limit(&self, depth: usize, n_sequences: usize) -> Duration {
+        let started = Instant::now();
+        for bytes in &self.tensors {
+            black_box(read_once(&self.pool, bytes));
+        }
+        let time = started.elapsed();
+        let at = |depth| decode_bytes(self.config, &self.weights, self.kv_dtype, depth);
+        // Sequences share the weights, not their caches.
+        let caches = n_sequences as u64 * at(depth).saturating_sub(at(0));
+        time.mul_f64((at(0) + caches) as f64 / self.n_bytes.max(1) as f64)
+    }
+}
+
 /// A fixed sequence of token ids all over the vocabulary.
 struct Ids {
     state: u64,
@@ -355,6 +436,16 @@ impl Iterator for Ids {
     }
 }
 
+/// The middle of sorted values, or between the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let (n, half) = (sorted.len(), sorted.len() / 2);
+    if n % 2 == 1 {
+        sorted[half]
+    } else {
+        (sorted[half - 1] + sorted[half]) / 2.0
+    }
+}
+
 /// Tokens per second, sorted.
 #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
 fn rates(n: usize, times: Vec<Duration>) -> Vec<f64> {
@@ -372,16 +463,6 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle_or_between_the_two_in_the_middle() {
-        let median = |tok_per_s: &[f64]| {
-            Measured {
-                kind: "decode",
-                n_sequences: 1,
-                n_tokens: 1,
-                depth: 0,
-                tok_per_s: tok_per_s.to_vec(),
-            }
-            .median()
-        };
         assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
         assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
     }
