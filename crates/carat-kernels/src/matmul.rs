@@ -621,6 +621,8 @@ fn unreachable_chunk() -> ! {
 pub(crate) struct PanelScratch {
     #[cfg(target_arch = "x86_64")]
     pub(crate) packed: Box<[crate::x86_64::Packed; 2]>,
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) lanes: Box<crate::x86_64::Lanes>,
     /// The last rows of a matrix, filled up with zeros.
     #[cfg(target_arch = "x86_64")]
     pub(crate) padded: Vec<u8>,

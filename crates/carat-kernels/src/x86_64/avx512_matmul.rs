@@ -19,7 +19,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::avx512_pack::{PACK_CHUNKS, PACK_ROWS, Pack, Packed, PackedChunk, Rows};
+use super::avx512_lanes::{PACK_ROWS, Rows};
+use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
 use crate::activation::QuantizedTile;
 use crate::block::{BlockFormat, CHUNK, by_format};
 use crate::matmul::{PanelScratch, RowTask};
@@ -80,11 +81,7 @@ fn sixteen_rows<F: BlockFormat>(task: &RowTask<'_>, row: usize, padded: &mut Vec
     } else {
         bytes.as_ptr()
     };
-    Rows {
-        chunk,
-        stride,
-        ahead: 0,
-    }
+    Rows { chunk, stride }
 }
 
 /// Up to `T` activation rows, which are one tile.
@@ -93,7 +90,6 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
     let (x, n_x) = (task.x.tile(0), task.x.n_rows().min(T));
     let n_chunks = task.x.n_cols() / CHUNK;
     let ahead = PREFETCH_BYTES.div_ceil(F::CHUNK_BYTES);
-    let [packed, _] = &mut *scratch.packed;
     for row in task.rows.clone().step_by(PACK_ROWS) {
         let rows = sixteen_rows::<F>(task, row, &mut scratch.padded);
         // From a row's end the next sixteen rows follow.
@@ -103,13 +99,20 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
             let wraps = if c + ahead < n_chunks { 0 } else { next_rows };
             // SAFETY: `sixteen_rows` gave 16 rows of `n_chunks` chunks; the features are those of this function.
             unsafe {
-                let chunk = Rows {
-                    chunk: rows.chunk.add(c * F::CHUNK_BYTES),
-                    ahead: (ahead * F::CHUNK_BYTES) as isize + wraps,
-                    ..rows
-                };
-                F::pack(chunk, &mut packed.chunk_mut(0));
-                multiply_chunk::<F, WIDE, T>(packed.chunk(0), &x, c, &mut sums);
+                let chunk = rows.chunk.add(c * F::CHUNK_BYTES);
+                let later = chunk.wrapping_offset((ahead * F::CHUNK_BYTES) as isize + wraps);
+                let later = Rows { chunk: later, ..rows };
+                let scales = &mut scratch.packed[0].scales[0];
+                scratch.lanes.fill::<F>(Rows { chunk, ..rows });
+                F::scales(&scratch.lanes, scales);
+                for pair in 0..BLOCKS / 2 {
+                    for odd in 0..2 {
+                        let b = 2 * pair + odd;
+                        later.prefetch::<F>(b, BLOCKS);
+                        let w = F::codes(&scratch.lanes, pair, odd);
+                        multiply_block::<F, WIDE, T>(&w, (scales, b), &x, (BLOCKS * c + b) * T, &mut sums);
+                    }
+                }
             }
         }
         let n = (task.rows.end - row).min(PACK_ROWS);
@@ -157,62 +160,57 @@ unsafe fn share<F: BlockFormat>(sum: *const i32) -> __m512i {
     _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sum, shift))
 }
 
-/// Adds the products of a packed chunk with chunk `c` of `T` activation rows.
+/// Adds the products of the codes `w` of 16 rows, block `b` of a chunk with these scales, with `T` activation rows,
+/// whose blocks begin at block `at` of the tile.
 ///
 /// # Safety
 /// - AVX-512 F, BW and VNNI are there.
-/// - `x` is a tile of `T` rows of more than `c` chunks, with low bytes if `WIDE`.
+/// - `x` is a tile of `T` rows of at least `at + T` blocks, with low bytes if `WIDE`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
-unsafe fn multiply_chunk<F: BlockFormat, const WIDE: bool, const T: usize>(
-    packed: PackedChunk<'_>,
+unsafe fn multiply_block<F: BlockFormat, const WIDE: bool, const T: usize>(
+    w: &[__m512i; BLOCK_REGISTERS],
+    (scales, b): (&Scales, usize),
     x: &QuantizedTile<'_>,
-    c: usize,
+    at: usize,
     sums: &mut [__m512; T],
 ) {
-    for b in 0..BLOCKS {
-        let mut w = [_mm512_setzero_si512(); 8];
-        for (k, w) in w.iter_mut().enumerate() {
-            // SAFETY: 64 bytes.
-            *w = unsafe { _mm512_loadu_si512(packed.q[8 * b + k].as_ptr().cast()) };
-        }
-        for (t, sums) in sums.iter_mut().enumerate() {
-            let at = (BLOCKS * c + b) * T + t;
-            // SAFETY: block `at` is one of the tile's, by the caller's word; each has 32 codes, a scale, two sums.
-            unsafe {
-                let (q, low) = (x.q.as_ptr().add(32 * at), x.low.as_ptr().wrapping_add(32 * at));
-                let x_scale = _mm512_set1_ps(*x.scale32.as_ptr().add(at));
-                let n_subs = 32 / F::SUB;
-                for sub in 0..n_subs {
-                    let (first, s) = (8 / n_subs * sub, n_subs * b + sub);
-                    let (x_isum, x_sum) = if F::SUB == 32 {
-                        (x.isum32.as_ptr().add(at), x.sum32.as_ptr().add(at))
+    for (t, sums) in sums.iter_mut().enumerate() {
+        let at = at + t;
+        // SAFETY: block `at` is one of the tile's, by the caller's word; each has 32 codes, a scale, two sums.
+        unsafe {
+            let (q, low) = (x.q.as_ptr().add(32 * at), x.low.as_ptr().wrapping_add(32 * at));
+            let x_scale = _mm512_set1_ps(*x.scale32.as_ptr().add(at));
+            let n_subs = 32 / F::SUB;
+            for sub in 0..n_subs {
+                let (first, s) = (8 / n_subs * sub, n_subs * b + sub);
+                let (x_isum, x_sum) = if F::SUB == 32 {
+                    (x.isum32.as_ptr().add(at), x.sum32.as_ptr().add(at))
+                } else {
+                    (
+                        x.isum.as_ptr().add(2 * at + sub),
+                        x.sum.as_ptr().add(2 * at + sub),
+                    )
+                };
+                let dots = |x: *const i8, start: __m512i| {
+                    if F::SUB == 32 {
+                        dot::<8>(w, first, x, start)
                     } else {
-                        (
-                            x.isum.as_ptr().add(2 * at + sub),
-                            x.sum.as_ptr().add(2 * at + sub),
-                        )
-                    };
-                    let dots = |x: *const i8, start: __m512i| {
-                        if F::SUB == 32 {
-                            dot::<8>(&w, first, x, start)
-                        } else {
-                            dot::<4>(&w, first, x.add(16 * sub), start)
-                        }
-                    };
-                    let share = share::<F>(x_isum);
-                    let dots = if WIDE {
-                        let high = dots(q, _mm512_setzero_si512());
-                        _mm512_add_epi32(_mm512_slli_epi32::<8>(high), dots(low, share))
-                    } else {
-                        dots(q, share)
-                    };
-                    let scale = _mm512_mul_ps(_mm512_loadu_ps(packed.scale[s].as_ptr()), x_scale);
-                    *sums = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), *sums);
-                    if F::HAS_MIN {
-                        let min = _mm512_loadu_ps(packed.min[s].as_ptr());
-                        *sums = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sum), *sums);
+                        dot::<4>(w, first, x.add(16 * sub), start)
                     }
+                };
+                let share = share::<F>(x_isum);
+                let dots = if WIDE {
+                    let high = dots(q, _mm512_setzero_si512());
+                    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), dots(low, share))
+                } else {
+                    dots(q, share)
+                };
+                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.scale[s].as_ptr()), x_scale);
+                *sums = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), *sums);
+                if F::HAS_MIN {
+                    let min = _mm512_loadu_ps(scales.min[s].as_ptr());
+                    *sums = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sum), *sums);
                 }
             }
         }
@@ -249,13 +247,12 @@ fn pack_panel<F: Pack>(task: &RowTask<'_>, chunks: std::ops::Range<usize>, scrat
             // SAFETY: `sixteen_rows` gave 16 rows of at least `chunks.end` chunks; the features are those of this
             // function.
             unsafe {
-                let chunk = Rows {
-                    chunk: rows.chunk.add(c * F::CHUNK_BYTES),
-                    // From the L2 cache, where `ask_for_next_panel` brought them.
-                    ahead: 2 * F::CHUNK_BYTES as isize,
-                    ..rows
-                };
-                F::pack(chunk, &mut scratch.packed[group].chunk_mut(i));
+                let chunk = rows.chunk.add(c * F::CHUNK_BYTES);
+                // From the L2 cache, where `ask_for_next_panel` brought them.
+                let later = chunk.wrapping_add(2 * F::CHUNK_BYTES);
+                Rows { chunk: later, ..rows }.prefetch::<F>(0, 1);
+                scratch.lanes.fill::<F>(Rows { chunk, ..rows });
+                scratch.packed[group].set_chunk::<F>(i, &scratch.lanes);
             }
         }
     }
@@ -315,7 +312,7 @@ unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
         }
     }
     for (i, c) in chunks.clone().enumerate() {
-        let packed = [packed[0].chunk(i), packed[1].chunk(i)];
+        let packed = [0, 1].map(|group: usize| (&packed[group].q[i], &packed[group].scales[i]));
         for b in 0..BLOCKS {
             // SAFETY: block `b` of chunk `c` of the tile, by the caller's word.
             unsafe { panel_block::<F, WIDE>(packed, &x, b, (BLOCKS * c + b) * PANEL_X, &mut sums) };
@@ -343,7 +340,7 @@ fn lane_mask(n: usize) -> __mmask16 {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
-    packed: [PackedChunk<'_>; 2],
+    packed: [(&[[u8; 64]; CHUNK / 4], &Scales); 2],
     x: &QuantizedTile<'_>,
     b: usize,
     at: usize,
@@ -361,7 +358,7 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
             };
             let products = |dots: &mut _, x: *const i8| {
                 for half in 2 / n_subs * sub..2 / n_subs * (sub + 1) {
-                    let [left, right] = packed.map(|packed| packed.q.as_ptr().add(8 * b + 4 * half));
+                    let [left, right] = packed.map(|(q, _)| q.as_ptr().add(8 * b + 4 * half));
                     add_sixteen_columns(dots, left, right, x.add(32 * at + 16 * half));
                 }
             };
@@ -379,15 +376,15 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
             }
             let last = if WIDE { x.low.as_ptr() } else { x.q.as_ptr() };
             products(&mut dots, last);
-            for (half, packed) in packed.into_iter().enumerate() {
+            for (half, (_, scales)) in packed.into_iter().enumerate() {
                 let s = n_subs * b + sub;
-                let scale = _mm512_loadu_ps(packed.scale[s].as_ptr());
+                let scale = _mm512_loadu_ps(scales.scale[s].as_ptr());
                 for (j, (sums, dots)) in sums.iter_mut().zip(&dots).enumerate() {
                     let x_scale = _mm512_set1_ps(*x.scale32.as_ptr().add(at + j));
                     let dot = _mm512_cvtepi32_ps(dots[half]);
                     sums[half] = _mm512_fmadd_ps(_mm512_mul_ps(scale, x_scale), dot, sums[half]);
                     if F::HAS_MIN {
-                        let min = _mm512_loadu_ps(packed.min[s].as_ptr());
+                        let min = _mm512_loadu_ps(scales.min[s].as_ptr());
                         let x_sum = if F::SUB == 32 {
                             x.sum32.as_ptr().add(at + j)
                         } else {

@@ -6,6 +6,7 @@ mod avx2_panel;
 mod avx2_unit;
 mod avx2_unpack;
 pub(crate) mod avx512;
+mod avx512_lanes;
 mod avx512_matmul;
 mod avx512_pack;
 
@@ -15,6 +16,7 @@ pub(crate) use avx2_panel::{
     multiply_panel as multiply_panel_avx2, multiply_panel_vnni as multiply_panel_avx_vnni,
 };
 pub(crate) use avx512::Avx512;
+pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;
 
