@@ -364,7 +364,7 @@ impl Compute {
                     let mut scratch = self.scratch[worker]
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner);
-                    job.run(self.isa, chunk, &mut scratch);
+                    job.run(self.isa, chunk, self.pool.n_threads(), &mut scratch);
                     return;
                 }
                 chunk -= job.n_chunks;
@@ -430,7 +430,7 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn run(&self, isa: Isa, chunk: usize, scratch: &mut Scratch) {
+    fn run(&self, isa: Isa, chunk: usize, n_threads: usize, scratch: &mut Scratch) {
         let x = self.x;
         let first = chunk * self.chunk_rows;
         let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
@@ -440,6 +440,8 @@ impl<'a> Job<'a> {
                 let task = RowTask {
                     weights,
                     rows,
+                    // Threads that go at the same pace take turns.
+                    next_row: first + n_threads * self.chunk_rows,
                     x: &x.quantized,
                     out,
                 };
@@ -477,6 +479,12 @@ impl<'a> Job<'a> {
 pub(crate) struct RowTask<'a> {
     pub(crate) weights: &'a Matrix<'a>,
     pub(crate) rows: Range<usize>,
+    /// Where this thread will probably go on, for asking memory ahead of time; may be beyond the end.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
+    pub(crate) next_row: usize,
     pub(crate) x: &'a QuantizedRows,
     pub(crate) out: &'a SharedOut<'a>,
 }
