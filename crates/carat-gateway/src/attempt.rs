@@ -24,10 +24,9 @@ use crate::fields::Fields;
 use crate::health::{HealthBook, Permit, Readiness};
 use crate::limits::{ERROR_BYTES, PATIENCE};
 use crate::prepare::{self, Prepared};
-use crate::records::Framing;
 use crate::relay::Relay;
 use crate::route::{Asked, Candidate, Route};
-use crate::stream::{self, Forwarding};
+use crate::stream::Forwarding;
 use crate::upstream::{self, Upstream};
 
 /// What is asked, apart from whom.
@@ -391,7 +390,7 @@ impl Reading<'_> {
             .get(CONTENT_TYPE)
             .and_then(|kind| kind.to_str().ok())
             .unwrap_or_default();
-        let is_stream = kind.starts_with("text/event-stream");
+        let is_stream = forwarding.is_stream(kind);
         let answer = if self.call.is_stream && is_stream {
             self.stream(body, forwarding).await?
         } else {
@@ -406,14 +405,9 @@ impl Reading<'_> {
     }
 
     async fn stream(&mut self, body: Incoming, forwarding: Forwarding) -> Result<Answer, Failure> {
+        let framing = forwarding.framing();
         let transform = forwarding.transform();
-        let mut relay = Relay::new(
-            body,
-            Framing::Events,
-            transform,
-            self.timeouts.idle,
-            self.call.deadline,
-        );
+        let mut relay = Relay::new(body, framing, transform, self.timeouts.idle, self.call.deadline);
         let Some(account) = &self.account else {
             return Err(nobody());
         };
@@ -428,7 +422,7 @@ impl Reading<'_> {
     async fn whole(&mut self, body: Incoming, forwarding: &Forwarding) -> Result<Answer, Failure> {
         let collected = tokio::time::timeout_at(self.until, upstream::collect(body, self.body_limit)).await;
         let bytes = collected.map_err(|_| too_slow())??;
-        let usage = stream::whole_usage(&bytes, forwarding.reasoning_apart, forwarding.secret.as_deref())?;
+        let (bytes, usage) = forwarding.whole(bytes)?;
         if self.call.is_stream {
             let message = "the provider answered with something that is no event stream";
             return Err(Failure::new(Class::ServerFault, 502, message));

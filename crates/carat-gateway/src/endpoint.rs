@@ -26,42 +26,158 @@ pub(crate) enum Endpoint {
     Embeddings,
     Rerank,
     Moderations,
+    Messages,
+    CountTokens,
+    Generate,
+    OllamaChat,
+}
+
+/// What a POST to a path asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Called {
+    pub(crate) endpoint: Endpoint,
+    /// The model, where the path names it.
+    pub(crate) model: Option<String>,
+    /// Whether the answer streams, where the path says so.
+    pub(crate) stream: Option<bool>,
+}
+
+impl Called {
+    /// Reads a path. Some clients leave OpenAI's `/v1` out.
+    pub(crate) fn of(path: &str) -> Option<Self> {
+        if let Some((model, verb)) = path
+            .strip_prefix("/v1beta/models/")
+            .and_then(|rest| rest.rsplit_once(':'))
+        {
+            let stream = match verb {
+                "generateContent" => false,
+                "streamGenerateContent" => true,
+                _ => return None,
+            };
+            return Some(Self {
+                endpoint: Endpoint::Generate,
+                model: Some(decoded(model)?),
+                stream: Some(stream),
+            });
+        }
+        let endpoint = match path.strip_prefix("/v1").unwrap_or(path) {
+            "/chat/completions" => Endpoint::Chat,
+            "/completions" => Endpoint::Completions,
+            "/responses" => Endpoint::Responses,
+            "/embeddings" => Endpoint::Embeddings,
+            "/rerank" => Endpoint::Rerank,
+            "/moderations" => Endpoint::Moderations,
+            "/messages" => Endpoint::Messages,
+            "/messages/count_tokens" => Endpoint::CountTokens,
+            "/api/chat" => Endpoint::OllamaChat,
+            _ => return None,
+        };
+        Some(Self {
+            endpoint,
+            model: None,
+            stream: None,
+        })
+    }
 }
 
 impl Endpoint {
-    /// What a POST to `path` asks for. Some clients leave `/v1` out.
-    pub(crate) fn of(path: &str) -> Option<Self> {
-        let path = path.strip_prefix("/v1").unwrap_or(path);
-        Some(match path {
-            "/chat/completions" => Self::Chat,
-            "/completions" => Self::Completions,
-            "/responses" => Self::Responses,
-            "/embeddings" => Self::Embeddings,
-            "/rerank" => Self::Rerank,
-            "/moderations" => Self::Moderations,
-            _ => return None,
-        })
+    /// Whose words the client speaks.
+    pub(crate) fn dialect(self) -> Dialect {
+        match self {
+            Self::Messages | Self::CountTokens => Dialect::Anthropic,
+            Self::Generate => Dialect::Gemini,
+            Self::OllamaChat => Dialect::Ollama,
+            _ => Dialect::OpenAi,
+        }
     }
 
-    /// The path under a provider's base URL.
-    pub(crate) fn path(self) -> &'static str {
-        match self {
-            Self::Chat => "/chat/completions",
+    /// Whether it is a conversation, which can be told in every dialect.
+    pub(crate) fn is_conversation(self) -> bool {
+        matches!(
+            self,
+            Self::Chat | Self::Messages | Self::Generate | Self::OllamaChat
+        )
+    }
+
+    /// The path under the base URL of a provider that speaks `dialect`.
+    pub(crate) fn path(self, dialect: Dialect, model: &str, is_stream: bool) -> String {
+        let own = match self {
             Self::Completions => "/completions",
             Self::Responses => "/responses",
             Self::Embeddings => "/embeddings",
             Self::Rerank => "/rerank",
             Self::Moderations => "/moderations",
-        }
-    }
-
-    /// Whose words the client speaks.
-    pub(crate) fn dialect(self) -> Dialect {
-        Dialect::OpenAi
+            Self::CountTokens => "/v1/messages/count_tokens",
+            Self::Chat | Self::Messages | Self::Generate | Self::OllamaChat => match dialect {
+                Dialect::OpenAi => "/chat/completions",
+                Dialect::Anthropic => "/v1/messages",
+                Dialect::Ollama => "/api/chat",
+                Dialect::Gemini => {
+                    let verb = if is_stream {
+                        "streamGenerateContent?alt=sse"
+                    } else {
+                        "generateContent"
+                    };
+                    return format!("/models/{}:{verb}", encoded(model));
+                }
+            },
+        };
+        own.to_string()
     }
 
     /// Whether `stream_options` means something there.
     pub(crate) fn has_stream_options(self) -> bool {
         matches!(self, Self::Chat | Self::Completions)
+    }
+}
+
+/// A name as part of a path.
+fn encoded(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// The name that a part of a path stands for.
+fn decoded(text: &str) -> Option<String> {
+    let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
+    while let Some((&first, after)) = rest.split_first() {
+        if first != b'%' {
+            bytes.push(first);
+            rest = after;
+            continue;
+        }
+        let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &after[2..];
+    }
+    String::from_utf8(bytes).ok().filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_say_what_is_asked() {
+        let called = Called::of("/v1beta/models/gemini%2Fgemma:4b:streamGenerateContent").unwrap();
+        assert_eq!(
+            (called.model.as_deref(), called.stream),
+            (Some("gemini/gemma:4b"), Some(true))
+        );
+        assert_eq!(
+            Called::of("/chat/completions"),
+            Called::of("/v1/chat/completions")
+        );
+        assert_eq!(Called::of("/v1beta/models/x:delete"), None);
+        assert_eq!(Called::of("/v1beta/models/%zz:generateContent"), None);
+        let path = Endpoint::Chat.path(Dialect::Gemini, "a/../b?c", true);
+        assert_eq!(path, "/models/a%2F..%2Fb%3Fc:streamGenerateContent?alt=sse");
     }
 }

@@ -156,6 +156,12 @@ impl Failure {
         Self::judged(status, told, wait, secret)
     }
 
+    /// The same without a provider's key in its message.
+    pub(crate) fn without(mut self, secret: Option<&str>) -> Self {
+        self.message = scrubbed(&self.message, secret);
+        self
+    }
+
     fn judged(status: u16, told: Told, wait: Option<Duration>, secret: Option<&str>) -> Self {
         Self {
             class: told.class(status),

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 /// The top level of a JSON object.
@@ -32,6 +33,15 @@ impl<'a> Fields<'a> {
     /// The value of a field, if it is there and of this type.
     pub(crate) fn get<T: Deserialize<'a>>(&self, name: &str) -> Option<T> {
         serde_json::from_str(self.raw(name)?).ok()
+    }
+
+    /// All of it, read to the ground.
+    pub(crate) fn value(&self) -> Result<Value, serde_json::Error> {
+        let mut object = serde_json::Map::new();
+        for (name, value) in &self.fields {
+            object.insert(name.to_string(), serde_json::from_str(value.get())?);
+        }
+        Ok(Value::Object(object))
     }
 
     /// Writes the body anew: `decide` says what becomes of each field, `added` (JSON texts) is put first.

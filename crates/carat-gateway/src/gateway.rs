@@ -1,5 +1,6 @@
 //! The gateway: its state, and what becomes of a request.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use tokio::time::Instant;
 use crate::access::{self, Gate};
 use crate::attempt::{self, Answer, Call, Lost, Means, RetryBudget, Trail, Won};
 use crate::config::Config;
-use crate::endpoint::{Dialect, Endpoint};
+use crate::endpoint::{Called, Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
 use crate::health::HealthBook;
@@ -131,8 +132,8 @@ impl Gateway {
     async fn dispatch(&self, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if request.method() == Method::POST {
-            return match Endpoint::of(path) {
-                Some(endpoint) => self.post(endpoint, id, request).await,
+            return match Called::of(path) {
+                Some(called) => self.post(&called, id, request).await,
                 None => not_found(path),
             };
         }
@@ -154,7 +155,9 @@ impl Gateway {
             "/health" | "/health/live" => reply::json(StatusCode::OK, &json!({"status": "ok"})),
             "/health/ready" => self.ready(),
             "/metrics" => metrics::response(self),
-            "/models" => self.models(),
+            "/models" => self.models(request.headers().contains_key("anthropic-version")),
+            "/api/tags" => self.tags(),
+            "/api/version" => reply::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
             other => match other.strip_prefix("/models/") {
                 Some(id) => self.model(id),
                 None => not_found(path),
@@ -169,17 +172,41 @@ impl Gateway {
         reply::json(StatusCode::OK, &json!({"status": "ok"}))
     }
 
-    fn models(&self) -> Response<Body> {
+    /// Routes, and the candidates that may be asked for directly.
+    fn names(&self) -> Vec<String> {
         let config = self.config();
         let mut names: Vec<String> = config.routes.keys().cloned().collect();
-        let candidates = config.routes.values().flat_map(|route| &route.candidates);
         if config.direct {
+            let candidates = config.routes.values().flat_map(|route| &route.candidates);
             names.extend(candidates.map(|candidate| candidate.name.clone()));
         }
         names.sort();
         names.dedup();
+        names
+    }
+
+    /// The list as OpenAI's clients want it, or as Anthropic's do.
+    fn models(&self, is_anthropic: bool) -> Response<Body> {
+        let names = self.names();
+        if is_anthropic {
+            let model = |name: &String| json!({"id": name, "type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"});
+            let data: Vec<_> = names.iter().map(model).collect();
+            let value =
+                json!({"data": data, "has_more": false, "first_id": names.first(), "last_id": names.last()});
+            return reply::json(StatusCode::OK, &value);
+        }
         let models: Vec<_> = names.iter().map(|name| model(name)).collect();
         reply::json(StatusCode::OK, &json!({"object": "list", "data": models}))
+    }
+
+    /// The list as Ollama's clients want it.
+    fn tags(&self) -> Response<Body> {
+        let model = |name: &String| {
+            let details = json!({"format": "", "family": "", "families": [], "parameter_size": "", "quantization_level": ""});
+            json!({"name": name, "model": name, "modified_at": "1970-01-01T00:00:00Z", "size": 0, "digest": "", "details": details})
+        };
+        let models: Vec<_> = self.names().iter().map(model).collect();
+        reply::json(StatusCode::OK, &json!({"models": models}))
     }
 
     fn model(&self, id: &str) -> Response<Body> {
@@ -190,21 +217,22 @@ impl Gateway {
         }
     }
 
-    async fn post(&self, endpoint: Endpoint, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
+    async fn post(&self, called: &Called, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
         let config = self.config();
-        match self.answer(&config, endpoint, id, request).await {
+        match self.answer(&config, called, id, request).await {
             Ok(response) => response,
-            Err(failure) => reply::refusal(endpoint.dialect(), &failure),
+            Err(failure) => reply::refusal(called.endpoint.dialect(), &failure),
         }
     }
 
     async fn answer(
         &self,
         config: &Config,
-        endpoint: Endpoint,
+        called: &Called,
         id: [u8; 16],
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Failure> {
+        let endpoint = called.endpoint;
         let deadline = Instant::now() + config.timeouts.total;
         let (head, body) = request.into_parts();
         let body = whole(&head.headers, body, config.body_bytes, deadline).await?;
@@ -215,21 +243,24 @@ impl Gateway {
                 format!("the body is not the JSON object expected: {error}"),
             )
         })?;
-        let name: std::borrow::Cow<'_, str> = fields.get("model").ok_or_else(|| Failure {
+        let named = || Failure {
             param: Some("model".into()),
             ..Failure::new(
                 Class::BadRequest,
                 400,
                 "`model` must name a route or a model, as `provider/model`",
             )
-        })?;
+        };
+        let name: Cow<'_, str> = match &called.model {
+            Some(name) => Cow::Borrowed(name),
+            None => fields.get("model").ok_or_else(named)?,
+        };
         let route = find(config, &name).ok_or_else(|| unknown_model(&name))?;
-        let limit = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
         let call = Call {
             endpoint,
             body_bytes: body.len(),
-            is_stream: fields.get("stream").unwrap_or(false),
-            max_tokens: limit.iter().find_map(|name| fields.get(name)),
+            is_stream: is_stream(called, &fields),
+            max_tokens: max_tokens(endpoint, &fields),
             forwarded: upstream::forwarded(&head.headers),
             deadline: deadline.min(own_deadline(&head.headers)),
             fields: &fields,
@@ -253,9 +284,34 @@ impl Gateway {
         };
         // On the heap, since it is large and most of a connection's life is spent without it.
         match Box::pin(attempt::answer(&means, &route, &call, entry)).await {
-            Ok(won) => Ok(answered(won, &route)),
+            Ok(won) => Ok(answered(endpoint, won, &route)),
             Err(lost) => Ok(refused(endpoint, *lost, &route)),
         }
+    }
+}
+
+/// Whether the answer comes as it is made.
+fn is_stream(called: &Called, fields: &Fields<'_>) -> bool {
+    let default = called.endpoint == Endpoint::OllamaChat;
+    called
+        .stream
+        .unwrap_or_else(|| fields.get("stream").unwrap_or(default))
+}
+
+/// The most tokens that the answer may have, if the request says so.
+fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
+    let within = |object: &str, name: &str| {
+        let object: Option<serde_json::Value> = fields.get(object);
+        object.and_then(|object| object[name].as_u64())
+    };
+    match endpoint {
+        Endpoint::Generate => within("generationConfig", "maxOutputTokens"),
+        Endpoint::OllamaChat => within("options", "num_predict"),
+        // These have answers without tokens.
+        Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Moderations | Endpoint::CountTokens => Some(0),
+        _ => ["max_completion_tokens", "max_tokens", "max_output_tokens"]
+            .iter()
+            .find_map(|name| fields.get(name)),
     }
 }
 
@@ -325,7 +381,7 @@ fn own_deadline(headers: &HeaderMap) -> Instant {
             .min(FAR)
 }
 
-fn answered(won: Won, route: &Route) -> Response<Body> {
+fn answered(endpoint: Endpoint, won: Won, route: &Route) -> Response<Body> {
     let mut response = match won.answer {
         Answer::Whole { bytes } => {
             let mut response = Response::new(Body::whole(bytes));
@@ -336,7 +392,11 @@ fn answered(won: Won, route: &Route) -> Response<Body> {
         Answer::Stream(relay) => {
             let mut response = Response::new(Body::Stream(relay));
             let headers = response.headers_mut();
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+            let kind = match endpoint {
+                Endpoint::OllamaChat => "application/x-ndjson",
+                _ => "text/event-stream",
+            };
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
             response

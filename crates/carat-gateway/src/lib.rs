@@ -27,6 +27,7 @@ mod reply;
 mod route;
 mod server;
 mod stream;
+mod translate;
 mod upstream;
 mod usage;
 

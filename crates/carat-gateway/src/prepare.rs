@@ -6,11 +6,13 @@ use http_body_util::Full;
 use serde_json::Value;
 
 use crate::attempt::Call;
+use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
-use crate::fields::Fate;
+use crate::fields::{Fate, Fields};
 use crate::provider::{Provider, StreamUsage, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
+use crate::translate::Question;
 use crate::upstream;
 
 /// A request that can be sent.
@@ -29,25 +31,68 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
     let provider = candidate.provider.as_ref();
     let refused = |message: String| Failure::new(Class::ModelGone, 404, message);
-    if call.endpoint == crate::endpoint::Endpoint::Responses && !provider.has_responses {
+    if call.endpoint == Endpoint::Responses && !provider.has_responses {
         return Err(refused(format!(
             "`{}` does not speak OpenAI's responses API",
             provider.name
         )));
     }
-    if provider.dialect != call.endpoint.dialect() {
+    let is_translated = provider.dialect != call.endpoint.dialect();
+    if is_translated && !call.endpoint.is_conversation() {
         return Err(refused(format!(
             "`{}` cannot be asked by this API",
             provider.name
         )));
     }
+    let path = call
+        .endpoint
+        .path(provider.dialect, &candidate.model, call.is_stream);
     let uri = provider
         .base
-        .join(call.endpoint.path())
+        .join(&path)
         .ok_or_else(|| refused("the address makes no sense".into()))?;
+    let (body, dropped, hides_usage) = if is_translated {
+        told(candidate, call)?
+    } else {
+        copied(candidate, call)
+    };
+    if let (Unsupported::Refuse, Some(first)) = (provider.unsupported, dropped.first()) {
+        let message = format!("`{}` does not take the field `{first}`", provider.name);
+        return Err(Failure::new(Class::ModelGone, 400, message));
+    }
+    let mut forwarded = call.forwarded.clone();
+    forwarded.retain(|(name, _)| {
+        !name.as_str().starts_with("anthropic-") || provider.dialect == Dialect::Anthropic
+    });
+    Ok(Prepared {
+        request: upstream::request(provider, uri, body, &forwarded),
+        dropped,
+        forwarding: Forwarding {
+            endpoint: call.endpoint,
+            dialect: provider.dialect,
+            is_translated,
+            hides_usage,
+            reasoning_apart: provider.reasoning_apart,
+            secret: provider.secret.clone(),
+            model: candidate.model.clone(),
+        },
+    })
+}
+
+/// The body with what this provider wants otherwise; the names of fields that it does not get; whether the client did
+/// not ask for the usage that will come.
+type Written = (Vec<u8>, Vec<String>, bool);
+
+/// A body in the client's own words.
+fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
+    let provider = candidate.provider.as_ref();
     let mut dropped = Vec::new();
     let stream_options = stream_options(provider, call);
-    let mut added = vec![("model", Value::from(candidate.model.as_str()).to_string())];
+    let mut added = Vec::new();
+    // Gemini's path names the model.
+    if provider.dialect != Dialect::Gemini {
+        added.push(("model", Value::from(candidate.model.as_str()).to_string()));
+    }
     if let StreamOptions::Set(text) = &stream_options.what {
         added.push(("stream_options", text.clone()));
     }
@@ -55,32 +100,48 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
         if name == "stream_options" && matches!(stream_options.what, StreamOptions::Remove) {
             return Fate::Drop;
         }
-        let fate = fate(provider, call, name, value);
+        let fate = fate(provider, call.fields, name, value);
         if fate == Fate::Drop && value != "null" {
             dropped.push(name.to_string());
         }
         fate
     });
-    if let (Unsupported::Refuse, Some(first)) = (provider.unsupported, dropped.first()) {
-        let message = format!("`{}` does not take the field `{first}`", provider.name);
-        return Err(Failure::new(Class::ModelGone, 400, message));
-    }
-    Ok(Prepared {
-        request: upstream::request(provider, uri, body, &call.forwarded),
-        dropped,
-        forwarding: Forwarding {
-            endpoint: call.endpoint,
-            hides_usage: stream_options.hides_usage,
-            reasoning_apart: provider.reasoning_apart,
-            secret: provider.secret.clone(),
-        },
-    })
+    (body, dropped, stream_options.hides_usage)
+}
+
+/// A body in the provider's words.
+fn told(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> {
+    let provider = candidate.provider.as_ref();
+    let unreadable = |error: serde_json::Error| {
+        Failure::new(
+            Class::BadRequest,
+            400,
+            format!("the body cannot be read: {error}"),
+        )
+    };
+    let value = call.fields.value().map_err(unreadable)?;
+    let mut question = Question::read(call.endpoint.dialect(), &value)?;
+    question.stream = call.is_stream;
+    let (value, mut dropped) = question.write(provider.dialect, &candidate.model)?;
+    let text = value.to_string();
+    let fields = Fields::read(text.as_bytes()).map_err(unreadable)?;
+    let body = fields.compose(&[], |name, value| {
+        if name == "stream_options" && provider.stream_usage == StreamUsage::Always {
+            return Fate::Drop;
+        }
+        let fate = fate(provider, &fields, name, value);
+        if fate == Fate::Drop {
+            dropped.push(name.to_string());
+        }
+        fate
+    });
+    Ok((body, dropped, !question.wants_usage))
 }
 
 /// What becomes of one field.
-fn fate(provider: &Provider, call: &Call<'_>, name: &str, value: &str) -> Fate {
+fn fate(provider: &Provider, fields: &Fields<'_>, name: &str, value: &str) -> Fate {
     if let Some(other) = provider.rename.get(name) {
-        let is_taken = call.fields.raw(other).is_some();
+        let is_taken = fields.raw(other).is_some();
         return if is_taken {
             Fate::Drop
         } else {
@@ -149,8 +210,6 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, Env};
-    use crate::endpoint::Endpoint;
-    use crate::fields::Fields;
 
     fn prepared(
         config: &str,
@@ -174,7 +233,10 @@ mod tests {
             deadline: tokio::time::Instant::now(),
         };
         let prepared = prepare(&config.target("p/m").unwrap(), &call)?;
-        assert_eq!(prepared.request.uri().path(), format!("/v1{}", endpoint.path()));
+        assert_eq!(
+            prepared.request.uri().path(),
+            format!("/v1{}", endpoint.path(Dialect::OpenAi, "m", false))
+        );
         let body = prepared.request.into_body().collect();
         let mut body = std::pin::pin!(body);
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());

@@ -270,6 +270,12 @@ fn headers(
             Error::config(field("headers"), format!("`{name}` cannot be sent as a header"))
         })?);
     }
+    if text.dialect == Some(Dialect::Anthropic) && !text.headers.contains_key("anthropic-version") {
+        headers.push((
+            HeaderName::from_static("anthropic-version"),
+            HeaderValue::from_static("2023-06-01"),
+        ));
+    }
     let Some(secret) = secret else { return Ok(headers) };
     let unusable = || Error::config(field("key"), "the key has characters that no header can carry");
     let (name, value) = match text.auth.as_deref().unwrap_or("bearer") {

@@ -14,10 +14,6 @@ pub(crate) enum Framing {
     /// Server-sent events.
     Events,
     /// One JSON value a line.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for Ollama's own API, which comes next")
-    )]
     Lines,
 }
 

@@ -172,16 +172,19 @@ fn gemini_status(status: u16) -> &'static str {
 /// The last event of a stream that failed.
 pub(crate) fn stream_error(endpoint: Endpoint, failure: &Failure, out: &mut Vec<u8>) {
     let mut value = error_value(endpoint.dialect(), failure);
-    match endpoint {
+    let text = match endpoint {
         Endpoint::Responses => {
             let error = value["error"].take();
             let message = &error["message"];
             let value =
                 json!({"type": "error", "code": error["code"], "message": message, "param": error["param"]});
-            out.extend_from_slice(format!("event: error\ndata: {value}\n\n").as_bytes());
+            format!("event: error\ndata: {value}\n\n")
         }
-        _ => out.extend_from_slice(format!("data: {value}\n\n").as_bytes()),
-    }
+        Endpoint::Messages => format!("event: error\ndata: {value}\n\n"),
+        Endpoint::OllamaChat => format!("{value}\n"),
+        _ => format!("data: {value}\n\n"),
+    };
+    out.extend_from_slice(text.as_bytes());
 }
 
 #[cfg(test)]

@@ -6,14 +6,16 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::Failure;
-use crate::records::Record;
+use crate::records::{Framing, Record};
 use crate::reply;
+use crate::translate::{self, Passing, Translated};
 use crate::usage::{OpenAiUsage, Usage};
 
 /// What a record was.
@@ -49,19 +51,29 @@ pub(crate) trait Transform: Send {
     fn is_counted(&self) -> bool;
 }
 
-/// What the same API at both ends needs to know.
+/// How an answer gets from a provider to a client.
 #[derive(Debug, Clone)]
 pub(crate) struct Forwarding {
     pub(crate) endpoint: Endpoint,
+    /// What the provider speaks.
+    pub(crate) dialect: Dialect,
+    /// Whether the client speaks something else.
+    pub(crate) is_translated: bool,
     /// Usage was asked for by the gateway alone: the client does not get it.
     pub(crate) hides_usage: bool,
     pub(crate) reasoning_apart: bool,
     pub(crate) secret: Option<String>,
+    /// As the provider calls it.
+    pub(crate) model: String,
 }
 
 impl Forwarding {
     pub(crate) fn transform(self) -> Box<dyn Transform> {
+        if self.is_translated {
+            return Box::new(Translated::new(self));
+        }
         match self.endpoint {
+            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat => Box::new(Passing::new(self)),
             Endpoint::Responses => Box::new(Responses {
                 forwarding: self,
                 usage: None,
@@ -76,10 +88,44 @@ impl Forwarding {
             }),
         }
     }
+
+    /// A whole answer as the client gets it, and what it took.
+    ///
+    /// # Errors
+    /// When it is none, or an error in disguise.
+    pub(crate) fn whole(&self, body: Bytes) -> Result<(Bytes, Usage), Failure> {
+        if self.is_translated {
+            return translate::translated_whole(self, &body);
+        }
+        let usage = match self.endpoint {
+            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat => {
+                translate::passed_whole(self, &body)?
+            }
+            _ => whole_usage(&body, self.reasoning_apart, self.secret.as_deref())?,
+        };
+        Ok((body, usage))
+    }
+
+    /// How the provider's stream is cut.
+    pub(crate) fn framing(&self) -> Framing {
+        match self.dialect {
+            Dialect::Ollama => Framing::Lines,
+            _ => Framing::Events,
+        }
+    }
+
+    /// Whether an answer of this content type is a stream.
+    pub(crate) fn is_stream(&self, content_type: &str) -> bool {
+        let expected = match self.dialect {
+            Dialect::Ollama => "application/x-ndjson",
+            _ => "text/event-stream",
+        };
+        content_type.starts_with(expected)
+    }
 }
 
 /// Tokens of so many bytes of text, where nobody counts them: four bytes each, rounded up.
-fn estimated(n_bytes: u64) -> Usage {
+pub(crate) fn estimated(n_bytes: u64) -> Usage {
     Usage {
         output: n_bytes.div_ceil(4),
         ..Usage::default()
@@ -319,7 +365,7 @@ struct BaseResponse {
 }
 
 /// Reads what a whole answer took, and whether it is an error in disguise.
-pub(crate) fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Usage, Failure> {
+fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Usage, Failure> {
     use crate::failure::Class;
     let answer: WholeAnswer<'_> = serde_json::from_slice(body).map_err(|_| {
         Failure::new(
@@ -349,14 +395,17 @@ pub(crate) fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> 
 mod tests {
     use super::*;
     use crate::failure::Class;
-    use crate::records::{Framing, Records};
+    use crate::records::Records;
 
     fn run(endpoint: Endpoint, hides_usage: bool, text: &str) -> (String, Vec<Step>, Usage, bool) {
         let forwarding = Forwarding {
             endpoint,
+            dialect: Dialect::OpenAi,
+            is_translated: false,
             hides_usage,
             reasoning_apart: false,
             secret: None,
+            model: "m".into(),
         };
         let mut transform = forwarding.transform();
         let mut records = Records::new(Framing::Events);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong in the rig is a failed test")]
 
+mod dialects;
 mod failing;
 mod forwarding;
 mod money;

@@ -13,6 +13,11 @@
 //! | `half-utf8` | a character arrives in two pieces |
 //! | `times=N` | the first N requests are treated so, later ones well |
 //!
+//! | `tool` | a call of `weather` instead of words |
+//!
+//! By its paths it speaks OpenAI's chat completions, Anthropic's Messages, Gemini's generateContent and Ollama's
+//! `/api/chat`; the native three know the words of [`NATIVE`], `tool`, `status` and `cut`.
+//!
 //! It is written over plain sockets, so that it costs little and can break every rule of HTTP.
 
 use std::collections::HashMap;
@@ -69,7 +74,7 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
             return;
         };
         let body = &buffer[head..head + length];
-        let command = Command::of(body);
+        let command = Command::of(&buffer[..head], body);
         seen.requests.fetch_add(1, Ordering::Relaxed);
         let mut n = 0;
         if command.name != "ok" || seen.remembers {
@@ -83,7 +88,7 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
             *seen.last.lock().unwrap() = (text(&buffer[..head]), text(body));
         }
         let is_good = command.number("times").is_some_and(|times| n > times);
-        let command = if is_good { Command::default() } else { command };
+        let command = if is_good { command.good() } else { command };
         buffer.drain(..head + length);
         let is_stream = command.is_stream;
         if answer(&mut stream, &command, &seen).await.is_none() {
@@ -120,16 +125,43 @@ async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(usize,
     }
 }
 
+/// What is spoken at a path.
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Dialect {
+    #[default]
+    OpenAi,
+    Anthropic,
+    Gemini,
+    Ollama,
+}
+
 /// What a model's name orders.
 #[derive(Default)]
 struct Command {
     name: String,
+    dialect: Dialect,
     is_stream: bool,
     wants_usage: bool,
 }
 
 impl Command {
-    fn of(body: &[u8]) -> Self {
+    fn of(head: &[u8], body: &[u8]) -> Self {
+        let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        let path = String::from_utf8_lossy(path);
+        if let Some(rest) = path.split("/models/").nth(1) {
+            let (name, verb) = rest.split_once(':').unwrap();
+            return Self {
+                name: name.replace("%3D", "=").replace("%3B", ";"),
+                dialect: Dialect::Gemini,
+                is_stream: verb.starts_with("stream"),
+                wants_usage: true,
+            };
+        }
+        let dialect = match path.as_ref() {
+            "/api/chat" => Dialect::Ollama,
+            path if path.ends_with("/messages") => Dialect::Anthropic,
+            _ => Dialect::OpenAi,
+        };
         let has = |text: &str| memchr::memmem::find(body, text.as_bytes()).is_some();
         let name = memchr::memmem::find(body, b"\"model\":\"").map(|at| {
             let rest = &body[at + 9..];
@@ -138,8 +170,17 @@ impl Command {
         });
         Self {
             name: name.unwrap_or_default(),
+            dialect,
             is_stream: has("\"stream\":true"),
             wants_usage: has("\"include_usage\":true"),
+        }
+    }
+
+    /// The same without its misbehaviour.
+    fn good(self) -> Self {
+        Self {
+            name: "ok".into(),
+            ..self
         }
     }
 
@@ -183,8 +224,18 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
     if command.has("html") {
         return whole(stream, "200 OK", "", "text/html", "<html>welcome</html>").await;
     }
+    if command.dialect != Dialect::OpenAi {
+        return native(stream, command).await;
+    }
     if command.is_stream {
         return events(stream, command).await;
+    }
+    if command.has("tool") {
+        let call = "{\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"weather\",\"arguments\":\"{\\\"city\\\":\\\"K\u{f6}ln\\\"}\"}}";
+        let body = format!(
+            "{{\"id\":\"chatcmpl-1\",\"model\":\"mock-1\",\"choices\":[{{\"index\":0,\"message\":{{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{call}]}},\"finish_reason\":\"tool_calls\"}}],\"usage\":{{\"prompt_tokens\":11,\"completion_tokens\":4,\"prompt_tokens_details\":{{\"cached_tokens\":2}}}}}}"
+        );
+        return whole(stream, "200 OK", "", "application/json", &body).await;
     }
     if command.has("bad-json") {
         return whole(stream, "200 OK", "", "application/json", "{\"choices\":[").await;
@@ -234,6 +285,20 @@ async fn events(stream: &mut TcpStream, command: &Command) -> Option<()> {
     );
     if command.has("role-stall") {
         return stall(stream, &out).await;
+    }
+    if command.has("tool") {
+        for part in [
+            "{\"tool_calls\":[{\"index\":0,\"id\":\"call_1\",\"type\":\"function\",\"function\":{\"name\":\"weather\",\"arguments\":\"\"}}]}",
+            "{\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"{\\\"city\\\":\"}}]}",
+            "{\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"\\\"K\u{f6}ln\\\"}\"}}]}",
+        ] {
+            chunk(&mut out, event(part, "null").as_bytes());
+        }
+        chunk(&mut out, event("{}", "\"tool_calls\"").as_bytes());
+        chunk(&mut out, usage(4).as_bytes());
+        chunk(&mut out, b"data: [DONE]\n\n");
+        out.extend_from_slice(b"0\r\n\r\n");
+        return stream.write_all(&out).await.ok();
     }
     for i in 0..n_words {
         if command.number("stall") == Some(i) {
@@ -297,4 +362,202 @@ async fn stall(stream: &mut TcpStream, out: &[u8]) -> Option<()> {
     let mut byte = [0];
     let _left = stream.read(&mut byte).await;
     None
+}
+
+/// What the native dialects say: a thought, then words.
+pub(crate) const NATIVE: [&str; 3] = ["hmm", "Gr\u{fc}\u{df}e ", "aus K\u{f6}ln"];
+
+/// Anthropic, Gemini and Ollama: 11 tokens in, of which 2 cached (Ollama: none), 4 out.
+async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
+    let is_tool = command.has("tool");
+    let records = match (command.dialect, is_tool) {
+        (Dialect::Anthropic, _) => anthropic_events(is_tool),
+        (Dialect::Gemini, _) => gemini_records(is_tool),
+        _ => ollama_lines(is_tool),
+    };
+    if !command.is_stream {
+        let body = match command.dialect {
+            Dialect::Anthropic => anthropic_whole(is_tool),
+            Dialect::Gemini => gemini_whole(is_tool),
+            _ => ollama_whole(is_tool),
+        };
+        return whole(stream, "200 OK", "", "application/json", &body).await;
+    }
+    let kind = if command.dialect == Dialect::Ollama {
+        "application/x-ndjson"
+    } else {
+        "text/event-stream"
+    };
+    let mut out =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n").into_bytes();
+    let cut = command.number("cut").map_or(records.len(), |n| n as usize);
+    for record in records.iter().take(cut) {
+        chunk(&mut out, record.as_bytes());
+    }
+    if cut < records.len() {
+        stream.write_all(&out).await.ok()?;
+        return None;
+    }
+    out.extend_from_slice(b"0\r\n\r\n");
+    stream.write_all(&out).await.ok()
+}
+
+fn named(name: &str, data: &str) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+fn anthropic_events(is_tool: bool) -> Vec<String> {
+    let [thought, first, second] = NATIVE;
+    let mut events = vec![named(
+        "message_start",
+        "{\"type\":\"message_start\",\"message\":{\"id\":\"msg_1\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"mock-1\",\"content\":[],\"usage\":{\"input_tokens\":9,\"cache_read_input_tokens\":2,\"output_tokens\":1}}}",
+    )];
+    let start = |i: u32, block: &str| {
+        named(
+            "content_block_start",
+            &format!("{{\"type\":\"content_block_start\",\"index\":{i},\"content_block\":{block}}}"),
+        )
+    };
+    let delta = |i: u32, delta: &str| {
+        named(
+            "content_block_delta",
+            &format!("{{\"type\":\"content_block_delta\",\"index\":{i},\"delta\":{delta}}}"),
+        )
+    };
+    let stop = |i: u32| {
+        named(
+            "content_block_stop",
+            &format!("{{\"type\":\"content_block_stop\",\"index\":{i}}}"),
+        )
+    };
+    events.push(start(
+        0,
+        "{\"type\":\"thinking\",\"thinking\":\"\",\"signature\":\"\"}",
+    ));
+    events.push(delta(
+        0,
+        &format!("{{\"type\":\"thinking_delta\",\"thinking\":\"{thought}\"}}"),
+    ));
+    events.push(delta(0, "{\"type\":\"signature_delta\",\"signature\":\"c2ln\"}"));
+    events.push(stop(0));
+    if is_tool {
+        events.push(start(
+            1,
+            "{\"type\":\"tool_use\",\"id\":\"toolu_1\",\"name\":\"weather\",\"input\":{}}",
+        ));
+        events.push(delta(
+            1,
+            "{\"type\":\"input_json_delta\",\"partial_json\":\"{\\\"city\\\":\"}",
+        ));
+        events.push(delta(
+            1,
+            "{\"type\":\"input_json_delta\",\"partial_json\":\"\\\"K\u{f6}ln\\\"}\"}",
+        ));
+    } else {
+        events.push(start(1, "{\"type\":\"text\",\"text\":\"\"}"));
+        events.push(named("ping", "{\"type\":\"ping\"}"));
+        events.push(delta(
+            1,
+            &format!("{{\"type\":\"text_delta\",\"text\":\"{first}\"}}"),
+        ));
+        events.push(delta(
+            1,
+            &format!("{{\"type\":\"text_delta\",\"text\":\"{second}\"}}"),
+        ));
+    }
+    events.push(stop(1));
+    let reason = if is_tool { "tool_use" } else { "end_turn" };
+    events.push(named(
+        "message_delta",
+        &format!("{{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"{reason}\"}},\"usage\":{{\"output_tokens\":4}}}}"),
+    ));
+    events.push(named("message_stop", "{\"type\":\"message_stop\"}"));
+    events
+}
+
+fn anthropic_whole(is_tool: bool) -> String {
+    let [thought, first, second] = NATIVE;
+    let (block, reason) = if is_tool {
+        ("{\"type\":\"tool_use\",\"id\":\"toolu_1\",\"name\":\"weather\",\"input\":{\"city\":\"K\u{f6}ln\"}}".to_string(), "tool_use")
+    } else {
+        (
+            format!("{{\"type\":\"text\",\"text\":\"{first}{second}\"}}"),
+            "end_turn",
+        )
+    };
+    format!(
+        "{{\"id\":\"msg_1\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"mock-1\",\"content\":[{{\"type\":\"thinking\",\"thinking\":\"{thought}\",\"signature\":\"c2ln\"}},{block}],\"stop_reason\":\"{reason}\",\"usage\":{{\"input_tokens\":9,\"cache_read_input_tokens\":2,\"output_tokens\":4}}}}"
+    )
+}
+
+const GEMINI_USAGE: &str = "\"usageMetadata\":{\"promptTokenCount\":11,\"cachedContentTokenCount\":2,\"candidatesTokenCount\":3,\"thoughtsTokenCount\":1},\"modelVersion\":\"mock-1\",\"responseId\":\"r1\"";
+const GEMINI_CALL: &str = "{\"functionCall\":{\"name\":\"weather\",\"args\":{\"city\":\"K\u{f6}ln\"}},\"thoughtSignature\":\"c2ln\"}";
+
+fn gemini_record(parts: &str, finish: &str) -> String {
+    format!(
+        "{{\"candidates\":[{{\"content\":{{\"role\":\"model\",\"parts\":[{parts}]}},\"index\":0{finish}}}],{GEMINI_USAGE}}}"
+    )
+}
+
+fn gemini_parts(is_tool: bool) -> Vec<String> {
+    let [thought, first, second] = NATIVE;
+    let mut parts = vec![format!("{{\"text\":\"{thought}\",\"thought\":true}}")];
+    if is_tool {
+        parts.push(GEMINI_CALL.into());
+    } else {
+        parts.extend([first, second].map(|text| format!("{{\"text\":\"{text}\"}}")));
+    }
+    parts
+}
+
+fn gemini_records(is_tool: bool) -> Vec<String> {
+    let records = gemini_parts(is_tool)
+        .into_iter()
+        .map(|part| gemini_record(&part, ""));
+    let last = gemini_record("", ",\"finishReason\":\"STOP\"");
+    records
+        .chain([last])
+        .map(|record| format!("data: {record}\r\n\r\n"))
+        .collect()
+}
+
+fn gemini_whole(is_tool: bool) -> String {
+    gemini_record(&gemini_parts(is_tool).join(","), ",\"finishReason\":\"STOP\"")
+}
+
+fn ollama_line(message: &str, end: &str) -> String {
+    format!(
+        "{{\"model\":\"mock-1\",\"created_at\":\"2026-01-01T00:00:00.0Z\",\"message\":{{\"role\":\"assistant\",{message}}},{end}}}"
+    )
+}
+
+const OLLAMA_END: &str = "\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":11,\"eval_count\":4";
+const OLLAMA_CALL: &str = "\"content\":\"\",\"tool_calls\":[{\"function\":{\"name\":\"weather\",\"arguments\":{\"city\":\"K\u{f6}ln\"}}}]";
+
+fn ollama_lines(is_tool: bool) -> Vec<String> {
+    let [thought, first, second] = NATIVE;
+    let mut lines = vec![ollama_line(
+        &format!("\"content\":\"\",\"thinking\":\"{thought}\""),
+        "\"done\":false",
+    )];
+    if is_tool {
+        lines.push(ollama_line(OLLAMA_CALL, "\"done\":false"));
+    } else {
+        lines.extend(
+            [first, second].map(|text| ollama_line(&format!("\"content\":\"{text}\""), "\"done\":false")),
+        );
+    }
+    lines.push(ollama_line("\"content\":\"\"", OLLAMA_END));
+    lines.into_iter().map(|line| format!("{line}\n")).collect()
+}
+
+fn ollama_whole(is_tool: bool) -> String {
+    let [thought, first, second] = NATIVE;
+    if is_tool {
+        return ollama_line(&format!("{OLLAMA_CALL},\"thinking\":\"{thought}\""), OLLAMA_END);
+    }
+    ollama_line(
+        &format!("\"content\":\"{first}{second}\",\"thinking\":\"{thought}\""),
+        OLLAMA_END,
+    )
 }

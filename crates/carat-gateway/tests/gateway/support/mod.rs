@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 pub(crate) struct Rig {
     pub(crate) mock: Arc<mock::Seen>,
+    pub(crate) mock_address: SocketAddr,
     pub(crate) gateway: Arc<Gateway>,
     pub(crate) address: SocketAddr,
     pub(crate) client: Client<HttpConnector, Full<Bytes>>,
@@ -71,6 +72,7 @@ pub(crate) async fn rig_with(more: &str, secret: &str) -> Rig {
     }));
     Rig {
         mock,
+        mock_address,
         gateway,
         address,
         client: Client::builder(TokioExecutor::new()).build_http(),

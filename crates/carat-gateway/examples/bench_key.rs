@@ -1,0 +1,26 @@
+//! Makes a key with every limit set high, for `bench/gateway`.
+
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for the bench")]
+
+use carat_ledger::{Admin, Budget, Micros, NewKey, Period};
+
+fn main() {
+    let path = std::env::args().nth(1).unwrap();
+    let budget = Some(Budget {
+        limit: Micros(1_000_000_000_000),
+        period: Period::Month,
+    });
+    let admin = Admin::open(path.as_ref()).unwrap();
+    admin.set_team("bench", budget).unwrap();
+    let key = NewKey {
+        name: "bench".into(),
+        team: Some("bench".into()),
+        models: vec!["m/*".into()],
+        requests_per_minute: Some(1_000_000_000),
+        tokens_per_minute: Some(1_000_000_000_000),
+        concurrency: Some(100_000),
+        budget,
+        expires_ms: Some(u64::from(u32::MAX) * 2000),
+    };
+    println!("{}", admin.add_key(&key, 1).unwrap().text());
+}

@@ -1,0 +1,723 @@
+//! Anthropic's Messages.
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
+    Writer, new_id, refused, set, strings, text, unknown, written,
+};
+use crate::failure::Failure;
+use crate::records::Record;
+use crate::usage::Usage;
+
+/// Tokens of an answer where the client states none: the API wants a number.
+const MAX_TOKENS: u64 = 4096;
+/// Least tokens of thoughts that the API takes.
+const MIN_BUDGET: u64 = 1024;
+
+const KNOWN: [&str; 17] = [
+    "model",
+    "messages",
+    "system",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop_sequences",
+    "stream",
+    "tools",
+    "tool_choice",
+    "thinking",
+    "output_config",
+    "metadata",
+    // Marks for a whole request; single blocks carry their own.
+    "cache_control",
+    "service_tier",
+    "anthropic_version",
+];
+
+pub(super) fn question(body: &Value) -> Result<Question, Failure> {
+    let messages = body["messages"]
+        .as_array()
+        .ok_or_else(|| refused("messages", "`messages` must be an array"))?;
+    let mut question = Question {
+        system: pieces(&body["system"], "system")?,
+        tools: body["tools"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(tool)
+            .collect::<Result<_, _>>()?,
+        choice: choice(&body["tool_choice"]),
+        parallel: body["tool_choice"]["disable_parallel_tool_use"]
+            .as_bool()
+            .map(|is_off| !is_off),
+        format: format(&body["output_config"]["format"]),
+        temperature: body["temperature"].as_f64(),
+        top_p: body["top_p"].as_f64(),
+        top_k: body["top_k"].as_u64(),
+        max_tokens: body["max_tokens"].as_u64(),
+        stop: strings(&body["stop_sequences"]),
+        thinking: thinking(body),
+        user: text(&body["metadata"]["user_id"]),
+        stream: body["stream"].as_bool().unwrap_or(false),
+        wants_usage: true,
+        unknown: unknown(body, &KNOWN),
+        ..Question::default()
+    };
+    for (i, message) in messages.iter().enumerate() {
+        let path = format!("messages[{i}]");
+        let content = pieces(&message["content"], &path)?;
+        match message["role"].as_str() {
+            Some("user") => question.push(Role::User, content),
+            Some("assistant") => question.push(Role::Assistant, content),
+            Some("system") => question.system.extend(content),
+            _ => {
+                return Err(refused(
+                    &format!("{path}.role"),
+                    "the role must be user or assistant",
+                ));
+            }
+        }
+    }
+    Ok(question)
+}
+
+fn thinking(body: &Value) -> Option<Thinking> {
+    if let Some(effort) = body["output_config"]["effort"].as_str() {
+        return Some(Thinking::Effort(effort.to_string()));
+    }
+    match body["thinking"]["type"].as_str()? {
+        "disabled" => Some(Thinking::Off),
+        "enabled" => body["thinking"]["budget_tokens"].as_u64().map(Thinking::Budget),
+        _ => Some(Thinking::Adaptive),
+    }
+}
+
+fn choice(choice: &Value) -> Choice {
+    match choice["type"].as_str() {
+        Some("any") => Choice::Required,
+        Some("none") => Choice::None,
+        Some("tool") => text(&choice["name"]).map_or(Choice::Required, Choice::Named),
+        _ => Choice::Auto,
+    }
+}
+
+fn format(format: &Value) -> Format {
+    match format["type"].as_str() {
+        Some("json_schema") => Format::Schema {
+            name: "answer".into(),
+            schema: format["schema"].clone(),
+        },
+        _ => Format::Text,
+    }
+}
+
+fn tool(tool: &Value) -> Result<Tool, Failure> {
+    if tool["input_schema"].is_null() {
+        let message = "tools that Anthropic runs itself cannot be passed on to this provider";
+        return Err(refused("tools", message));
+    }
+    Ok(Tool {
+        name: text(&tool["name"]).ok_or_else(|| refused("tools", "every tool needs a name"))?,
+        description: text(&tool["description"]),
+        schema: tool["input_schema"].clone(),
+        strict: tool["strict"].as_bool(),
+        cache: mark(tool),
+    })
+}
+
+fn mark(block: &Value) -> Option<Value> {
+    Some(block["cache_control"].clone()).filter(|cache| !cache.is_null())
+}
+
+fn pieces(content: &Value, path: &str) -> Result<Vec<Piece>, Failure> {
+    match content {
+        Value::Null => Ok(Vec::new()),
+        Value::String(text) if text.is_empty() => Ok(Vec::new()),
+        Value::String(text) => Ok(vec![Piece::text(text)]),
+        Value::Array(blocks) => blocks.iter().map(|block| piece(block, path)).collect(),
+        _ => Err(refused(
+            &format!("{path}.content"),
+            "the content must be a text or an array of blocks",
+        )),
+    }
+}
+
+fn piece(block: &Value, path: &str) -> Result<Piece, Failure> {
+    let cache = mark(block);
+    Ok(match block["type"].as_str() {
+        Some("text") => Piece::Text {
+            text: text(&block["text"]).unwrap_or_default(),
+            cache,
+        },
+        Some("image") => Piece::Image {
+            source: source(&block["source"], path)?,
+            cache,
+        },
+        Some("document") => Piece::Document {
+            source: source(&block["source"], path)?,
+            name: text(&block["title"]),
+        },
+        Some("thinking") => Piece::Thinking {
+            text: text(&block["thinking"]).unwrap_or_default(),
+            signature: text(&block["signature"]),
+        },
+        Some("redacted_thinking") => Piece::Redacted(text(&block["data"]).unwrap_or_default()),
+        Some("tool_use") => Piece::Call {
+            id: text(&block["id"]).unwrap_or_default(),
+            name: text(&block["name"]).unwrap_or_default(),
+            arguments: block["input"].clone(),
+            signature: None,
+        },
+        Some("tool_result") => Piece::Result {
+            id: text(&block["tool_use_id"]).unwrap_or_default(),
+            name: None,
+            content: pieces(&block["content"], path)?,
+            is_error: block["is_error"].as_bool().unwrap_or(false),
+            cache,
+        },
+        _ => {
+            let message =
+                "only text, image, document, thinking and tool blocks can be passed on to this provider";
+            return Err(refused(&format!("{path}.content"), message));
+        }
+    })
+}
+
+fn source(source: &Value, path: &str) -> Result<Source, Failure> {
+    match source["type"].as_str() {
+        Some("base64") => Ok(Source::Data {
+            media_type: text(&source["media_type"]).unwrap_or_default(),
+            data: text(&source["data"]).unwrap_or_default(),
+        }),
+        Some("url") => Ok(Source::Url(text(&source["url"]).unwrap_or_default())),
+        _ => Err(refused(
+            &format!("{path}.content"),
+            "sources must be base64 or url to be passed on to this provider",
+        )),
+    }
+}
+
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
+    let mut messages: Vec<Value> = question.turns.iter().map(write_turn).collect();
+    // The first must be the user's.
+    if messages.first().is_none_or(|first| first["role"] != "user") {
+        messages.insert(0, json!({"role": "user", "content": "."}));
+    }
+    let max_tokens = question.max_tokens.unwrap_or(MAX_TOKENS);
+    let mut body = json!({"model": model, "max_tokens": max_tokens, "messages": messages});
+    let system: Vec<Value> = question.system.iter().filter_map(block).collect();
+    if !system.is_empty() {
+        body["system"] = Value::from(system);
+    }
+    if question.stream {
+        body["stream"] = Value::Bool(true);
+    }
+    let tools: Vec<Value> = question.tools.iter().map(write_tool).collect();
+    if !tools.is_empty() {
+        body["tools"] = Value::from(tools);
+        let mut choice = match &question.choice {
+            Choice::Auto => json!({"type": "auto"}),
+            Choice::None => json!({"type": "none"}),
+            Choice::Required => json!({"type": "any"}),
+            Choice::Named(name) => json!({"type": "tool", "name": safe(name)}),
+        };
+        if question.parallel == Some(false) && question.choice != Choice::None {
+            choice["disable_parallel_tool_use"] = Value::Bool(true);
+        }
+        body["tool_choice"] = choice;
+    }
+    write_thinking(question, model, max_tokens, &mut body, dropped);
+    // Both may not be set on newer models, and with thoughts neither.
+    if body["thinking"].is_null() {
+        set(
+            &mut body,
+            "temperature",
+            question.temperature.map(|temperature| temperature.min(1.0)),
+        );
+        if question.temperature.is_none() {
+            set(&mut body, "top_p", question.top_p);
+        } else if question.top_p.is_some_and(|top_p| top_p < 1.0) {
+            dropped.push("top_p".into());
+        }
+        set(&mut body, "top_k", question.top_k);
+    } else if question.temperature.is_some_and(|temperature| temperature != 1.0) {
+        dropped.push("temperature".into());
+    }
+    if !question.stop.is_empty() {
+        body["stop_sequences"] = json!(question.stop);
+    }
+    if let Some(user) = &question.user {
+        body["metadata"] = json!({"user_id": user});
+    }
+    match &question.format {
+        Format::Text => {}
+        Format::Json => dropped.push("response_format".into()),
+        Format::Schema { schema, .. } => {
+            body["output_config"]["format"] = json!({"type": "json_schema", "schema": schema})
+        }
+    }
+    question.drop_set(&["seed", "presence_penalty", "frequency_penalty"], dropped);
+    body
+}
+
+/// Thoughts: models up to the fourth generation take a budget, later ones an effort.
+fn write_thinking(
+    question: &Question,
+    model: &str,
+    max_tokens: u64,
+    body: &mut Value,
+    dropped: &mut Vec<String>,
+) {
+    let is_old = [
+        "claude-3",
+        "-4-0",
+        "-4-1",
+        "sonnet-4-5",
+        "opus-4-2",
+        "sonnet-4-2",
+        "haiku-4-5",
+    ];
+    let is_old = is_old.iter().any(|part| model.contains(part));
+    let budget = match &question.thinking {
+        None => return,
+        Some(Thinking::Off) => {
+            body["thinking"] = json!({"type": "disabled"});
+            return;
+        }
+        Some(Thinking::Adaptive) => 8192,
+        Some(Thinking::Budget(budget)) => *budget,
+        Some(Thinking::Effort(effort)) => match effort.as_str() {
+            "minimal" | "low" => MIN_BUDGET,
+            "medium" => 4096,
+            _ => 16_384,
+        },
+    };
+    if !is_old {
+        body["thinking"] = json!({"type": "adaptive"});
+        if let Some(Thinking::Effort(effort)) = &question.thinking {
+            let effort = if effort == "minimal" { "low" } else { effort };
+            body["output_config"] = json!({"effort": effort});
+        }
+    } else if max_tokens > MIN_BUDGET {
+        let budget = budget.clamp(MIN_BUDGET, max_tokens - 1);
+        body["thinking"] = json!({"type": "enabled", "budget_tokens": budget});
+    } else {
+        dropped.push("reasoning_effort".into());
+    }
+}
+
+fn write_tool(tool: &Tool) -> Value {
+    let schema = if tool.schema.is_null() {
+        json!({"type": "object", "properties": {}})
+    } else {
+        tool.schema.clone()
+    };
+    let mut value = json!({"name": safe(&tool.name), "input_schema": schema});
+    set(&mut value, "description", tool.description.clone());
+    set(&mut value, "strict", tool.strict.filter(|strict| *strict));
+    set(&mut value, "cache_control", tool.cache.clone());
+    value
+}
+
+/// Names and ids may have letters, digits, `_` and `-`; others become `_`, in calls and results alike.
+fn safe(name: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let name: String = name
+        .chars()
+        .map(|c| if fits(c) { c } else { '_' })
+        .take(128)
+        .collect();
+    if name.is_empty() { "_".into() } else { name }
+}
+
+fn write_turn(turn: &Turn) -> Value {
+    if turn.role == Role::Assistant {
+        let mut blocks: Vec<Value> = turn.pieces.iter().filter_map(block).collect();
+        // White space at the end of a last turn is refused.
+        if let Some(Value::String(text)) = blocks.last_mut().and_then(|last| last.get_mut("text")) {
+            text.truncate(text.trim_end().len());
+        }
+        blocks.retain(|block| block["type"] != "text" || block["text"] != "");
+        return json!({"role": "assistant", "content": blocks});
+    }
+    // Results come before everything else in a turn.
+    let is_result = |piece: &&Piece| matches!(piece, Piece::Result { .. });
+    let results = turn.pieces.iter().filter(is_result);
+    let others = turn.pieces.iter().filter(|piece| !is_result(piece));
+    let blocks: Vec<Value> = results.chain(others).filter_map(block).collect();
+    json!({"role": "user", "content": blocks})
+}
+
+fn block(piece: &Piece) -> Option<Value> {
+    let (mut value, cache) = match piece {
+        Piece::Text { text, .. } if text.is_empty() => return None,
+        Piece::Text { text, cache } => (json!({"type": "text", "text": text}), cache.clone()),
+        Piece::Image { source, cache } => (
+            json!({"type": "image", "source": write_source(source)}),
+            cache.clone(),
+        ),
+        Piece::Document { source, name } => {
+            let mut value = json!({"type": "document", "source": write_source(source)});
+            set(&mut value, "title", name.clone());
+            (value, None)
+        }
+        // Thoughts that nobody signed are refused.
+        Piece::Thinking { signature: None, .. } => return None,
+        Piece::Thinking {
+            text,
+            signature: Some(signature),
+        } => (
+            json!({"type": "thinking", "thinking": text, "signature": signature}),
+            None,
+        ),
+        Piece::Redacted(data) => (json!({"type": "redacted_thinking", "data": data}), None),
+        Piece::Call {
+            id, name, arguments, ..
+        } => {
+            let input = if arguments.is_object() {
+                arguments.clone()
+            } else {
+                json!({})
+            };
+            (
+                json!({"type": "tool_use", "id": safe(id), "name": safe(name), "input": input}),
+                None,
+            )
+        }
+        Piece::Result {
+            id,
+            content,
+            is_error,
+            cache,
+            ..
+        } => {
+            let content: Vec<Value> = content.iter().filter_map(block).collect();
+            let mut value = json!({"type": "tool_result", "tool_use_id": safe(id), "content": content});
+            set(&mut value, "is_error", is_error.then_some(true));
+            (value, cache.clone())
+        }
+    };
+    set(&mut value, "cache_control", cache);
+    Some(value)
+}
+
+fn write_source(source: &Source) -> Value {
+    match source {
+        Source::Data { media_type, data } => {
+            json!({"type": "base64", "media_type": media_type, "data": data})
+        }
+        Source::Url(url) => json!({"type": "url", "url": url}),
+    }
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "end_turn",
+        Finish::Length => "max_tokens",
+        Finish::Calls => "tool_use",
+        Finish::Filter => "refusal",
+    }
+}
+
+fn finish_of(name: &str) -> Finish {
+    match name {
+        "max_tokens" | "model_context_window_exceeded" => Finish::Length,
+        "tool_use" => Finish::Calls,
+        "refusal" => Finish::Filter,
+        _ => Finish::Stop,
+    }
+}
+
+/// Cached tokens stand outside `input_tokens`.
+fn usage_value(usage: &Usage) -> Value {
+    let written = usage.cache_write.saturating_add(usage.cache_write_1h);
+    json!({
+        "input_tokens": usage.input.saturating_sub(usage.cache_read).saturating_sub(written),
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation_input_tokens": written,
+        "output_tokens": usage.output,
+    })
+}
+
+/// What a usage says over what was said before: it is cumulative, and may leave out what did not change.
+fn read_usage(value: &Value, raw: &mut RawUsage) {
+    let update = |name: &str, old: &mut u64| *old = value[name].as_u64().unwrap_or(*old);
+    update("input_tokens", &mut raw.input);
+    update("output_tokens", &mut raw.output);
+    update("cache_read_input_tokens", &mut raw.cache_read);
+    update("cache_creation_input_tokens", &mut raw.cache_write);
+    let hour = &value["cache_creation"]["ephemeral_1h_input_tokens"];
+    raw.cache_write_1h = hour.as_u64().unwrap_or(raw.cache_write_1h);
+    let thoughts = &value["output_tokens_details"]["thinking_tokens"];
+    raw.reasoning = thoughts.as_u64().unwrap_or(raw.reasoning);
+}
+
+/// Usage as this API counts.
+#[derive(Debug, Default)]
+struct RawUsage {
+    input: u64,
+    cache_read: u64,
+    cache_write: u64,
+    cache_write_1h: u64,
+    output: u64,
+    reasoning: u64,
+}
+
+impl RawUsage {
+    fn usage(&self) -> Usage {
+        let hour = self.cache_write_1h.min(self.cache_write);
+        Usage {
+            input: self
+                .input
+                .saturating_add(self.cache_read)
+                .saturating_add(self.cache_write),
+            cache_read: self.cache_read,
+            cache_write: self.cache_write - hour,
+            cache_write_1h: hour,
+            output: self.output,
+            reasoning: self.reasoning.min(self.output),
+        }
+    }
+}
+
+pub(super) fn answer(answer: &Answer) -> Value {
+    let content: Vec<Value> = answer.pieces.iter().filter_map(answer_block).collect();
+    json!({
+        "id": format!("msg_{}", answer.id),
+        "type": "message",
+        "role": "assistant",
+        "model": answer.model,
+        "content": content,
+        "stop_reason": finish_name(answer.finish.unwrap_or(Finish::Stop)),
+        "stop_sequence": null,
+        "usage": usage_value(&answer.usage),
+    })
+}
+
+/// As in a request, but thoughts need no signature to be shown.
+fn answer_block(piece: &Piece) -> Option<Value> {
+    match piece {
+        Piece::Thinking { text, signature } => {
+            let signature = signature.as_deref().unwrap_or_default();
+            Some(json!({"type": "thinking", "thinking": text, "signature": signature}))
+        }
+        other => block(other),
+    }
+}
+
+/// Which block of a stream is open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Open {
+    #[default]
+    Nothing,
+    Text,
+    Thinking,
+    Call,
+}
+
+/// Writes events.
+#[derive(Default)]
+pub(super) struct EventWriter {
+    open: Open,
+    n_blocks: u64,
+    finish: Option<Finish>,
+    usage: Usage,
+}
+
+impl EventWriter {
+    fn write(name: &str, value: &Value, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("event: {name}\ndata: {value}\n\n").as_bytes());
+    }
+
+    fn open(&mut self, open: Open, block: &Value, out: &mut Vec<u8>) {
+        if self.open == open && open != Open::Call {
+            return;
+        }
+        self.close(out);
+        self.open = open;
+        let index = self.n_blocks;
+        let value = json!({"type": "content_block_start", "index": index, "content_block": block});
+        Self::write("content_block_start", &value, out);
+    }
+
+    fn close(&mut self, out: &mut Vec<u8>) {
+        if self.open != Open::Nothing {
+            let value = json!({"type": "content_block_stop", "index": self.n_blocks});
+            Self::write("content_block_stop", &value, out);
+            self.n_blocks += 1;
+            self.open = Open::Nothing;
+        }
+    }
+
+    fn delta(&self, delta: &Value, out: &mut Vec<u8>) {
+        let value = json!({"type": "content_block_delta", "index": self.n_blocks, "delta": delta});
+        Self::write("content_block_delta", &value, out);
+    }
+}
+
+impl Writer for EventWriter {
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        match event {
+            Event::Begin { id, model } => {
+                let message = json!({
+                    "id": format!("msg_{id}"), "type": "message", "role": "assistant", "model": model, "content": [],
+                    "stop_reason": null, "stop_sequence": null, "usage": usage_value(&self.usage),
+                });
+                Self::write(
+                    "message_start",
+                    &json!({"type": "message_start", "message": message}),
+                    out,
+                );
+            }
+            Event::Text(text) => {
+                self.open(Open::Text, &json!({"type": "text", "text": ""}), out);
+                self.delta(&json!({"type": "text_delta", "text": text}), out);
+            }
+            Event::Thinking(text) => {
+                self.open(
+                    Open::Thinking,
+                    &json!({"type": "thinking", "thinking": "", "signature": ""}),
+                    out,
+                );
+                self.delta(&json!({"type": "thinking_delta", "thinking": text}), out);
+            }
+            Event::Signature(signature) => {
+                self.open(
+                    Open::Thinking,
+                    &json!({"type": "thinking", "thinking": "", "signature": ""}),
+                    out,
+                );
+                self.delta(&json!({"type": "signature_delta", "signature": signature}), out);
+            }
+            Event::Redacted(data) => {
+                self.open(
+                    Open::Call,
+                    &json!({"type": "redacted_thinking", "data": data}),
+                    out,
+                );
+                self.close(out);
+            }
+            Event::Call { id, name, .. } => {
+                let block = json!({"type": "tool_use", "id": safe(id), "name": name, "input": {}});
+                self.open(Open::Call, &block, out);
+            }
+            Event::Arguments(text) => {
+                self.delta(&json!({"type": "input_json_delta", "partial_json": text}), out)
+            }
+            Event::Usage(usage) => self.usage = *usage,
+            Event::End(finish) => self.finish = Some(*finish),
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        self.close(out);
+        let reason = finish_name(self.finish.unwrap_or(Finish::Stop));
+        let delta = json!({"stop_reason": reason, "stop_sequence": null});
+        let value = json!({"type": "message_delta", "delta": delta, "usage": usage_value(&self.usage)});
+        Self::write("message_delta", &value, out);
+        Self::write("message_stop", &json!({"type": "message_stop"}), out);
+    }
+}
+
+/// Reads messages and their events.
+#[derive(Default)]
+pub(super) struct MessageReader {
+    usage: RawUsage,
+    is_done: bool,
+}
+
+impl MessageReader {
+    fn begin(&mut self, message: &Value, events: &mut Vec<Event>) {
+        let id = text(&message["id"]).unwrap_or_else(|| new_id(""));
+        events.push(Event::Begin {
+            id: id.trim_start_matches("msg_").to_string(),
+            model: text(&message["model"]).unwrap_or_default(),
+        });
+        read_usage(&message["usage"], &mut self.usage);
+    }
+
+    fn block(block: &Value, events: &mut Vec<Event>) {
+        let said = |name: &str| text(&block[name]).filter(|text| !text.is_empty());
+        match block["type"].as_str() {
+            Some("text") => events.extend(said("text").map(Event::Text)),
+            Some("thinking") => {
+                events.extend(said("thinking").map(Event::Thinking));
+                events.extend(said("signature").map(Event::Signature));
+            }
+            Some("redacted_thinking") => events.extend(said("data").map(Event::Redacted)),
+            Some("tool_use") => {
+                events.push(Event::Call {
+                    id: text(&block["id"]).unwrap_or_default(),
+                    name: text(&block["name"]).unwrap_or_default(),
+                    signature: None,
+                });
+                if block["input"].as_object().is_some_and(|input| !input.is_empty()) {
+                    events.push(Event::Arguments(written(&block["input"])));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn delta(delta: &Value, events: &mut Vec<Event>) {
+        let said = |name: &str| text(&delta[name]).filter(|text| !text.is_empty());
+        match delta["type"].as_str() {
+            Some("text_delta") => events.extend(said("text").map(Event::Text)),
+            Some("thinking_delta") => events.extend(said("thinking").map(Event::Thinking)),
+            Some("signature_delta") => events.extend(said("signature").map(Event::Signature)),
+            Some("input_json_delta") => events.extend(said("partial_json").map(Event::Arguments)),
+            _ => {}
+        }
+    }
+}
+
+impl Reader for MessageReader {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let data = record.data.trim_ascii();
+        if data.is_empty() {
+            return Ok(true);
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            return Ok(false);
+        };
+        match value["type"].as_str() {
+            Some("error") => return Err(Failure::of_value(&value, None)),
+            Some("message_start") => self.begin(&value["message"], events),
+            Some("content_block_start") => Self::block(&value["content_block"], events),
+            Some("content_block_delta") => Self::delta(&value["delta"], events),
+            Some("message_delta") => {
+                read_usage(&value["usage"], &mut self.usage);
+                events.push(Event::Usage(self.usage.usage()));
+                if let Some(reason) = value["delta"]["stop_reason"].as_str() {
+                    events.push(Event::End(finish_of(reason)));
+                }
+            }
+            Some("message_stop") => self.is_done = true,
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        if answer["type"] == "error" {
+            return Err(Failure::of_value(answer, None));
+        }
+        self.begin(answer, events);
+        answer["content"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .for_each(|block| Self::block(block, events));
+        events.push(Event::Usage(self.usage.usage()));
+        events.push(Event::End(finish_of(
+            answer["stop_reason"].as_str().unwrap_or_default(),
+        )));
+        Ok(())
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done
+    }
+}

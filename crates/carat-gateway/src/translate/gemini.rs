@@ -1,0 +1,585 @@
+//! Google's generateContent.
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
+    Writer, joined, new_id, refused, set, strings, text, unknown, written,
+};
+use crate::failure::{Class, Failure};
+use crate::records::Record;
+use crate::usage::Usage;
+
+/// Stands for a signature of thoughts that were made elsewhere, as Google documents it.
+const NO_SIGNATURE: &str = "skip_thought_signature_validator";
+
+const KNOWN: [&str; 6] = [
+    "contents",
+    "systemInstruction",
+    "system_instruction",
+    "tools",
+    "toolConfig",
+    "generationConfig",
+];
+
+pub(super) fn question(body: &Value) -> Result<Question, Failure> {
+    let contents = body["contents"]
+        .as_array()
+        .ok_or_else(|| refused("contents", "`contents` must be an array"))?;
+    let config = &body["generationConfig"];
+    if config["candidateCount"].as_u64().is_some_and(|n| n > 1) {
+        return Err(refused(
+            "generationConfig.candidateCount",
+            "this provider gives one answer at a time",
+        ));
+    }
+    let system = if body["systemInstruction"].is_null() {
+        &body["system_instruction"]
+    } else {
+        &body["systemInstruction"]
+    };
+    let mut question = Question {
+        choice: choice(&body["toolConfig"]["functionCallingConfig"]),
+        format: format(config),
+        temperature: config["temperature"].as_f64(),
+        top_p: config["topP"].as_f64(),
+        top_k: config["topK"].as_u64(),
+        seed: config["seed"].as_i64(),
+        presence: config["presencePenalty"].as_f64(),
+        frequency: config["frequencyPenalty"].as_f64(),
+        max_tokens: config["maxOutputTokens"].as_u64(),
+        stop: strings(&config["stopSequences"]),
+        thinking: thinking(&config["thinkingConfig"]),
+        wants_usage: true,
+        unknown: unknown(body, &KNOWN),
+        ..Question::default()
+    };
+    let mut ids = Ids::default();
+    for part in system["parts"].as_array().into_iter().flatten() {
+        question.system.extend(piece(part, &mut ids)?);
+    }
+    for tool in body["tools"].as_array().into_iter().flatten() {
+        let functions = tool["functionDeclarations"].as_array();
+        let functions =
+            functions.ok_or_else(|| refused("tools", "only functions can be passed on to this provider"))?;
+        question.tools.extend(functions.iter().map(read_tool));
+    }
+    for content in contents {
+        let role = if content["role"] == "model" {
+            Role::Assistant
+        } else {
+            Role::User
+        };
+        let mut pieces = Vec::new();
+        for part in content["parts"].as_array().into_iter().flatten() {
+            pieces.extend(piece(part, &mut ids)?);
+        }
+        question.push(role, pieces);
+    }
+    Ok(question)
+}
+
+/// Calls have no ids: the n-th call of a function is answered by its n-th result.
+#[derive(Default)]
+struct Ids {
+    calls: Vec<String>,
+    results: Vec<String>,
+}
+
+impl Ids {
+    fn next(seen: &mut Vec<String>, name: &str) -> String {
+        let n = seen.iter().filter(|other| *other == name).count();
+        seen.push(name.to_string());
+        format!("call_{name}_{n}")
+    }
+}
+
+fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
+    let signature = text(&part["thoughtSignature"]);
+    if let Some(said) = part["text"].as_str() {
+        let said = said.to_string();
+        return Ok(Some(if part["thought"] == true {
+            Piece::Thinking {
+                text: said,
+                signature,
+            }
+        } else {
+            Piece::text(said)
+        }));
+    }
+    if let Some(data) = part["inlineData"].as_object().or(part["inline_data"].as_object()) {
+        let media_type = data
+            .get("mimeType")
+            .or(data.get("mime_type"))
+            .and_then(text)
+            .unwrap_or_default();
+        let source = Source::Data {
+            data: data.get("data").and_then(text).unwrap_or_default(),
+            media_type: media_type.clone(),
+        };
+        return Ok(Some(if media_type.starts_with("image/") {
+            Piece::Image { source, cache: None }
+        } else {
+            Piece::Document { source, name: None }
+        }));
+    }
+    let named = |value: &Value, seen: &mut Vec<String>| {
+        let name = text(&value["name"]).unwrap_or_default();
+        let id = text(&value["id"]).unwrap_or_else(|| Ids::next(seen, &name));
+        (name, id)
+    };
+    if part["functionCall"].is_object() {
+        let (name, id) = named(&part["functionCall"], &mut ids.calls);
+        return Ok(Some(Piece::Call {
+            id,
+            name,
+            arguments: part["functionCall"]["args"].clone(),
+            signature,
+        }));
+    }
+    if part["functionResponse"].is_object() {
+        let response = &part["functionResponse"];
+        let (name, id) = named(response, &mut ids.results);
+        return Ok(Some(Piece::Result {
+            id,
+            name: Some(name),
+            content: vec![Piece::text(written(&response["response"]))],
+            is_error: false,
+            cache: None,
+        }));
+    }
+    // An empty part carries nothing but perhaps a signature.
+    if part
+        .as_object()
+        .is_some_and(|part| part.keys().all(|key| key == "thoughtSignature"))
+    {
+        return Ok(None);
+    }
+    Err(refused(
+        "contents",
+        "only texts, inline data and function calls can be passed on to this provider",
+    ))
+}
+
+fn choice(config: &Value) -> Choice {
+    match (config["mode"].as_str(), config["allowedFunctionNames"].as_array()) {
+        (Some("NONE"), _) => Choice::None,
+        (Some("ANY"), Some(names)) if names.len() == 1 => {
+            text(&names[0]).map_or(Choice::Required, Choice::Named)
+        }
+        (Some("ANY"), _) => Choice::Required,
+        _ => Choice::Auto,
+    }
+}
+
+fn format(config: &Value) -> Format {
+    let schema = if config["responseJsonSchema"].is_null() {
+        &config["responseSchema"]
+    } else {
+        &config["responseJsonSchema"]
+    };
+    match config["responseMimeType"].as_str() {
+        Some("application/json") if schema.is_object() => Format::Schema {
+            name: "answer".into(),
+            schema: lowered(schema),
+        },
+        Some("application/json") => Format::Json,
+        _ => Format::Text,
+    }
+}
+
+/// Google's own schemas write types in capitals.
+fn lowered(schema: &Value) -> Value {
+    match schema {
+        Value::Object(fields) => {
+            let field = |(name, value): (&String, &Value)| {
+                let value = match value {
+                    Value::String(kind) if name == "type" => Value::from(kind.to_lowercase()),
+                    other => lowered(other),
+                };
+                (name.clone(), value)
+            };
+            Value::Object(fields.iter().map(field).collect())
+        }
+        Value::Array(items) => items.iter().map(lowered).collect(),
+        other => other.clone(),
+    }
+}
+
+fn thinking(config: &Value) -> Option<Thinking> {
+    if let Some(level) = config["thinkingLevel"].as_str() {
+        return Some(Thinking::Effort(level.to_lowercase()));
+    }
+    match config["thinkingBudget"].as_i64()? {
+        0 => Some(Thinking::Off),
+        budget => Some(u64::try_from(budget).map_or(Thinking::Adaptive, Thinking::Budget)),
+    }
+}
+
+fn read_tool(function: &Value) -> Tool {
+    let schema = &function["parametersJsonSchema"];
+    Tool {
+        name: text(&function["name"]).unwrap_or_default(),
+        description: text(&function["description"]),
+        schema: if schema.is_null() {
+            lowered(&function["parameters"])
+        } else {
+            schema.clone()
+        },
+        strict: None,
+        cache: None,
+    }
+}
+
+pub(super) fn request(question: &Question, dropped: &mut Vec<String>) -> Result<Value, Failure> {
+    let turns = question.turns.iter().map(|turn| write_turn(question, turn));
+    let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
+    if contents.is_empty() {
+        contents.push(json!({"role": "user", "parts": [{"text": ""}]}));
+    }
+    let mut body = json!({"contents": contents});
+    if !question.system.is_empty() {
+        body["systemInstruction"] = json!({"parts": [{"text": joined(&question.system)}]});
+    }
+    if !question.tools.is_empty() {
+        let functions: Vec<Value> = question.tools.iter().map(write_tool).collect();
+        body["tools"] = json!([{"functionDeclarations": functions}]);
+        let config = match &question.choice {
+            Choice::Auto => json!({"mode": "AUTO"}),
+            Choice::None => json!({"mode": "NONE"}),
+            Choice::Required => json!({"mode": "ANY"}),
+            Choice::Named(name) => json!({"mode": "ANY", "allowedFunctionNames": [name]}),
+        };
+        body["toolConfig"] = json!({"functionCallingConfig": config});
+    }
+    let mut config = json!({});
+    set(&mut config, "temperature", question.temperature);
+    set(&mut config, "topP", question.top_p);
+    set(&mut config, "topK", question.top_k);
+    set(&mut config, "seed", question.seed);
+    set(&mut config, "presencePenalty", question.presence);
+    set(&mut config, "frequencyPenalty", question.frequency);
+    set(&mut config, "maxOutputTokens", question.max_tokens);
+    if !question.stop.is_empty() {
+        config["stopSequences"] = json!(question.stop);
+    }
+    match &question.format {
+        Format::Text => {}
+        Format::Json => config["responseMimeType"] = json!("application/json"),
+        Format::Schema { schema, .. } => {
+            config["responseMimeType"] = json!("application/json");
+            config["responseJsonSchema"] = schema.clone();
+        }
+    }
+    match &question.thinking {
+        None => {}
+        Some(Thinking::Off) => config["thinkingConfig"] = json!({"thinkingBudget": 0}),
+        Some(Thinking::Adaptive) => {
+            config["thinkingConfig"] = json!({"thinkingBudget": -1, "includeThoughts": true})
+        }
+        Some(Thinking::Budget(budget)) => {
+            config["thinkingConfig"] = json!({"thinkingBudget": budget, "includeThoughts": true});
+        }
+        Some(Thinking::Effort(effort)) => {
+            let budget = match effort.as_str() {
+                "minimal" | "low" => 1024,
+                "medium" => 8192,
+                _ => 24_576,
+            };
+            config["thinkingConfig"] = json!({"thinkingBudget": budget, "includeThoughts": true});
+        }
+    }
+    if config.as_object().is_some_and(|config| !config.is_empty()) {
+        body["generationConfig"] = config;
+    }
+    question.drop_set(&["parallel_tool_calls", "user"], dropped);
+    Ok(body)
+}
+
+fn write_tool(tool: &Tool) -> Value {
+    let mut function = json!({"name": tool.name});
+    set(&mut function, "description", tool.description.clone());
+    set(
+        &mut function,
+        "parametersJsonSchema",
+        Some(tool.schema.clone()).filter(|schema| !schema.is_null()),
+    );
+    function
+}
+
+fn write_turn(question: &Question, turn: &Turn) -> Result<Value, Failure> {
+    let role = if turn.role == Role::Assistant {
+        "model"
+    } else {
+        "user"
+    };
+    let parts = turn.pieces.iter().map(|piece| part(question, piece));
+    let parts: Vec<Value> = parts
+        .collect::<Result<Vec<_>, _>>()?
+        .into_iter()
+        .flatten()
+        .collect();
+    Ok(json!({"role": role, "parts": parts}))
+}
+
+fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
+    Ok(Some(match piece {
+        Piece::Text { text, .. } => json!({"text": text}),
+        Piece::Image {
+            source: Source::Data { media_type, data },
+            ..
+        }
+        | Piece::Document {
+            source: Source::Data { media_type, data },
+            ..
+        } => json!({"inlineData": {"mimeType": media_type, "data": data}}),
+        Piece::Image { .. } | Piece::Document { .. } => {
+            let message = "this provider takes images and files as data only; send a data: URL";
+            return Err(refused("messages", message));
+        }
+        // Thoughts of others are of no use here, and its own need not come back.
+        Piece::Thinking { .. } | Piece::Redacted(_) => return Ok(None),
+        Piece::Call {
+            name,
+            arguments,
+            signature,
+            ..
+        } => {
+            let signature = signature.as_deref().unwrap_or(NO_SIGNATURE);
+            json!({"functionCall": {"name": name, "args": arguments}, "thoughtSignature": signature})
+        }
+        Piece::Result {
+            id, name, content, ..
+        } => {
+            let name = name.as_deref().or(question.called(id)).ok_or_else(|| {
+                refused(
+                    "messages",
+                    format!("the result of the call `{id}` answers no call of this conversation"),
+                )
+            })?;
+            let said = joined(content);
+            // An object goes through as it is; anything else is wrapped in one.
+            let response = serde_json::from_str::<Value>(&said).ok().filter(Value::is_object);
+            json!({"functionResponse": {"name": name, "response": response.unwrap_or_else(|| json!({"result": said}))}})
+        }
+    }))
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop | Finish::Calls => "STOP",
+        Finish::Length => "MAX_TOKENS",
+        Finish::Filter => "SAFETY",
+    }
+}
+
+fn usage_value(usage: &Usage) -> Value {
+    json!({
+        "promptTokenCount": usage.input,
+        "cachedContentTokenCount": usage.cache_read,
+        "candidatesTokenCount": usage.output.saturating_sub(usage.reasoning),
+        "thoughtsTokenCount": usage.reasoning,
+        "totalTokenCount": usage.input.saturating_add(usage.output),
+    })
+}
+
+fn read_usage(value: &Value) -> Usage {
+    let n = |name: &str| value[name].as_u64().unwrap_or(0);
+    let thoughts = n("thoughtsTokenCount");
+    let input = n("promptTokenCount").saturating_add(n("toolUsePromptTokenCount"));
+    Usage {
+        input,
+        cache_read: n("cachedContentTokenCount").min(input),
+        output: n("candidatesTokenCount").saturating_add(thoughts),
+        reasoning: thoughts,
+        ..Usage::default()
+    }
+}
+
+/// A piece of an answer as a part.
+fn answer_part(piece: &Piece) -> Option<Value> {
+    Some(match piece {
+        Piece::Text { text, .. } => json!({"text": text}),
+        Piece::Thinking { text, .. } => json!({"text": text, "thought": true}),
+        Piece::Call {
+            id,
+            name,
+            arguments,
+            signature,
+        } => {
+            let mut part = json!({"functionCall": {"id": id, "name": name, "args": arguments}});
+            set(&mut part, "thoughtSignature", signature.clone());
+            part
+        }
+        _ => return None,
+    })
+}
+
+pub(super) fn answer(answer: &Answer) -> Value {
+    let parts: Vec<Value> = answer.pieces.iter().filter_map(answer_part).collect();
+    let finish = finish_name(answer.finish.unwrap_or(Finish::Stop));
+    json!({
+        "candidates": [{"content": {"role": "model", "parts": parts}, "finishReason": finish, "index": 0}],
+        "usageMetadata": usage_value(&answer.usage),
+        "modelVersion": answer.model,
+        "responseId": answer.id,
+    })
+}
+
+/// Writes events: each a whole answer with a piece of it. Calls come whole, so their arguments are held.
+#[derive(Default)]
+pub(super) struct ContentWriter {
+    id: String,
+    model: String,
+    call: Option<(Event, String)>,
+    usage: Usage,
+    finish: Option<Finish>,
+}
+
+impl ContentWriter {
+    fn write(&self, parts: &Value, finish: Option<Finish>, out: &mut Vec<u8>) {
+        let mut candidate = json!({"content": {"role": "model", "parts": parts}, "index": 0});
+        set(&mut candidate, "finishReason", finish.map(finish_name));
+        let mut value = json!({"candidates": [candidate], "modelVersion": self.model, "responseId": self.id});
+        if finish.is_some() {
+            value["usageMetadata"] = usage_value(&self.usage);
+        }
+        out.extend_from_slice(format!("data: {value}\n\n").as_bytes());
+    }
+
+    fn end_call(&mut self, out: &mut Vec<u8>) {
+        if let Some((Event::Call { id, name, signature }, arguments)) = self.call.take() {
+            let piece = Piece::Call {
+                id,
+                name,
+                signature,
+                arguments: super::parsed(&arguments),
+            };
+            if let Some(part) = answer_part(&piece) {
+                self.write(&json!([part]), None, out);
+            }
+        }
+    }
+}
+
+impl Writer for ContentWriter {
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        if let (Event::Arguments(more), Some((_, arguments))) = (event, &mut self.call) {
+            arguments.push_str(more);
+            return;
+        }
+        self.end_call(out);
+        match event {
+            Event::Begin { id, model } => (self.id, self.model) = (id.clone(), model.clone()),
+            Event::Text(text) => self.write(&json!([{"text": text}]), None, out),
+            Event::Thinking(text) => self.write(&json!([{"text": text, "thought": true}]), None, out),
+            Event::Call { .. } => self.call = Some((event.clone(), String::new())),
+            Event::Usage(usage) => self.usage = *usage,
+            Event::End(finish) => self.finish = Some(*finish),
+            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) => {}
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        self.end_call(out);
+        let finish = self.finish.unwrap_or(Finish::Stop);
+        self.write(&json!([]), Some(finish), out);
+    }
+}
+
+/// Reads answers, whole or as records of a stream, which are alike.
+#[derive(Default)]
+pub(super) struct ContentReader {
+    has_begun: bool,
+    has_calls: bool,
+    is_done: bool,
+}
+
+impl ContentReader {
+    fn read(&mut self, value: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        if !value["error"].is_null() {
+            return Err(Failure::of_value(value, None));
+        }
+        if let Some(reason) = value["promptFeedback"]["blockReason"].as_str() {
+            let message = format!("the provider refused the prompt ({reason})");
+            return Err(Failure::new(Class::ContentPolicy, 400, message));
+        }
+        if !self.has_begun {
+            self.has_begun = true;
+            events.push(Event::Begin {
+                id: text(&value["responseId"]).unwrap_or_else(|| new_id("")),
+                model: text(&value["modelVersion"]).unwrap_or_default(),
+            });
+        }
+        let candidate = &value["candidates"][0];
+        for part in candidate["content"]["parts"].as_array().into_iter().flatten() {
+            self.read_part(part, events);
+        }
+        if value["usageMetadata"].is_object() {
+            events.push(Event::Usage(read_usage(&value["usageMetadata"])));
+        }
+        if let Some(reason) = candidate["finishReason"].as_str() {
+            self.is_done = true;
+            events.push(Event::End(self.finish_of(reason)?));
+        }
+        Ok(())
+    }
+
+    fn read_part(&mut self, part: &Value, events: &mut Vec<Event>) {
+        if let Some(said) = text(&part["text"]).filter(|text| !text.is_empty()) {
+            events.push(if part["thought"] == true {
+                Event::Thinking(said)
+            } else {
+                Event::Text(said)
+            });
+        }
+        let call = &part["functionCall"];
+        if call.is_object() {
+            self.has_calls = true;
+            events.push(Event::Call {
+                id: text(&call["id"]).unwrap_or_else(|| new_id("call_")),
+                name: text(&call["name"]).unwrap_or_default(),
+                signature: text(&part["thoughtSignature"]),
+            });
+            if !call["args"].is_null() {
+                events.push(Event::Arguments(call["args"].to_string()));
+            }
+        }
+    }
+
+    fn finish_of(&self, reason: &str) -> Result<Finish, Failure> {
+        Ok(match reason {
+            "STOP" | "FINISH_REASON_UNSPECIFIED" if self.has_calls => Finish::Calls,
+            "STOP" | "FINISH_REASON_UNSPECIFIED" => Finish::Stop,
+            "MAX_TOKENS" => Finish::Length,
+            "SAFETY" | "RECITATION" | "LANGUAGE" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII"
+            | "IMAGE_SAFETY" => Finish::Filter,
+            other => {
+                let message = format!("the provider could not finish its answer ({other})");
+                return Err(Failure::new(Class::ServerFault, 502, message));
+            }
+        })
+    }
+}
+
+impl Reader for ContentReader {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let data = record.data.trim_ascii();
+        if data.is_empty() {
+            return Ok(true);
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            return Ok(false);
+        };
+        self.read(&value, events)?;
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        self.read(answer, events)
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done
+    }
+}

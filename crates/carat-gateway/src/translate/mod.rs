@@ -1,0 +1,489 @@
+//! Conversations between clients and providers that speak different APIs.
+//!
+//! A client's request becomes a [`Question`], which each dialect writes in its own words; an answer becomes
+//! [`Event`]s, whole or streamed, which each dialect writes too. So four dialects need four files, not twelve. What a
+//! provider cannot be told is named in `dropped`, never left out in silence.
+//!
+//! Tool calls keep their ids where the provider has ids, and get one where it has none. Thoughts keep their signatures:
+//! in chat completions as `thinking_blocks` (Anthropic's) and `extra_content.google.thought_signature` (Gemini's).
+
+pub(crate) mod anthropic;
+pub(crate) mod gemini;
+pub(crate) mod ollama;
+pub(crate) mod openai;
+mod transform;
+
+use serde_json::Value;
+
+use crate::endpoint::Dialect;
+use crate::failure::{Class, Failure};
+use crate::records::Record;
+use crate::usage::Usage;
+
+pub(crate) use transform::{Passing, Translated, passed_whole, translated_whole};
+
+/// Who speaks in a turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    User,
+    Assistant,
+}
+
+/// Where an image or a document is.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Source {
+    /// Here, in base64.
+    Data {
+        media_type: String,
+        data: String,
+    },
+    Url(String),
+}
+
+impl Source {
+    /// `data:image/png;base64,…`, or another URL.
+    fn of_url(url: &str) -> Self {
+        let data = url
+            .strip_prefix("data:")
+            .and_then(|rest| rest.split_once(";base64,"));
+        match data {
+            Some((media_type, data)) => Self::Data {
+                media_type: media_type.to_string(),
+                data: data.to_string(),
+            },
+            None => Self::Url(url.to_string()),
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Self::Data { media_type, data } => format!("data:{media_type};base64,{data}"),
+            Self::Url(url) => url.clone(),
+        }
+    }
+}
+
+/// A piece of a turn.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Piece {
+    Text {
+        text: String,
+        /// Anthropic's mark that what is before may be cached.
+        cache: Option<Value>,
+    },
+    Image {
+        source: Source,
+        cache: Option<Value>,
+    },
+    /// A document such as a PDF.
+    Document {
+        source: Source,
+        name: Option<String>,
+    },
+    Thinking {
+        text: String,
+        signature: Option<String>,
+    },
+    /// Thoughts that only their provider can read.
+    Redacted(String),
+    Call {
+        id: String,
+        name: String,
+        arguments: Value,
+        /// Gemini's.
+        signature: Option<String>,
+    },
+    Result {
+        id: String,
+        /// Where it is known; else it is looked up by the id.
+        name: Option<String>,
+        content: Vec<Piece>,
+        is_error: bool,
+        cache: Option<Value>,
+    },
+}
+
+impl Piece {
+    fn text(text: impl Into<String>) -> Self {
+        Self::Text {
+            text: text.into(),
+            cache: None,
+        }
+    }
+}
+
+/// A turn of a conversation. Neighbours have different roles.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Turn {
+    pub(crate) role: Role,
+    pub(crate) pieces: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tool {
+    name: String,
+    description: Option<String>,
+    schema: Value,
+    strict: Option<bool>,
+    cache: Option<Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+enum Choice {
+    #[default]
+    Auto,
+    None,
+    Required,
+    Named(String),
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+enum Format {
+    #[default]
+    Text,
+    Json,
+    Schema {
+        name: String,
+        schema: Value,
+    },
+}
+
+/// How much the model is to think.
+#[derive(Debug, Clone, PartialEq)]
+enum Thinking {
+    Off,
+    /// As it likes.
+    Adaptive,
+    /// `low`, `medium`, `high` and the like.
+    Effort(String),
+    Budget(u64),
+}
+
+/// What is asked, whichever API asks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Question {
+    system: Vec<Piece>,
+    turns: Vec<Turn>,
+    tools: Vec<Tool>,
+    choice: Choice,
+    parallel: Option<bool>,
+    format: Format,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u64>,
+    seed: Option<i64>,
+    presence: Option<f64>,
+    frequency: Option<f64>,
+    max_tokens: Option<u64>,
+    stop: Vec<String>,
+    thinking: Option<Thinking>,
+    user: Option<String>,
+    pub(crate) stream: bool,
+    pub(crate) wants_usage: bool,
+    /// Fields that are known to nobody here.
+    unknown: Vec<String>,
+}
+
+impl Question {
+    /// Reads a client's request.
+    pub(crate) fn read(dialect: Dialect, body: &Value) -> Result<Self, Failure> {
+        match dialect {
+            Dialect::OpenAi => openai::question(body),
+            Dialect::Anthropic => anthropic::question(body),
+            Dialect::Gemini => gemini::question(body),
+            Dialect::Ollama => ollama::question(body),
+        }
+    }
+
+    /// Writes it for a provider, and the names of what it is not told.
+    pub(crate) fn write(&self, dialect: Dialect, model: &str) -> Result<(Value, Vec<String>), Failure> {
+        let mut dropped = self.unknown.clone();
+        let value = match dialect {
+            Dialect::OpenAi => openai::request(self, model, &mut dropped),
+            Dialect::Anthropic => anthropic::request(self, model, &mut dropped),
+            Dialect::Gemini => gemini::request(self, &mut dropped)?,
+            Dialect::Ollama => ollama::request(self, model, &mut dropped)?,
+        };
+        Ok((value, dropped))
+    }
+
+    /// Adds pieces to the last turn if it has the same role, else a turn.
+    fn push(&mut self, role: Role, pieces: Vec<Piece>) {
+        if pieces.is_empty() {
+            return;
+        }
+        match self.turns.last_mut() {
+            Some(last) if last.role == role => last.pieces.extend(pieces),
+            _ => self.turns.push(Turn { role, pieces }),
+        }
+    }
+
+    /// The name of the function that a call of this id made.
+    fn called(&self, id: &str) -> Option<&str> {
+        let pieces = self.turns.iter().flat_map(|turn| &turn.pieces);
+        pieces.rev().find_map(|piece| match piece {
+            Piece::Call { id: other, name, .. } if other == id => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Names the parameters that are set but cannot be told.
+    fn drop_set(&self, names: &[&'static str], dropped: &mut Vec<String>) {
+        for name in names {
+            let is_set = match *name {
+                "seed" => self.seed.is_some(),
+                "presence_penalty" => self.presence.is_some_and(|value| value != 0.0),
+                "frequency_penalty" => self.frequency.is_some_and(|value| value != 0.0),
+                "top_k" => self.top_k.is_some(),
+                "user" => self.user.is_some(),
+                "tool_choice" => self.choice != Choice::Auto,
+                "parallel_tool_calls" => self.parallel == Some(false),
+                _ => false,
+            };
+            if is_set {
+                dropped.push((*name).to_string());
+            }
+        }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finish {
+    Stop,
+    Length,
+    Calls,
+    Filter,
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Event {
+    Begin {
+        id: String,
+        model: String,
+    },
+    Text(String),
+    Thinking(String),
+    /// Of the thoughts before.
+    Signature(String),
+    Redacted(String),
+    /// A tool call begins; arguments follow.
+    Call {
+        id: String,
+        name: String,
+        signature: Option<String>,
+    },
+    /// More of the latest call's arguments.
+    Arguments(String),
+    Usage(Usage),
+    End(Finish),
+}
+
+/// Reads an answer of a dialect.
+pub(crate) trait Reader: Send {
+    /// Takes a record of a stream. `Ok(false)`: it made no sense.
+    ///
+    /// # Errors
+    /// What the provider says went wrong.
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure>;
+
+    /// Takes a whole answer.
+    ///
+    /// # Errors
+    /// What the provider says went wrong.
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure>;
+
+    /// The stream has ended: whether it was whole. Some dialects only then say why.
+    fn end(&mut self, events: &mut Vec<Event>) -> bool;
+}
+
+/// Writes an answer of a dialect.
+pub(crate) trait Writer: Send {
+    /// Writes an event of a stream.
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>);
+
+    /// Writes what ends the stream.
+    fn end(&mut self, out: &mut Vec<u8>);
+}
+
+/// How a provider's answers are read.
+pub(crate) fn reader(dialect: Dialect, is_apart: bool) -> Box<dyn Reader> {
+    match dialect {
+        Dialect::OpenAi => Box::new(openai::ChatReader::new(is_apart)),
+        Dialect::Anthropic => Box::<anthropic::MessageReader>::default(),
+        Dialect::Gemini => Box::<gemini::ContentReader>::default(),
+        Dialect::Ollama => Box::<ollama::LineReader>::default(),
+    }
+}
+
+/// How a client's stream is written. `wants_usage`: it asked for the usage at the end.
+pub(crate) fn writer(dialect: Dialect, wants_usage: bool) -> Box<dyn Writer> {
+    match dialect {
+        Dialect::OpenAi => Box::new(openai::ChunkWriter::new(wants_usage)),
+        Dialect::Anthropic => Box::<anthropic::EventWriter>::default(),
+        Dialect::Gemini => Box::<gemini::ContentWriter>::default(),
+        Dialect::Ollama => Box::<ollama::LineWriter>::default(),
+    }
+}
+
+/// A whole answer in a client's words.
+pub(crate) fn whole(dialect: Dialect, answer: &Answer) -> Value {
+    match dialect {
+        Dialect::OpenAi => openai::answer(answer),
+        Dialect::Anthropic => anthropic::answer(answer),
+        Dialect::Gemini => gemini::answer(answer),
+        Dialect::Ollama => ollama::answer(answer),
+    }
+}
+
+/// A whole answer: what its events come to.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    id: String,
+    model: String,
+    pieces: Vec<Piece>,
+    finish: Option<Finish>,
+    usage: Usage,
+}
+
+impl Answer {
+    /// Joins events.
+    pub(crate) fn of(events: Vec<Event>) -> Self {
+        let mut answer = Self::default();
+        let mut arguments = String::new();
+        for event in events {
+            if !matches!(event, Event::Arguments(_)) {
+                answer.end_call(&mut arguments);
+            }
+            match event {
+                Event::Begin { id, model } => (answer.id, answer.model) = (id, model),
+                Event::Text(more) => match answer.pieces.last_mut() {
+                    Some(Piece::Text { text, .. }) => text.push_str(&more),
+                    _ => answer.pieces.push(Piece::text(more)),
+                },
+                Event::Thinking(more) => match answer.pieces.last_mut() {
+                    Some(Piece::Thinking {
+                        text,
+                        signature: None,
+                    }) => text.push_str(&more),
+                    _ => answer.pieces.push(Piece::Thinking {
+                        text: more,
+                        signature: None,
+                    }),
+                },
+                Event::Signature(signed) => match answer.pieces.last_mut() {
+                    Some(Piece::Thinking { signature, .. }) => *signature = Some(signed),
+                    _ => answer.pieces.push(Piece::Thinking {
+                        text: String::new(),
+                        signature: Some(signed),
+                    }),
+                },
+                Event::Redacted(data) => answer.pieces.push(Piece::Redacted(data)),
+                Event::Call { id, name, signature } => answer.pieces.push(Piece::Call {
+                    id,
+                    name,
+                    signature,
+                    arguments: Value::Null,
+                }),
+                Event::Arguments(more) => arguments.push_str(&more),
+                Event::Usage(usage) => answer.usage = usage,
+                Event::End(finish) => answer.finish = Some(finish),
+            }
+        }
+        answer.end_call(&mut arguments);
+        answer
+    }
+
+    /// Gives the latest call its arguments: text that is no JSON stays text.
+    fn end_call(&mut self, text: &mut String) {
+        if let Some(Piece::Call { arguments, .. }) = self.pieces.last_mut()
+            && arguments.is_null()
+        {
+            *arguments = parsed(text);
+            text.clear();
+        }
+    }
+
+    fn texts(&self) -> String {
+        self.pieces.iter().filter_map(|piece| text_of(piece)).collect()
+    }
+
+    fn thoughts(&self) -> String {
+        let thoughts = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Thinking { text, .. } => Some(text.as_str()),
+            _ => None,
+        });
+        thoughts.collect()
+    }
+}
+
+/// Arguments as an object. A call without arguments has an empty one.
+fn parsed(text: &str) -> Value {
+    if text.trim().is_empty() {
+        return Value::Object(serde_json::Map::new());
+    }
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()))
+}
+
+/// Arguments as OpenAI writes them.
+fn written(arguments: &Value) -> String {
+    match arguments {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn text_of(piece: &Piece) -> Option<&str> {
+    match piece {
+        Piece::Text { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
+/// The text of several pieces, as results and systems have it where only text will do.
+fn joined(pieces: &[Piece]) -> String {
+    let texts: Vec<&str> = pieces.iter().filter_map(text_of).collect();
+    texts.join("\n")
+}
+
+/// An id for a call that came without.
+fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:016x}", fastrand::u64(..))
+}
+
+fn refused(param: &str, message: impl Into<String>) -> Failure {
+    Failure {
+        param: Some(param.to_string()),
+        ..Failure::new(Class::BadRequest, 400, message)
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(ToString::to_string)
+}
+
+/// One string or several.
+fn strings(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => vec![text.clone()],
+        Value::Array(items) => items.iter().filter_map(text).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Fields of a request that are set and not among those known.
+fn unknown(body: &Value, known: &[&str]) -> Vec<String> {
+    let fields = body.as_object().into_iter().flatten();
+    fields
+        .filter(|(name, value)| !value.is_null() && !known.contains(&name.as_str()))
+        .map(|(name, _)| name.clone())
+        .collect()
+}
+
+/// Sets a field if there is something to set it to.
+fn set(object: &mut Value, name: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        object[name] = value.into();
+    }
+}

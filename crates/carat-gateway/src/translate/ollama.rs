@@ -1,0 +1,449 @@
+//! Ollama's own `/api/chat`.
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
+    Writer, joined, new_id, refused, set, strings, text, unknown,
+};
+use crate::failure::Failure;
+use crate::records::Record;
+use crate::usage::Usage;
+
+const KNOWN: [&str; 8] = [
+    "model",
+    "messages",
+    "tools",
+    "format",
+    "options",
+    "stream",
+    "keep_alive",
+    "think",
+];
+
+pub(super) fn question(body: &Value) -> Result<Question, Failure> {
+    let messages = body["messages"]
+        .as_array()
+        .ok_or_else(|| refused("messages", "`messages` must be an array"))?;
+    let options = &body["options"];
+    let mut question = Question {
+        tools: body["tools"].as_array().into_iter().flatten().map(tool).collect(),
+        format: match &body["format"] {
+            Value::String(format) if format == "json" => Format::Json,
+            schema @ Value::Object(_) => Format::Schema {
+                name: "answer".into(),
+                schema: schema.clone(),
+            },
+            _ => Format::Text,
+        },
+        temperature: options["temperature"].as_f64(),
+        top_p: options["top_p"].as_f64(),
+        top_k: options["top_k"].as_u64(),
+        seed: options["seed"].as_i64(),
+        presence: options["presence_penalty"].as_f64(),
+        frequency: options["frequency_penalty"].as_f64(),
+        // Negative numbers mean no limit.
+        max_tokens: options["num_predict"].as_u64(),
+        stop: strings(&options["stop"]),
+        thinking: match &body["think"] {
+            Value::Bool(true) => Some(Thinking::Adaptive),
+            Value::Bool(false) => Some(Thinking::Off),
+            Value::String(effort) => Some(Thinking::Effort(effort.clone())),
+            _ => None,
+        },
+        // A stream unless it says otherwise.
+        stream: body["stream"].as_bool().unwrap_or(true),
+        wants_usage: true,
+        unknown: unknown(body, &KNOWN),
+        ..Question::default()
+    };
+    let mut calls: Vec<(String, String)> = Vec::new();
+    for (i, message) in messages.iter().enumerate() {
+        read_message(message, i, &mut calls, &mut question)?;
+    }
+    Ok(question)
+}
+
+/// `calls`: names and ids of calls that have no result yet; results come in their order.
+fn read_message(
+    message: &Value,
+    i: usize,
+    calls: &mut Vec<(String, String)>,
+    question: &mut Question,
+) -> Result<(), Failure> {
+    let said = message["content"]
+        .as_str()
+        .filter(|text| !text.is_empty())
+        .map(Piece::text);
+    let images = message["images"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(text);
+    let images = images.map(|data| Piece::Image {
+        source: Source::Data {
+            media_type: media_type(&data).to_string(),
+            data,
+        },
+        cache: None,
+    });
+    match message["role"].as_str() {
+        Some("system") => question.system.extend(said),
+        Some("user") => question.push(Role::User, said.into_iter().chain(images).collect()),
+        Some("assistant") => {
+            let mut pieces: Vec<Piece> = said.into_iter().collect();
+            for (n, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
+                let name = text(&call["function"]["name"]).unwrap_or_default();
+                let id = text(&call["id"]).unwrap_or_else(|| format!("call_{i}_{n}"));
+                calls.push((name.clone(), id.clone()));
+                pieces.push(Piece::Call {
+                    id,
+                    name,
+                    arguments: call["function"]["arguments"].clone(),
+                    signature: None,
+                });
+            }
+            question.push(Role::Assistant, pieces);
+        }
+        Some("tool") => {
+            let name = text(&message["tool_name"]).or(text(&message["name"]));
+            let at = calls
+                .iter()
+                .position(|(other, _)| name.as_ref().is_none_or(|name| name == other));
+            let call = at.map(|at| calls.remove(at));
+            let own = text(&message["tool_call_id"]);
+            let result = Piece::Result {
+                id: own.or(call.map(|(_, id)| id)).unwrap_or_default(),
+                name,
+                content: said.into_iter().collect(),
+                is_error: false,
+                cache: None,
+            };
+            question.push(Role::User, vec![result]);
+        }
+        _ => {
+            return Err(refused(
+                &format!("messages[{i}].role"),
+                "the role must be system, user, assistant or tool",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What kind of image base64 begins; Ollama does not say.
+fn media_type(data: &str) -> &'static str {
+    match data.get(..4) {
+        Some("/9j/") => "image/jpeg",
+        Some("R0lG") => "image/gif",
+        Some("UklG") => "image/webp",
+        _ => "image/png",
+    }
+}
+
+fn tool(tool: &Value) -> Tool {
+    let function = &tool["function"];
+    Tool {
+        name: text(&function["name"]).unwrap_or_default(),
+        description: text(&function["description"]),
+        schema: function["parameters"].clone(),
+        strict: None,
+        cache: None,
+    }
+}
+
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
+    let mut messages = Vec::new();
+    if !question.system.is_empty() {
+        messages.push(json!({"role": "system", "content": joined(&question.system)}));
+    }
+    for turn in &question.turns {
+        write_turn(question, turn, &mut messages)?;
+    }
+    let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
+    if question.choice != Choice::None && !question.tools.is_empty() {
+        let write = |tool: &Tool| {
+            let description = tool.description.as_deref().unwrap_or_default();
+            let function = json!({"name": tool.name, "description": description, "parameters": tool.schema});
+            json!({"type": "function", "function": function})
+        };
+        body["tools"] = question.tools.iter().map(write).collect();
+    }
+    match &question.format {
+        Format::Text => {}
+        Format::Json => body["format"] = json!("json"),
+        Format::Schema { schema, .. } => body["format"] = schema.clone(),
+    }
+    let mut options = json!({});
+    set(&mut options, "temperature", question.temperature);
+    set(&mut options, "top_p", question.top_p);
+    set(&mut options, "top_k", question.top_k);
+    set(&mut options, "seed", question.seed);
+    set(&mut options, "presence_penalty", question.presence);
+    set(&mut options, "frequency_penalty", question.frequency);
+    set(&mut options, "num_predict", question.max_tokens);
+    if !question.stop.is_empty() {
+        options["stop"] = json!(question.stop);
+    }
+    body["options"] = options;
+    match &question.thinking {
+        None => {}
+        Some(Thinking::Off) => body["think"] = Value::Bool(false),
+        Some(_) => body["think"] = Value::Bool(true),
+    }
+    if matches!(question.choice, Choice::Required | Choice::Named(_)) {
+        dropped.push("tool_choice".into());
+    }
+    question.drop_set(&["parallel_tool_calls", "user"], dropped);
+    Ok(body)
+}
+
+fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Result<(), Failure> {
+    let (mut said, mut images, mut calls) = (Vec::new(), Vec::new(), Vec::new());
+    for piece in &turn.pieces {
+        match piece {
+            Piece::Text { text, .. } => said.push(text.as_str()),
+            Piece::Image {
+                source: Source::Data { data, .. },
+                ..
+            } => images.push(json!(data)),
+            Piece::Image { .. } | Piece::Document { .. } => {
+                return Err(refused(
+                    "messages",
+                    "this provider takes images as data only; send a data: URL",
+                ));
+            }
+            Piece::Call { name, arguments, .. } => {
+                calls.push(json!({"function": {"name": name, "arguments": arguments}}));
+            }
+            Piece::Result {
+                id, name, content, ..
+            } => {
+                let name = name.as_deref().or(question.called(id)).unwrap_or_default();
+                messages.push(json!({"role": "tool", "tool_name": name, "content": joined(content)}));
+            }
+            Piece::Thinking { .. } | Piece::Redacted(_) => {}
+        }
+    }
+    if said.is_empty() && images.is_empty() && calls.is_empty() {
+        return Ok(());
+    }
+    let role = if turn.role == Role::Assistant {
+        "assistant"
+    } else {
+        "user"
+    };
+    let mut message = json!({"role": role, "content": said.join("\n")});
+    if !images.is_empty() {
+        message["images"] = Value::from(images);
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = Value::from(calls);
+    }
+    messages.push(message);
+    Ok(())
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Length => "length",
+        _ => "stop",
+    }
+}
+
+/// The time of day, as Ollama's clients want it.
+fn created() -> String {
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
+    // The proleptic calendar in eras of 400 years that begin on the first of March.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let in_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * in_year + 2) / 153;
+    let (day, month_number) = (
+        in_year - (153 * month + 2) / 5 + 1,
+        if month < 10 { month + 3 } else { month - 9 },
+    );
+    let year = era * 400 + year + u64::from(month_number <= 2);
+    let (hour, minute) = (second / 3600, second / 60 % 60);
+    format!(
+        "{year:04}-{month_number:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:06}Z",
+        second % 60,
+        now.subsec_micros()
+    )
+}
+
+fn line(model: &str, message: &Value, last: Option<(Finish, &Usage)>) -> Value {
+    let mut line =
+        json!({"model": model, "created_at": created(), "message": message, "done": last.is_some()});
+    if let Some((finish, usage)) = last {
+        line["done_reason"] = json!(finish_name(finish));
+        for name in [
+            "total_duration",
+            "load_duration",
+            "prompt_eval_duration",
+            "eval_duration",
+        ] {
+            line[name] = json!(0);
+        }
+        line["prompt_eval_count"] = json!(usage.input);
+        line["eval_count"] = json!(usage.output);
+    }
+    line
+}
+
+fn call(name: &str, arguments: &Value) -> Value {
+    json!({"function": {"name": name, "arguments": arguments}})
+}
+
+pub(super) fn answer(answer: &Answer) -> Value {
+    let mut message = json!({"role": "assistant", "content": answer.texts()});
+    set(
+        &mut message,
+        "thinking",
+        Some(answer.thoughts()).filter(|text| !text.is_empty()),
+    );
+    let calls = answer.pieces.iter().filter_map(|piece| match piece {
+        Piece::Call { name, arguments, .. } => Some(call(name, arguments)),
+        _ => None,
+    });
+    let calls: Vec<Value> = calls.collect();
+    if !calls.is_empty() {
+        message["tool_calls"] = Value::from(calls);
+    }
+    line(
+        &answer.model,
+        &message,
+        Some((answer.finish.unwrap_or(Finish::Stop), &answer.usage)),
+    )
+}
+
+/// Writes lines. Calls come whole, so their arguments are held.
+#[derive(Default)]
+pub(super) struct LineWriter {
+    model: String,
+    call: Option<(String, String)>,
+    finish: Option<Finish>,
+    usage: Usage,
+}
+
+impl LineWriter {
+    fn write(value: &Value, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{value}\n").as_bytes());
+    }
+
+    fn end_call(&mut self, out: &mut Vec<u8>) {
+        if let Some((name, arguments)) = self.call.take() {
+            let calls = [call(&name, &super::parsed(&arguments))];
+            let message = json!({"role": "assistant", "content": "", "tool_calls": calls});
+            Self::write(&line(&self.model, &message, None), out);
+        }
+    }
+}
+
+impl Writer for LineWriter {
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        if let (Event::Arguments(more), Some((_, arguments))) = (event, &mut self.call) {
+            arguments.push_str(more);
+            return;
+        }
+        self.end_call(out);
+        let said = |content: &str, thinking: &str| {
+            let mut message = json!({"role": "assistant", "content": content});
+            set(
+                &mut message,
+                "thinking",
+                Some(thinking).filter(|text| !text.is_empty()),
+            );
+            message
+        };
+        match event {
+            Event::Begin { model, .. } => self.model.clone_from(model),
+            Event::Text(text) => Self::write(&line(&self.model, &said(text, ""), None), out),
+            Event::Thinking(text) => Self::write(&line(&self.model, &said("", text), None), out),
+            Event::Call { name, .. } => self.call = Some((name.clone(), String::new())),
+            Event::Usage(usage) => self.usage = *usage,
+            Event::End(finish) => self.finish = Some(*finish),
+            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) => {}
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        self.end_call(out);
+        let message = json!({"role": "assistant", "content": ""});
+        let finish = self.finish.unwrap_or(Finish::Stop);
+        Self::write(&line(&self.model, &message, Some((finish, &self.usage))), out);
+    }
+}
+
+/// Reads lines and whole answers, which are alike.
+#[derive(Default)]
+pub(super) struct LineReader {
+    has_begun: bool,
+    has_calls: bool,
+    is_done: bool,
+}
+
+impl LineReader {
+    fn read(&mut self, value: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        if !value["error"].is_null() {
+            return Err(Failure::of_value(value, None));
+        }
+        if !self.has_begun {
+            self.has_begun = true;
+            events.push(Event::Begin {
+                id: new_id(""),
+                model: text(&value["model"]).unwrap_or_default(),
+            });
+        }
+        let message = &value["message"];
+        let said = |name: &str| text(&message[name]).filter(|text| !text.is_empty());
+        events.extend(said("thinking").map(Event::Thinking));
+        events.extend(said("content").map(Event::Text));
+        for call in message["tool_calls"].as_array().into_iter().flatten() {
+            self.has_calls = true;
+            events.push(Event::Call {
+                id: text(&call["id"]).unwrap_or_else(|| new_id("call_")),
+                name: text(&call["function"]["name"]).unwrap_or_default(),
+                signature: None,
+            });
+            events.push(Event::Arguments(call["function"]["arguments"].to_string()));
+        }
+        if value["done"] == true {
+            self.is_done = true;
+            let count = |name: &str| value[name].as_u64().unwrap_or(0);
+            events.push(Event::Usage(Usage {
+                input: count("prompt_eval_count"),
+                output: count("eval_count"),
+                ..Usage::default()
+            }));
+            events.push(Event::End(match value["done_reason"].as_str() {
+                Some("length") => Finish::Length,
+                _ if self.has_calls => Finish::Calls,
+                _ => Finish::Stop,
+            }));
+        }
+        Ok(())
+    }
+}
+
+impl Reader for LineReader {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let Ok(value) = serde_json::from_slice::<Value>(&record.data) else {
+            return Ok(false);
+        };
+        self.read(&value, events)?;
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        self.read(answer, events)
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done
+    }
+}

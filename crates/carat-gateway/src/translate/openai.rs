@@ -1,0 +1,654 @@
+//! OpenAI's chat completions.
+
+use serde_json::{Value, json};
+
+use super::{
+    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
+    Writer, joined, new_id, parsed, refused, set, strings, text, unknown, written,
+};
+use crate::failure::Failure;
+use crate::records::Record;
+use crate::usage::{OpenAiUsage, Usage};
+
+const KNOWN: [&str; 24] = [
+    "model",
+    "messages",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "response_format",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "max_completion_tokens",
+    "stop",
+    "reasoning_effort",
+    "user",
+    "safety_identifier",
+    "stream",
+    "stream_options",
+    "n",
+    "store",
+    "metadata",
+    "prompt_cache_key",
+];
+/// Known, but of no use elsewhere: they are named as dropped.
+const OWN: [&str; 3] = ["store", "metadata", "prompt_cache_key"];
+
+pub(super) fn question(body: &Value) -> Result<Question, Failure> {
+    if body["n"].as_u64().is_some_and(|n| n > 1) {
+        return Err(refused(
+            "n",
+            "this provider gives one answer at a time; leave `n` out",
+        ));
+    }
+    let messages = body["messages"]
+        .as_array()
+        .ok_or_else(|| refused("messages", "`messages` must be an array"))?;
+    let mut question = Question {
+        tools: body["tools"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(tool)
+            .collect::<Result<_, _>>()?,
+        choice: choice(&body["tool_choice"]),
+        parallel: body["parallel_tool_calls"].as_bool(),
+        format: format(&body["response_format"]),
+        temperature: body["temperature"].as_f64(),
+        top_p: body["top_p"].as_f64(),
+        top_k: body["top_k"].as_u64(),
+        seed: body["seed"].as_i64(),
+        presence: body["presence_penalty"].as_f64(),
+        frequency: body["frequency_penalty"].as_f64(),
+        max_tokens: body["max_completion_tokens"]
+            .as_u64()
+            .or(body["max_tokens"].as_u64()),
+        stop: strings(&body["stop"]),
+        thinking: body["reasoning_effort"].as_str().map(|effort| match effort {
+            "none" => Thinking::Off,
+            other => Thinking::Effort(other.to_string()),
+        }),
+        user: text(&body["user"]).or(text(&body["safety_identifier"])),
+        stream: body["stream"].as_bool().unwrap_or(false),
+        wants_usage: body["stream_options"]["include_usage"] == true,
+        unknown: unknown(body, &KNOWN),
+        ..Question::default()
+    };
+    let own = OWN.iter().filter(|name| !body[**name].is_null());
+    question.unknown.extend(own.map(ToString::to_string));
+    for (i, message) in messages.iter().enumerate() {
+        read_message(message, &format!("messages[{i}]"), &mut question)?;
+    }
+    Ok(question)
+}
+
+fn read_message(message: &Value, path: &str, question: &mut Question) -> Result<(), Failure> {
+    let content = pieces(&message["content"], path)?;
+    match message["role"].as_str() {
+        Some("system" | "developer") => question.system.extend(content),
+        Some("user") => question.push(Role::User, content),
+        Some("tool" | "function") => {
+            let result = Piece::Result {
+                id: text(&message["tool_call_id"]).unwrap_or_default(),
+                name: text(&message["name"]),
+                content,
+                is_error: false,
+                cache: None,
+            };
+            question.push(Role::User, vec![result]);
+        }
+        Some("assistant") => {
+            let mut all = thoughts(message);
+            all.extend(content);
+            for call in message["tool_calls"].as_array().into_iter().flatten() {
+                all.push(Piece::Call {
+                    id: text(&call["id"]).unwrap_or_default(),
+                    name: text(&call["function"]["name"]).unwrap_or_default(),
+                    arguments: parsed(call["function"]["arguments"].as_str().unwrap_or_default()),
+                    signature: text(&call["extra_content"]["google"]["thought_signature"]),
+                });
+            }
+            question.push(Role::Assistant, all);
+        }
+        _ => {
+            return Err(refused(
+                &format!("{path}.role"),
+                "the role must be system, developer, user, assistant or tool",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Thoughts that came with an earlier answer. Without their signatures they are no use to anybody.
+fn thoughts(message: &Value) -> Vec<Piece> {
+    let blocks = message["thinking_blocks"].as_array().into_iter().flatten();
+    let piece = |block: &Value| match block["type"].as_str() {
+        Some("redacted_thinking") => text(&block["data"]).map(Piece::Redacted),
+        _ => Some(Piece::Thinking {
+            text: text(&block["thinking"])?,
+            signature: text(&block["signature"]),
+        }),
+    };
+    blocks.filter_map(piece).collect()
+}
+
+fn pieces(content: &Value, path: &str) -> Result<Vec<Piece>, Failure> {
+    let parts = match content {
+        Value::Null => return Ok(Vec::new()),
+        Value::String(text) if text.is_empty() => return Ok(Vec::new()),
+        Value::String(text) => return Ok(vec![Piece::text(text)]),
+        Value::Array(parts) => parts,
+        _ => {
+            return Err(refused(
+                &format!("{path}.content"),
+                "the content must be a text or an array of parts",
+            ));
+        }
+    };
+    let part = |(i, part): (usize, &Value)| {
+        let cache = Some(part["cache_control"].clone()).filter(|cache| !cache.is_null());
+        Ok(match part["type"].as_str() {
+            Some("text") => Piece::Text {
+                text: text(&part["text"]).unwrap_or_default(),
+                cache,
+            },
+            Some("refusal") => Piece::text(part["refusal"].as_str().unwrap_or_default()),
+            Some("image_url") => {
+                let url = part["image_url"]["url"].as_str().or(part["image_url"].as_str());
+                Piece::Image {
+                    source: Source::of_url(url.unwrap_or_default()),
+                    cache,
+                }
+            }
+            Some("file") if part["file"]["file_data"].is_string() => Piece::Document {
+                source: Source::of_url(part["file"]["file_data"].as_str().unwrap_or_default()),
+                name: text(&part["file"]["filename"]),
+            },
+            _ => {
+                let message =
+                    "only texts, images and files with their data can be passed on to this provider";
+                return Err(refused(&format!("{path}.content[{i}].type"), message));
+            }
+        })
+    };
+    parts.iter().enumerate().map(part).collect()
+}
+
+fn tool(tool: &Value) -> Result<Tool, Failure> {
+    let function = &tool["function"];
+    let name = text(&function["name"]);
+    Ok(Tool {
+        name: name.ok_or_else(|| {
+            refused(
+                "tools",
+                "only functions, each with a name, can be passed on to this provider",
+            )
+        })?,
+        description: text(&function["description"]),
+        schema: function["parameters"].clone(),
+        strict: function["strict"].as_bool(),
+        cache: Some(tool["cache_control"].clone()).filter(|cache| !cache.is_null()),
+    })
+}
+
+fn choice(choice: &Value) -> Choice {
+    match choice.as_str() {
+        Some("none") => Choice::None,
+        Some("required" | "any") => Choice::Required,
+        Some(_) => Choice::Auto,
+        None => text(&choice["function"]["name"]).map_or(Choice::Auto, Choice::Named),
+    }
+}
+
+fn format(format: &Value) -> Format {
+    match format["type"].as_str() {
+        Some("json_object") => Format::Json,
+        Some("json_schema") => Format::Schema {
+            name: text(&format["json_schema"]["name"]).unwrap_or_else(|| "answer".into()),
+            schema: format["json_schema"]["schema"].clone(),
+        },
+        _ => Format::Text,
+    }
+}
+
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
+    let mut messages = Vec::new();
+    if !question.system.is_empty() {
+        messages.push(json!({"role": "system", "content": joined(&question.system)}));
+    }
+    question
+        .turns
+        .iter()
+        .for_each(|turn| write_turn(turn, &mut messages));
+    let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
+    if question.stream {
+        body["stream_options"] = json!({"include_usage": true});
+    }
+    let tools: Vec<Value> = question.tools.iter().map(write_tool).collect();
+    if !tools.is_empty() {
+        body["tools"] = Value::from(tools);
+        body["tool_choice"] = match &question.choice {
+            Choice::Auto => json!("auto"),
+            Choice::None => json!("none"),
+            Choice::Required => json!("required"),
+            Choice::Named(name) => json!({"type": "function", "function": {"name": name}}),
+        };
+        set(&mut body, "parallel_tool_calls", question.parallel);
+    }
+    match &question.format {
+        Format::Text => {}
+        Format::Json => body["response_format"] = json!({"type": "json_object"}),
+        Format::Schema { name, schema } => {
+            let schema = json!({"name": name, "schema": schema, "strict": true});
+            body["response_format"] = json!({"type": "json_schema", "json_schema": schema});
+        }
+    }
+    set(&mut body, "temperature", question.temperature);
+    set(&mut body, "top_p", question.top_p);
+    set(&mut body, "seed", question.seed);
+    set(&mut body, "presence_penalty", question.presence);
+    set(&mut body, "frequency_penalty", question.frequency);
+    set(&mut body, "max_completion_tokens", question.max_tokens);
+    set(&mut body, "user", question.user.clone());
+    if !question.stop.is_empty() {
+        body["stop"] = json!(question.stop);
+    }
+    match &question.thinking {
+        Some(Thinking::Off) => body["reasoning_effort"] = json!("none"),
+        Some(Thinking::Effort(effort)) => body["reasoning_effort"] = json!(effort),
+        Some(Thinking::Budget(budget)) => body["reasoning_effort"] = json!(effort_of(*budget)),
+        Some(Thinking::Adaptive) | None => {}
+    }
+    question.drop_set(&["top_k"], dropped);
+    body
+}
+
+/// The effort that a budget of tokens comes to.
+pub(super) fn effort_of(budget: u64) -> &'static str {
+    match budget {
+        0..=2048 => "low",
+        2049..=8192 => "medium",
+        _ => "high",
+    }
+}
+
+fn write_tool(tool: &Tool) -> Value {
+    let mut function = json!({"name": tool.name});
+    set(&mut function, "description", tool.description.clone());
+    set(
+        &mut function,
+        "parameters",
+        Some(tool.schema.clone()).filter(|schema| !schema.is_null()),
+    );
+    set(&mut function, "strict", tool.strict);
+    json!({"type": "function", "function": function})
+}
+
+fn write_turn(turn: &Turn, messages: &mut Vec<Value>) {
+    if turn.role == Role::Assistant {
+        messages.push(assistant_message(&turn.pieces));
+        return;
+    }
+    let mut parts = Vec::new();
+    for piece in &turn.pieces {
+        match piece {
+            Piece::Result { id, content, .. } => {
+                messages.push(json!({"role": "tool", "tool_call_id": id, "content": joined(content)}));
+                // Chat completions take no images in results: they come after, as the user's.
+                parts.extend(
+                    content
+                        .iter()
+                        .filter(|piece| matches!(piece, Piece::Image { .. }))
+                        .filter_map(part),
+                );
+            }
+            other => parts.extend(part(other)),
+        }
+    }
+    if let [only] = parts.as_slice()
+        && only["type"] == "text"
+    {
+        messages.push(json!({"role": "user", "content": only["text"]}));
+    } else if !parts.is_empty() {
+        messages.push(json!({"role": "user", "content": parts}));
+    }
+}
+
+fn part(piece: &Piece) -> Option<Value> {
+    Some(match piece {
+        Piece::Text { text, .. } => json!({"type": "text", "text": text}),
+        Piece::Image { source, .. } => json!({"type": "image_url", "image_url": {"url": source.url()}}),
+        Piece::Document { source, name } => {
+            json!({"type": "file", "file": {"file_data": source.url(), "filename": name.as_deref().unwrap_or("document.pdf")}})
+        }
+        _ => return None,
+    })
+}
+
+/// A message of the assistant, as it is asked with and answered with.
+fn assistant_message(pieces: &[Piece]) -> Value {
+    let texts: String = pieces.iter().filter_map(super::text_of).collect();
+    let content = if texts.is_empty() {
+        Value::Null
+    } else {
+        Value::from(texts)
+    };
+    let mut message = json!({"role": "assistant", "content": content});
+    let calls: Vec<Value> = pieces.iter().filter_map(call).collect();
+    if !calls.is_empty() {
+        message["tool_calls"] = Value::from(calls);
+    }
+    message
+}
+
+fn call(piece: &Piece) -> Option<Value> {
+    let Piece::Call {
+        id,
+        name,
+        arguments,
+        signature,
+    } = piece
+    else {
+        return None;
+    };
+    let mut call =
+        json!({"id": id, "type": "function", "function": {"name": name, "arguments": written(arguments)}});
+    if let Some(signature) = signature {
+        call["extra_content"] = json!({"google": {"thought_signature": signature}});
+    }
+    Some(call)
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::Calls => "tool_calls",
+        Finish::Filter => "content_filter",
+    }
+}
+
+fn finish_of(name: &str) -> Finish {
+    match name {
+        "length" => Finish::Length,
+        "tool_calls" | "function_call" => Finish::Calls,
+        "content_filter" => Finish::Filter,
+        _ => Finish::Stop,
+    }
+}
+
+fn usage_value(usage: &Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.input,
+        "completion_tokens": usage.output,
+        "total_tokens": usage.input.saturating_add(usage.output),
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cache_read,
+            "cache_write_tokens": usage.cache_write.saturating_add(usage.cache_write_1h),
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+    })
+}
+
+fn now_s() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+pub(super) fn answer(answer: &Answer) -> Value {
+    let mut message = assistant_message(&answer.pieces);
+    message["refusal"] = Value::Null;
+    let thoughts = answer.thoughts();
+    if !thoughts.is_empty() {
+        message["reasoning_content"] = Value::from(thoughts);
+    }
+    let blocks: Vec<Value> = answer.pieces.iter().filter_map(thinking_block).collect();
+    if !blocks.is_empty() {
+        message["thinking_blocks"] = Value::from(blocks);
+    }
+    let finish = finish_name(answer.finish.unwrap_or(Finish::Stop));
+    json!({
+        "id": format!("chatcmpl-{}", answer.id),
+        "object": "chat.completion",
+        "created": now_s(),
+        "model": answer.model,
+        "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": finish}],
+        "usage": usage_value(&answer.usage),
+    })
+}
+
+/// Thoughts that must come back as they are.
+fn thinking_block(piece: &Piece) -> Option<Value> {
+    match piece {
+        Piece::Thinking {
+            text,
+            signature: Some(signature),
+        } => Some(json!({"type": "thinking", "thinking": text, "signature": signature})),
+        Piece::Redacted(data) => Some(json!({"type": "redacted_thinking", "data": data})),
+        _ => None,
+    }
+}
+
+/// Writes chunks.
+pub(super) struct ChunkWriter {
+    wants_usage: bool,
+    id: String,
+    model: String,
+    created: u64,
+    n_calls: u64,
+    usage: Usage,
+    /// Thoughts so far, for the block that carries their signature.
+    thoughts: String,
+}
+
+impl ChunkWriter {
+    pub(super) fn new(wants_usage: bool) -> Self {
+        Self {
+            wants_usage,
+            id: String::new(),
+            model: String::new(),
+            created: now_s(),
+            n_calls: 0,
+            usage: Usage::default(),
+            thoughts: String::new(),
+        }
+    }
+
+    fn chunk(&self, choices: &Value, out: &mut Vec<u8>, usage: Option<Value>) {
+        let mut chunk = json!({
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        });
+        if self.wants_usage {
+            chunk["usage"] = usage.unwrap_or_default();
+        }
+        out.extend_from_slice(format!("data: {chunk}\n\n").as_bytes());
+    }
+
+    fn delta(&self, delta: &Value, finish: Option<Finish>, out: &mut Vec<u8>) {
+        let finish = finish.map(finish_name);
+        self.chunk(
+            &json!([{"index": 0, "delta": delta, "finish_reason": finish}]),
+            out,
+            None,
+        );
+    }
+}
+
+impl Writer for ChunkWriter {
+    fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        match event {
+            Event::Begin { id, model } => {
+                self.id = format!("chatcmpl-{id}");
+                self.model.clone_from(model);
+                self.delta(&json!({"role": "assistant", "content": ""}), None, out);
+            }
+            Event::Text(text) => self.delta(&json!({"content": text}), None, out),
+            Event::Thinking(text) => {
+                self.thoughts.push_str(text);
+                self.delta(&json!({"reasoning_content": text}), None, out);
+            }
+            Event::Signature(signature) => {
+                let thoughts = std::mem::take(&mut self.thoughts);
+                let block = json!({"type": "thinking", "thinking": thoughts, "signature": signature});
+                self.delta(&json!({"thinking_blocks": [block]}), None, out);
+            }
+            Event::Redacted(data) => {
+                let block = json!({"type": "redacted_thinking", "data": data});
+                self.delta(&json!({"thinking_blocks": [block]}), None, out);
+            }
+            Event::Call { id, name, signature } => {
+                let function = json!({"name": name, "arguments": ""});
+                let mut call =
+                    json!({"index": self.n_calls, "id": id, "type": "function", "function": function});
+                if let Some(signature) = signature {
+                    call["extra_content"] = json!({"google": {"thought_signature": signature}});
+                }
+                self.n_calls += 1;
+                self.delta(&json!({"tool_calls": [call]}), None, out);
+            }
+            Event::Arguments(text) => {
+                let index = self.n_calls.saturating_sub(1);
+                let call = json!({"index": index, "function": {"arguments": text}});
+                self.delta(&json!({"tool_calls": [call]}), None, out);
+            }
+            Event::Usage(usage) => self.usage = *usage,
+            Event::End(finish) => self.delta(&json!({}), Some(*finish), out),
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) {
+        if self.wants_usage {
+            self.chunk(&json!([]), out, Some(usage_value(&self.usage)));
+        }
+        out.extend_from_slice(b"data: [DONE]\n\n");
+    }
+}
+
+/// Reads chunks and completions.
+pub(super) struct ChatReader {
+    is_apart: bool,
+    has_begun: bool,
+    /// The index of the call that is being written.
+    call: Option<u64>,
+    has_calls: bool,
+    is_done: bool,
+}
+
+impl ChatReader {
+    pub(super) fn new(is_apart: bool) -> Self {
+        Self {
+            is_apart,
+            has_begun: false,
+            call: None,
+            has_calls: false,
+            is_done: false,
+        }
+    }
+
+    fn read(&mut self, value: &Value, said: &str, events: &mut Vec<Event>) {
+        if !self.has_begun {
+            self.has_begun = true;
+            let id = text(&value["id"]).unwrap_or_else(|| new_id(""));
+            events.push(Event::Begin {
+                id: id.trim_start_matches("chatcmpl-").to_string(),
+                model: text(&value["model"]).unwrap_or_default(),
+            });
+        }
+        let choice = &value["choices"][0];
+        let message = &choice[said];
+        let thoughts = message["reasoning_content"]
+            .as_str()
+            .or(message["reasoning"].as_str());
+        if let Some(thoughts) = thoughts.filter(|text| !text.is_empty()) {
+            events.push(Event::Thinking(thoughts.to_string()));
+        }
+        let words = message["content"].as_str().or(message["refusal"].as_str());
+        if let Some(words) = words.filter(|text| !text.is_empty()) {
+            events.push(Event::Text(words.to_string()));
+        }
+        for (i, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
+            self.read_call(call, i as u64, events);
+        }
+        let usage = &value["usage"];
+        if usage.is_object()
+            && let Ok(usage) = serde_json::from_value::<OpenAiUsage>(usage.clone())
+        {
+            events.push(Event::Usage(usage.usage(self.is_apart)));
+        }
+        if let Some(finish) = choice["finish_reason"].as_str() {
+            self.is_done = true;
+            let finish = finish_of(finish);
+            // Some say `stop` although they call.
+            let finish = if finish == Finish::Stop && self.has_calls {
+                Finish::Calls
+            } else {
+                finish
+            };
+            events.push(Event::End(finish));
+        }
+    }
+
+    fn read_call(&mut self, call: &Value, i: u64, events: &mut Vec<Event>) {
+        let index = call["index"].as_u64().unwrap_or(i);
+        let function = &call["function"];
+        if self.call != Some(index) {
+            self.call = Some(index);
+            self.has_calls = true;
+            events.push(Event::Call {
+                id: text(&call["id"])
+                    .filter(|id| !id.is_empty())
+                    .unwrap_or_else(|| new_id("call_")),
+                name: text(&function["name"]).unwrap_or_default(),
+                signature: text(&call["extra_content"]["google"]["thought_signature"]),
+            });
+        }
+        if let Some(arguments) = function["arguments"].as_str().filter(|text| !text.is_empty()) {
+            events.push(Event::Arguments(arguments.to_string()));
+        }
+    }
+}
+
+impl Reader for ChatReader {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let data = record.data.trim_ascii();
+        if data.is_empty() {
+            return Ok(true);
+        }
+        if data.starts_with(b"[DONE]") {
+            self.is_done = true;
+            return Ok(true);
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            return Ok(false);
+        };
+        if !value["error"].is_null() {
+            return Err(Failure::of_value(&value, None));
+        }
+        self.read(&value, "delta", events);
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        if !answer["error"].is_null() {
+            return Err(Failure::of_value(answer, None));
+        }
+        self.read(answer, "message", events);
+        Ok(())
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done
+    }
+}

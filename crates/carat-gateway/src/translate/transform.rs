@@ -1,0 +1,216 @@
+//! Streams and whole answers that are read in one dialect, and passed on as they are or written in another.
+
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{Answer, Event, Reader, Writer, reader, whole, writer};
+use crate::failure::{Class, Failure};
+use crate::records::Record;
+use crate::stream::{Forwarding, Step, Transform, estimated};
+use crate::usage::Usage;
+
+/// What is counted of events.
+#[derive(Default)]
+struct Counted {
+    usage: Option<Usage>,
+    n_bytes: u64,
+}
+
+impl Counted {
+    /// Whether a client waits for it.
+    fn count(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Text(text) | Event::Thinking(text) | Event::Arguments(text) => {
+                self.n_bytes += text.len() as u64
+            }
+            Event::Usage(usage) => {
+                self.usage = Some(*usage);
+                return false;
+            }
+            Event::Begin { .. } | Event::Signature(_) | Event::Redacted(_) => return false,
+            Event::Call { .. } | Event::End(_) => {}
+        }
+        true
+    }
+
+    fn usage(&self) -> Usage {
+        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+    }
+}
+
+/// A stream that is passed on as it came.
+pub(crate) struct Passing {
+    forwarding: Forwarding,
+    reader: Box<dyn Reader>,
+    events: Vec<Event>,
+    counted: Counted,
+}
+
+impl Passing {
+    pub(crate) fn new(forwarding: Forwarding) -> Self {
+        Self {
+            reader: reader(forwarding.dialect, forwarding.reasoning_apart),
+            forwarding,
+            events: Vec::new(),
+            counted: Counted::default(),
+        }
+    }
+}
+
+impl Transform for Passing {
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        self.events.clear();
+        match self.reader.record(record, &mut self.events) {
+            Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Ok(false) => return Step::Malformed,
+            Ok(true) => out.extend_from_slice(record.raw),
+        }
+        let mut has_words = false;
+        for event in &self.events {
+            has_words |= self.counted.count(event);
+        }
+        if has_words { Step::Words } else { Step::Quiet }
+    }
+
+    fn end(&mut self, _out: &mut Vec<u8>) -> bool {
+        self.reader.end(&mut self.events)
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
+        crate::reply::stream_error(self.forwarding.endpoint, failure, out);
+    }
+
+    fn usage(&self) -> Usage {
+        self.counted.usage()
+    }
+
+    fn is_counted(&self) -> bool {
+        self.counted.usage.is_some()
+    }
+}
+
+/// A stream that is written anew.
+pub(crate) struct Translated {
+    forwarding: Forwarding,
+    reader: Box<dyn Reader>,
+    writer: Box<dyn Writer>,
+    events: Vec<Event>,
+    counted: Counted,
+}
+
+impl Translated {
+    pub(crate) fn new(forwarding: Forwarding) -> Self {
+        Self {
+            reader: reader(forwarding.dialect, forwarding.reasoning_apart),
+            writer: writer(forwarding.endpoint.dialect(), !forwarding.hides_usage),
+            forwarding,
+            events: Vec::new(),
+            counted: Counted::default(),
+        }
+    }
+
+    fn write(&mut self, out: &mut Vec<u8>) -> bool {
+        let mut has_words = false;
+        for event in &mut self.events {
+            name_model(event, &self.forwarding.model);
+            has_words |= self.counted.count(event);
+            self.writer.event(event, out);
+        }
+        has_words
+    }
+}
+
+/// Some providers do not say who answers.
+fn name_model(event: &mut Event, asked: &str) {
+    if let Event::Begin { model, .. } = event
+        && model.is_empty()
+    {
+        *model = asked.to_string();
+    }
+}
+
+impl Transform for Translated {
+    fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        self.events.clear();
+        match self.reader.record(record, &mut self.events) {
+            Err(failure) => Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Ok(false) => Step::Malformed,
+            Ok(true) if self.write(out) => Step::Words,
+            Ok(true) => Step::Quiet,
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        self.events.clear();
+        let is_whole = self.reader.end(&mut self.events);
+        self.write(out);
+        if is_whole {
+            self.writer.end(out);
+        }
+        is_whole
+    }
+
+    fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
+        crate::reply::stream_error(self.forwarding.endpoint, failure, out);
+    }
+
+    fn usage(&self) -> Usage {
+        self.counted.usage()
+    }
+
+    fn is_counted(&self) -> bool {
+        self.counted.usage.is_some()
+    }
+}
+
+fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failure> {
+    let value: Value = serde_json::from_slice(body).map_err(|_| {
+        Failure::new(
+            Class::ServerFault,
+            502,
+            "the provider answered with something that is not JSON",
+        )
+    })?;
+    let mut events = Vec::new();
+    let mut reader = reader(forwarding.dialect, forwarding.reasoning_apart);
+    reader
+        .whole(&value, &mut events)
+        .map_err(|failure| failure.without(forwarding.secret.as_deref()))?;
+    if !events.iter().any(|event| matches!(event, Event::End(_))) {
+        return Err(Failure::new(
+            Class::ServerFault,
+            502,
+            "the provider's answer has no end",
+        ));
+    }
+    events
+        .iter_mut()
+        .for_each(|event| name_model(event, &forwarding.model));
+    Ok(events)
+}
+
+/// What a whole answer took that is passed on as it came.
+///
+/// # Errors
+/// What the provider says went wrong.
+pub(crate) fn passed_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Usage, Failure> {
+    let mut counted = Counted::default();
+    for event in read_whole(forwarding, body)? {
+        counted.count(&event);
+    }
+    Ok(counted.usage())
+}
+
+/// A whole answer in the client's words, and what it took.
+///
+/// # Errors
+/// What the provider says went wrong.
+pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<(Bytes, Usage), Failure> {
+    let events = read_whole(forwarding, body)?;
+    let mut counted = Counted::default();
+    for event in &events {
+        counted.count(event);
+    }
+    let answer = whole(forwarding.endpoint.dialect(), &Answer::of(events));
+    Ok((Bytes::from(answer.to_string()), counted.usage()))
+}

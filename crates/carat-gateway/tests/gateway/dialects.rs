@@ -1,0 +1,365 @@
+//! Clients of every dialect in front of providers of every dialect, whole and streamed.
+
+use serde_json::{Value, json};
+
+use crate::support::{Rig, mock, rig};
+
+/// Providers `m` (OpenAI's API), `anthropic`, `gemini` and `ollama`, all the mock.
+async fn all() -> Rig {
+    let rig = rig("").await;
+    let mock = rig.mock_address;
+    let text = format!(
+        "[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
+         [providers.anthropic]\nbase-url = \"http://{mock}\"\nkey = \"sk-ant\"\n\
+         [providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\nkey = \"AIza-key\"\n\
+         [providers.ollama]\nbase-url = \"http://{mock}\"\n"
+    );
+    rig.gateway
+        .replace(carat_gateway::Config::parse(&text, &crate::support::env()).unwrap());
+    rig
+}
+
+const PROVIDERS: [&str; 4] = ["m", "anthropic", "gemini", "ollama"];
+const CLIENTS: [&str; 4] = ["openai", "anthropic", "gemini", "ollama"];
+
+/// A question in a client's words: a path and a body.
+fn asked(client: &str, model: &str, is_stream: bool) -> (String, Value) {
+    let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+    let function = json!({"name": "weather", "description": "d", "parameters": schema});
+    match client {
+        "openai" => {
+            let messages =
+                json!([{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]);
+            let options = json!({"include_usage": true});
+            let body = json!({"model": model, "messages": messages, "stream": is_stream, "stream_options": options,
+                "tools": [{"type": "function", "function": function}], "max_tokens": 50});
+            ("/v1/chat/completions".into(), body)
+        }
+        "anthropic" => {
+            let tools = json!([{"name": "weather", "description": "d", "input_schema": schema}]);
+            let body = json!({"model": model, "max_tokens": 50, "system": "Be kind", "stream": is_stream,
+                "messages": [{"role": "user", "content": "Hi"}], "tools": tools});
+            ("/v1/messages".into(), body)
+        }
+        "gemini" => {
+            let verb = if is_stream {
+                "streamGenerateContent?alt=sse"
+            } else {
+                "generateContent"
+            };
+            let body = json!({"contents": [{"role": "user", "parts": [{"text": "Hi"}]}],
+                "systemInstruction": {"parts": [{"text": "Be kind"}]}, "generationConfig": {"maxOutputTokens": 50},
+                "tools": [{"functionDeclarations": [function]}]});
+            (format!("/v1beta/models/{model}:{verb}"), body)
+        }
+        _ => {
+            let messages =
+                json!([{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]);
+            let body = json!({"model": model, "messages": messages, "stream": is_stream,
+                "tools": [{"type": "function", "function": function}], "options": {"num_predict": 50}});
+            ("/api/chat".into(), body)
+        }
+    }
+}
+
+/// What a client understands of an answer.
+#[derive(Debug, Default, PartialEq)]
+struct Understood {
+    text: String,
+    thoughts: String,
+    call: String,
+    arguments: String,
+    finish: String,
+    input: u64,
+    output: u64,
+}
+
+fn records(text: &str) -> Vec<Value> {
+    let data = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .filter(|data| !data.starts_with('['));
+    data.map(|data| serde_json::from_str(data).unwrap()).collect()
+}
+
+fn add(text: &mut String, value: &Value) {
+    text.push_str(value.as_str().unwrap_or_default());
+}
+
+fn understood(client: &str, is_stream: bool, text: &str) -> Understood {
+    let mut seen = Understood::default();
+    let values = match (is_stream, client) {
+        (false, _) => vec![serde_json::from_str(text).unwrap()],
+        (true, "ollama") => text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect(),
+        (true, _) => records(text),
+    };
+    for value in &values {
+        match client {
+            "openai" => {
+                let choice = &value["choices"][0];
+                let said = if is_stream {
+                    &choice["delta"]
+                } else {
+                    &choice["message"]
+                };
+                add(&mut seen.text, &said["content"]);
+                add(&mut seen.thoughts, &said["reasoning_content"]);
+                add(&mut seen.call, &said["tool_calls"][0]["function"]["name"]);
+                add(
+                    &mut seen.arguments,
+                    &said["tool_calls"][0]["function"]["arguments"],
+                );
+                add(&mut seen.finish, &choice["finish_reason"]);
+                seen.input += value["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
+                seen.output += value["usage"]["completion_tokens"].as_u64().unwrap_or(0);
+            }
+            "anthropic" => understand_anthropic(value, &mut seen),
+            "gemini" => {
+                let candidate = &value["candidates"][0];
+                for part in candidate["content"]["parts"].as_array().unwrap() {
+                    let is_thought = part["thought"] == true;
+                    add(
+                        if is_thought {
+                            &mut seen.thoughts
+                        } else {
+                            &mut seen.text
+                        },
+                        &part["text"],
+                    );
+                    add(&mut seen.call, &part["functionCall"]["name"]);
+                    let args = &part["functionCall"]["args"];
+                    seen.arguments.push_str(
+                        &Some(args)
+                            .filter(|args| args.is_object())
+                            .map_or(String::new(), Value::to_string),
+                    );
+                }
+                add(&mut seen.finish, &candidate["finishReason"]);
+                let usage = &value["usageMetadata"];
+                if usage.is_object() {
+                    let count = |name: &str| usage[name].as_u64().unwrap_or(0);
+                    seen.input = count("promptTokenCount");
+                    seen.output = count("candidatesTokenCount") + count("thoughtsTokenCount");
+                }
+            }
+            _ => {
+                add(&mut seen.text, &value["message"]["content"]);
+                add(&mut seen.thoughts, &value["message"]["thinking"]);
+                let call = &value["message"]["tool_calls"][0]["function"];
+                add(&mut seen.call, &call["name"]);
+                seen.arguments.push_str(
+                    &Some(&call["arguments"])
+                        .filter(|args| args.is_object())
+                        .map_or(String::new(), Value::to_string),
+                );
+                add(&mut seen.finish, &value["done_reason"]);
+                seen.input += value["prompt_eval_count"].as_u64().unwrap_or(0);
+                seen.output += value["eval_count"].as_u64().unwrap_or(0);
+            }
+        }
+    }
+    seen
+}
+
+fn understand_anthropic(value: &Value, seen: &mut Understood) {
+    let blocks = value["content"]
+        .as_array()
+        .cloned()
+        .unwrap_or_else(|| vec![value["content_block"].clone()]);
+    for block in &blocks {
+        add(&mut seen.text, &block["text"]);
+        add(&mut seen.thoughts, &block["thinking"]);
+        add(&mut seen.call, &block["name"]);
+        if block["input"].as_object().is_some_and(|input| !input.is_empty()) {
+            seen.arguments.push_str(&block["input"].to_string());
+        }
+    }
+    add(&mut seen.text, &value["delta"]["text"]);
+    add(&mut seen.thoughts, &value["delta"]["thinking"]);
+    add(&mut seen.arguments, &value["delta"]["partial_json"]);
+    add(&mut seen.finish, &value["delta"]["stop_reason"]);
+    add(&mut seen.finish, &value["stop_reason"]);
+    let count = |name: &str| value["usage"][name].as_u64().unwrap_or(0);
+    let input = count("input_tokens") + count("cache_read_input_tokens");
+    // A provider that is passed on says its input only where it begins.
+    let begun = &value["message"]["usage"];
+    let first =
+        begun["input_tokens"].as_u64().unwrap_or(0) + begun["cache_read_input_tokens"].as_u64().unwrap_or(0);
+    seen.input = input.max(first).max(seen.input);
+    seen.output = count("output_tokens").max(seen.output);
+}
+
+#[tokio::test]
+async fn every_client_understands_every_provider() {
+    let rig = all().await;
+    for client in CLIENTS {
+        for provider in PROVIDERS {
+            for (is_stream, command) in [(false, "ok"), (true, "ok"), (false, "tool"), (true, "tool")] {
+                let case = format!("{client} asks {provider}, {command}, stream {is_stream}");
+                let (path, body) = asked(client, &format!("{provider}/{command}"), is_stream);
+                let reply = rig.post(&path, &body.to_string()).await;
+                assert_eq!(reply.status, 200, "{case}: {}", reply.text);
+                let seen = understood(client, is_stream, &reply.text);
+                let is_tool = command == "tool";
+                if is_tool {
+                    assert_eq!(
+                        (seen.call.as_str(), seen.text.as_str()),
+                        ("weather", ""),
+                        "{case}: {}",
+                        reply.text
+                    );
+                    let arguments: Value = serde_json::from_str(&seen.arguments).unwrap();
+                    assert_eq!(arguments, json!({"city": "K\u{f6}ln"}), "{case}");
+                } else if provider != "m" {
+                    assert_eq!(seen.text, mock::NATIVE[1..].concat(), "{case}: {}", reply.text);
+                }
+                if provider != "m" {
+                    assert_eq!(seen.thoughts, mock::NATIVE[0], "{case}: {}", reply.text);
+                }
+                let finish = match (client, is_tool) {
+                    ("openai", false) | ("ollama", _) => "stop",
+                    ("openai", true) => "tool_calls",
+                    ("anthropic", false) => "end_turn",
+                    ("anthropic", true) => "tool_use",
+                    _ => "STOP",
+                };
+                assert_eq!(seen.finish, finish, "{case}: {}", reply.text);
+                assert_eq!((seen.input, seen.output), (11, 4), "{case}: {}", reply.text);
+                assert!(
+                    !reply.headers.contains_key("x-carat-dropped"),
+                    "{case}: {:?}",
+                    reply.headers
+                );
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn providers_are_asked_in_their_own_words() {
+    let rig = all().await;
+    let last = || {
+        let (head, body) = rig.mock.last.lock().unwrap().clone();
+        (head.to_lowercase(), serde_json::from_str::<Value>(&body).unwrap())
+    };
+    let image = "data:image/png;base64,AAAA";
+    let body = json!({"model": "anthropic/ok", "seed": 3, "logit_bias": {"1": 2}, "stop": "x", "temperature": 1.5, "user": "u",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": image}}]},
+            {"role": "assistant", "content": null,
+             "thinking_blocks": [{"type": "thinking", "thinking": "t", "signature": "s"}],
+             "tool_calls": [{"id": "call:1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\":\"x\"}"},
+                             "extra_content": {"google": {"thought_signature": "g"}}}]},
+            {"role": "tool", "tool_call_id": "call:1", "content": "{\"c\":21}"},
+            {"role": "user", "content": "and now?"}],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]});
+    let reply = rig.post("/v1/chat/completions", &body.to_string()).await;
+    assert_eq!(reply.headers["x-carat-dropped"], "logit_bias, seed");
+    let (head, told) = last();
+    assert!(
+        head.contains("x-api-key: sk-ant") && head.contains("anthropic-version: 2023-06-01"),
+        "{head}"
+    );
+    assert_eq!(told["max_tokens"], 4096);
+    assert_eq!(told["temperature"], 1.0);
+    assert_eq!(told["stop_sequences"], json!(["x"]));
+    assert_eq!(told["output_config"]["format"]["type"], "json_schema");
+    assert_eq!(
+        told["messages"][0]["content"][1]["source"],
+        json!({"type": "base64", "media_type": "image/png", "data": "AAAA"})
+    );
+    let thought = json!({"type": "thinking", "thinking": "t", "signature": "s"});
+    let call = json!({"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "x"}});
+    assert_eq!(told["messages"][1]["content"], json!([thought, call]));
+    assert_eq!(told["messages"][2]["content"][0]["tool_use_id"], "call_1");
+    assert_eq!(told["messages"][2]["content"][1]["text"], "and now?");
+    assert_eq!(told["messages"].as_array().unwrap().len(), 3);
+
+    let gemini = body.to_string().replace("anthropic/ok", "gemini/ok");
+    assert_eq!(
+        rig.post("/v1/chat/completions", &gemini).await.headers["x-carat-dropped"],
+        "logit_bias, user"
+    );
+    let (head, told) = last();
+    assert!(
+        head.starts_with("post /v1beta/models/ok:generatecontent ")
+            && head.contains("x-goog-api-key: aiza-key"),
+        "{head}"
+    );
+    assert_eq!(
+        told["contents"][0]["parts"][1]["inlineData"],
+        json!({"mimeType": "image/png", "data": "AAAA"})
+    );
+    assert_eq!(told["contents"][1]["parts"][0]["thoughtSignature"], "g");
+    let response = json!({"functionResponse": {"name": "weather", "response": {"c": 21}}});
+    assert_eq!(told["contents"][2]["parts"][0], response);
+    assert_eq!(
+        told["generationConfig"]["responseJsonSchema"],
+        json!({"type": "object"})
+    );
+
+    let ollama = body.to_string().replace("anthropic/ok", "ollama/ok");
+    rig.post("/v1/chat/completions", &ollama).await;
+    let (_, told) = last();
+    assert_eq!(told["messages"][0]["images"], json!(["AAAA"]));
+    assert_eq!(
+        told["messages"][2],
+        json!({"role": "tool", "tool_name": "weather", "content": "{\"c\":21}"})
+    );
+    assert_eq!(
+        (&told["options"]["seed"], &told["stream"]),
+        (&json!(3), &json!(false))
+    );
+
+    let far = body
+        .to_string()
+        .replace("anthropic/ok", "gemini/ok")
+        .replace(image, "https://example.com/a.png");
+    assert_eq!(
+        rig.post("/v1/chat/completions", &far).await.status,
+        400,
+        "nothing is fetched on a client's word"
+    );
+}
+
+#[tokio::test]
+async fn the_same_api_is_passed_on_untouched_and_broken_streams_are_told_in_it() {
+    let rig = all().await;
+    for client in ["anthropic", "gemini", "ollama"] {
+        let (path, body) = asked(client, &format!("{client}/ok"), true);
+        let body = body.to_string().replacen('{', "{\"brand_new\":1,", 1);
+        let reply = rig.post(&path, &body).await;
+        assert_eq!(reply.status, 200);
+        assert!(
+            rig.mock.last.lock().unwrap().1.contains("\"brand_new\":1"),
+            "{client}"
+        );
+        let (path, body) = asked(client, &format!("{client}/cut=3"), true);
+        let direct = rig.post(&path, &body.to_string()).await.text;
+        let (path, body) = asked(client, "anthropic/cut=9", true);
+        let translated = rig.post(&path, &body.to_string()).await.text;
+        for broken in [direct, translated] {
+            let last = broken.trim_end().lines().last().unwrap();
+            let value: Value = serde_json::from_str(last.trim_start_matches("data: ")).unwrap();
+            match client {
+                "anthropic" => assert_eq!(
+                    (&value["type"], &value["error"]["type"]),
+                    (&json!("error"), &json!("api_error"))
+                ),
+                "gemini" => assert_eq!(value["error"]["status"], "INTERNAL"),
+                _ => assert!(value["error"].is_string(), "{value}"),
+            }
+        }
+    }
+    let (path, body) = asked("anthropic", "anthropic/status=529", false);
+    let reply = rig.post(&path, &body.to_string()).await;
+    assert_eq!(reply.status, 529);
+    assert_eq!(
+        serde_json::from_str::<Value>(&reply.text).unwrap()["error"]["type"],
+        "overloaded_error"
+    );
+}
