@@ -4,8 +4,10 @@
 //! - [`Tokenizer`]: text to ids and back, built from GGUF metadata, `tokenizer.json` or `tokenizer.model`. The three
 //!   give the same ids. [`StreamDecoder`] turns ids into text as they arrive. [`SentencePieceModel`] is what a
 //!   `tokenizer.model` says, for programs that write other files from it.
-//! - [`ChatTemplate`]: a conversation to the model's prompt, by the model's own Jinja template or by Gemma 3's built-in
-//!   format. [`ChatTemplate::encode`] keeps text of messages plain, whatever control strings it holds.
+//! - [`ChatTemplate`]: a conversation to the model's prompt, by the model's own Jinja template or by the built-in
+//!   formats of Gemma 3 and Gemma 4. [`ChatTemplate::encode`] keeps text of messages plain, whatever control strings it
+//!   holds.
+//! - [`AnswerReader`]: Gemma 4's answers to thoughts, text and calls of tools.
 //!
 //! ```
 //! use carat_text::{ChatTemplate, Message, RenderOptions, Role};
@@ -18,6 +20,7 @@
 //!
 //! Knows bytes and strings. Knows no file, no container, no tensor. Files are untrusted: every defect is an [`Error`].
 
+mod answer;
 mod border;
 mod bpe;
 mod chat;
@@ -25,6 +28,7 @@ mod decode;
 mod deep_stack;
 mod error;
 mod gemma3;
+mod gemma4;
 mod jinja;
 mod kind;
 mod matcher;
@@ -39,6 +43,7 @@ mod tojson;
 mod tokenizer;
 mod vocabulary;
 
+pub use answer::{AnswerPiece, AnswerReader, parse_answer};
 pub use chat::{Message, Part, RenderOptions, Role, Tool, ToolCall, ToolResponse};
 pub use decode::{ControlText, StreamDecoder};
 pub use error::Error;

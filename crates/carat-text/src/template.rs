@@ -1,7 +1,7 @@
 //! Chat templates: a conversation to the prompt that the model was trained on.
 //!
-//! The template inside the user's model file comes first ([`ChatTemplate::from_jinja`]); Gemma 3's format is built in for
-//! files without one. [`ChatTemplate::encode`] is the way from messages to ids: unlike tokenizing the rendered
+//! The template inside the user's model file comes first ([`ChatTemplate::from_jinja`]); the formats of Gemma 3 and
+//! Gemma 4 are built in for files without one. [`ChatTemplate::encode`] is the way from messages to ids: unlike tokenizing the rendered
 //! text, it keeps control strings in messages plain.
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use crate::chat::{Message, Part, RenderOptions, Tool};
 use crate::error::Result;
 use crate::prompt_text::PromptText;
 use crate::tokenizer::Tokenizer;
-use crate::{gemma3, jinja, shield};
+use crate::{gemma3, gemma4, jinja, shield};
 
 /// How a model wants its conversations written.
 #[derive(Debug)]
@@ -26,6 +26,7 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 enum Format {
     Gemma3,
+    Gemma4 { closes_thought: bool },
     Jinja(Box<Environment<'static>>),
 }
 
@@ -53,6 +54,16 @@ impl ChatTemplate {
         }
     }
 
+    /// Gemma 4's own format. `closes_thought` is for 12B and larger, which expect an empty thought at the begin of
+    /// their answer when they shall not think; E2B and E4B do not.
+    pub fn gemma4(closes_thought: bool) -> Self {
+        Self {
+            format: Format::Gemma4 { closes_thought },
+            bos: "<bos>".into(),
+            eos: "<eos>".into(),
+        }
+    }
+
     /// The prompt as text, beginning-of-sequence piece included where the template writes it.
     ///
     /// To get ids use [`ChatTemplate::encode`]: in this text, control strings of messages and of the template
@@ -63,6 +74,9 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], options: RenderOptions<'_>) -> Result<String> {
         let environment = match &self.format {
             Format::Gemma3 => return gemma3::render(messages, options, &self.bos),
+            Format::Gemma4 { closes_thought } => {
+                return gemma4::render(messages, options, &self.bos, *closes_thought);
+            }
             Format::Jinja(environment) => environment,
         };
         let now = options.now.unwrap_or_else(SystemTime::now);
