@@ -257,6 +257,7 @@ fn templates_have_what_the_reference_gives_them() {
                     add_generation_prompt: true,
                     thinking: false,
                     now,
+                    ..RenderOptions::default()
                 },
             )
             .unwrap()
