@@ -12,7 +12,8 @@ For a lower instruction set, hold carat to it and build llama.cpp for it in a Py
     bench/compare.py MODEL.gguf --isa avx2 --llama-python avx2/bin/python
 
 Each round runs carat, then llama.cpp, each in a process of its own, so that neither holds memory while the other
-runs. The file is read once before, so that both find it in the page cache. Leave the machine alone meanwhile: the
+runs. The file is read before each of them, so that both find it in the page cache, which llama.cpp's copy of a large
+model drives out. Leave the machine alone meanwhile: the
 report says what share of it other programs took.
 """
 
@@ -137,15 +138,19 @@ def spread(values, digits):
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def compare(options, model):
+def read(model):
     with open(model, "rb") as file:
         while file.read(64 << 20):
             pass
+
+
+def compare(options, model):
     programs = {"carat": run_carat, "llama.cpp": run_llama}
     rounds = {name: [] for name in programs}
     start, (all_before, own_before) = time.monotonic(), busy_seconds()
     for number in range(options.rounds):
         for name, run in programs.items():
+            read(model)
             print(f"\r{os.path.basename(model)}: round {number + 1} of {options.rounds}, {name}    ",
                   end="", file=sys.stderr, flush=True)
             rounds[name].append(run(options, model))

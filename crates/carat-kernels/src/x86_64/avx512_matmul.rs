@@ -317,7 +317,8 @@ unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
         }
     }
     for (i, c) in chunks.clone().enumerate() {
-        let packed = [0, 1].map(|group: usize| (&packed[group].q[i], &packed[group].scales[i]));
+        let [top, bottom] = packed;
+        let packed = [(&top.q[i], &top.scales[i]), (&bottom.q[i], &bottom.scales[i])];
         for b in 0..BLOCKS {
             // SAFETY: block `b` of chunk `c` of the tile, by the caller's word.
             unsafe { panel_block::<F, WIDE>(packed, &x, b, (BLOCKS * c + b) * PANEL_X, &mut sums) };
@@ -352,6 +353,7 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
     sums: &mut [[__m512; 2]; PANEL_X],
 ) {
     let n_subs = 32 / F::SUB;
+    let [(left, _), (right, _)] = packed;
     for sub in 0..n_subs {
         let mut dots = [[_mm512_setzero_si512(); 2]; PANEL_X];
         // SAFETY: six blocks from `at` on are in the tile, by the caller's word; each has 32 codes, a scale, two sums.
@@ -363,7 +365,8 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
             };
             let products = |dots: &mut _, x: *const i8| {
                 for half in 2 / n_subs * sub..2 / n_subs * (sub + 1) {
-                    let [left, right] = packed.map(|(q, _)| q.as_ptr().add(8 * b + 4 * half));
+                    let k = 8 * b + 4 * half;
+                    let (left, right) = (left.as_ptr().add(k), right.as_ptr().add(k));
                     add_sixteen_columns(dots, left, right, x.add(32 * at + 16 * half));
                 }
             };
