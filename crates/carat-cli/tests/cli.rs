@@ -113,6 +113,14 @@ fn debug_logits_are_the_references() {
 }
 
 #[test]
+fn debug_logits_of_the_last_token_alone_are_the_last_row() {
+    let all = debug_logits(&["--chunk", "7"]).f32s("logits");
+    let last = debug_logits(&["--chunk", "7", "--last"]).f32s("logits");
+    assert_eq!(last.shape, [1, 512]);
+    assert_eq!(last.data, all.data[all.data.len() - 512..]);
+}
+
+#[test]
 fn debug_logits_says_in_one_line_why_it_cannot() {
     let folder = TempDir::new().unwrap();
     let ids = |text: &str| {

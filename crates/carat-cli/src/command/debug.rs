@@ -1,7 +1,7 @@
 //! `carat debug`: `preprocess` in a file of its own, and `logits`: what the model computes for given ids, into a safetensors file.
 //!
 //! The interface is fixed, since scripts compare other implementations with it. The file holds `logits`
-//! `[n, vocab]` f32 for exactly the given ids, and `hidden.N` `[n, d_model]` f32 for the residual streams asked
+//! `[n, vocab]` f32 for exactly the given ids (with `--last` of the last one alone), and `hidden.N` `[n, d_model]` f32 for the residual streams asked
 //! for. Numbers are those of transformers' `hidden_states`: 0 is the scaled embeddings, i what layer i (counted
 //! from 1) leaves, and the number of layers, like `last`, what the final norm makes of the last layer's output.
 
@@ -81,6 +81,9 @@ pub(crate) struct Logits {
     /// The GGUF model's encoders for images and audio [default: a file with mmproj in its name beside the model]
     #[arg(long, value_name = "FILE.gguf", requires = "media")]
     mmproj: Option<PathBuf>,
+    /// Only the logits of the last token: `logits` is [1, vocab]
+    #[arg(long, conflicts_with = "hidden")]
+    last: bool,
     /// Residual streams to write: numbers as in transformers' hidden_states, or `last`
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     hidden: Vec<Hidden>,
@@ -132,19 +135,27 @@ impl Logits {
         let spans = self.spans(&source, &model, ids.len())?;
         // Made first: ids beyond the context are told before the output is touched.
         let mut cache = model.new_cache(ids.len())?;
-        let mut writer = declare(&self.out, ids.len(), &model, &streams)?;
+        let n_rows = if self.last { 1 } else { ids.len() };
+        let mut writer = declare(&self.out, n_rows, &model, &streams)?;
         writer.begin("logits")?;
         let mut logits = Vec::new();
         for pass in passes(ids.len(), chunk, &spans) {
             let media: Vec<MediaSpan<'_>> = spans.iter().filter_map(|span| span.within(&pass)).collect();
+            let rows = match (self.last, pass.end == ids.len()) {
+                (false, _) => LogitRows::All,
+                (true, true) => LogitRows::Last,
+                (true, false) => LogitRows::None,
+            };
             let mut batch = [Segment {
                 tokens: &ids[pass],
                 media: &media,
                 cache: &mut cache,
-                logits: LogitRows::All,
+                logits: rows,
             }];
             run_pass(&mut model, &mut batch, &mut logits, &mut streams)?;
-            append(&mut writer, &logits)?;
+            if rows != LogitRows::None {
+                append(&mut writer, &logits)?;
+            }
         }
         for stream in &streams {
             writer.begin(&stream.name)?;
