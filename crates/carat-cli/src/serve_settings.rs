@@ -12,7 +12,7 @@
 //! | `CARAT_LOG` | `--log` |
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -66,6 +66,15 @@ pub(crate) struct ServeSettings {
     /// Key that clients must send; may be given several times
     #[arg(long, value_name = "KEY")]
     pub(crate) api_key: Vec<String>,
+    /// Share of whoever brings a key, KEY=N, where others have 1; may be given several times
+    #[arg(long, value_name = "KEY=N")]
+    pub(crate) key_weight: Vec<String>,
+    /// Serve https with this certificate chain (PEM); needs --tls-key
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Tokens that prompt and answer of one request may have together [default: the model's context, or what memory has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) ctx: Option<u32>,
@@ -165,6 +174,9 @@ impl ServeSettings {
             host: self.host.or(other.host),
             port: self.port.or(other.port),
             api_key: list(self.api_key, other.api_key),
+            key_weight: list(self.key_weight, other.key_weight),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
             ctx: self.ctx.or(other.ctx),
             parallel: self.parallel.or(other.parallel),
             queue: self.queue.or(other.queue),
@@ -206,6 +218,7 @@ impl ServeSettings {
         shown
             .api_key
             .iter_mut()
+            .chain(&mut shown.key_weight)
             .for_each(|key| *key = "(hidden)".to_string());
         let text = toml::to_string(&shown).context("cannot write the settings")?;
         Ok(format!("[serve]\n{text}"))

@@ -1,6 +1,6 @@
 //! What every request passes on its way in and out: key, origin, id, count, log line.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use crate::auth;
 use crate::limits::RETRY_AFTER_S;
 use crate::reply::Caller;
 use crate::server::State;
+use crate::tls::Peer;
 
 /// Paths that need no key: programs that watch the server have none.
 const OPEN: [&str; 4] = ["/", "/health", "/ready", "/openapi.json"];
@@ -67,25 +68,39 @@ pub(crate) async fn pass(
 fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Result<Caller, ApiError> {
     let keys = &state.options.api_keys;
     let key = auth::key_of(request.headers());
+    let peer: Option<IpAddr> = request
+        .extensions()
+        .get::<ConnectInfo<Peer>>()
+        .map(|info| info.0.0.ip());
     if !keys.is_empty() && !OPEN.contains(&path) {
+        if peer.is_some_and(|peer| state.lockout.holds(peer, arrived)) {
+            let message = "too many wrong API keys came from this address; wait a minute and check the key";
+            return Err(ApiError::new(ErrorKind::RateLimit, message));
+        }
         let message = match key {
             Some(key) if auth::is_known(keys, key) => None,
-            Some(_) => Some("this API key is not known here; check it"),
+            Some(_) => {
+                if let Some(peer) = peer {
+                    state.lockout.count(peer, arrived);
+                }
+                Some("this API key is not known here; check it")
+            }
             None => Some("an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`"),
         };
         if let Some(message) = message {
             return Err(ApiError::new(ErrorKind::Authentication, message));
         }
     }
-    let peer: Option<IpAddr> = request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .map(|info| info.0.ip());
     let client = match key.filter(|_| !keys.is_empty()) {
         Some(key) => state.ids.hash(key),
         None => state.ids.hash(peer),
     };
-    Ok(Caller { client, arrived })
+    let weight = auth::weight(&state.options.key_weights, key.unwrap_or_default());
+    Ok(Caller {
+        client,
+        weight,
+        arrived,
+    })
 }
 
 /// An error in the shape of the API that the path belongs to.

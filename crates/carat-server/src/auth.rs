@@ -23,6 +23,14 @@ pub(crate) fn is_known(keys: &[String], key: &str) -> bool {
     })
 }
 
+/// The share of whoever brings `key`.
+pub(crate) fn weight(weights: &[(String, u32)], key: &str) -> u32 {
+    let found = weights
+        .iter()
+        .find(|(other, _)| equal(other.as_bytes(), key.as_bytes()));
+    found.map_or(1, |(_, weight)| *weight)
+}
+
 fn equal(a: &[u8], b: &[u8]) -> bool {
     let pairs = a.iter().zip(b);
     let differences = pairs.fold(0, |all, (a, b)| all | (a ^ b));

@@ -13,6 +13,7 @@ mod access;
 mod auth;
 mod ids;
 mod limits;
+mod lockout;
 mod metrics;
 mod model;
 mod output;
@@ -23,8 +24,10 @@ mod routes;
 mod server;
 mod store;
 mod stream;
+mod tls;
 mod tools;
 
 pub use model::{ModelDetails, ModelSetup};
 pub use server::{Error, Server, ServerOptions, parse_keep_alive};
 pub use store::{ListedModel, LoadError, LoadedModel, ModelStore};
+pub use tls::{Tls, TlsError};

@@ -8,6 +8,16 @@ pub(crate) const BODY_BYTES: usize = 32 << 20;
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
 /// What clients are told to wait when the queue is full, in seconds.
 pub(crate) const RETRY_AFTER_S: u64 = 2;
+/// TLS handshakes at work at once.
+pub(crate) const HANDSHAKES: usize = 256;
+/// Longest handshake.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Wrong keys after which an address is not listened to.
+pub(crate) const WRONG_KEYS: u32 = 20;
+/// How long wrong keys are remembered.
+pub(crate) const WRONG_KEYS_FORGOTTEN: Duration = Duration::from_secs(60);
+/// Addresses whose wrong keys are remembered.
+pub(crate) const WRONG_KEY_ADDRESSES: usize = 4096;
 /// Stop strings of one request.
 pub(crate) const STOP_STRINGS: usize = 64;
 /// Longest stop string, in bytes.

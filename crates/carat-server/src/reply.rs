@@ -25,6 +25,8 @@ use crate::tools::{self, CallReader};
 pub(crate) struct Caller {
     /// Shares of the engine go by this.
     pub(crate) client: u64,
+    /// Its share beside others'.
+    pub(crate) weight: u32,
     /// When the request came.
     pub(crate) arrived: Instant,
 }
@@ -131,7 +133,7 @@ impl Reply {
             };
             let mut job = Job::new(request, Box::new(sink));
             job.constraint = constraints.next();
-            job.client = caller.client;
+            (job.client, job.weight) = (caller.client, caller.weight);
             job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
             reply.cancels.push(job.cancel.clone());
             // What was queued before is cancelled by the drop of `reply`.

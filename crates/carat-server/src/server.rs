@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::serve::ListenerExt;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use tokio::net::TcpListener;
 
 use crate::ids::{self, Ids};
 use crate::limits;
+use crate::lockout::Lockout;
 use crate::metrics::Metrics;
 use crate::model::ModelSetup;
 use crate::pool::{Keeping, ModelPool, Names};
 use crate::routes;
 use crate::routes::ResponseStore;
 use crate::store::{LoadedModel, ModelStore};
+use crate::tls::{Doors, Peer, Tls};
 
 /// Why a server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,10 @@ pub enum Error {
 pub struct ServerOptions {
     /// Keys that are let in; none lets everybody in.
     pub api_keys: Vec<String>,
+    /// Shares of those who bring these keys; 1 for all others.
+    pub key_weights: Vec<(String, u32)>,
+    /// Serve under TLS with this certificate.
+    pub tls: Option<Tls>,
     /// Models that are served, the default first; `None` for all that the store lists.
     pub models: Option<Vec<String>>,
     /// Other names of models: the name, and the model.
@@ -82,6 +87,8 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             api_keys: Vec::new(),
+            key_weights: Vec::new(),
+            tls: None,
             models: None,
             aliases: Vec::new(),
             strict_model: false,
@@ -101,6 +108,7 @@ pub(crate) struct State {
     pub(crate) options: ServerOptions,
     pub(crate) metrics: Metrics,
     pub(crate) ids: Ids,
+    pub(crate) lockout: Lockout,
     /// Seconds since 1970 at the start.
     pub(crate) created: u64,
     pub(crate) responses: ResponseStore,
@@ -150,6 +158,7 @@ impl Server {
                 options,
                 metrics: Metrics::default(),
                 ids: Ids::new(),
+                lockout: Lockout::default(),
                 created: ids::now().as_secs(),
                 responses: ResponseStore::default(),
                 is_stopping: AtomicBool::new(false),
@@ -192,11 +201,8 @@ impl Server {
     /// # Errors
     /// [`Error::Serve`].
     pub async fn run(self, listener: TcpListener, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let app = self.router().into_make_service_with_connect_info::<SocketAddr>();
-        // Small events must not wait for an acknowledgement of the one before.
-        let listener = listener.tap_io(|stream| {
-            let _slower_at_worst = stream.set_nodelay(true);
-        });
+        let app = self.router().into_make_service_with_connect_info::<Peer>();
+        let listener = Doors::open(listener, self.state.options.tls.clone());
         let (drained, draining) = tokio::sync::oneshot::channel::<()>();
         let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
             // An error means that the sender is gone: time to stop too.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carat_hub::LocalModel;
-use carat_server::{Server, ServerOptions, parse_keep_alive};
+use carat_server::{Server, ServerOptions, Tls, parse_keep_alive};
 use clap::Args;
 
 use self::models::LocalModels;
@@ -20,6 +20,8 @@ use crate::serve_settings::{LogFormat, LogLevel, ServeSettings};
 use crate::settings::Settings;
 use crate::{model_source, output};
 
+/// Largest certificate or key file, in bytes.
+const MAX_PEM_BYTES: u64 = 1 << 20;
 /// How long a model stays that nobody uses, where there are several; Ollama's.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
@@ -119,6 +121,8 @@ fn server_options(serving: &ServeSettings, named: &[(String, LocalModel)]) -> Re
     };
     Ok(ServerOptions {
         api_keys: serving.api_key.clone(),
+        key_weights: key_weights(&serving.key_weight)?,
+        tls: tls(serving)?,
         aliases: aliases.collect::<Result<_>>()?,
         models: (!ids.is_empty()).then_some(ids),
         keep_alive,
@@ -131,6 +135,46 @@ fn server_options(serving: &ServeSettings, named: &[(String, LocalModel)]) -> Re
         cors_origins: serving.cors.clone(),
         drain: serving.drain.map_or(defaults.drain, Duration::from_secs),
     })
+}
+
+/// `KEY=N` each.
+fn key_weights(texts: &[String]) -> Result<Vec<(String, u32)>> {
+    let weight = |text: &String| {
+        let (key, weight) = text.rsplit_once('=')?;
+        let weight = weight.parse().ok().filter(|weight| (1..=1000).contains(weight))?;
+        Some((key.to_string(), weight))
+    };
+    texts
+        .iter()
+        .map(|text| {
+            weight(text).ok_or_else(|| {
+                // The key itself is not repeated where others may read it.
+                let advice = "write --key-weight KEY=N with N from 1 to 1000";
+                Hinted::wrong_arguments("a --key-weight cannot be used", advice).into()
+            })
+        })
+        .collect()
+}
+
+/// The certificate, if there is one.
+fn tls(serving: &ServeSettings) -> Result<Option<Tls>> {
+    let (Some(cert), Some(key)) = (&serving.tls_cert, &serving.tls_key) else {
+        if serving.tls_cert.is_some() || serving.tls_key.is_some() {
+            let message = "`tls-cert` and `tls-key` are needed together";
+            return Err(Hinted::new(message, "set the other one too, or neither").into());
+        }
+        return Ok(None);
+    };
+    let chain = carat_format::read_limited(cert, MAX_PEM_BYTES)?;
+    let secret = carat_format::read_limited(key, MAX_PEM_BYTES)?;
+    let tls = Tls::from_pem(&chain, &secret).with_context(|| {
+        format!(
+            "cannot serve https with `{}` and `{}`",
+            cert.display(),
+            key.display()
+        )
+    })?;
+    Ok(Some(tls))
 }
 
 /// `NAME=MODEL`, or `NAME` for the first model. The model may be written as it was given or as clients see it.
@@ -157,6 +201,7 @@ fn alias(text: &str, given: &[String], ids: &[String]) -> Result<(String, String
 
 async fn serve(models: Arc<LocalModels>, options: ServerOptions, address: SocketAddr) -> Result<()> {
     let first = options.models.as_ref().and_then(|ids| ids.first().cloned());
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
     let server = Server::with_store(models, options);
     // What is wrong with the first model is said at once, not to the first client.
     let what = match first {
@@ -170,7 +215,7 @@ async fn serve(models: Arc<LocalModels>, options: ServerOptions, address: Socket
     let url = listener
         .local_addr()
         .map_or_else(|_| address.to_string(), |address| address.to_string());
-    output::note(&format!("{what} on http://{url}; Ctrl-C stops it"));
+    output::note(&format!("{what} on {scheme}://{url}; Ctrl-C stops it"));
     server.run(listener, stop_signal()).await?;
     Ok(())
 }

@@ -246,7 +246,7 @@ impl Embedding {
             ControlFlow::Continue(())
         };
         let mut job = Job::embedding(ids, Box::new(sink));
-        job.client = caller.client;
+        (job.client, job.weight) = (caller.client, caller.weight);
         job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
         let cancel = job.cancel.clone();
         model.engine.submit(job).map_err(engine_error)?;

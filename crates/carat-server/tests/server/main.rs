@@ -9,3 +9,4 @@ mod fake;
 mod models;
 mod ollama;
 mod openai;
+mod tls;

@@ -1,0 +1,98 @@
+//! Connections over sockets: under TLS, with slow handshakes beside them, and addresses that give wrong keys.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use carat_server::{Server, ServerOptions, Tls};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_rustls::TlsConnector;
+
+use crate::common::fake_model;
+
+const CERT: &[u8] = include_bytes!("../../../../tests/fixtures/tls/cert.pem");
+const KEY: &[u8] = include_bytes!("../../../../tests/fixtures/tls/key.pem");
+
+/// A server on a port of its own; it runs until the sender is dropped.
+async fn start(options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
+    let (setup, engine) = fake_model("fake", "Hello", &Arc::default());
+    let server = Server::new(setup, engine, options);
+    let listener = server.listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async {
+        let _dropped = stopped.await;
+    };
+    tokio::spawn(server.run(listener, stopped));
+    (address, stop)
+}
+
+async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, key: &str) -> String {
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    // A peer that closes without a TLS farewell has still answered.
+    let _end = stream.read_to_string(&mut answer).await;
+    answer
+}
+
+#[tokio::test]
+async fn the_server_speaks_tls_and_slow_handshakes_hold_up_nobody() {
+    let options = ServerOptions {
+        tls: Some(Tls::from_pem(CERT, KEY).unwrap()),
+        ..ServerOptions::default()
+    };
+    let (address, _running) = start(options).await;
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(CERT).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let _silent = TcpStream::connect(address).await.unwrap();
+    let plain = get(TcpStream::connect(address).await.unwrap(), "/health", "x").await;
+    assert!(!plain.contains("200 OK"), "{plain}");
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = connector.connect(name, stream).await.unwrap();
+    let answer = get(stream, "/health", "x").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"ok\""),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_wrong_certificate_or_key_is_told() {
+    let why = |chain, key| Tls::from_pem(chain, key).unwrap_err().to_string();
+    assert!(why(b"", KEY).contains("no PEM certificate"));
+    assert!(why(CERT, CERT).contains("no PEM private key"));
+    assert!(Tls::from_pem(CERT, KEY).is_ok());
+}
+
+#[tokio::test]
+async fn an_address_that_guesses_is_shut_out() {
+    let options = ServerOptions {
+        api_keys: vec!["right".to_string()],
+        ..ServerOptions::default()
+    };
+    let (address, _running) = start(options).await;
+    let ask = async |key| get(TcpStream::connect(address).await.unwrap(), "/v1/models", key).await;
+    assert!(ask("right").await.starts_with("HTTP/1.1 200"));
+    for _ in 0..20 {
+        assert!(ask("wrong").await.starts_with("HTTP/1.1 401"));
+    }
+    let answer = ask("right").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 429") && answer.contains("retry-after"),
+        "{answer}"
+    );
+}
