@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::Media;
+
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -22,10 +24,10 @@ pub enum Role {
 pub enum Part {
     /// Text.
     Text(String),
-    /// An image, by URL or as data; the path of the field for errors.
-    Image(String),
-    /// A sound, the same way.
-    Audio(String),
+    /// An image.
+    Image(Media),
+    /// A sound.
+    Audio(Media),
 }
 
 /// A call that the model made.
@@ -181,6 +183,8 @@ pub struct GenerationRequest {
     pub logprobs: Option<usize>,
     /// Whether the model thinks before it answers; `None` leaves it to the model.
     pub thinking: Option<bool>,
+    /// Most tokens of thoughts.
+    pub thinking_budget: Option<usize>,
     /// Whether the answer comes as events.
     pub stream: bool,
     /// Whether events end with the usage.

@@ -13,6 +13,7 @@ pub mod openai;
 
 mod error;
 mod generation;
+mod media;
 mod read;
 
 pub use error::{ApiError, ErrorKind};
@@ -20,4 +21,5 @@ pub use generation::{
     Delta, Finish, FinishKind, Format, GenerationRequest, KeepAlive, Part, Role, Sampling, TokenLogprob,
     Tool, ToolCall, ToolChoice, Turn, Usage,
 };
+pub use media::{Media, MediaSource};
 pub use read::parse;

@@ -39,6 +39,18 @@ pub(crate) enum LogLevel {
     Debug,
 }
 
+/// Which addresses are asked for images and sounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MediaAddresses {
+    /// None: they must come as data
+    None,
+    /// Those that everybody can reach
+    Public,
+    /// All, also of this machine and its network
+    Any,
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -108,6 +120,9 @@ pub(crate) struct ServeSettings {
     /// Largest body of a request, in megabytes [default: 32]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) max_body: Option<u32>,
+    /// Addresses that are asked for images and sounds which requests name [default: public]
+    #[arg(long, value_name = "WHICH")]
+    pub(crate) media_urls: Option<MediaAddresses>,
     /// How long answers may go on after the order to stop, in seconds [default: 30]
     #[arg(long, value_name = "S")]
     pub(crate) drain: Option<u64>,
@@ -188,6 +203,7 @@ impl ServeSettings {
             cors: list(self.cors, other.cors),
             request_timeout: self.request_timeout.or(other.request_timeout),
             max_body: self.max_body.or(other.max_body),
+            media_urls: self.media_urls.or(other.media_urls),
             drain: self.drain.or(other.drain),
             log: self.log.or(other.log),
             log_format: self.log_format.or(other.log_format),
@@ -205,6 +221,7 @@ impl ServeSettings {
             max_loaded: Some(max_loaded),
             strict_model: Some(false),
             max_body: Some(32),
+            media_urls: Some(MediaAddresses::Public),
             drain: Some(30),
             log: Some(LogLevel::Info),
             log_format: Some(LogFormat::Text),

@@ -21,7 +21,7 @@ use crate::server::State;
 use crate::tls::Peer;
 
 /// Paths that need no key: programs that watch the server have none.
-const OPEN: [&str; 4] = ["/", "/health", "/ready", "/openapi.json"];
+const OPEN: [&str; 5] = ["/", "/health", "/ready", "/openapi.json", "/docs"];
 
 /// Lets a request in, and its answer out.
 pub(crate) async fn pass(

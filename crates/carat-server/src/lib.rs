@@ -11,6 +11,7 @@
 
 mod access;
 mod auth;
+mod fetch;
 mod ids;
 mod limits;
 mod lockout;
@@ -27,6 +28,7 @@ mod stream;
 mod tls;
 mod tools;
 
+pub use fetch::MediaUrls;
 pub use model::{ModelDetails, ModelSetup};
 pub use server::{Error, Server, ServerOptions, parse_keep_alive};
 pub use store::{ListedModel, LoadError, LoadedModel, ModelStore};

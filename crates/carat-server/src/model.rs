@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use carat_api::{ApiError, ErrorKind};
 use carat_engine::{Constraint, Engine, Grammar, GrammarCompiler, SamplingParams};
+use carat_prompt::Senses;
 use carat_text::{ChatTemplate, Tokenizer};
 
 use crate::store::ListedModel;
@@ -17,6 +18,8 @@ pub struct ModelSetup {
     pub tokenizer: Arc<Tokenizer>,
     /// How it wants conversations written.
     pub template: ChatTemplate,
+    /// How it sees and hears.
+    pub senses: Senses,
     /// What requests that say nothing get.
     pub sampling: SamplingParams,
     /// Tokens that are never generated.
@@ -42,6 +45,10 @@ pub struct ModelDetails {
     pub template: String,
     /// When its files were last written, since 1970.
     pub modified: Option<Duration>,
+    /// Whether it takes images.
+    pub sees: bool,
+    /// Whether it takes sounds.
+    pub hears: bool,
 }
 
 /// A model with its engine.

@@ -1,7 +1,10 @@
 //! From a conversation to the model's prompt.
 
-use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, Part, Role, Turn};
-use carat_engine::Grammar;
+use std::sync::Arc;
+
+use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Part, Role, Turn};
+use carat_engine::{Grammar, Media};
+use carat_prompt::{Attached, Attachment, PromptOptions, Source, compose};
 use carat_text::{Message, RenderOptions, Special};
 
 use crate::model::ServedModel;
@@ -11,15 +14,64 @@ use crate::tools;
 pub(crate) struct Prompt {
     /// Token ids.
     pub(crate) ids: Vec<u32>,
+    /// What stands in the place of some of them.
+    pub(crate) media: Vec<Media>,
     /// What the answer is bound to, and the field that says so.
     pub(crate) grammar: Option<(Grammar, &'static str)>,
 }
 
-/// Renders a conversation.
-pub(crate) fn render(model: &ServedModel, request: &GenerationRequest) -> Result<Prompt, ApiError> {
+impl Prompt {
+    /// A prompt of text alone, bound to nothing.
+    pub(crate) fn of_ids(ids: Vec<u32>) -> Self {
+        Self {
+            ids,
+            media: Vec::new(),
+            grammar: None,
+        }
+    }
+}
+
+/// A conversation as templates take it.
+struct Conversation {
+    messages: Vec<Message>,
+    attachments: Vec<Attachment>,
+}
+
+/// Renders a conversation and encodes its images and sounds, which may take long; `go_on` is asked now and then.
+pub(crate) fn render(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Prompt, ApiError> {
+    let conversation = conversation(request)?;
+    let attached = attach(model, &conversation)?;
+    let composed = composed(model, request, &conversation.messages, &attached)?;
+    let prompt = composed
+        .encode(&model.setup.senses, go_on)
+        .map_err(prompt_error)?;
+    Ok(Prompt {
+        ids: prompt.ids,
+        media: prompt.media,
+        grammar: if tools::are_offered(request) {
+            Some((tools::grammar(request), "tools"))
+        } else {
+            grammar(&request.format)
+        },
+    })
+}
+
+/// How many tokens a conversation has; no tower runs.
+pub(crate) fn n_tokens(model: &ServedModel, request: &GenerationRequest) -> Result<usize, ApiError> {
+    let conversation = conversation(request)?;
+    let attached = attach(model, &conversation)?;
+    Ok(composed(model, request, &conversation.messages, &attached)?
+        .ids()
+        .len())
+}
+
+fn conversation(request: &GenerationRequest) -> Result<Conversation, ApiError> {
     let mut turns = tools::as_text(&request.turns)?;
-    let offers_tools = tools::are_offered(request);
-    if offers_tools {
+    if tools::are_offered(request) {
         if request.format != Format::Text {
             let message = "`tools` and `response_format` cannot be used together yet; give one of them";
             return Err(ApiError::field("response_format", message));
@@ -27,30 +79,60 @@ pub(crate) fn render(model: &ServedModel, request: &GenerationRequest) -> Result
         let n_system = turns.iter().take_while(|turn| turn.role == Role::System).count();
         turns.insert(n_system, Turn::text(Role::System, tools::instructions(request)));
     }
-    let messages = messages(&turns)?;
-    let options = RenderOptions {
-        thinking: request.thinking == Some(true),
-        ..RenderOptions::default()
-    };
-    let ids = model
-        .setup
-        .template
-        .encode(&model.setup.tokenizer, &messages, options)
-        .map_err(|error| {
-            ApiError::field(
-                "messages",
-                format!("the model's chat template cannot write this: {error}"),
-            )
-        })?;
-    check_length(model, &ids)?;
-    Ok(Prompt {
-        ids,
-        grammar: if offers_tools {
-            Some((tools::grammar(request), "tools"))
-        } else {
-            grammar(&request.format)
+    messages(turns)
+}
+
+fn attach(model: &ServedModel, conversation: &Conversation) -> Result<Vec<Arc<Attached>>, ApiError> {
+    let senses = &model.setup.senses;
+    senses
+        .attach_all(&conversation.attachments, model.context())
+        .map_err(prompt_error)
+}
+
+fn composed<'a>(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    messages: &[Message],
+    attached: &'a [Arc<Attached>],
+) -> Result<carat_prompt::Composed<'a>, ApiError> {
+    let setup = &model.setup;
+    let options = PromptOptions {
+        render: RenderOptions {
+            thinking: request.thinking == Some(true),
+            ..RenderOptions::default()
         },
-    })
+        n_max: model.context(),
+    };
+    compose(
+        &setup.tokenizer,
+        Some(&setup.template),
+        messages,
+        attached,
+        options,
+    )
+    .map_err(prompt_error)
+}
+
+/// Why a prompt cannot be made, as clients are told.
+fn prompt_error(error: carat_prompt::Error) -> ApiError {
+    use carat_prompt::Error;
+    let message = match &error {
+        Error::Text(cause) => format!("{error}: {cause}"),
+        _ => error.to_string(),
+    };
+    match error {
+        Error::NoSense { file, .. } => ApiError::field(file, message),
+        Error::TooLong { .. } => ApiError::field("messages", message).with_code("context_length_exceeded"),
+        Error::Rows { .. } | Error::Model(_) => {
+            tracing::error!(error = message, "an image or a sound could not be encoded");
+            ApiError::new(
+                ErrorKind::Internal,
+                "the server made a mistake; its log says more",
+            )
+        }
+        Error::Cancelled => ApiError::new(ErrorKind::Unavailable, message),
+        _ => ApiError::field("messages", message),
+    }
 }
 
 /// Ids of a text that is continued as it stands.
@@ -115,61 +197,99 @@ fn check_length(model: &ServedModel, ids: &[u32]) -> Result<(), ApiError> {
     })
 }
 
-/// Turns as templates take them: one system text in front, neighbours of the same role joined.
-fn messages(turns: &[Turn]) -> Result<Vec<Message>, ApiError> {
-    let mut messages: Vec<(Role, String)> = Vec::new();
+/// Turns as templates take them: one system text in front, neighbours of the same role joined; and what is attached.
+fn messages(turns: Vec<Turn>) -> Result<Conversation, ApiError> {
+    let mut messages: Vec<(Role, Vec<carat_text::Part>)> = Vec::new();
+    let mut attachments = Vec::new();
     for turn in turns {
-        let text = text_of(turn)?;
         // Only the first place is the system's; later instructions speak as the user.
         let role = match turn.role {
             Role::System if messages.iter().all(|(role, _)| *role == Role::System) => Role::System,
             Role::System | Role::User | Role::Tool => Role::User,
             Role::Assistant => Role::Assistant,
         };
+        let mut parts = Vec::with_capacity(turn.parts.len());
+        for part in turn.parts {
+            parts.push(place(part, role, &mut attachments)?);
+        }
         match messages.last_mut() {
             Some((last, all)) if *last == role => {
-                all.push_str("\n\n");
-                all.push_str(&text);
+                all.push(carat_text::Part::Text("\n\n".to_string()));
+                all.append(&mut parts);
             }
-            _ => messages.push((role, text)),
+            _ => messages.push((role, parts)),
         }
     }
-    let message = |(role, text)| {
+    let message = |(role, parts)| {
         let role = match role {
             Role::System => carat_text::Role::System,
             Role::Assistant => carat_text::Role::Assistant,
             Role::User | Role::Tool => carat_text::Role::User,
         };
-        Message::text(role, text)
+        Message::new(role, joined(parts))
     };
-    Ok(messages.into_iter().map(message).collect())
+    Ok(Conversation {
+        messages: messages.into_iter().map(message).collect(),
+        attachments,
+    })
 }
 
-/// A turn's text; what is no text yet is refused.
-pub(crate) fn text_of(turn: &Turn) -> Result<String, ApiError> {
-    let mut text = String::new();
-    for part in &turn.parts {
-        let (path, what) = match part {
-            Part::Text(more) => {
-                text.push_str(more);
-                continue;
-            }
-            Part::Image(path) => (path, "images"),
-            Part::Audio(path) => (path, "audio"),
-        };
-        let message = format!("`{path}`: this server does not take {what} yet; send text");
-        return Err(ApiError::field(path.clone(), message));
+/// A part's place in a message; what is no text is attached.
+fn place(part: Part, role: Role, attachments: &mut Vec<Attachment>) -> Result<carat_text::Part, ApiError> {
+    let (media, kind) = match part {
+        Part::Text(text) => return Ok(carat_text::Part::Text(text)),
+        Part::Image(media) => (media, carat_text::Part::Image),
+        Part::Audio(media) => (media, carat_text::Part::Audio),
+    };
+    let MediaSource::Bytes(bytes) = media.source else {
+        let message = format!("`{}` was not fetched", media.path);
+        return Err(ApiError::field(media.path, message));
+    };
+    if role != Role::User {
+        let message = format!("`{}` must be in a message of the user", media.path);
+        return Err(ApiError::field(media.path, message));
     }
-    Ok(text)
+    let source = Source::Bytes {
+        name: media.path,
+        bytes: bytes.to_vec(),
+    };
+    attachments.push(match kind {
+        carat_text::Part::Audio => Attachment::Audio(source),
+        _ => Attachment::Image(source),
+    });
+    Ok(kind)
+}
+
+/// Neighbouring texts as one: templates may trim each for itself.
+fn joined(parts: Vec<carat_text::Part>) -> Vec<carat_text::Part> {
+    let mut all: Vec<carat_text::Part> = Vec::with_capacity(parts.len());
+    for part in parts {
+        match (all.last_mut(), part) {
+            (Some(carat_text::Part::Text(before)), carat_text::Part::Text(more)) => before.push_str(&more),
+            (_, part) => all.push(part),
+        }
+    }
+    if all.is_empty() {
+        all.push(carat_text::Part::Text(String::new()));
+    }
+    all
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use carat_api::Media;
+
+    fn image(path: &str) -> Part {
+        Part::Image(Media {
+            path: path.to_string(),
+            source: MediaSource::Bytes((*b"x").into()),
+        })
+    }
 
     #[test]
     fn neighbours_of_the_same_role_are_joined() {
-        let turns = [
+        let turns = vec![
             Turn::text(Role::System, "a"),
             Turn::text(Role::System, "b"),
             Turn::text(Role::User, "c"),
@@ -181,13 +301,21 @@ mod tests {
             Message::text(carat_text::Role::User, "c\n\nd"),
             Message::text(carat_text::Role::Assistant, "e"),
         ];
-        assert_eq!(messages(&turns).unwrap(), expected);
+        assert_eq!(messages(turns).unwrap().messages, expected);
     }
 
     #[test]
-    fn images_are_refused_by_name() {
-        let turn = Turn::new(Role::User, vec![Part::Image("messages[0].content[1]".into())]);
-        let error = text_of(&turn).unwrap_err();
-        assert_eq!(error.param.as_deref(), Some("messages[0].content[1]"));
+    fn images_keep_their_places_and_belong_to_the_user() {
+        let parts = vec![Part::Text("a".into()), image("p"), Part::Text("b".into())];
+        let turns = vec![Turn::new(Role::User, parts), Turn::text(Role::User, "c")];
+        let conversation = messages(turns).unwrap();
+        use carat_text::Part::{Image, Text};
+        let expected = [Text("a".into()), Image, Text("b\n\nc".into())];
+        assert_eq!(conversation.messages[0].content, expected);
+        assert_eq!(conversation.attachments[0].name(), "p");
+        let error = messages(vec![Turn::new(Role::Assistant, vec![image("q")])])
+            .err()
+            .unwrap();
+        assert_eq!(error.param.as_deref(), Some("q"));
     }
 }

@@ -17,6 +17,7 @@ use crate::limits;
 use crate::model::ServedModel;
 use crate::output::OutputReader;
 use crate::pool::Lease;
+use crate::prompt::Prompt;
 use crate::server::State;
 use crate::tools::{self, CallReader};
 
@@ -61,7 +62,7 @@ pub(crate) struct Reply {
 /// Prompts and what binds their answers.
 pub(crate) struct Start {
     /// Each is answered `n` times.
-    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) prompts: Vec<Prompt>,
     /// One for each answer, or none.
     pub(crate) constraints: Vec<Constraint>,
     /// One for each answer.
@@ -87,11 +88,11 @@ impl Reply {
             return Err(ApiError::field("n", message));
         }
         let sampling = sampling(state, &model, request)?;
-        let room = |ids: &Vec<u32>| model.context().saturating_sub(ids.len());
+        let room = |prompt: &Prompt| model.context().saturating_sub(prompt.ids.len());
         let capacity: usize = start
             .prompts
             .iter()
-            .map(|ids| request.n * (request.max_tokens.unwrap_or(usize::MAX).min(room(ids)) + 2))
+            .map(|prompt| request.n * (request.max_tokens.unwrap_or(usize::MAX).min(room(prompt)) + 2))
             .sum();
         let (sender, receiver) = channel(capacity.max(1));
         let mut reply = Self {
@@ -105,21 +106,22 @@ impl Reply {
             latest: vec![None; n_choices],
             usage: Usage::default(),
             n_choices: request.n,
-            n_prompt: start.prompts.iter().map(Vec::len).sum(),
+            n_prompt: start.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
         };
         let mut constraints = start.constraints.into_iter();
         let choices = start
             .prompts
             .iter()
-            .flat_map(|ids| std::iter::repeat_n(ids, request.n));
-        for (choice, ids) in choices.enumerate() {
+            .flat_map(|prompt| std::iter::repeat_n(prompt, request.n));
+        for (choice, prompt) in choices.enumerate() {
             let sender = sender.clone();
             let sink = move |update| match sender.try_send((choice, update)) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
             let request = Request {
-                prompt: ids.clone(),
+                prompt: prompt.ids.clone(),
+                media: prompt.media.clone(),
                 sampling: SamplingParams {
                     seed: sampling.seed.wrapping_add(choice as u64),
                     ..sampling.clone()

@@ -9,7 +9,9 @@ use axum::Router;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
+use crate::fetch::{Fetcher, MediaUrls};
 use crate::ids::{self, Ids};
 use crate::limits;
 use crate::lockout::Lockout;
@@ -79,6 +81,8 @@ pub struct ServerOptions {
     pub request_timeout: Option<Duration>,
     /// Origins that browsers may call from; `*` is any. Pages of this machine always may.
     pub cors_origins: Vec<String>,
+    /// Which addresses are asked for images and sounds that requests name.
+    pub media_urls: MediaUrls,
     /// How long answers may go on after the order to stop.
     pub drain: Duration,
 }
@@ -97,6 +101,7 @@ impl Default for ServerOptions {
             body_bytes: limits::BODY_BYTES,
             request_timeout: None,
             cors_origins: Vec::new(),
+            media_urls: MediaUrls::default(),
             drain: Duration::from_secs(30),
         }
     }
@@ -109,6 +114,9 @@ pub(crate) struct State {
     pub(crate) metrics: Metrics,
     pub(crate) ids: Ids,
     pub(crate) lockout: Lockout,
+    pub(crate) fetcher: Fetcher,
+    /// Places for those who encode images and sounds.
+    pub(crate) encodings: Semaphore,
     /// Seconds since 1970 at the start.
     pub(crate) created: u64,
     pub(crate) responses: ResponseStore,
@@ -155,12 +163,14 @@ impl Server {
         Self {
             state: Arc::new(State {
                 models,
-                options,
                 metrics: Metrics::default(),
                 ids: Ids::new(),
                 lockout: Lockout::default(),
+                fetcher: Fetcher::new(options.media_urls),
+                encodings: Semaphore::new(limits::ENCODINGS),
                 created: ids::now().as_secs(),
                 responses: ResponseStore::default(),
+                options,
                 is_stopping: AtomicBool::new(false),
             }),
         }

@@ -7,7 +7,7 @@
 
 use std::fmt::Write;
 
-use carat_api::{ApiError, Delta, GenerationRequest, Role, Tool, ToolCall, ToolChoice, Turn};
+use carat_api::{ApiError, Delta, GenerationRequest, Part, Role, Tool, ToolCall, ToolChoice, Turn};
 use carat_engine::Grammar;
 use serde_json::{Value, json};
 
@@ -90,7 +90,6 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
     let mut calls: Vec<&ToolCall> = Vec::new();
     let mut written = Vec::with_capacity(turns.len());
     for (i, turn) in turns.iter().enumerate() {
-        let text = crate::prompt::text_of(turn)?;
         match turn.role {
             Role::Assistant if !turn.tool_calls.is_empty() => {
                 calls.extend(&turn.tool_calls);
@@ -98,7 +97,7 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                     .tool_calls
                     .iter()
                     .map(|call| format!("{HEAD}{}{MIDDLE}{}}}", call.name, call.arguments));
-                let said = Some(text).filter(|text| !text.is_empty());
+                let said = Some(text_of(turn)).filter(|text| !text.is_empty());
                 let all: Vec<String> = said.into_iter().chain(lines).collect();
                 written.push(Turn::text(Role::Assistant, all.join("\n")));
             }
@@ -108,12 +107,24 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                     let message = format!("`{path}` is a tool's result, but no call before it has its id");
                     ApiError::field(path, message)
                 })?;
-                written.push(Turn::text(Role::User, format!("Result of {name}: {text}")));
+                let text = format!("Result of {name}: {}", text_of(turn));
+                let media = turn.parts.iter().filter(|part| !matches!(part, Part::Text(_)));
+                let parts = std::iter::once(Part::Text(text)).chain(media.cloned());
+                written.push(Turn::new(Role::User, parts.collect()));
             }
-            _ => written.push(Turn::text(turn.role, text)),
+            _ => written.push(Turn::new(turn.role, turn.parts.clone())),
         }
     }
     Ok(written)
+}
+
+/// A turn's text without its images and sounds.
+fn text_of(turn: &Turn) -> String {
+    let texts = turn.parts.iter().filter_map(|part| match part {
+        Part::Text(text) => Some(text.as_str()),
+        Part::Image(_) | Part::Audio(_) => None,
+    });
+    texts.collect()
 }
 
 /// The name of the function whose result a turn is.

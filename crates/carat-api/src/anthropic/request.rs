@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use crate::openai::tool;
 use crate::read::{TextOr, parse};
-use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn};
+use crate::{
+    ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
+};
 
 #[derive(Deserialize)]
 struct Wire {
@@ -47,6 +49,30 @@ struct Block {
     tool_use_id: Option<String>,
     content: Option<Value>,
     is_error: Option<bool>,
+    source: Option<Source>,
+}
+
+/// Where an image is.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct Source {
+    r#type: String,
+    data: Option<String>,
+    url: Option<String>,
+}
+
+impl Source {
+    fn into_media(self, path: &str) -> Result<Media, ApiError> {
+        match (self.r#type.as_str(), self.data, self.url) {
+            ("base64", Some(data), _) => Media::of_base64(&format!("{path}.source.data"), &data),
+            ("url", _, Some(url)) => Media::of_url(&format!("{path}.source.url"), &url),
+            _ => {
+                let path = format!("{path}.source");
+                let message =
+                    format!("`{path}` must be of type base64 with `data`, or of type url with `url`");
+                Err(ApiError::field(path, message))
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -67,6 +93,7 @@ struct Choice {
 #[derive(Deserialize)]
 struct Thinking {
     r#type: String,
+    budget_tokens: Option<u32>,
 }
 
 /// Reads a request for a message.
@@ -135,7 +162,9 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
             return Err(ApiError::field("thinking.type", message));
         }
     };
+    let thinking_budget = wire.thinking.and_then(|thinking| thinking.budget_tokens);
     Ok(GenerationRequest {
+        thinking_budget: thinking_budget.map(|n| n as usize),
         model: wire.model.unwrap_or_default(),
         turns,
         tool_choice: choice(wire.tool_choice, &tools)?,
@@ -252,7 +281,10 @@ impl Block {
             "text" => turn
                 .parts
                 .push(Part::Text(self.text.ok_or_else(|| missing("text"))?)),
-            "image" => turn.parts.push(Part::Image(path.to_string())),
+            "image" => {
+                let source = self.source.ok_or_else(|| missing("source"))?;
+                turn.parts.push(Part::Image(source.into_media(path)?));
+            }
             "thinking" => turn.reasoning = self.thinking,
             "redacted_thinking" => {}
             "tool_use" if role == Role::Assistant => turn.tool_calls.push(ToolCall {

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::openai::tool;
 use crate::read::{OneOrMany, parse};
-use crate::{ApiError, Format, GenerationRequest, KeepAlive, Part, Role, Sampling, Tool, ToolCall, Turn};
+use crate::{
+    ApiError, Format, GenerationRequest, KeepAlive, Media, Part, Role, Sampling, Tool, ToolCall, Turn,
+};
 
 /// Longer times to stay loaded are for ever, in seconds.
 const LONGEST_S: f64 = 1e9;
@@ -144,7 +146,6 @@ pub fn generate_request(body: &[u8]) -> Result<GenerateRequest, ApiError> {
     let refused = [
         ("suffix", given(&wire.suffix)),
         ("template", given(&wire.template)),
-        ("images", wire.images.is_some_and(|images| !images.is_empty())),
     ];
     if let Some((field, _)) = refused.iter().find(|(_, given)| *given) {
         return Err(ApiError::field(
@@ -156,18 +157,40 @@ pub fn generate_request(body: &[u8]) -> Result<GenerateRequest, ApiError> {
     generation.keep_alive = keep_alive(&wire.keep_alive)?;
     let prompt = wire.prompt.unwrap_or_default();
     let raw = if wire.raw == Some(true) {
+        if wire.images.is_some_and(|images| !images.is_empty()) {
+            let message =
+                "`images` cannot go with a raw prompt, which has no place for them; leave out `raw`";
+            return Err(ApiError::field("images", message));
+        }
         Some(prompt)
     } else {
         let system = wire.system.filter(|text| !text.is_empty());
         generation
             .turns
             .extend(system.map(|text| Turn::text(Role::System, text)));
+        let mut parts = images(wire.images, "")?;
         if !prompt.is_empty() {
-            generation.turns.push(Turn::text(Role::User, prompt));
+            parts.push(Part::Text(prompt));
+        }
+        if !parts.is_empty() {
+            generation.turns.push(Turn::new(Role::User, parts));
         }
         None
     };
     Ok(GenerateRequest { raw, generation })
+}
+
+/// Images of a message, as base64.
+fn images(images: Option<Vec<String>>, before: &str) -> Result<Vec<Part>, ApiError> {
+    let images = images.unwrap_or_default().into_iter().enumerate();
+    images
+        .map(|(i, text)| {
+            Ok(Part::Image(Media::of_base64(
+                &format!("{before}images[{i}]"),
+                &text,
+            )?))
+        })
+        .collect()
 }
 
 fn common(
@@ -294,10 +317,8 @@ impl Message {
                 return Err(ApiError::field(format!("messages[{i}].role"), message));
             }
         };
-        let mut parts: Vec<Part> = self.content.into_iter().map(Part::Text).collect();
-        if self.images.is_some_and(|images| !images.is_empty()) {
-            parts.push(Part::Image(format!("messages[{i}].images")));
-        }
+        let mut parts = images(self.images, &format!("messages[{i}]."))?;
+        parts.extend(self.content.map(Part::Text));
         let call = |call: Call| ToolCall {
             id: call.id.unwrap_or_default(),
             name: call.function.name,

@@ -6,7 +6,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::read::{OneOrMany, TextOr, parse};
-use crate::{ApiError, Format, GenerationRequest, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn};
+use crate::{
+    ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
+};
 
 /// Most alternatives that may be asked for.
 const MAX_TOP_LOGPROBS: u32 = 20;
@@ -41,6 +43,8 @@ struct ChatRequest {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     response_format: Option<WireFormat>,
+    #[serde(alias = "reasoning_budget", alias = "thinking_token_budget")]
+    thinking_budget: Option<u32>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<TemplateArguments>,
 }
@@ -192,6 +196,31 @@ struct WirePart {
     r#type: String,
     text: Option<String>,
     refusal: Option<String>,
+    image_url: Option<WireUrl>,
+    /// vLLM's.
+    audio_url: Option<WireUrl>,
+    input_audio: Option<WireAudio>,
+}
+
+/// A URL, alone or in an object beside settings.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum WireUrl {
+    Text(String),
+    Object { url: String },
+}
+
+impl WireUrl {
+    fn text(&self) -> &str {
+        match self {
+            Self::Text(url) | Self::Object { url } => url,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+struct WireAudio {
+    data: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -278,6 +307,7 @@ impl ChatRequest {
             thinking,
             stream: self.stream.unwrap_or(false),
             keep_alive: None,
+            thinking_budget: self.thinking_budget.map(|n| n as usize),
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         })
     }
@@ -406,13 +436,34 @@ impl Message {
 
 impl WirePart {
     fn into_part(self, path: &str) -> Result<Part, ApiError> {
+        let missing =
+            |field: &str| ApiError::field(format!("{path}.{field}"), format!("`{path}.{field}` is missing"));
         match (self.r#type.as_str(), self.text.or(self.refusal)) {
             ("text" | "refusal" | "input_text" | "output_text", Some(text)) => Ok(Part::Text(text)),
             ("text" | "refusal" | "input_text" | "output_text", None) => {
                 Err(ApiError::field(path, format!("`{path}` has no text")))
             }
-            ("image_url" | "image" | "input_image", _) => Ok(Part::Image(path.to_string())),
-            ("input_audio" | "audio", _) => Ok(Part::Audio(path.to_string())),
+            ("image_url" | "input_image", _) => match self.image_url {
+                Some(url) => Ok(Part::Image(Media::of_url(
+                    &format!("{path}.image_url"),
+                    url.text(),
+                )?)),
+                None => Err(missing("image_url")),
+            },
+            ("input_audio", _) => match self.input_audio {
+                Some(audio) => {
+                    let path = format!("{path}.input_audio.data");
+                    Ok(Part::Audio(Media::of_base64(&path, &audio.data)?))
+                }
+                None => Err(missing("input_audio")),
+            },
+            ("audio_url", _) => match self.audio_url {
+                Some(url) => Ok(Part::Audio(Media::of_url(
+                    &format!("{path}.audio_url"),
+                    url.text(),
+                )?)),
+                None => Err(missing("audio_url")),
+            },
             (other, _) => {
                 let message = format!("`{path}` is of type `{other}`, which is not supported; send text");
                 Err(ApiError::field(path, message))

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::chat::{WireSampling, arguments, max_tokens, thinking, tool, tool_choice};
 use crate::read::parse;
-use crate::{ApiError, Format, GenerationRequest, Part, Role, Tool, ToolCall, Turn};
+use crate::{ApiError, Format, GenerationRequest, Media, Part, Role, Tool, ToolCall, Turn};
 
 /// A request with what only this API has.
 #[derive(Debug)]
@@ -246,8 +246,16 @@ fn message(item: &Value, path: &str) -> Result<Turn, ApiError> {
             ("input_text" | "output_text" | "text" | "refusal", Some(text)) => {
                 Ok(Part::Text(text.to_string()))
             }
-            ("input_image", _) => Ok(Part::Image(path)),
-            ("input_audio", _) => Ok(Part::Audio(path)),
+            ("input_image", _) => {
+                let url = part["image_url"].as_str().or(part["image_url"]["url"].as_str());
+                let path = format!("{path}.image_url");
+                Ok(Part::Image(Media::of_url(&path, url.unwrap_or_default())?))
+            }
+            ("input_audio", _) => {
+                let data = part["input_audio"]["data"].as_str().or(part["data"].as_str());
+                let path = format!("{path}.input_audio.data");
+                Ok(Part::Audio(Media::of_base64(&path, data.unwrap_or_default())?))
+            }
             (other, _) => {
                 let message = format!("`{path}` is of type `{other}`, which is not supported; send text");
                 Err(ApiError::field(path, message))

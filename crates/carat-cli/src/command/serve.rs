@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carat_hub::LocalModel;
-use carat_server::{Server, ServerOptions, Tls, parse_keep_alive};
+use carat_server::{MediaUrls, Server, ServerOptions, Tls, parse_keep_alive};
 use clap::Args;
 
 use self::models::LocalModels;
 use crate::compute_args::ComputeArgs;
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
-use crate::serve_settings::{LogFormat, LogLevel, ServeSettings};
+use crate::serve_settings::{LogFormat, LogLevel, MediaAddresses, ServeSettings};
 use crate::settings::Settings;
 use crate::{model_source, output};
 
@@ -133,6 +133,11 @@ fn server_options(serving: &ServeSettings, named: &[(String, LocalModel)]) -> Re
             .map_or(defaults.body_bytes, |mb| mb as usize * 1_000_000),
         request_timeout: serving.request_timeout.map(Duration::from_secs),
         cors_origins: serving.cors.clone(),
+        media_urls: match serving.media_urls {
+            Some(MediaAddresses::None) => MediaUrls::Refused,
+            Some(MediaAddresses::Any) => MediaUrls::Any,
+            Some(MediaAddresses::Public) | None => MediaUrls::Public,
+        },
         drain: serving.drain.map_or(defaults.drain, Duration::from_secs),
     })
 }

@@ -9,7 +9,7 @@ use axum::extract::rejection::BytesRejection;
 use carat_api::{ApiError, ErrorKind, anthropic};
 use serde_json::json;
 
-use super::{Answer, at, blocking, converse, json, whole};
+use super::{Answer, at, blocking, converse, fetched, json, whole};
 use crate::prompt;
 use crate::reply::Caller;
 use crate::server::State;
@@ -43,8 +43,9 @@ pub(super) async fn count_tokens(
     let refuse = at("/v1/messages");
     let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let lease = state.models.lease(&request.model, None).await.map_err(refuse)?;
-    let ids = blocking(move || Ok(prompt::render(&lease, &request)?.ids))
+    let request = fetched(&state, &Arc::new(request)).await.map_err(refuse)?;
+    let n_tokens = blocking(move || prompt::n_tokens(&lease, &request))
         .await
         .map_err(refuse)?;
-    Ok(json(&json!({"input_tokens": ids.len()})))
+    Ok(json(&json!({"input_tokens": n_tokens})))
 }

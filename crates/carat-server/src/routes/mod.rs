@@ -1,12 +1,14 @@
 //! The routes, one file for each API.
 
 mod anthropic;
+mod audio;
 mod ollama;
 mod openai;
 mod operations;
 mod responses;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -16,29 +18,32 @@ use axum::http::{Response, StatusCode};
 use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use carat_api::{ApiError, ErrorKind, GenerationRequest};
+use carat_api::{ApiError, ErrorKind, GenerationRequest, MediaSource, Part};
 use serde_json::Value;
+use tokio::sync::SemaphorePermit;
 
 use crate::access;
-use crate::prompt::{self, Prompt};
+use crate::prompt;
 use crate::reply::{Caller, Reply, Start};
 use crate::server::State;
 
 pub(crate) use responses::ResponseStore;
 
 /// Every route, as it is counted.
-pub(crate) const ROUTES: [&str; 24] = [
+pub(crate) const ROUTES: [&str; 26] = [
     "/",
     "/health",
     "/ready",
     "/metrics",
     "/openapi.json",
+    "/docs",
     "/tokenize",
     "/detokenize",
     "/v1/models",
     "/v1/models/{*id}",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/audio/transcriptions",
     "/v1/embeddings",
     "/v1/responses",
     "/v1/responses/{id}",
@@ -62,12 +67,14 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/ready", get(operations::ready))
         .route("/metrics", get(operations::metrics))
         .route("/openapi.json", get(operations::openapi))
+        .route("/docs", get(operations::docs))
         .route("/tokenize", post(operations::tokenize))
         .route("/detokenize", post(operations::detokenize))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat))
         .route("/v1/completions", post(openai::completions))
+        .route("/v1/audio/transcriptions", post(audio::transcriptions))
         .route("/v1/embeddings", post(openai::embeddings))
         .route("/v1/responses", post(responses::create))
         .route(
@@ -139,23 +146,70 @@ async fn converse(
     caller: Caller,
 ) -> Result<Reply, ApiError> {
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
-    let (shared, wanted, model) = (Arc::clone(state), Arc::clone(request), lease.model());
+    let (shared, model) = (Arc::clone(state), lease.model());
+    let wanted = fetched(state, request).await?;
+    let _place = encoding(state, &wanted).await?;
+    let presence = Presence::default();
+    let absent = Arc::clone(&presence.0);
     let start = blocking(move || {
-        let Prompt { ids, grammar } = prompt::render(&model, &wanted)?;
-        let constraints = match &grammar {
+        let mut go_on = || !absent.load(Ordering::Relaxed);
+        let prompt = prompt::render(&model, &wanted, &mut go_on)?;
+        let constraints = match &prompt.grammar {
             None => Vec::new(),
             Some((grammar, field)) => (0..wanted.n)
                 .map(|_| model.compile(grammar, field))
                 .collect::<Result<_, _>>()?,
         };
         Ok(Start {
-            prompts: vec![ids],
+            prompts: vec![prompt],
             constraints,
             readers: shared.readers(&model.setup.tokenizer, &wanted, wanted.n),
         })
     })
     .await?;
     Reply::start(state, lease, request, start, caller)
+}
+
+/// The request with what it names by address.
+async fn fetched(
+    state: &State,
+    request: &Arc<GenerationRequest>,
+) -> Result<Arc<GenerationRequest>, ApiError> {
+    let is_named = |part: &Part| match part {
+        Part::Image(media) | Part::Audio(media) => matches!(media.source, MediaSource::Url(_)),
+        Part::Text(_) => false,
+    };
+    if !request.turns.iter().flat_map(|turn| &turn.parts).any(is_named) {
+        return Ok(Arc::clone(request));
+    }
+    let mut filled = GenerationRequest::clone(request);
+    state.fetcher.fill(&mut filled).await?;
+    Ok(Arc::new(filled))
+}
+
+/// A place among those who encode images and sounds, for requests that have some.
+async fn encoding<'a>(
+    state: &'a State,
+    request: &GenerationRequest,
+) -> Result<Option<SemaphorePermit<'a>>, ApiError> {
+    let mut parts = request.turns.iter().flat_map(|turn| &turn.parts);
+    if parts.all(|part| matches!(part, Part::Text(_))) {
+        return Ok(None);
+    }
+    let place = state.encodings.acquire().await;
+    place
+        .map(Some)
+        .map_err(|_| ApiError::new(ErrorKind::Unavailable, "the server is stopping"))
+}
+
+/// Raises a flag when the request that holds it is given up.
+#[derive(Default)]
+struct Presence(Arc<AtomicBool>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Runs what may take milliseconds away from the threads that serve connections.

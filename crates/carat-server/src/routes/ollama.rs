@@ -90,10 +90,13 @@ pub(super) async fn show(Shared(state): Shared<Arc<State>>, body: Result<Bytes, 
     let family = &about.family;
     let mut info = json!({"general.architecture": family});
     info[format!("{family}.context_length")] = about.context_len.into();
+    let mut capabilities = vec!["completion", "tools"];
+    capabilities.extend(about.sees.then_some("vision"));
+    capabilities.extend(about.hears.then_some("audio"));
     let modified = about.modified.unwrap_or(Duration::from_secs(state.created));
     Ok(json(&json!({
         "modelfile": "", "parameters": "", "template": about.template, "details": details(&about),
-        "model_info": info, "capabilities": ["completion", "tools"], "modified_at": ollama::timestamp(modified),
+        "model_info": info, "capabilities": capabilities, "modified_at": ollama::timestamp(modified),
     })))
 }
 

@@ -134,7 +134,7 @@ pub(super) async fn complete(
                     (prompt::given(&model, ids, "prompt")?, text)
                 }
             };
-            start.prompts.push(ids);
+            start.prompts.push(prompt::Prompt::of_ids(ids));
             for _ in 0..wanted.n {
                 if let Some((grammar, field)) = prompt::grammar(&wanted.format) {
                     start.constraints.push(model.compile(&grammar, field)?);

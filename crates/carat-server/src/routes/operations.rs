@@ -18,6 +18,8 @@ use crate::server::State;
 
 /// The document that describes the API.
 const OPENAPI: &str = include_str!("../openapi.json");
+/// The page that shows it.
+const DOCS: &str = include_str!("../docs.html");
 
 /// Says what listens here, to those who probe.
 pub(super) async fn root() -> &'static str {
@@ -54,6 +56,15 @@ pub(super) async fn openapi() -> Response<Body> {
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The same for people. It loads nothing from elsewhere.
+pub(super) async fn docs() -> Response<Body> {
+    let mut response = DOCS.into_response();
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
 }
 

@@ -39,7 +39,8 @@ impl ResponseStore {
     fn keep(&self, id: String, turns: Vec<Turn>, body: Option<Value>) {
         let text = |turn: &Turn| -> usize {
             let parts = turn.parts.iter().map(|part| match part {
-                Part::Text(text) | Part::Image(text) | Part::Audio(text) => text.len() + 64,
+                Part::Text(text) => text.len() + 64,
+                Part::Image(media) | Part::Audio(media) => media.n_bytes() + 64,
             });
             let calls = turn
                 .tool_calls

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use carat_engine::{Engine, Limits, SamplingParams};
+use carat_prompt::Senses;
 use carat_server::{ModelSetup, Server, ServerOptions};
 use carat_text::ChatTemplate;
 use serde_json::Value;
@@ -71,6 +72,7 @@ pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) 
         id: id.to_string(),
         tokenizer,
         template: ChatTemplate::gemma3(),
+        senses: Senses::none(id),
         sampling: SamplingParams::default(),
         suppressed: Vec::new(),
         details: Default::default(),

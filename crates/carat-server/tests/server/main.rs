@@ -6,6 +6,7 @@ mod access;
 mod anthropic;
 mod common;
 mod fake;
+mod media;
 mod models;
 mod ollama;
 mod openai;

@@ -214,7 +214,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
     let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]);
     assert_eq!(
         refused(json!({"messages": image})).await["param"],
-        "messages[0].content[0]"
+        "messages[0].content[0].image_url"
     );
     let long = json!([{"role": "user", "content": "x".repeat(3000)}]);
     let error = refused(json!({"messages": long})).await;

@@ -12,8 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use carat_engine::{Engine, Limits, SamplingParams};
 use carat_hub::{Hub, LocalModel};
-use carat_model::{Checkpoint, LoadOptions, Model};
+use carat_model::{Checkpoint, LoadOptions, MediaSource, Model};
 use carat_plan::{Choice, Wish};
+use carat_prompt::{Senses, SensesOptions};
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup, ModelStore};
 use carat_text::ChatTemplate;
 
@@ -99,8 +100,9 @@ impl LocalModels {
                 return Ok(Err(alone.map_or(LoadError::NoRoom(beside), LoadError::TooLarge)));
             }
         };
-        let setup = setup(id, &source)?;
         let model = Model::from_checkpoint(&source.checkpoint, load)?;
+        let senses = Senses::of_model(id, &model, &source.checkpoint, SensesOptions::default())?;
+        let setup = setup(id, &source, senses)?;
         let engine = Engine::start(model, Arc::clone(&setup.tokenizer), limits)?;
         Ok(Ok(LoadedModel {
             setup,
@@ -209,7 +211,7 @@ fn spare_memory(choice: Option<&Choice>, usable: Option<u64>, n_models: u32) -> 
 }
 
 /// What the server needs of the model's files.
-fn setup(id: &str, source: &ModelSource) -> Result<ModelSetup> {
+fn setup(id: &str, source: &ModelSource, senses: Senses) -> Result<ModelSetup> {
     let tokenizer = Arc::new(source.tokenizer()?);
     let template = source
         .chat_template(&tokenizer)?
@@ -230,7 +232,12 @@ fn setup(id: &str, source: &ModelSource) -> Result<ModelSetup> {
             ..gemma
         },
         suppressed,
-        details: details(source)?,
+        details: ModelDetails {
+            sees: senses.sees(),
+            hears: senses.hears(),
+            ..details(source)?
+        },
+        senses,
         tokenizer,
     })
 }
@@ -240,6 +247,7 @@ fn details(source: &ModelSource) -> Result<ModelDetails> {
     let formats = source.checkpoint.infos();
     let largest = formats.iter().max_by_key(|info| info.n_bytes);
     let modified = source.local.modified;
+    let media = MediaSource::find(&source.checkpoint)?.map(|media| media.config().clone());
     Ok(ModelDetails {
         family: format!("{:?}", config.family).to_lowercase(),
         parameters: format!("{}M", config.n_parameters() / 1_000_000),
@@ -248,5 +256,7 @@ fn details(source: &ModelSource) -> Result<ModelDetails> {
         context_len: config.context_len,
         template: source.template_text()?.unwrap_or_default(),
         modified: modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()),
+        sees: media.as_ref().is_some_and(|media| media.vision.is_some()),
+        hears: media.as_ref().is_some_and(|media| media.audio.is_some()),
     })
 }
