@@ -131,7 +131,6 @@ impl Reply {
                 stop_strings: request.stop.clone(),
                 suppressed: reply.model.setup.suppressed.clone(),
                 logprobs: request.logprobs,
-                ..Request::default()
             };
             let mut job = Job::new(request, Box::new(sink));
             job.constraint = constraints.next();
