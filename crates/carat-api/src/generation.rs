@@ -183,8 +183,6 @@ pub struct GenerationRequest {
     pub logprobs: Option<usize>,
     /// Whether the model thinks before it answers; `None` leaves it to the model.
     pub thinking: Option<bool>,
-    /// Most tokens of thoughts.
-    pub thinking_budget: Option<usize>,
     /// Whether the answer comes as events.
     pub stream: bool,
     /// Whether events end with the usage.

@@ -93,7 +93,6 @@ struct Choice {
 #[derive(Deserialize)]
 struct Thinking {
     r#type: String,
-    budget_tokens: Option<u32>,
 }
 
 /// Reads a request for a message.
@@ -162,9 +161,7 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
             return Err(ApiError::field("thinking.type", message));
         }
     };
-    let thinking_budget = wire.thinking.and_then(|thinking| thinking.budget_tokens);
     Ok(GenerationRequest {
-        thinking_budget: thinking_budget.map(|n| n as usize),
         model: wire.model.unwrap_or_default(),
         turns,
         tool_choice: choice(wire.tool_choice, &tools)?,

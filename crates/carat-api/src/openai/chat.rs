@@ -43,8 +43,6 @@ struct ChatRequest {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     response_format: Option<WireFormat>,
-    #[serde(alias = "reasoning_budget", alias = "thinking_token_budget")]
-    thinking_budget: Option<u32>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<TemplateArguments>,
 }
@@ -307,7 +305,6 @@ impl ChatRequest {
             thinking,
             stream: self.stream.unwrap_or(false),
             keep_alive: None,
-            thinking_budget: self.thinking_budget.map(|n| n as usize),
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         })
     }

@@ -221,7 +221,7 @@ async fn what_cannot_be_done_is_refused_by_name() {
     assert_eq!(error["code"], "context_length_exceeded");
     let message = error["message"].as_str().unwrap();
     assert!(
-        message.contains("2000 tokens") && message.contains("the prompt has 30"),
+        message.contains("the context holds 2000") && message.contains("the prompt has 30"),
         "{message}"
     );
 }
