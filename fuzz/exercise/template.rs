@@ -50,7 +50,7 @@ fn message(i: usize, text: &str) -> Message {
         _ => text,
     };
     content.push(Part::Text(text.to_owned()));
-    Message { role, content }
+    Message::new(role, content)
 }
 
 fn check(template: &ChatTemplate, messages: &[Message]) {
@@ -58,6 +58,7 @@ fn check(template: &ChatTemplate, messages: &[Message]) {
         thinking: false,
         add_generation_prompt: true,
         now: Some(UNIX_EPOCH),
+        ..RenderOptions::default()
     };
     let tokenizer = tokenizer();
     let (rendered, ids) = match (

@@ -2,15 +2,19 @@
 
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result};
+use std::sync::Arc;
+
+use anyhow::Result;
 use carat_engine::{Event, FinishReason, Finished, Request, SamplingParams, Session, TokenLogprobs};
 use carat_model::{KvCache, LanguageModel, Model};
-use carat_text::{ChatTemplate, Message, RenderOptions, Special, Tokenizer};
+use carat_prompt::{Attached, Prompt, PromptOptions, Senses, compose};
+use carat_text::{AnswerPiece, AnswerReader, ChatTemplate, Message, RenderOptions, Tokenizer};
 
-use crate::failure::{Hinted, OutputError};
+use crate::failure::{Hinted, Interrupted, OutputError};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::output;
+use crate::thoughts::{Show, Thoughts};
 
 /// What the flags of `carat run` say about every answer.
 #[derive(Debug, Clone)]
@@ -22,12 +26,18 @@ pub(crate) struct AnswerOptions {
     pub(crate) logprobs: Option<usize>,
     /// Context in tokens, if the user said so.
     pub(crate) context: Option<usize>,
+    /// Whether the model thinks first.
+    pub(crate) thinking: bool,
+    /// How thoughts are shown.
+    pub(crate) show: Show,
 }
 
 /// An answer that has ended.
 pub(crate) struct Answer {
     /// All its text.
     pub(crate) text: String,
+    /// What the model thought before.
+    pub(crate) thoughts: String,
     pub(crate) finished: Finished,
     /// Each token with its log-probabilities, when asked for.
     pub(crate) logprobs: Vec<(u32, TokenLogprobs)>,
@@ -39,6 +49,7 @@ pub(crate) struct Answerer {
     pub(crate) tokenizer: Tokenizer,
     /// `None`: the model continues raw text.
     pub(crate) template: Option<ChatTemplate>,
+    pub(crate) senses: Senses,
     suppressed: Vec<u32>,
     session: Option<Session<KvCache>>,
 }
@@ -50,6 +61,7 @@ impl Answerer {
         tokenizer: Tokenizer,
         template: Option<ChatTemplate>,
         model: Model,
+        senses: Senses,
     ) -> Result<Self> {
         let vocab_size = model.vocab_size();
         let mut suppressed = source.suppressed(&tokenizer)?;
@@ -58,34 +70,52 @@ impl Answerer {
             model,
             tokenizer,
             template,
+            senses,
             suppressed,
             session: None,
         })
     }
 
-    /// The prompt's ids: the rendered conversation, or for base models the last text as it is.
-    pub(crate) fn prompt(&self, messages: &[Message], raw: &str) -> Result<Vec<u32>> {
-        match &self.template {
-            Some(template) => template
-                .encode(&self.tokenizer, messages, RenderOptions::default())
-                .context("the model's chat template cannot write this conversation"),
-            None => {
-                let mut ids: Vec<u32> = self
-                    .tokenizer
-                    .bos()
-                    .into_iter()
-                    .filter(|_| self.tokenizer.adds_bos())
-                    .collect();
-                self.tokenizer.encode_into(raw, Special::AsText, &mut ids);
-                Ok(ids)
-            }
-        }
+    /// The prompt: the rendered conversation, or for base models the last text as it is, with what is attached to it.
+    /// Towers run here, if any must.
+    pub(crate) fn prompt(
+        &self,
+        messages: &[Message],
+        attached: &[Arc<Attached>],
+        options: &AnswerOptions,
+        interrupt: &Interrupt,
+    ) -> Result<Prompt> {
+        let render = RenderOptions {
+            thinking: options.thinking,
+            ..RenderOptions::default()
+        };
+        let n_max = self.n_max(options);
+        let composed = compose(
+            &self.tokenizer,
+            self.template.as_ref(),
+            messages,
+            attached,
+            PromptOptions { render, n_max },
+        );
+        let prompt =
+            composed.and_then(|composed| composed.encode(&self.senses, &mut || !interrupt.is_raised()));
+        prompt.map_err(|error| match error {
+            carat_prompt::Error::TooLong { .. } => Hinted::new(error.to_string(), LONGER_CONTEXT).into(),
+            carat_prompt::Error::Cancelled => Interrupted.into(),
+            error => error.into(),
+        })
     }
 
-    /// Answers a prompt; `on_text` gets the text as it comes. Ctrl-C ends the answer, not the program.
+    /// Whether the model has a channel for thoughts, and its conversations are written so that it can use it.
+    pub(crate) fn can_think(&self) -> bool {
+        self.template.is_some() && AnswerReader::new(&self.tokenizer).knows_thoughts()
+    }
+
+    /// Answers a prompt; `on_text` gets the text as it comes, without thoughts, which show themselves. Ctrl-C ends the
+    /// answer, not the program.
     pub(crate) fn answer(
         &mut self,
-        prompt: Vec<u32>,
+        prompt: Prompt,
         options: &AnswerOptions,
         interrupt: &Interrupt,
         on_text: &mut dyn FnMut(&str) -> Result<(), OutputError>,
@@ -97,31 +127,31 @@ impl Answerer {
             stop_strings: options.stop_strings.clone(),
             suppressed: self.suppressed.clone(),
             logprobs: options.logprobs,
-            prompt,
-            ..Request::default()
+            prompt: prompt.ids,
+            media: prompt.media,
         };
         let mut session = self.session_for(options)?;
-        let mut text = String::new();
+        // A base model's text is shown as it stands.
+        let reader = self
+            .template
+            .is_some()
+            .then(|| AnswerReader::new(&self.tokenizer));
+        let mut shown = Shown::new(reader, options.show, on_text);
         let mut logprobs = Vec::new();
-        let mut shown = Ok(());
         let result = session.generate(&mut self.model, &self.tokenizer, &request, |event| {
-            let new = match &event {
-                Event::Prefill { .. } => "",
+            let is_shown = match &event {
+                Event::Prefill { .. } => Ok(()),
                 Event::Token {
                     id,
                     text,
                     logprobs: found,
                 } => {
                     logprobs.extend(found.map(|found| (*id, found.clone())));
-                    text
+                    shown.token(*id, text)
                 }
-                Event::Finished(finished) => finished.text.as_str(),
+                Event::Finished(finished) => shown.finish(&finished.text),
             };
-            if !new.is_empty() && shown.is_ok() {
-                text.push_str(new);
-                shown = on_text(new);
-            }
-            if interrupt.is_raised() || shown.is_err() {
+            if interrupt.is_raised() || is_shown.is_err() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -129,18 +159,23 @@ impl Answerer {
         });
         self.session = Some(session);
         let finished = result.map_err(with_hint)?;
-        shown?;
+        let (text, thoughts) = shown.into_texts()?;
         Ok(Answer {
             text,
+            thoughts,
             finished,
             logprobs,
         })
     }
 
-    /// The session so far, or a new one with the context that the user asked for, else the model's own: its memory
-    /// grows with use.
+    /// Tokens that prompt and answer may have: what the user asked for, else the model's own.
+    fn n_max(&self, options: &AnswerOptions) -> usize {
+        options.context.unwrap_or_else(|| self.model.context_len())
+    }
+
+    /// The session so far, or a new one: its memory grows with use.
     fn session_for(&mut self, options: &AnswerOptions) -> Result<Session<KvCache>> {
-        let n_max = options.context.unwrap_or_else(|| self.model.context_len());
+        let n_max = self.n_max(options);
         match self.session.take() {
             Some(session) if session.n_max() == n_max => Ok(session),
             _ => Ok(Session::new(&self.model, n_max)?),
@@ -148,12 +183,91 @@ impl Answerer {
     }
 }
 
+/// Shows an answer as it comes, and keeps it.
+struct Shown<'a> {
+    reader: Option<AnswerReader>,
+    thoughts: Thoughts,
+    text: String,
+    on_text: &'a mut dyn FnMut(&str) -> Result<(), OutputError>,
+    /// The first failure to show something; nothing is shown after it.
+    result: Result<(), OutputError>,
+}
+
+impl<'a> Shown<'a> {
+    fn new(
+        reader: Option<AnswerReader>,
+        show: Show,
+        on_text: &'a mut dyn FnMut(&str) -> Result<(), OutputError>,
+    ) -> Self {
+        Self {
+            reader,
+            thoughts: Thoughts::new(show),
+            text: String::new(),
+            on_text,
+            result: Ok(()),
+        }
+    }
+
+    fn token(&mut self, id: u32, text: &str) -> Result<(), ()> {
+        let mut pieces = Vec::new();
+        match &mut self.reader {
+            Some(reader) => reader.push(id, text, &mut pieces),
+            None => pieces.push(AnswerPiece::Text(text.to_owned())),
+        }
+        self.pieces(pieces)
+    }
+
+    fn finish(&mut self, text: &str) -> Result<(), ()> {
+        let mut pieces = Vec::new();
+        match &mut self.reader {
+            Some(reader) => reader.finish(text, &mut pieces),
+            None => pieces.push(AnswerPiece::Text(text.to_owned())),
+        }
+        let shown = self.pieces(pieces);
+        self.keep(|shown| shown.thoughts.close());
+        shown
+    }
+
+    fn pieces(&mut self, pieces: Vec<AnswerPiece>) -> Result<(), ()> {
+        for piece in pieces {
+            let text = match piece {
+                AnswerPiece::Thought(text) => {
+                    self.keep(|shown| shown.thoughts.push(&text));
+                    continue;
+                }
+                AnswerPiece::Text(text) => text,
+                // Nobody offered tools; what the model wants to call is still worth reading.
+                AnswerPiece::Call { name, arguments } => format!("{name}({arguments})"),
+            };
+            if !text.is_empty() {
+                self.keep(|shown| shown.thoughts.close().and_then(|()| (shown.on_text)(&text)));
+                self.text.push_str(&text);
+            }
+        }
+        self.result.as_ref().map(|_| ()).map_err(|_| ())
+    }
+
+    fn keep(&mut self, show: impl FnOnce(&mut Self) -> Result<(), OutputError>) {
+        if self.result.is_ok() {
+            self.result = show(self);
+        }
+    }
+
+    /// The text and the thoughts.
+    fn into_texts(self) -> Result<(String, String), OutputError> {
+        self.result?;
+        Ok((self.text, self.thoughts.into_text()))
+    }
+}
+
+/// Where the context is too small.
+const LONGER_CONTEXT: &str =
+    "give a larger --ctx (at most the model's context, see `carat show`), or /clear a long chat";
+
 /// Adds what the user can do.
 fn with_hint(error: carat_engine::Error) -> anyhow::Error {
     let hint = match &error {
-        carat_engine::Error::PromptTooLong { .. } => {
-            "give a larger --ctx (at most the model's context, see `carat show`), or /clear a long chat"
-        }
+        carat_engine::Error::PromptTooLong { .. } => LONGER_CONTEXT,
         carat_engine::Error::Setting { .. } | carat_engine::Error::UnknownToken { .. } => {
             return Hinted::wrong_arguments(error.to_string(), "see `carat run --help`").into();
         }
@@ -191,4 +305,63 @@ pub(crate) fn print_statistics(finished: &Finished) {
         usage.n_prompt + usage.n_generated,
         usage.n_max
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carat_testkit::sentencepiece;
+
+    /// A vocabulary of letters with the marks of channels.
+    fn tokenizer() -> Tokenizer {
+        let mut pieces: Vec<(String, u8)> = ["<pad>", "<eos>", "<bos>"]
+            .map(|piece| (piece.to_owned(), 3))
+            .to_vec();
+        pieces.push(("<unk>".into(), 2));
+        pieces.extend((0..=255).map(|byte| (format!("<0x{byte:02X}>"), 6)));
+        pieces.extend(
+            ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"].map(|piece| (piece.to_owned(), 4)),
+        );
+        pieces.extend(
+            "abcdefghijklmnopqrstuvwxyz"
+                .chars()
+                .map(|letter| (letter.to_string(), 1)),
+        );
+        let pieces = pieces.iter().map(|(piece, kind)| (piece.as_str(), 0.0, *kind));
+        Tokenizer::from_sentencepiece(&sentencepiece(pieces)).unwrap()
+    }
+
+    #[test]
+    fn thoughts_are_kept_apart_from_the_answer() {
+        let tokenizer = tokenizer();
+        let written = "<|channel>thought\nlet me see<channel|>four<|tool_call>call:f{}<tool_call|>";
+        let mut seen = String::new();
+        let mut on_text = |text: &str| {
+            seen.push_str(text);
+            Ok(())
+        };
+        let mut shown = Shown::new(Some(AnswerReader::new(&tokenizer)), Show::Never, &mut on_text);
+        let mut decoder = carat_text::StreamDecoder::new(carat_text::ControlText::Hide);
+        for id in tokenizer.encode(written, carat_text::Special::Parse) {
+            let text = decoder.push(&tokenizer, id).to_owned();
+            shown.token(id, &text).unwrap();
+        }
+        shown.finish("").unwrap();
+        let (text, thoughts) = shown.into_texts().unwrap();
+        assert_eq!((text.as_str(), thoughts.as_str()), ("fourf({})", "let me see"));
+        assert_eq!(seen, text);
+    }
+
+    #[test]
+    fn a_lost_terminal_is_told_once_and_ends_the_answer() {
+        let mut n = 0;
+        let mut on_text = |_: &str| {
+            n += 1;
+            Err(OutputError(std::io::ErrorKind::BrokenPipe.into()))
+        };
+        let mut shown = Shown::new(None, Show::Never, &mut on_text);
+        assert!(shown.token(5, "a").is_err() && shown.token(5, "b").is_err());
+        assert!(shown.into_texts().is_err());
+        assert_eq!(n, 1);
+    }
 }

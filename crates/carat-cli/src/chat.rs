@@ -1,24 +1,30 @@
 //! The interactive chat: line editing, slash commands, one conversation.
 //!
 //! A line is a message. A pasted text of several lines is one message (bracketed paste), and so is what stands
-//! between two `"""`. Lines that begin with `/` are commands; see [`slash`]. Ctrl-C stops an answer or drops the
-//! line being typed, Ctrl-D leaves.
+//! between two `"""`. Lines that begin with `/` are commands; see [`slash`]. Files that are dragged into a line are
+//! offered as attachments; see [`dropped`]. Ctrl-C stops an answer or drops the line being typed, Ctrl-D leaves.
 
+mod dropped;
 mod slash;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use carat_prompt::{Attached, Attachment};
 use carat_text::{Message, Part, Role};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::answer::{AnswerOptions, Answerer, print_statistics};
-use crate::failure::{OutputError, sentence};
+use crate::failure::{Interrupted, OutputError, sentence};
 use crate::interrupt::Interrupt;
+use crate::media_args::{attachment, message};
 use crate::output;
+use crate::thoughts::Show;
 
+use dropped::{dropped, without};
 use slash::Next;
 
 /// Opens and closes a message of several lines.
@@ -30,9 +36,21 @@ pub(crate) struct Chat {
     options: AnswerOptions,
     system: Option<String>,
     /// Turns of user and model, in order.
-    turns: Vec<Message>,
+    turns: Vec<Turn>,
+    /// What goes with the next message.
+    pending: Vec<Arc<Attached>>,
+    /// What the model thought before its latest answer.
+    thoughts: String,
     verbose: bool,
+    /// Whether the terminal takes colours.
+    color: bool,
     model_name: String,
+}
+
+/// A message and what is attached to it, in the order of its places.
+struct Turn {
+    message: Message,
+    attached: Vec<Arc<Attached>>,
 }
 
 /// What the user entered.
@@ -53,10 +71,13 @@ impl Chat {
     ) -> Self {
         Self {
             answerer,
-            options,
             system,
             turns: Vec::new(),
+            pending: Vec::new(),
+            thoughts: String::new(),
             verbose,
+            color: options.show == Show::Dim,
+            options,
             model_name: model_name.to_string(),
         }
     }
@@ -73,15 +94,23 @@ impl Chat {
         output::note("/help shows the commands, Ctrl-D leaves");
         loop {
             interrupt.clear();
-            match read_input(&mut editor)? {
-                Input::Nothing => {}
+            let line = match read_input(&mut editor)? {
+                Input::Nothing => continue,
                 Input::End => break,
-                Input::Line(line) if line.starts_with('/') => match self.command(&line) {
-                    Ok(Next::Go) => {}
-                    Ok(Next::Leave) => break,
-                    Err(error) => output::note(&format!("error: {}", sentence(&error))),
-                },
-                Input::Line(line) => self.turn(line, interrupt)?,
+                Input::Line(line) => line,
+            };
+            let Some(line) = self.take_dropped(line, &mut editor)? else {
+                continue;
+            };
+            // A path that was not to be attached is a text like any other.
+            if !slash::is_command(&line) {
+                self.turn(&line, interrupt)?;
+                continue;
+            }
+            match self.command(&line) {
+                Ok(Next::Go) => {}
+                Ok(Next::Leave) => break,
+                Err(error) => output::note(&format!("error: {}", sentence(&error))),
             }
         }
         let _no_folder = fs::create_dir_all(carat_dir);
@@ -94,22 +123,92 @@ impl Chat {
         Ok(())
     }
 
+    /// Reads a file for the next message and says what it takes.
+    pub(crate) fn attach(&mut self, file: &Attachment) -> Result<()> {
+        let attached = self.answerer.senses.attach(file)?;
+        let (n, parts) = (attached.n_soft_tokens(), attached.n_parts());
+        let parts = if parts > 1 {
+            format!(" in {parts} parts")
+        } else {
+            String::new()
+        };
+        output::note(&format!(
+            "{} goes with your next message ({n} tokens{parts})",
+            attached.name()
+        ));
+        self.pending.push(Arc::new(attached));
+        Ok(())
+    }
+
+    /// Offers the files whose paths are in the line as attachments. What is left of the line, if anything.
+    fn take_dropped(&mut self, line: String, editor: &mut DefaultEditor) -> Result<Option<String>> {
+        let is_command = line.starts_with('/') && slash::is_command(&line);
+        let files = if is_command {
+            Vec::new()
+        } else {
+            dropped(&line, &Path::is_file)
+        };
+        if files.is_empty() {
+            return Ok(Some(line));
+        }
+        let names: Vec<String> = files
+            .iter()
+            .map(|file| format!("`{}`", file.path.display()))
+            .collect();
+        let question = format!("attach {}? [Y/n] ", names.join(", "));
+        let answer = read_line(editor, &question)?
+            .flatten()
+            .unwrap_or_else(|| "n".to_owned());
+        if !matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes") {
+            return Ok(Some(line));
+        }
+        for file in &files {
+            if let Err(error) = self.attach(&attachment(file.kind, file.path.clone())) {
+                output::note(&format!("error: {}", sentence(&error)));
+                return Ok(None);
+            }
+        }
+        Ok(Some(without(&line, &files)).filter(|text| !text.is_empty()))
+    }
+
     /// One message and its answer. Only a lost terminal ends the chat; anything else is told and forgotten.
-    fn turn(&mut self, text: String, interrupt: &Interrupt) -> Result<()> {
-        self.turns.push(Message::text(Role::User, text.clone()));
-        match self.answer(&text, interrupt) {
-            Ok(answer) => self.turns.push(Message::text(Role::Assistant, answer)),
+    fn turn(&mut self, text: &str, interrupt: &Interrupt) -> Result<()> {
+        let (message, attached) = message(text, std::mem::take(&mut self.pending));
+        self.turns.push(Turn { message, attached });
+        match self.answer(interrupt) {
+            Ok(answer) => self.turns.push(Turn {
+                message: Message::text(Role::Assistant, answer),
+                attached: Vec::new(),
+            }),
             Err(error) if error.is::<OutputError>() => return Err(error),
             Err(error) => {
-                self.turns.pop();
-                output::note(&format!("error: {}", sentence(&error)));
+                // The files stay for the next attempt.
+                self.pending = self.turns.pop().map(|turn| turn.attached).unwrap_or_default();
+                if !error.is::<Interrupted>() {
+                    output::note(&format!("error: {}", sentence(&error)));
+                }
             }
         }
         Ok(())
     }
 
-    fn answer(&mut self, text: &str, interrupt: &Interrupt) -> Result<String> {
-        let prompt = self.answerer.prompt(&self.messages(), text)?;
+    fn answer(&mut self, interrupt: &Interrupt) -> Result<String> {
+        // A base model continues the latest text on its own.
+        let is_base = self.answerer.template.is_none();
+        let first = if is_base { self.turns.len() - 1 } else { 0 };
+        let turns = &self.turns[first..];
+        let attached: Vec<Arc<Attached>> = turns
+            .iter()
+            .flat_map(|turn| turn.attached.iter().cloned())
+            .collect();
+        let messages = if is_base {
+            turns.iter().map(|turn| turn.message.clone()).collect()
+        } else {
+            self.messages()
+        };
+        let prompt = self
+            .answerer
+            .prompt(&messages, &attached, &self.options, interrupt)?;
         let answer = self
             .answerer
             .answer(prompt, &self.options, interrupt, &mut |text| output::write(text))?;
@@ -119,13 +218,16 @@ impl Chat {
         if self.verbose {
             print_statistics(&answer.finished);
         }
+        self.thoughts = answer.thoughts;
         Ok(answer.text)
     }
 
     /// The conversation with its system text.
     fn messages(&self) -> Vec<Message> {
         let system = self.system.iter().map(|text| Message::text(Role::System, text));
-        system.chain(self.turns.iter().cloned()).collect()
+        system
+            .chain(self.turns.iter().map(|turn| turn.message.clone()))
+            .collect()
     }
 }
 

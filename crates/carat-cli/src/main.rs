@@ -10,6 +10,7 @@ mod command;
 mod compute_args;
 mod failure;
 mod interrupt;
+mod media_args;
 mod media_tensors;
 mod memory;
 mod model_source;
@@ -20,6 +21,7 @@ mod sampling_args;
 mod serve_settings;
 mod settings;
 mod text_input;
+mod thoughts;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

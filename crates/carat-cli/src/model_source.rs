@@ -109,11 +109,18 @@ impl ModelSource {
                     ChatTemplate::from_jinja(&source, &piece(tokenizer.bos()), &piece(tokenizer.eos()))?;
                 Ok(Some(template))
             }
-            // Gemma 4's turns are written otherwise; its files bring their template.
-            None if self.is_named_instruct() && self.checkpoint.config().family == Family::Gemma3 => {
-                Ok(Some(ChatTemplate::gemma3()))
-            }
+            None if self.is_named_instruct() => Ok(Some(self.family_template())),
             None => Ok(None),
+        }
+    }
+
+    /// The format of the model's family, for files without a template.
+    pub(crate) fn family_template(&self) -> ChatTemplate {
+        let config = self.checkpoint.config();
+        match config.family {
+            Family::Gemma3 => ChatTemplate::gemma3(),
+            // E2B and E4B, which have inputs per layer, answer at once without being told to.
+            Family::Gemma4 => ChatTemplate::gemma4(config.per_layer_width == 0),
         }
     }
 

@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 use carat_kernels::DType;
-use carat_model::{Checkpoint, Config, Container, LoadOptions};
+use carat_model::{Checkpoint, Config, Container, LoadOptions, MediaSource};
 use carat_plan::{Choice, Refusal, Setup, Weights, Wish};
 
 use crate::failure::Hinted;
 use crate::memory;
 use crate::model_source::ModelSource;
 
-/// The weights of an opened model: its tensors, and for GGUF what else the file holds.
+/// The weights of an opened model: its tensors, for GGUF what else the file holds, and the towers beside it.
 pub(crate) fn weights_of(checkpoint: &Checkpoint, size_bytes: u64) -> Weights {
     let infos = checkpoint.infos();
     let tensors = infos.iter().map(|info| {
@@ -22,7 +22,12 @@ pub(crate) fn weights_of(checkpoint: &Checkpoint, size_bytes: u64) -> Weights {
         // Lists of tensors and the vocabulary are read and let go.
         Container::HuggingFace(_) => 0,
     };
-    Weights::of_tensors(tensors, rest)
+    let mut weights = Weights::of_tensors(tensors, rest);
+    if let (Container::Gguf(_), Ok(Some(towers))) = (checkpoint.container(), MediaSource::find(checkpoint)) {
+        // A file that cannot be read now will say so when it is loaded.
+        weights.vision = std::fs::metadata(towers.path()).map_or(0, |file| file.len());
+    }
+    weights
 }
 
 /// One sequence of `context` tokens with these options.
@@ -34,30 +39,49 @@ pub(crate) fn setup(config: &Config, options: &LoadOptions, context: usize) -> S
         n_threads: options.n_threads,
         max_batch_tokens: options.max_batch_tokens,
         precision: options.precision_for(config),
+        tower_bytes: 0,
     }
 }
 
 /// Chooses context and cache format for a run on this machine, or refuses with what would fit. `None` where the
-/// system does not say how much memory there is.
-pub(crate) fn choose(source: &ModelSource, options: &LoadOptions, wish: Wish) -> Result<Option<Choice>> {
+/// system does not say how much memory there is. Towers count if the run may see or hear.
+pub(crate) fn choose(
+    source: &ModelSource,
+    options: &LoadOptions,
+    wish: Wish,
+    uses_towers: bool,
+) -> Result<Option<Choice>> {
     let Some(usable) = memory::usable_bytes() else {
         return Ok(None);
     };
-    choose_within(source, options, wish, usable)
+    choose_of(source, options, wish, usable, uses_towers)
         .map(Some)
         .map_err(|refusal| refused(&refusal).into())
 }
 
-/// The same for a run that may take `usable` bytes.
+/// The same for a run that may take `usable` bytes, with its towers.
 pub(crate) fn choose_within(
     source: &ModelSource,
     options: &LoadOptions,
     wish: Wish,
     usable: u64,
 ) -> Result<Choice, Box<Refusal>> {
+    choose_of(source, options, wish, usable, true)
+}
+
+fn choose_of(
+    source: &ModelSource,
+    options: &LoadOptions,
+    wish: Wish,
+    usable: u64,
+    uses_towers: bool,
+) -> Result<Choice, Box<Refusal>> {
     let config = source.checkpoint.config();
     let weights = weights_of(&source.checkpoint, source.local.size_bytes);
-    let setup = setup(config, options, config.context_len);
+    let setup = Setup {
+        tower_bytes: if uses_towers { weights.vision } else { 0 },
+        ..setup(config, options, config.context_len)
+    };
     carat_plan::choose(config, &weights, &setup, wish, usable)
 }
 

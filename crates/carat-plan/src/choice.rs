@@ -262,6 +262,7 @@ mod tests {
             n_threads: 4,
             max_batch_tokens: 512,
             precision: Precision::Int8,
+            tower_bytes: 0,
         };
         let weights = Weights::of_mix(&config, mix);
         let found = choose(&config, &weights, &setup, wish, usable);

@@ -107,6 +107,7 @@ mod tests {
             n_threads: 8,
             max_batch_tokens: 512,
             precision: Precision::Int8,
+            tower_bytes: 0,
         };
         let grid = Grid::new(&config, &setup, Mix::all(), &CONTEXTS, 16_000_000_000, Plan::peak);
         assert_eq!(grid.rows.len(), 17);

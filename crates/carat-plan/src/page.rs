@@ -105,6 +105,7 @@ mod tests {
             n_threads: 4,
             max_batch_tokens: 512,
             precision: Precision::Int8,
+            tower_bytes: 0,
         };
         let grid = Grid::new(
             &config,

@@ -6,6 +6,7 @@
 //! peak = weights (mapped; every page is touched)
 //!      + KV cache of all sequences (local layers: their window; global layers: the context)
 //!      + buffers of one pass (activations of a chunk, scratch of each thread, logits)
+//!      + the towers that see and hear, where they are used (mapped)
 //!      + the process (program, tokenizer)
 //! ```
 //!
@@ -31,6 +32,8 @@ pub struct Setup {
     pub max_batch_tokens: usize,
     /// Arithmetic of quantized weights.
     pub precision: Precision,
+    /// Bytes of the towers that see and hear for it; 0 for a run of text alone.
+    pub tower_bytes: u64,
 }
 
 /// Bytes of the KV caches of all sequences, filled to their context.
@@ -211,6 +214,8 @@ pub struct Plan {
     pub kv: Kv,
     /// What is computed in.
     pub buffers: Buffers,
+    /// The towers for images and sounds, mapped as the weights are.
+    pub towers: u64,
     /// The program.
     pub process: Process,
     /// Read from memory for each token that is decoded behind a full context, per sequence alone.
@@ -227,6 +232,7 @@ impl Plan {
             weights: *weights,
             kv: Kv::of(config, setup.kv_dtype, setup.context, setup.n_sequences),
             buffers: Buffers::of(config, weights.has_floats, setup),
+            towers: setup.tower_bytes,
             process: Process {
                 program: PROGRAM_BYTES,
                 tokenizer: TOKENIZER_BYTES_PER_PIECE.saturating_mul(config.vocab_size as u64),
@@ -247,9 +253,13 @@ impl Plan {
     /// What a GPU would have to hold of it: everything but the program and its tokenizer.
     #[must_use]
     pub fn on_device(&self) -> u64 {
-        [self.weights.total(), self.kv.total(), self.buffers.total()]
-            .into_iter()
-            .fold(0, u64::saturating_add)
+        let parts = [
+            self.weights.total(),
+            self.kv.total(),
+            self.buffers.total(),
+            self.towers,
+        ];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -279,6 +289,7 @@ mod tests {
             n_threads: 2,
             max_batch_tokens: 512,
             precision: Precision::Int8,
+            tower_bytes: 0,
         }
     }
 
@@ -329,6 +340,10 @@ mod tests {
             2 * plan.buffers.activations
         );
         assert!(more(&|s| s.precision = Precision::Int16).buffers.products > plan.buffers.products);
+        assert_eq!(
+            more(&|s| s.tower_bytes = 900_000_000).peak(),
+            plan.peak() + 900_000_000
+        );
         assert!(more(&|s| s.context = 40_000).is_beyond_context && !plan.is_beyond_context);
     }
 

@@ -1,14 +1,18 @@
 //! The commands of a chat: lines that begin with `/`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use carat_format::read_limited;
+use carat_prompt::{Attached, Kind};
 use carat_text::{Message, Role};
 use serde::{Deserialize, Serialize};
 
-use super::{Chat, text_of};
+use super::{Chat, Turn, text_of};
+use crate::media_args::attachment;
 use crate::output;
+use crate::thoughts::Show;
 
 /// Largest saved conversation that is read, in bytes.
 const MAX_SAVED_BYTES: u64 = 64 << 20;
@@ -18,6 +22,10 @@ const HELP: &str = "\
 /system [TEXT]      show or set the instructions; `/system -` removes them
 /set [NAME VALUE]   show or change a setting: temperature, top_k, top_p, min_p, typical_p,
                     repetition_penalty, frequency_penalty, presence_penalty, seed, max_tokens, verbose
+/image PATH         look at an image with the next message (also /audio, /video; or drag a file here)
+/detach             leave out what was attached to the next message
+/think [on|off]     let the model think before it answers, or not
+/think show|hide    show thoughts as they come, or fold them into a line; /think last shows the latest
 /save FILE          write the conversation to a file
 /load FILE          go on with a saved conversation
 /clear              forget the conversation
@@ -44,6 +52,25 @@ struct Saved {
 struct SavedMessage {
     role: SavedRole,
     content: String,
+    /// Files that went with it, in the order of their places: those before the text, then sounds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    attachments: Vec<SavedAttachment>,
+}
+
+/// A file that went with a message; its content is not saved.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedAttachment {
+    kind: SavedKind,
+    path: PathBuf,
+}
+
+/// Names as in `--image`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum SavedKind {
+    Image,
+    Audio,
+    Video,
 }
 
 /// Names as other programs write them.
@@ -64,10 +91,19 @@ impl Chat {
             "/bye" | "/exit" | "/quit" => return Ok(Next::Leave),
             "/clear" => {
                 self.turns.clear();
+                self.pending.clear();
                 output::note("forgotten");
             }
             "/system" => self.set_system(rest)?,
             "/set" => self.set(rest)?,
+            "/image" => self.attach(&attachment(Kind::Image, file_of(rest)?))?,
+            "/audio" => self.attach(&attachment(Kind::Audio, file_of(rest)?))?,
+            "/video" => self.attach(&attachment(Kind::Video, file_of(rest)?))?,
+            "/detach" => output::note(&format!(
+                "left out {} files",
+                std::mem::take(&mut self.pending).len()
+            )),
+            "/think" => self.think(rest)?,
             "/save" => self.save(path_of(rest)?)?,
             "/load" => self.load(path_of(rest)?)?,
             _ => return Err(anyhow!("there is no command `{name}`; /help shows them")),
@@ -83,6 +119,43 @@ impl Chat {
             "" => output::note(self.system.as_deref().unwrap_or("no instructions")),
             "-" => self.system = None,
             text => self.system = Some(text.to_string()),
+        }
+        Ok(())
+    }
+
+    fn think(&mut self, rest: &str) -> Result<()> {
+        if !self.answerer.can_think() {
+            return Err(anyhow!("`{}` has no channel for thoughts", self.model_name));
+        }
+        let shown = if self.color { Show::Dim } else { Show::Plain };
+        match rest {
+            "" => self.options.thinking = !self.options.thinking,
+            "on" => self.options.thinking = true,
+            "off" => self.options.thinking = false,
+            "show" => self.options.show = shown,
+            "hide" => self.options.show = Show::Folded,
+            "last" if self.thoughts.is_empty() => {
+                output::note("there were no thoughts before the latest answer")
+            }
+            "last" => output::line(&self.thoughts)?,
+            other => {
+                return Err(anyhow!(
+                    "`/think {other}` means nothing; on, off, show, hide and last do"
+                ));
+            }
+        }
+        if rest != "last" {
+            let thinks = if self.options.thinking {
+                "thinks before it answers"
+            } else {
+                "answers at once"
+            };
+            let folded = if self.options.show == Show::Folded {
+                "folded"
+            } else {
+                "shown"
+            };
+            output::note(&format!("the model {thinks}; thoughts are {folded}"));
         }
         Ok(())
     }
@@ -143,12 +216,13 @@ impl Chat {
 
     fn save(&self, path: &Path) -> Result<()> {
         let messages = self.turns.iter().map(|turn| SavedMessage {
-            role: if turn.role == Role::User {
+            role: if turn.message.role == Role::User {
                 SavedRole::User
             } else {
                 SavedRole::Assistant
             },
-            content: text_of(turn),
+            content: text_of(&turn.message),
+            attachments: turn.attached.iter().map(|one| saved(one)).collect(),
         });
         let saved = Saved {
             model: self.model_name.clone(),
@@ -169,18 +243,12 @@ impl Chat {
         let bytes = read_limited(path, MAX_SAVED_BYTES)?;
         let saved: Saved = serde_json::from_slice(&bytes)
             .with_context(|| format!("`{}` is not a saved conversation", path.display()))?;
+        let mut turns = Vec::with_capacity(saved.messages.len());
+        for message in saved.messages {
+            turns.push(self.loaded(message)?);
+        }
         self.system = saved.system;
-        self.turns = saved
-            .messages
-            .into_iter()
-            .map(|message| {
-                let role = match message.role {
-                    SavedRole::User => Role::User,
-                    SavedRole::Assistant => Role::Assistant,
-                };
-                Message::text(role, message.content)
-            })
-            .collect();
+        self.turns = turns;
         output::note(&format!(
             "loaded {} messages from {}",
             self.turns.len(),
@@ -188,6 +256,67 @@ impl Chat {
         ));
         Ok(())
     }
+}
+
+impl Chat {
+    /// A message of a saved conversation, its files read again.
+    fn loaded(&self, saved: SavedMessage) -> Result<Turn> {
+        let role = match saved.role {
+            SavedRole::User => Role::User,
+            SavedRole::Assistant => Role::Assistant,
+        };
+        if saved.attachments.is_empty() {
+            return Ok(Turn {
+                message: Message::text(role, saved.content),
+                attached: Vec::new(),
+            });
+        }
+        let mut attached = Vec::with_capacity(saved.attachments.len());
+        for one in saved.attachments {
+            let kind = match one.kind {
+                SavedKind::Image => Kind::Image,
+                SavedKind::Audio => Kind::Audio,
+                SavedKind::Video => Kind::Video,
+            };
+            attached.push(Arc::new(
+                self.answerer.senses.attach(&attachment(kind, one.path))?,
+            ));
+        }
+        let (message, attached) = crate::media_args::message(&saved.content, attached);
+        Ok(Turn { message, attached })
+    }
+}
+
+fn saved(attached: &Attached) -> SavedAttachment {
+    SavedAttachment {
+        kind: match attached.kind() {
+            Kind::Image => SavedKind::Image,
+            Kind::Audio => SavedKind::Audio,
+            Kind::Video => SavedKind::Video,
+        },
+        path: attached.name().into(),
+    }
+}
+
+/// Whether a line is a command rather than a path or a text: it begins with a slash, and its first word has no other
+/// and no dot.
+pub(super) fn is_command(line: &str) -> bool {
+    let name = line.split_whitespace().next().unwrap_or_default();
+    name.strip_prefix('/')
+        .is_some_and(|name| !name.contains(['/', '.']))
+}
+
+/// A path as it is typed or dropped: quotes and backslashes are taken away.
+fn file_of(rest: &str) -> Result<PathBuf> {
+    let plain = path_of(rest)?;
+    if plain.exists() {
+        return Ok(plain.to_path_buf());
+    }
+    let found = super::dropped::dropped(rest, &Path::exists);
+    Ok(found
+        .into_iter()
+        .next()
+        .map_or_else(|| plain.to_path_buf(), |file| file.path))
 }
 
 fn path_of(rest: &str) -> Result<&Path> {

@@ -187,6 +187,16 @@ impl Plan {
                 (Weights::of_mix(&subject.config, mix), mix.to_string())
             }
         };
+        let vision = match weights.vision {
+            0 => carat_plan::vision_bytes(&subject.config),
+            stored => Some(stored),
+        };
+        // Of a file without towers beside it, they are only told about.
+        let has_towers = weights.vision > 0 || subject.stored.is_none();
+        let setup = Setup {
+            tower_bytes: vision.filter(|_| has_towers).unwrap_or(0),
+            ..setup
+        };
         let plan = Costs::new(&subject.config, &weights, &setup);
         let fit = if plan.is_beyond_context {
             Fit::BeyondContext
@@ -201,10 +211,6 @@ impl Plan {
             target.usable,
             |plan| target.needed(plan),
         );
-        let vision = match weights.vision {
-            0 => carat_plan::vision_bytes(&subject.config),
-            stored => Some(stored),
-        };
         Ok(Outcome {
             subject,
             target,

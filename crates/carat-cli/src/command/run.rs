@@ -1,23 +1,28 @@
 //! `carat run`: one answer, or a chat.
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use carat_engine::FinishReason;
 use carat_model::{LoadOptions, Model};
 use carat_plan::Wish;
-use carat_text::{ChatTemplate, Message, Role};
+use carat_prompt::{Attachment, Senses};
+use carat_text::{Message, Role};
 use clap::Args;
 use serde_json::json;
 
 use crate::answer::{Answer, AnswerOptions, Answerer, print_statistics};
 use crate::chat::Chat;
 use crate::compute_args::{Arithmetic, ComputeArgs};
-use crate::failure::{Hinted, Interrupted};
+use crate::failure::{Hinted, Interrupted, sentence};
 use crate::interrupt::Interrupt;
+use crate::media_args::{self, MediaArgs};
 use crate::model_source::ModelSource;
 use crate::sampling_args::SamplingArgs;
 use crate::settings::Settings;
+use crate::thoughts::Show;
 use crate::{output, planning, text_input};
 
 /// Ask a model once, or chat with it
@@ -26,7 +31,10 @@ use crate::{output, planning, text_input};
     after_help = "Examples:\n  carat run gemma3:1b                             chat (/help inside)\n  carat run gemma3:1b \
                         \"Why is the sky blue?\"       one answer\n  carat run gemma3:1b \"Sum up:\" < notes.txt       prompt \
                         and piped text together\n  carat run gemma3:270m-pt \"The capital of France is\" --max-tokens 8 \
-                        --temperature 0\n  carat run gemma3:1b \"Name a colour\" --json --logprobs 5\n\nA model that is not \
+                        --temperature 0\n  carat run gemma3:1b \"Name a colour\" --json --logprobs 5\n  carat run gemma3:4b --image cat.jpg \"What is this?\"\n  carat run \
+                        gemma4:12b --image a.png --image b.png --audio question.wav \"\"\n  carat run gemma4:e4b --video \
+                        clip.mp4 \"What happens?\" --frames 16\n  carat run gemma4:12b --think \"How many primes are below \
+                        100?\"\n\nA model that is not \
                         on this machine is pulled first. Base models continue the text as it stands; instruct models \
                         get it as a chat message."
 )]
@@ -65,6 +73,11 @@ pub(crate) struct Run {
     /// With --json: each token's log-probability and its N likeliest alternatives
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u8).range(0..=100))]
     logprobs: Option<u8>,
+    /// Let the model think before it answers (Gemma 4); thoughts are shown dim, and left out of --json's text
+    #[arg(long, conflicts_with = "raw")]
+    think: bool,
+    #[command(flatten)]
+    media: MediaArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -78,12 +91,14 @@ impl Run {
         if prompt.is_none() && self.json {
             return Err(Hinted::wrong_arguments("--json needs a prompt", "give one, or pipe text in").into());
         }
+        self.check_files()?;
         let source = ModelSource::open(&self.model, settings, interrupt)?;
-        let (load, context) = self.fitting(&source, settings)?;
+        let uses_towers = prompt.is_none() || !self.media.attachments.0.is_empty();
+        let (load, context) = self.fitting(&source, settings, uses_towers)?;
         let tokenizer = source.tokenizer()?;
         let template = match (self.raw, self.chat, source.chat_template(&tokenizer)?) {
             (true, _, _) => None,
-            (false, true, None) => Some(ChatTemplate::gemma3()),
+            (false, true, None) => Some(source.family_template()),
             (false, _, found) => found,
         };
         if template.is_none() && self.system.is_some() {
@@ -96,20 +111,84 @@ impl Run {
             stop_strings: self.stop.clone(),
             logprobs: self.logprobs.map(usize::from),
             context,
+            thinking: self.think,
+            show: self.show(prompt.is_none(), settings),
         };
         let model = Model::from_checkpoint(&source.checkpoint, load)?;
-        let answerer = Answerer::new(&source, tokenizer, template, model)?;
+        let senses = self.senses(&source, &model, prompt.is_none(), settings)?;
+        let answerer = Answerer::new(&source, tokenizer, template, model, senses)?;
+        if self.think && !answerer.can_think() {
+            let hint = "leave --think away, or take a Gemma 4 that follows instructions";
+            let message = format!("`{}` has no channel for thoughts", source.local.name);
+            return Err(Hinted::wrong_arguments(message, hint).into());
+        }
         match prompt {
             Some(prompt) => self.once(answerer, &options, &prompt, interrupt),
             None => {
-                let chat = Chat::new(answerer, options, self.system, self.verbose, &source.local.name);
+                let mut chat = Chat::new(answerer, options, self.system, self.verbose, &source.local.name);
+                for attachment in &self.media.attachments.0 {
+                    chat.attach(attachment)?;
+                }
                 chat.run(&settings.carat_dir, interrupt)
             }
         }
     }
 
+    /// Files that are not there are told before a model is loaded for them.
+    fn check_files(&self) -> Result<()> {
+        for attachment in &self.media.attachments.0 {
+            if !Path::new(&attachment.name()).exists() {
+                let what = attachment.kind().name();
+                return Err(anyhow!(
+                    "`{}`, given as {what}, does not exist",
+                    attachment.name()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The model's senses, where they may be needed. A chat goes on without them.
+    fn senses(
+        &self,
+        source: &ModelSource,
+        model: &Model,
+        is_chat: bool,
+        settings: &Settings,
+    ) -> Result<Senses> {
+        let has_some = !self.media.attachments.0.is_empty();
+        if !has_some && !is_chat {
+            return Ok(Senses::none(&source.local.name));
+        }
+        match self.media.senses(source, model, self.compute.dtype, settings) {
+            Err(error) if is_chat && !has_some => {
+                let why = sentence(&error);
+                output::note(&format!(
+                    "the model's encoders cannot be used, so it takes text only: {why}"
+                ));
+                Ok(Senses::none(&source.local.name))
+            }
+            result => result,
+        }
+    }
+
+    /// Thoughts go where people read; programs get the answer.
+    fn show(&self, is_chat: bool, settings: &Settings) -> Show {
+        match (settings.color, is_chat || io::stdout().is_terminal()) {
+            _ if self.json => Show::Never,
+            (true, _) => Show::Dim,
+            (false, true) => Show::Plain,
+            (false, false) => Show::Never,
+        }
+    }
+
     /// How to load the model and the context that there is room for: what the user said, else the best that fits.
-    fn fitting(&self, source: &ModelSource, settings: &Settings) -> Result<(LoadOptions, Option<usize>)> {
+    fn fitting(
+        &self,
+        source: &ModelSource,
+        settings: &Settings,
+        uses_towers: bool,
+    ) -> Result<(LoadOptions, Option<usize>)> {
         let options = self.compute.options(settings)?;
         let asked = self.ctx.map(|n| n as usize);
         let is_reference = self.compute.dtype == Arithmetic::F32;
@@ -117,7 +196,7 @@ impl Run {
             context: asked,
             kv_dtype: self.compute.kv_type.or(is_reference.then_some(options.kv_dtype)),
         };
-        let chosen = match planning::choose(source, &options, wish) {
+        let chosen = match planning::choose(source, &options, wish, uses_towers) {
             Err(_) if self.force => None,
             result => result?,
         };
@@ -162,9 +241,20 @@ impl Run {
         prompt: &str,
         interrupt: &Interrupt,
     ) -> Result<()> {
+        let files: &[Attachment] = &self.media.attachments.0;
+        let n_max = options.context.unwrap_or(usize::MAX);
+        let began = Instant::now();
+        let (message, attached) = media_args::message(prompt, answerer.senses.attach_all(files, n_max)?);
         let system = self.system.iter().map(|text| Message::text(Role::System, text));
-        let messages: Vec<Message> = system.chain([Message::text(Role::User, prompt)]).collect();
-        let ids = answerer.prompt(&messages, prompt)?;
+        let messages: Vec<Message> = system.chain([message]).collect();
+        let ids = answerer.prompt(&messages, &attached, options, interrupt)?;
+        if self.verbose && !attached.is_empty() {
+            let n: usize = attached.iter().map(|one| one.n_soft_tokens()).sum();
+            output::note(&format!(
+                "media   {n} tokens, {:.2} s",
+                began.elapsed().as_secs_f64()
+            ));
+        }
         let streams = !self.json;
         let answer = answerer.answer(ids, options, interrupt, &mut |text| {
             if streams { output::write(text) } else { Ok(()) }
@@ -195,6 +285,7 @@ impl Run {
         let mut value = json!({
             "model": self.model,
             "text": answer.text,
+            "thoughts": Some(&answer.thoughts).filter(|thoughts| !thoughts.is_empty()),
             "finish_reason": match answer.finished.reason {
                 FinishReason::Stop => "stop",
                 FinishReason::StopString => "stop_string",

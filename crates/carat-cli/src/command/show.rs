@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use carat_format::TensorInfo;
+use carat_media::TokenBudget;
 use carat_model::{Config, MediaSource, VisionConfig};
 use clap::Args;
 use serde_json::json;
@@ -212,6 +213,21 @@ impl Card<'_> {
                 json!({"soft_tokens": vision.soft_tokens(), "budgets": [70, 140, 280, 560, 1120]}),
             )),
             None => {}
+        }
+        if let Some(vision) = config.and_then(|config| config.vision.as_ref()) {
+            let frame = match vision {
+                VisionConfig::Siglip(siglip) => siglip.soft_tokens,
+                VisionConfig::Gemma4(_) | VisionConfig::Unified(_) => TokenBudget::VIDEO_FRAME.tokens(),
+            };
+            let n_frames = carat_media::limits::DEFAULT_VIDEO_FRAMES;
+            modalities.push((
+                "video",
+                format!(
+                    "{n_frames} frames of up to {frame} soft tokens, {} in all",
+                    n_frames * frame
+                ),
+                json!({"soft_tokens": n_frames * frame, "frames": n_frames}),
+            ));
         }
         if config.is_some_and(|config| config.audio.is_some()) {
             modalities.push((

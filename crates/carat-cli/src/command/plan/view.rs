@@ -72,6 +72,13 @@ impl Outcome {
                 ),
             ),
         ];
+        if self.plan.towers > 0 {
+            parts.push(part(
+                "towers",
+                self.plan.towers,
+                "for images and sounds, mapped".to_owned(),
+            ));
+        }
         if self.target.gpu.is_none() {
             let process = self.plan.process;
             parts.push(part(
@@ -135,9 +142,9 @@ impl Outcome {
         for (name, bytes, remark) in self.parts().into_iter().chain([sum]) {
             rows.push(vec![name, size(bytes), remark]);
         }
-        if let Some(vision) = self.vision {
-            let remark = "beside it, when images are read";
-            rows.push(vec!["image tower".to_owned(), size(vision), remark.to_owned()]);
+        if let Some(vision) = self.vision.filter(|_| self.plan.towers == 0) {
+            let remark = "beside it, with the file that has them";
+            rows.push(vec!["towers".to_owned(), size(vision), remark.to_owned()]);
         }
         output::table(&["PART", "MEMORY", ""], &rows)?;
         output::line("")?;

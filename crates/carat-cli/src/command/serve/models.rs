@@ -16,7 +16,6 @@ use carat_model::{Checkpoint, LoadOptions, MediaSource, Model};
 use carat_plan::{Choice, Wish};
 use carat_prompt::{Senses, SensesOptions};
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup, ModelStore};
-use carat_text::ChatTemplate;
 
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::failure::Hinted;
@@ -215,7 +214,7 @@ fn setup(id: &str, source: &ModelSource, senses: Senses) -> Result<ModelSetup> {
     let tokenizer = Arc::new(source.tokenizer()?);
     let template = source
         .chat_template(&tokenizer)?
-        .unwrap_or_else(ChatTemplate::gemma3);
+        .unwrap_or_else(|| source.family_template());
     let recommended = source.sampling_defaults()?;
     let gemma = SamplingParams::default();
     let mut suppressed = source.suppressed(&tokenizer)?;
