@@ -312,7 +312,7 @@ mod tests {
     use super::*;
     use carat_testkit::sentencepiece;
 
-    /// A vocabulary of letters with the marks of channels.
+    /// A vocabulary of letters and a blank with the marks of channels.
     fn tokenizer() -> Tokenizer {
         let mut pieces: Vec<(String, u8)> = ["<pad>", "<eos>", "<bos>"]
             .map(|piece| (piece.to_owned(), 3))
@@ -323,7 +323,7 @@ mod tests {
             ["<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"].map(|piece| (piece.to_owned(), 4)),
         );
         pieces.extend(
-            "abcdefghijklmnopqrstuvwxyz"
+            "abcdefghijklmnopqrstuvwxyz\u{2581}"
                 .chars()
                 .map(|letter| (letter.to_string(), 1)),
         );

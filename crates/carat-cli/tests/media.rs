@@ -139,7 +139,9 @@ fn what_cannot_be_used_is_refused_in_a_sentence() {
         .collect();
     // Ten hours at 16 kHz, of which the first minute is there.
     let mut long = wav(1, 16, &vec![1; 2 * 16_000 * 60]);
-    long[40..44].copy_from_slice(&(2u32 * 16_000 * 36_000).to_le_bytes());
+    let n_bytes = 2u32 * 16_000 * 36_000;
+    long[4..8].copy_from_slice(&(36 + n_bytes).to_le_bytes());
+    long[40..44].copy_from_slice(&n_bytes.to_le_bytes());
     let cases = [
         (
             "--image",
