@@ -262,6 +262,10 @@ pub struct Usage {
     pub completion: usize,
     /// Of these, thoughts.
     pub reasoning: usize,
+    /// Tokens guessed ahead and compared with the answer, and the right ones among them.
+    pub drafted: usize,
+    /// See `drafted`.
+    pub accepted: usize,
 }
 
 impl Usage {
@@ -271,5 +275,7 @@ impl Usage {
         self.cached = self.cached.max(other.cached);
         self.completion += other.completion;
         self.reasoning += other.reasoning;
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
     }
 }

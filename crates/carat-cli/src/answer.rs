@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use anyhow::Result;
-use carat_engine::{Event, FinishReason, Finished, Request, SamplingParams, Session, TokenLogprobs};
+use carat_engine::{
+    Drafting, Event, FinishReason, Finished, Request, SamplingParams, Session, TokenLogprobs,
+};
 use carat_model::{KvCache, LanguageModel, Model};
 use carat_prompt::{Attached, Prompt, PromptOptions, Senses, compose};
 use carat_text::{AnswerPiece, AnswerReader, ChatTemplate, Message, RenderOptions, Tokenizer};
@@ -30,6 +32,8 @@ pub(crate) struct AnswerOptions {
     pub(crate) thinking: bool,
     /// How thoughts are shown.
     pub(crate) show: Show,
+    /// Whether tokens are guessed ahead.
+    pub(crate) drafting: Drafting,
 }
 
 /// An answer that has ended.
@@ -127,6 +131,7 @@ impl Answerer {
             stop_strings: options.stop_strings.clone(),
             suppressed: self.suppressed.clone(),
             logprobs: options.logprobs,
+            drafting: options.drafting,
             prompt: prompt.ids,
             media: prompt.media,
         };
@@ -300,6 +305,19 @@ pub(crate) fn print_statistics(finished: &Finished) {
         timings.decode.as_secs_f64(),
         timings.decode_tok_per_s()
     ));
+    let drafts = &finished.drafts;
+    if drafts.n_drafted() > 0 {
+        let pairs = drafts.accepted.iter().zip(&drafts.drafted);
+        let by_position: Vec<String> = pairs
+            .map(|(accepted, drafted)| format!("{accepted}/{drafted}"))
+            .collect();
+        output::note(&format!(
+            "drafts  {} of {} guessed tokens right (by position {})",
+            drafts.n_accepted(),
+            drafts.n_drafted(),
+            by_position.join(" ")
+        ));
+    }
     output::note(&format!(
         "context {} of {} tokens",
         usage.n_prompt + usage.n_generated,

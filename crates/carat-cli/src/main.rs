@@ -8,6 +8,7 @@ mod answer;
 mod chat;
 mod command;
 mod compute_args;
+mod draft_args;
 mod failure;
 mod interrupt;
 mod media_args;

@@ -134,6 +134,12 @@ impl Constraint {
         self.matcher.consume_token(id).map_err(refused)
     }
 
+    /// How many of `ids`, one after another, the grammar allows next.
+    pub(crate) fn n_allowed(&mut self, ids: &[u32]) -> usize {
+        // A grammar that cannot be followed any more is reported by `mask`.
+        self.matcher.validate_tokens(ids).unwrap_or(0)
+    }
+
     /// Whether nothing may follow.
     pub(crate) fn is_complete(&self) -> bool {
         self.matcher.is_stopped()

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::draft::{DraftCounts, MAX_DRAFT};
+
 /// One number that only the engine's thread changes.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -32,6 +34,12 @@ pub struct Counters {
     pub reused: Counter,
     /// Tokens generated.
     pub generated: Counter,
+    /// Tokens guessed ahead, by their position in the draft.
+    pub drafted: [Counter; MAX_DRAFT],
+    /// Of these, the ones that the model chose too.
+    pub accepted: [Counter; MAX_DRAFT],
+    /// Times that the drafter failed and nothing was guessed.
+    pub draft_failures: Counter,
     /// Answers that came to an end of their own.
     pub finished: Counter,
     /// Answers that were cancelled or too late.
@@ -48,4 +56,19 @@ pub struct Counters {
     pub cache_bytes: Counter,
     /// Beginnings in the prefix cache now.
     pub snapshots: Counter,
+}
+
+impl Counters {
+    /// Adds what one answer guessed.
+    pub(crate) fn add_drafts(&self, drafts: &DraftCounts) {
+        for (totals, counts) in [
+            (&self.drafted, &drafts.drafted),
+            (&self.accepted, &drafts.accepted),
+        ] {
+            totals
+                .iter()
+                .zip(counts)
+                .for_each(|(total, count)| total.add(*count));
+        }
+    }
 }

@@ -12,6 +12,7 @@ use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache};
 use carat_text::{ControlText, StreamDecoder, Tokenizer};
 
 use crate::constraint::Constraint;
+use crate::draft::{Draft, Planner};
 use crate::error::Error;
 use crate::logprobs::token_logprobs;
 use crate::media::{uncut, within};
@@ -70,6 +71,8 @@ impl Answer {
 pub(crate) struct Generation<C> {
     pub(crate) request: Request,
     pub(crate) sequence: Sequence<C>,
+    /// What it guesses ahead.
+    pub(crate) draft: Draft,
     answer: Answer,
     constraint: Option<Constraint>,
     /// For a vector instead of an answer: the sum of the hidden states so far.
@@ -87,6 +90,7 @@ impl<C: SequenceCache> Generation<C> {
         constraint: Option<Constraint>,
     ) -> Self {
         Self {
+            draft: Draft::new(request.drafting),
             request,
             sequence,
             answer,
@@ -193,13 +197,38 @@ impl<C: SequenceCache> Generation<C> {
         }
     }
 
+    /// Most tokens that may be guessed ahead now: those that the answer and the context have room for.
+    pub(crate) fn draft_limit(&self) -> usize {
+        let sequence = &self.sequence;
+        let in_answer =
+            (self.request.max_tokens).map_or(usize::MAX, |n| n.saturating_sub(self.answer.n_generated));
+        let in_context = sequence.n_max().saturating_sub(sequence.n_tokens());
+        // The model's own choice takes the last place.
+        in_answer.min(in_context).saturating_sub(1)
+    }
+
+    /// Cuts the guesses where a grammar or the vocabulary forbids them or the answer would end: the choice of a stop
+    /// token needs no guess. Returns how many are left.
+    pub(crate) fn keep_allowed_guesses(&mut self, vocab_size: usize) -> usize {
+        let stop_ids = &self.request.stop_ids;
+        let goes_on = |id: &&u32| (**id as usize) < vocab_size && !stop_ids.contains(id);
+        let mut n = self.draft.guesses().iter().take_while(goes_on).count();
+        if let Some(constraint) = &mut self.constraint {
+            n = constraint.n_allowed(&self.draft.guesses()[..n]).min(n);
+        }
+        self.draft.shorten(n);
+        n
+    }
+
     /// Ends it without an answer.
     pub(crate) fn fail(&mut self, error: Error) {
         self.failure.get_or_insert(error);
     }
 
-    /// Reports progress after a chunk; with `logits` of the last token, chooses the next one.
-    fn advance(&mut self, tokenizer: &Tokenizer, logits: Option<&[f32]>, on_event: &mut Emit<'_>) {
+    /// Reports progress after a chunk; with logits of the last token and of guesses behind it, chooses the next ones.
+    ///
+    /// - `logits`: `[rows, width]`
+    fn advance(&mut self, tokenizer: &Tokenizer, logits: &[f32], width: usize, on_event: &mut Emit<'_>) {
         if self.answer.n_generated == 0 && !self.is_embedding() {
             let n_done = self.sequence.n_cached();
             let n_prompt = self.request.prompt.len();
@@ -208,10 +237,30 @@ impl<C: SequenceCache> Generation<C> {
                 return;
             }
         }
-        let Some(logits) = logits else { return };
-        match self.choose(logits) {
-            Ok(id) => self.accept(tokenizer, id, logits, on_event),
-            Err(error) => self.fail(error),
+        let n_rows = logits.len() / width.max(1);
+        let n_before = self.sequence.n_cached() - n_rows;
+        let mut n_chosen = 0;
+        for row in logits.chunks_exact(width.max(1)) {
+            let id = match self.choose(row) {
+                Ok(id) => id,
+                Err(error) => {
+                    self.fail(error);
+                    break;
+                }
+            };
+            let goes_on = self.draft.compare(n_chosen, id);
+            n_chosen += 1;
+            self.accept(tokenizer, id, row, on_event);
+            if self.is_over() || !goes_on {
+                break;
+            }
+        }
+        if self.draft.chain().is_some() {
+            self.draft.settle();
+            // The first row's token was chosen in an earlier pass, each further one's by the row before it.
+            if let Err(error) = self.sequence.take_back(n_before + n_chosen.max(1)) {
+                self.fail(error);
+            }
         }
     }
 
@@ -304,6 +353,7 @@ impl<C: SequenceCache> Generation<C> {
                 n_decoded: answer.n_generated.saturating_sub(1),
                 decode: answer.last_chosen.saturating_duration_since(first_chosen),
             },
+            drafts: self.draft.counts(),
         });
         // Nothing is left to cancel: the answer to the last event has no meaning.
         let _last = on_event(Event::Finished(finished));
@@ -330,6 +380,7 @@ pub(crate) struct Work<'g, C> {
 pub(crate) fn run<M: LanguageModel>(
     model: &mut M,
     tokenizer: &Tokenizer,
+    planner: &mut Planner,
     generations: &mut [Generation<M::Cache>],
     logits: &mut Vec<f32>,
     on_event: &mut OnEvent<'_>,
@@ -337,6 +388,7 @@ pub(crate) fn run<M: LanguageModel>(
     let mut shares = Vec::new();
     loop {
         share_batch(generations, model.max_batch_tokens().max(1), &mut shares);
+        draft(model, planner, generations, &shares)?;
         let mut indices = Vec::with_capacity(generations.len());
         let mut work = Vec::with_capacity(generations.len());
         for (i, (generation, &n)) in generations.iter_mut().zip(&shares).enumerate() {
@@ -348,7 +400,7 @@ pub(crate) fn run<M: LanguageModel>(
         if work.is_empty() {
             return Ok(());
         }
-        pass(model, &mut work, logits)?;
+        pass(model, planner, &mut work, logits)?;
         advance(
             model.vocab_size(),
             tokenizer,
@@ -356,10 +408,29 @@ pub(crate) fn run<M: LanguageModel>(
             logits,
             &mut |i, event| on_event(indices[i], event),
         );
+        work.iter_mut().for_each(|w| planner.record_outcome(w.generation));
         if let Some(error) = generations.iter_mut().find_map(|g| g.failure.take()) {
             return Err(error);
         }
     }
+}
+
+/// Guesses ahead for all, when nobody's prompt is being computed.
+fn draft<M: LanguageModel>(
+    model: &mut M,
+    planner: &mut Planner,
+    generations: &mut [Generation<M::Cache>],
+    shares: &[usize],
+) -> Result<(), Error> {
+    let mut decoding: Vec<&mut Generation<M::Cache>> = Vec::with_capacity(generations.len());
+    for (generation, _) in generations.iter_mut().zip(shares).filter(|(_, n)| **n > 0) {
+        if !generation.is_decoding() {
+            return Ok(());
+        }
+        decoding.push(generation);
+    }
+    let most_rows = model.max_batch_tokens();
+    planner.draft(model, &mut decoding, most_rows)
 }
 
 /// How many tokens each generation computes in the next step: decoding ones first, then chunks of prompts.
@@ -383,35 +454,40 @@ fn share_batch<C: SequenceCache>(generations: &[Generation<C>], mut budget: usiz
 /// The model's, and [`Error::LogitsShape`], [`Error::CacheLength`] when it breaks its contract.
 pub(crate) fn pass<M: LanguageModel>(
     model: &mut M,
+    planner: &mut Planner,
     work: &mut [Work<'_, M::Cache>],
     logits: &mut Vec<f32>,
 ) -> Result<(), Error> {
-    let n_rows = model.vocab_size();
+    let only_decodes = work.iter().all(|w| w.generation.is_decoding());
+    let width = model.vocab_size();
     let mut segments = Vec::with_capacity(work.len());
     let mut media = Vec::with_capacity(work.len());
     let mut masks = Vec::new();
     let mut n_cached = Vec::with_capacity(work.len());
-    let mut n_sampled = 0;
+    let mut n_rows = 0;
     for Work { generation, n } in work.iter_mut() {
-        let last = *n == generation.n_wanted() && !generation.is_embedding();
-        let rows = match (generation.is_embedding(), last) {
-            (true, _) => LogitRows::Hidden,
-            (false, true) => LogitRows::Last,
-            (false, false) => LogitRows::None,
-        };
-        n_sampled += usize::from(last);
-        n_cached.push(generation.sequence.n_cached() + *n);
+        let is_embedding = generation.is_embedding();
+        let is_last = *n == generation.n_wanted() && !is_embedding;
         let Generation {
             request,
             sequence,
+            draft,
             constraint,
             ..
         } = &mut **generation;
-        masks.extend(constraint.as_mut().filter(|_| last));
+        masks.extend(constraint.as_mut().filter(|_| is_last));
         let first = sequence.n_cached();
         let (tokens, cache) = sequence.work(*n);
         media.push(within(&request.media, first..first + *n));
-        segments.push((tokens, cache, rows));
+        let (tokens, logits) = match draft.chain() {
+            Some(chain) => (chain, LogitRows::All),
+            None if is_embedding => (tokens, LogitRows::Hidden),
+            None if is_last => (tokens, LogitRows::Last),
+            None => (tokens, LogitRows::None),
+        };
+        n_cached.push(first + tokens.len());
+        n_rows += logits.count(tokens.len());
+        segments.push((tokens, cache, logits));
     }
     let mut batch = Vec::with_capacity(segments.len());
     for ((tokens, cache, logits), media) in segments.into_iter().zip(&media) {
@@ -422,6 +498,7 @@ pub(crate) fn pass<M: LanguageModel>(
             logits,
         });
     }
+    let started = Instant::now();
     if masks.is_empty() {
         model.forward(&mut batch, logits).map_err(Error::model)?;
     } else {
@@ -430,7 +507,10 @@ pub(crate) fn pass<M: LanguageModel>(
             model.forward(&mut batch, logits).map_err(Error::model)
         })?;
     }
-    let expected = n_sampled * n_rows;
+    if only_decodes {
+        planner.record_pass(n_rows, started.elapsed().as_secs_f64());
+    }
+    let expected = n_rows * width;
     if logits.len() != expected {
         let found = logits.len();
         return Err(Error::LogitsShape { expected, found });
@@ -461,17 +541,19 @@ fn add_hidden<C: SequenceCache>(mut hidden: &[f32], work: &mut [Work<'_, C>]) {
 
 /// What follows from a pass's logits, for each generation in it.
 pub(crate) fn advance<C: SequenceCache>(
-    n_rows: usize,
+    width: usize,
     tokenizer: &Tokenizer,
     work: &mut [Work<'_, C>],
     logits: &[f32],
     on_event: &mut OnEvent<'_>,
 ) {
-    let mut rows = logits.chunks_exact(n_rows.max(1));
+    let mut rest = logits;
     for (i, Work { generation, .. }) in work.iter_mut().enumerate() {
         // What was wanted before the pass is done, or a chunk of it is.
-        let last = generation.sequence.n_pending() == 0 && !generation.is_embedding();
-        let row = if last { rows.next() } else { None };
-        generation.advance(tokenizer, row, &mut |event| on_event(i, event));
+        let without = usize::from(generation.sequence.n_pending() == 0 && !generation.is_embedding());
+        let n_rows = generation.draft.chain().map_or(without, <[u32]>::len);
+        let (rows, others) = rest.split_at(n_rows * width);
+        rest = others;
+        generation.advance(tokenizer, rows, width, &mut |event| on_event(i, event));
     }
 }

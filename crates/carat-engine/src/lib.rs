@@ -13,6 +13,7 @@
 
 mod constraint;
 mod counters;
+mod draft;
 mod engine;
 mod error;
 mod gbnf;
@@ -36,6 +37,7 @@ mod stop_strings;
 
 pub use constraint::{Constraint, Grammar, GrammarCompiler};
 pub use counters::{Counter, Counters};
+pub use draft::{DraftCounts, Drafting, MAX_DRAFT};
 pub use engine::Engine;
 pub use error::Error;
 pub use job::{Cancel, Job, Sink, Update};

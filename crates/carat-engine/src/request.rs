@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use crate::draft::{DraftCounts, Drafting};
 use crate::logprobs::TokenLogprobs;
 use crate::media::Media;
 use crate::sampling_params::SamplingParams;
@@ -27,6 +28,8 @@ pub struct Request {
     pub stop_strings: Vec<String>,
     /// Tokens that are never generated, such as placeholders of images.
     pub suppressed: Vec<u32>,
+    /// Whether tokens are guessed ahead and checked together. The answer does not depend on it.
+    pub drafting: Drafting,
     /// Report each token's log-probability with this many likeliest alternatives (0: only its own).
     pub logprobs: Option<usize>,
 }
@@ -110,6 +113,8 @@ pub struct Finished {
     pub usage: Usage,
     /// Time used.
     pub timings: Timings,
+    /// Tokens guessed ahead.
+    pub drafts: DraftCounts,
 }
 
 /// What happens during a generation.

@@ -41,13 +41,27 @@ impl<C: SequenceCache> Sequence<C> {
 
     /// Tokens that are not cached yet.
     pub(crate) fn n_pending(&self) -> usize {
-        self.tokens.len() - self.cache.len()
+        self.tokens.len().saturating_sub(self.cache.len())
     }
 
     /// The next `n` tokens to compute, with the cache to put them in.
     pub(crate) fn work(&mut self, n: usize) -> (&[u32], &mut C) {
         let start = self.cache.len();
         (&self.tokens[start..start + n], &mut self.cache)
+    }
+
+    /// All tokens, and the cache.
+    pub(crate) fn all(&mut self) -> (&[u32], &mut C) {
+        (&self.tokens, &mut self.cache)
+    }
+
+    /// Forgets what was computed behind the first `n_cached` tokens.
+    ///
+    /// # Errors
+    /// [`Error::CacheLength`] when the cache cannot go back to them.
+    pub(crate) fn take_back(&mut self, n_cached: usize) -> Result<(), Error> {
+        let _checked_below = self.cache.truncate(n_cached);
+        self.check_cached(n_cached)
     }
 
     /// Replaces the tokens by `prompt`, keeping what the cache holds of a common beginning.

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use carat_model::{LanguageModel, SequenceCache};
 use carat_text::Tokenizer;
 
+use crate::draft::Planner;
 use crate::error::Error;
 use crate::generation::{Answer, Generation, run};
 use crate::media::with_media_ids;
@@ -20,6 +21,7 @@ use crate::sequence::Sequence;
 pub struct Session<C> {
     sequence: Sequence<C>,
     logits: Vec<f32>,
+    planner: Planner,
 }
 
 impl<C: SequenceCache> Session<C> {
@@ -32,6 +34,7 @@ impl<C: SequenceCache> Session<C> {
         Ok(Self {
             sequence: Sequence::new(cache),
             logits: Vec::new(),
+            planner: Planner::default(),
         })
     }
 
@@ -72,6 +75,7 @@ impl<C: SequenceCache> Session<C> {
         let result = run(
             model,
             tokenizer,
+            &mut self.planner,
             &mut generations,
             &mut self.logits,
             &mut |_, event| on_event(event),
@@ -121,7 +125,9 @@ pub fn generate_batch<M: LanguageModel>(
             Ok(Generation::new(request.clone(), sequence, answer, None))
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    run(model, tokenizer, &mut generations, &mut Vec::new(), &mut on_event)?;
+    let planner = &mut Planner::default();
+    let logits = &mut Vec::new();
+    run(model, tokenizer, planner, &mut generations, logits, &mut on_event)?;
     generations
         .into_iter()
         .map(|generation| generation.into_parts().1.unwrap_or(Err(Error::Cancelled)))

@@ -322,6 +322,13 @@ impl Compute {
         self.isa
     }
 
+    /// Up to so many activation rows each one's result is, to the bit, what it is alone: they are multiplied by the same
+    /// kernel. More may differ in the order of sums.
+    #[must_use]
+    pub fn n_few(&self) -> usize {
+        panel_min_x(self.isa) - 1
+    }
+
     /// The threads, for other parallel work between products.
     #[must_use]
     pub fn pool(&self) -> &Pool {

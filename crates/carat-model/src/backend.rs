@@ -53,6 +53,9 @@ pub(crate) trait Backend {
         out: &mut Self::Buffer,
     ) -> Result<(), Error>;
 
+    /// Takes `values` `[n, width]` from the caller.
+    fn write(&mut self, values: &[f32], width: usize, out: &mut Self::Buffer);
+
     /// Puts `values` `[n, width]` in the place of the rows from `first` on.
     fn replace_rows(&mut self, x: &mut Self::Buffer, first: usize, values: &[f32]);
 
@@ -81,8 +84,8 @@ pub(crate) trait Backend {
     /// Norms every stretch of `x` that is as long as `weight`: whole rows, or each head of them.
     fn norm_in_place(&mut self, x: &mut Self::Buffer, weight: &Self::Vector, eps: f32);
 
-    /// Brings the keys and values of a batch into the format of the caches' layer `layer`. Those of sequences with
-    /// one row go there at once; those of longer ones may be rounded in place and wait for [`Backend::store`].
+    /// Brings the keys and values of a batch into the format of the caches' layer `layer`. Those of sequences that
+    /// are decoded go there at once; those of others may be rounded in place and wait for [`Backend::store`].
     fn pack(&mut self, layer: usize, kv: &mut KeyValues<Self>, sequences: &mut [Sequence<'_, Self::Cache>]);
 
     /// Row `t` of `q` sees its own sequence as far as the layer's window goes: what the caches' layer `layer`
@@ -194,6 +197,19 @@ pub(crate) struct Sequence<'a, C> {
     pub(crate) n: usize,
     /// Of its rows, those whose logits are wanted: the last ones.
     pub(crate) n_wanted: usize,
+    /// Whether its rows are few and computed as if they came one by one: see [`Sequence::is_decoded`].
+    pub(crate) is_chain: bool,
     /// Rows that see each other in both directions, in layers that have it so.
     pub(crate) spans: SmallVec<[Range<usize>; 2]>,
+}
+
+impl<C> Sequence<'_, C> {
+    /// Whether the rows' keys and values go into the cache before anything attends, and each row reads the cache.
+    ///
+    /// One row is; so are the rows of a draft that is checked, in the arithmetic of decoding, so that what they give
+    /// is to the bit what decoding them one after another gives. They are few enough for a local layer's ring not to
+    /// lose what the first of them sees.
+    pub(crate) fn is_decoded(&self) -> bool {
+        self.n == 1 || self.is_chain
+    }
 }

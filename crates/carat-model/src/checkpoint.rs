@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use carat_format::{Gguf, Safetensors, TensorInfo, TensorView, read_limited};
 
+use crate::config::{DrafterClusters, DrafterConfig};
 use crate::{Config, Error};
 
 /// `config.json` files are a few kilobytes.
@@ -62,6 +63,29 @@ impl Checkpoint {
             config,
             container: Container::HuggingFace(tensors),
         })
+    }
+
+    /// Opens a drafter for `target`: its layers as [`Checkpoint::config`], and its head's clusters.
+    pub(crate) fn open_drafter(
+        path: &Path,
+        target: &Config,
+    ) -> Result<(Checkpoint, Option<DrafterClusters>), Error> {
+        let (config, container) = if path.is_dir() {
+            let config_path = path.join("config.json");
+            let json = read_limited(&config_path, MAX_CONFIG_BYTES)?;
+            let config = DrafterConfig::from_config_json(&json, &config_path, target)?;
+            (config, Container::HuggingFace(Safetensors::open(path)?))
+        } else {
+            let gguf = Gguf::open(path)?;
+            let config = DrafterConfig::from_gguf(&gguf, path, target)?;
+            (config, Container::Gguf(gguf))
+        };
+        let checkpoint = Checkpoint {
+            path: path.to_owned(),
+            config: config.text,
+            container,
+        };
+        Ok((checkpoint, config.clusters))
     }
 
     /// The file or folder.

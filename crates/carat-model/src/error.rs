@@ -12,6 +12,33 @@ pub enum Error {
     /// A kernel refused a shape or a setting.
     #[error(transparent)]
     Kernel(#[from] carat_kernels::Error),
+    /// A file that is to be a drafter and is something else.
+    #[error(
+        "`{}` holds a model of architecture `{architecture}`, which is no drafter of Gemma 4; give one of \
+         architecture gemma4-assistant, or a smaller model with the same tokenizer", path.display()
+    )]
+    NoDrafter {
+        /// The file.
+        path: PathBuf,
+        /// As the file names it.
+        architecture: String,
+    },
+    /// A drafter that was made for another model.
+    #[error("`{}` drafts for {reason}; use the drafter that was made for this model", path.display())]
+    ForeignDrafter {
+        /// The drafter's file.
+        path: PathBuf,
+        /// What it is for.
+        reason: String,
+    },
+    /// The order of a drafter's tokens by clusters is none.
+    #[error("`{name}` of `{}` must name every token of the vocabulary once", path.display())]
+    TokenOrder {
+        /// The drafter's file.
+        path: PathBuf,
+        /// Name in the file.
+        name: String,
+    },
     /// Neither a GGUF file nor a Hugging Face folder.
     #[error("`{}` is neither a GGUF file nor a folder with a config.json and safetensors", path.display())]
     NotACheckpoint {

@@ -23,8 +23,9 @@ use crate::{Config, Error};
 /// All activations of a pass; allocated once, viewed at the present size.
 pub(crate) struct Buffers<B: Backend> {
     /// The residual stream `[T, d_model]`.
-    x: B::Buffer,
-    normed: B::Buffer,
+    pub(crate) x: B::Buffer,
+    /// After a pass: the wanted rows after the final norm.
+    pub(crate) normed: B::Buffer,
     q: B::Buffer,
     /// The first for layers that nobody shares, then one for each layer.
     kv: Vec<KeyValues<B>>,
@@ -39,7 +40,7 @@ pub(crate) struct Buffers<B: Backend> {
     mixed: B::Buffer,
     /// Rows that were picked out of another buffer, on their way to take its place.
     picked: B::Buffer,
-    logits: B::Buffer,
+    pub(crate) logits: B::Buffer,
     angles: Vec<B::Angles>,
     hidden: Vec<f32>,
 }
@@ -151,6 +152,39 @@ pub(crate) fn forward<B: Backend>(
     forward.finish(weights, (!is_narrow).then_some(pass.wanted));
     forward.outputs(weights, pass, outputs);
     Ok(())
+}
+
+/// Runs layers that all attend to other models' layers, one row of each sequence: from the residual stream in `buffers.x`
+/// to `buffers.normed`. `positions` are those that queries turn by; keys are seen up to the sequences' own positions.
+pub(crate) fn forward_borrowing<B: Backend>(
+    backend: &mut B,
+    config: &Config,
+    weights: &Weights<B>,
+    buffers: &mut Buffers<B>,
+    positions: &[usize],
+    sequences: &mut [Sequence<'_, B::Cache>],
+) {
+    let owners = config
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| layer.kv_owner(i));
+    let n_slots = owners.max().map_or(0, |last| last + 2);
+    buffers.kv.resize_with(n_slots, KeyValues::default);
+    let mut forward = Forward {
+        backend,
+        config,
+        b: buffers,
+        observer: None,
+    };
+    forward.angles(positions);
+    for (i, layer) in weights.layers.iter().enumerate() {
+        forward.layer(i, layer, sequences);
+    }
+    let b = &mut *forward.b;
+    forward
+        .backend
+        .norm(&b.x, &weights.final_norm, config.norm_eps, &mut b.normed);
 }
 
 impl<B: Backend> Forward<'_, '_, B> {

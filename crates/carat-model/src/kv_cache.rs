@@ -29,6 +29,26 @@ pub struct KvCache {
     /// The most tokens that were ever held since the cache was empty: what slots may have been overwritten by.
     high: usize,
     max_tokens: usize,
+    /// What the last pass left for a drafter.
+    hidden: HiddenRows,
+    /// What a drafter with a cache of its own has of this sequence.
+    pub(crate) drafter: Option<Box<DrafterCache>>,
+}
+
+/// Rows of the last hidden state, after the final norm.
+#[derive(Debug, Default)]
+struct HiddenRows {
+    /// Position of the first.
+    first: usize,
+    width: usize,
+    values: Vec<f32>,
+}
+
+/// A drafter's own cache, and the tokens that it holds.
+#[derive(Debug)]
+pub(crate) struct DrafterCache {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) cache: KvCache,
 }
 
 #[derive(Clone, Debug)]
@@ -57,6 +77,8 @@ impl KvCache {
             len: 0,
             high: 0,
             max_tokens,
+            hidden: HiddenRows::default(),
+            drafter: None,
         }
     }
 
@@ -93,12 +115,37 @@ impl KvCache {
         if len > self.len || !self.holds(len) {
             return None;
         }
+        let drafter = self.drafter.as_ref().and_then(|drafter| {
+            let cache = drafter.cache.fork(drafter.cache.len)?;
+            let tokens = drafter.tokens.clone();
+            Some(Box::new(DrafterCache { tokens, cache }))
+        });
         let mut fork = KvCache {
             layers: self.layers.clone(),
-            ..*self
+            dtype: self.dtype,
+            len: self.len,
+            high: self.high,
+            max_tokens: self.max_tokens,
+            // The pass that anything is guessed after comes first.
+            hidden: HiddenRows::default(),
+            drafter,
         };
         fork.shorten(len);
         Some(fork)
+    }
+
+    /// Keeps `rows` `[n, width]` of the last hidden state, from position `first` on, in the place of those before.
+    pub(crate) fn keep_hidden(&mut self, first: usize, width: usize, rows: &[f32]) {
+        self.hidden.first = first;
+        self.hidden.width = width;
+        self.hidden.values.clear();
+        self.hidden.values.extend_from_slice(rows);
+    }
+
+    /// The last hidden state of the last token, where it was kept.
+    pub(crate) fn last_hidden(&self) -> Option<&[f32]> {
+        let row = self.len.checked_sub(1)?.checked_sub(self.hidden.first)?;
+        self.hidden.values.chunks_exact(self.hidden.width.max(1)).nth(row)
     }
 
     /// Whether this cache has the shape that `config` gives one.
@@ -221,6 +268,9 @@ impl SequenceCache for KvCache {
             for page in &kv.pages {
                 visit(Arc::as_ptr(page).addr(), bytes);
             }
+        }
+        if let Some(drafter) = &self.drafter {
+            drafter.cache.visit_memory(visit);
         }
     }
 }

@@ -15,7 +15,8 @@ pub enum LogitRows {
     None,
     /// The last token's row: what sampling needs.
     Last,
-    /// Every token's row: scoring and checking a draft.
+    /// Every token's row: scoring and checking a draft. A few rows ([`MAX_CHAIN`](crate::MAX_CHAIN)) are computed as
+    /// decoding them one after another would.
     All,
     /// None, but every token's last hidden state: see [`LanguageModel::hidden`].
     Hidden,
@@ -74,6 +75,18 @@ pub struct Segment<'a, C> {
     pub cache: &'a mut C,
     /// Which rows' logits are wanted.
     pub logits: LogitRows,
+}
+
+/// One sequence whose next tokens a drafter is asked to guess.
+pub struct DraftSegment<'a, C> {
+    /// All of its tokens; the cache holds all but the last. Ids beyond the vocabulary stand for media.
+    pub tokens: &'a [u32],
+    /// The sequence's cache.
+    pub cache: &'a mut C,
+    /// How many guesses are wanted.
+    pub n: usize,
+    /// Guesses are appended here: `n` of them, or fewer where the drafter has no more to say.
+    pub guesses: &'a mut Vec<u32>,
 }
 
 /// The keys and values that a sequence has computed so far.
@@ -153,5 +166,24 @@ pub trait LanguageModel {
     /// [`LogitRows::Hidden`], in their order. Empty for models that do not show it.
     fn hidden(&self) -> &[f32] {
         &[]
+    }
+
+    /// Rows of one pass up to which each gives, to the bit, the logits that it gives alone.
+    fn n_alike_rows(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Whether it has a drafter with it.
+    fn drafts(&self) -> bool {
+        false
+    }
+
+    /// Guesses the next tokens of sequences. The caches hold the same tokens afterwards. A model without a drafter
+    /// guesses nothing.
+    ///
+    /// # Errors
+    /// When the drafter's own memory cannot be had.
+    fn draft(&mut self, _batch: &mut [DraftSegment<'_, Self::Cache>]) -> Result<(), Self::Error> {
+        Ok(())
     }
 }

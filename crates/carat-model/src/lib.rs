@@ -15,6 +15,7 @@ mod backend;
 mod checkpoint;
 mod config;
 mod cpu;
+mod drafter;
 mod error;
 mod gemma;
 mod kv_cache;
@@ -31,10 +32,13 @@ pub use config::{
     AudioConfig, Config, ConformerConfig, Experts, Family, Gemma4VisionConfig, KvSource, LayerConfig,
     MediaConfig, Rope, SiglipConfig, UnifiedAudioConfig, UnifiedVisionConfig, VisionConfig,
 };
+pub use drafter::{DraftStep, DrafterKind};
 pub use error::Error;
 pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};
-pub use language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+pub use language_model::{
+    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
+};
 pub use media::{ImageInput, MediaCache, MediaEncoder, MediaObserver, MediaSource, MediaStage};
-pub use model::{LoadOptions, MAX_SPAN_ROWS, Model};
+pub use model::{LoadOptions, MAX_CHAIN, MAX_SPAN_ROWS, Model};
 pub use weights::gguf_name;

@@ -5,21 +5,27 @@ use std::sync::Arc;
 
 use carat_kernels::attention::KvDType;
 use carat_kernels::encoder::EncoderPrecision;
-use carat_kernels::{Isa, Precision};
+use carat_kernels::{Compute, Isa, Precision};
 use smallvec::SmallVec;
 
 use crate::backend::{Backend, Sequence};
 use crate::checkpoint::Checkpoint;
 use crate::cpu::Cpu;
+use crate::drafter::{DraftStep, Drafter, DrafterKind, Mtp, Small, Target};
 use crate::gemma::{Buffers, Observer, Outputs, Pass, forward};
 use crate::kv_cache::KvCache;
-use crate::language_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+use crate::language_model::{
+    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
+};
 use crate::media::{MediaEncoder, MediaSource};
 use crate::weights::Weights;
 use crate::{Config, Error};
 
 /// Most rows of a bidirectional span: those of the largest image there is (1,120) several times over.
 pub const MAX_SPAN_ROWS: usize = 8192;
+/// Most rows of a segment that are computed as decoding would: [`ROLLBACK`](crate::ROLLBACK) leaves room for twice as
+/// many in the rings.
+pub const MAX_CHAIN: usize = 32;
 /// The token that stands where media rows do, for whatever looks a token up.
 const PADDING: u32 = 0;
 
@@ -87,6 +93,9 @@ pub struct Model {
     tokens: Vec<u32>,
     positions: Vec<usize>,
     wanted: Vec<usize>,
+    drafter: Option<Drafter>,
+    /// Rows on their way to the caches, for the drafter.
+    kept: Vec<f32>,
     /// Which of `wanted` are wanted as hidden states.
     shown: Vec<usize>,
     hidden: Vec<f32>,
@@ -106,8 +115,14 @@ impl Model {
     /// # Errors
     /// Tensors that are missing, unknown or of another shape than the settings say; no threads to be had.
     pub fn from_checkpoint(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, Error> {
+        let compute = Arc::new(Compute::new(options.isa, options.n_threads)?);
+        Model::on(compute, checkpoint, options)
+    }
+
+    /// Loads a checkpoint onto threads that there are already.
+    fn on(compute: Arc<Compute>, checkpoint: &Checkpoint, options: LoadOptions) -> Result<Model, Error> {
         let precision = options.precision_for(checkpoint.config());
-        let backend = Cpu::new(options.isa, options.n_threads, precision, options.kv_dtype)?;
+        let backend = Cpu::on(compute, precision, options.kv_dtype);
         let weights = Weights::load(checkpoint, &backend)?;
         Ok(Model {
             config: checkpoint.config().clone(),
@@ -122,6 +137,8 @@ impl Model {
             tokens: Vec::new(),
             positions: Vec::new(),
             wanted: Vec::new(),
+            drafter: None,
+            kept: Vec::new(),
             shown: Vec::new(),
             hidden: Vec::new(),
         })
@@ -137,6 +154,51 @@ impl Model {
     #[must_use]
     pub fn options(&self) -> &LoadOptions {
         &self.options
+    }
+
+    /// Gives the model a drafter: one made for it, or any smaller model, which must have the same tokenizer: that is the
+    /// caller's to check. Before the first pass of any cache.
+    ///
+    /// # Errors
+    /// [`Error::ForeignDrafter`] for a drafter of another model, and what is wrong with the files.
+    pub fn add_drafter(&mut self, path: &Path) -> Result<DrafterKind, Error> {
+        match Mtp::load(path, &self.config, &self.backend) {
+            Ok(mtp) => {
+                self.drafter = Some(Drafter::Mtp(Box::new(mtp)));
+                Ok(DrafterKind::Mtp)
+            }
+            Err(Error::NoDrafter { .. }) => {
+                let options = LoadOptions {
+                    precision: None,
+                    ..self.options
+                };
+                let compute = Arc::clone(self.backend.compute());
+                let model = Model::on(compute, &Checkpoint::open(path)?, options)?;
+                self.drafter = Some(Drafter::Small(Box::new(Small::new(model))));
+                Ok(DrafterKind::Model)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`LanguageModel::draft`], and shows `see` the steps of a drafter that was made for this model.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::draft`].
+    pub fn draft_observed(
+        &mut self,
+        batch: &mut [DraftSegment<'_, KvCache>],
+        see: &mut dyn FnMut(&DraftStep<'_>),
+    ) -> Result<(), Error> {
+        let target = Target {
+            config: &self.config,
+            weights: &self.weights,
+        };
+        match &mut self.drafter {
+            Some(Drafter::Mtp(mtp)) => mtp.draft(&mut self.backend, &target, batch, see),
+            Some(Drafter::Small(small)) => small.draft(batch),
+            None => Ok(()),
+        }
     }
 
     /// Loads the towers of `source` onto the threads of this model.
@@ -184,6 +246,7 @@ impl Model {
         }
         let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
         let mut media: SmallVec<[(usize, &[f32]); 4]> = SmallVec::new();
+        let mut n_logits: SmallVec<[usize; 4]> = SmallVec::new();
         let d_model = self.config.d_model;
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());
@@ -195,6 +258,7 @@ impl Model {
                 self.shown.extend(self.wanted.len()..self.wanted.len() + n_wanted);
             }
             self.wanted.extend(first + n - n_wanted..first + n);
+            n_logits.push(segment.logits.count(n));
             let mut spans = SmallVec::new();
             for span in segment.media {
                 let rows = rows_of(span, d_model);
@@ -210,6 +274,7 @@ impl Model {
                 pos,
                 n,
                 n_wanted,
+                is_chain: segment.logits == LogitRows::All && n <= MAX_CHAIN && spans.is_empty(),
                 spans,
             });
         }
@@ -230,7 +295,21 @@ impl Model {
             ..
         } = self;
         let outputs = Outputs { logits, hidden };
-        forward(backend, config, weights, buffers, &mut pass, outputs, observer)
+        forward(backend, config, weights, buffers, &mut pass, outputs, observer)?;
+        if matches!(self.drafter, Some(Drafter::Mtp(_))) {
+            self.kept.clear();
+            if n_logits.iter().any(|n| *n > 0) {
+                self.backend.read(&self.buffers.normed, &mut self.kept);
+            }
+            let mut rest = self.kept.as_slice();
+            for (sequence, n) in sequences.iter_mut().zip(n_logits) {
+                let (rows, others) = rest.split_at(n * d_model);
+                rest = others;
+                let first = sequence.pos + sequence.n - n;
+                sequence.cache.keep_hidden(first, d_model, rows);
+            }
+        }
+        Ok(())
     }
 
     /// Everything that could go wrong half-way is found before anything is written.
@@ -337,7 +416,23 @@ impl LanguageModel for Model {
     }
 
     fn cache_bytes(&self, n_tokens: usize) -> usize {
-        KvCache::bytes_for(&self.config, self.options.kv_dtype, n_tokens)
+        let own = KvCache::bytes_for(&self.config, self.options.kv_dtype, n_tokens);
+        match &self.drafter {
+            Some(Drafter::Small(small)) => own.saturating_add(small.cache_bytes(n_tokens)),
+            Some(Drafter::Mtp(_)) | None => own,
+        }
+    }
+
+    fn n_alike_rows(&self) -> usize {
+        self.backend.compute().n_few().min(MAX_CHAIN)
+    }
+
+    fn drafts(&self) -> bool {
+        self.drafter.is_some()
+    }
+
+    fn draft(&mut self, batch: &mut [DraftSegment<'_, KvCache>]) -> Result<(), Error> {
+        self.draft_observed(batch, &mut |_| {})
     }
 
     fn forward(&mut self, batch: &mut [Segment<'_, KvCache>], logits: &mut Vec<f32>) -> Result<(), Error> {

@@ -143,6 +143,16 @@ impl<B: Backend> Weights<B> {
     }
 }
 
+/// The matrix called `name`, of shape `[out, in]`.
+pub(crate) fn matrix<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    name: &str,
+    shape: [usize; 2],
+) -> Result<B::Matrix, Error> {
+    backend.matrix(&tensor(checkpoint, name, &shape)?)
+}
+
 struct Loader<'a, B: Backend> {
     checkpoint: &'a Checkpoint,
     names: &'a Names,
@@ -253,23 +263,27 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, Error> {
-        let path = || self.checkpoint.path().to_owned();
-        let Some(tensor) = self.checkpoint.tensor(name)? else {
-            return Err(Error::MissingTensors {
-                path: path(),
-                names: vec![name.to_owned()],
-            });
-        };
-        if tensor.shape != shape {
-            return Err(Error::TensorShape {
-                path: path(),
-                name: name.to_owned(),
-                expected: shape.to_vec(),
-                found: tensor.shape.to_vec(),
-            });
-        }
-        Ok(tensor)
+        tensor(self.checkpoint, name, shape)
     }
+}
+
+fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Result<TensorView<'a>, Error> {
+    let path = || checkpoint.path().to_owned();
+    let Some(tensor) = checkpoint.tensor(name)? else {
+        return Err(Error::MissingTensors {
+            path: path(),
+            names: vec![name.to_owned()],
+        });
+    };
+    if tensor.shape != shape {
+        return Err(Error::TensorShape {
+            path: path(),
+            name: name.to_owned(),
+            expected: shape.to_vec(),
+            found: tensor.shape.to_vec(),
+        });
+    }
+    Ok(tensor)
 }
 
 impl<B: Backend> At<'_, B> {

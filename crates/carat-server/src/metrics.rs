@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use carat_engine::Counters;
+use carat_engine::{Counters, MAX_DRAFT};
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BOUNDS: [f64; 12] = [
@@ -14,7 +14,7 @@ const BOUNDS: [f64; 12] = [
 ];
 
 /// Totals of each model: name and meaning.
-const TOTALS: [(&str, &str); 8] = [
+const TOTALS: [(&str, &str); 9] = [
     ("carat_steps_total", "Forward passes."),
     (
         "carat_prompt_tokens_total",
@@ -35,6 +35,12 @@ const TOTALS: [(&str, &str); 8] = [
     ),
     ("carat_answers_failed_total", "Answers that failed."),
     ("carat_preemptions_total", "Sequences that gave up their cache."),
+    ("carat_draft_failures_total", "Times that the drafter failed."),
+];
+/// Totals by position in the draft.
+const DRAFTS: [(&str, &str); 2] = [
+    ("carat_drafted_tokens_total", "Tokens guessed ahead and compared."),
+    ("carat_accepted_tokens_total", "Tokens guessed ahead rightly."),
 ];
 /// The present state of each model.
 const GAUGES: [(&str, &str); 5] = [
@@ -82,7 +88,11 @@ impl Histogram {
 
 /// An engine's totals, in the order of [`TOTALS`].
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Totals([u64; TOTALS.len()]);
+pub(crate) struct Totals {
+    of_engine: [u64; TOTALS.len()],
+    /// Guessed, and rightly guessed, by position in the draft.
+    drafts: [[u64; 2]; MAX_DRAFT],
+}
 
 impl Totals {
     /// Adds what an engine has counted so far.
@@ -96,9 +106,15 @@ impl Totals {
             &counters.cancelled,
             &counters.failed,
             &counters.preempted,
+            &counters.draft_failures,
         ];
-        for (total, counter) in self.0.iter_mut().zip(now) {
+        for (total, counter) in self.of_engine.iter_mut().zip(now) {
             *total += counter.get();
+        }
+        let drafts = counters.drafted.iter().zip(&counters.accepted);
+        for (totals, (drafted, accepted)) in self.drafts.iter_mut().zip(drafts) {
+            totals[0] += drafted.get();
+            totals[1] += accepted.get();
         }
     }
 }
@@ -189,7 +205,16 @@ impl Metrics {
         for (i, (name, help)) in TOTALS.into_iter().enumerate() {
             head(name, help, "counter", &mut out);
             for model in models {
-                let _infallible = writeln!(out, "{name}{{{}}} {}", model.labels(), model.totals.0[i]);
+                let _infallible = writeln!(out, "{name}{{{}}} {}", model.labels(), model.totals.of_engine[i]);
+            }
+        }
+        for (i, (name, help)) in DRAFTS.into_iter().enumerate() {
+            head(name, help, "counter", &mut out);
+            for model in models {
+                for (position, counts) in (1..).zip(&model.totals.drafts) {
+                    let (labels, n) = (model.labels(), counts[i]);
+                    let _infallible = writeln!(out, "{name}{{{labels},position=\"{position}\"}} {n}");
+                }
             }
         }
         for (i, (name, help)) in GAUGES.into_iter().enumerate() {
@@ -222,10 +247,18 @@ mod tests {
         metrics.first_token.record(Duration::from_millis(30));
         metrics.first_token.record(Duration::from_secs(100));
         metrics.count("/v1/models", 200);
-        let mut model = ModelFigures::of_past("a\"b", Totals([3; TOTALS.len()]));
+        let totals = Totals {
+            of_engine: [3; TOTALS.len()],
+            drafts: [[5, 4]; MAX_DRAFT],
+        };
+        let mut model = ModelFigures::of_past("a\"b", totals);
         model.add(&Counters::default());
         let text = metrics.text(&[model], "1");
         assert!(text.contains("carat_steps_total{model=\"a\\\"b\"} 3\n"), "{text}");
+        assert!(
+            text.contains("carat_accepted_tokens_total{model=\"a\\\"b\",position=\"2\"} 4\n"),
+            "{text}"
+        );
         assert!(text.contains("carat_model_loaded{model=\"a\\\"b\"} 1\n"));
         assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.025\"} 0\n"));
         assert!(text.contains("carat_first_token_seconds_bucket{le=\"0.05\"} 1\n"));

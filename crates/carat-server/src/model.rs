@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use carat_api::{ApiError, ErrorKind};
-use carat_engine::{Constraint, Engine, Grammar, GrammarCompiler, SamplingParams};
+use carat_engine::{Constraint, Drafting, Engine, Grammar, GrammarCompiler, SamplingParams};
 use carat_prompt::Senses;
 use carat_text::{ChatTemplate, Tokenizer};
 
@@ -24,6 +24,8 @@ pub struct ModelSetup {
     pub sampling: SamplingParams,
     /// Tokens that are never generated.
     pub suppressed: Vec<u32>,
+    /// Whether tokens are guessed ahead.
+    pub drafting: Drafting,
     /// For lists and pages about the model.
     pub details: ModelDetails,
 }

@@ -113,6 +113,8 @@ impl OutputReader {
                 cached: usage.n_reused,
                 completion: usage.n_generated,
                 reasoning: self.n_thoughts,
+                drafted: finished.drafts.n_drafted(),
+                accepted: finished.drafts.n_accepted(),
             },
         }
     }

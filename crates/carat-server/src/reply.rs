@@ -131,6 +131,7 @@ impl Reply {
                 stop_strings: request.stop.clone(),
                 suppressed: reply.model.setup.suppressed.clone(),
                 logprobs: request.logprobs,
+                drafting: reply.model.setup.drafting,
             };
             let mut job = Job::new(request, Box::new(sink));
             job.constraint = constraints.next();

@@ -226,6 +226,7 @@ mod tests {
             cached: 4,
             completion: 7,
             reasoning: 0,
+            ..Usage::default()
         };
         (
             deltas,

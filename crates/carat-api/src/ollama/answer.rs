@@ -195,6 +195,7 @@ mod tests {
             cached: 0,
             completion: 4,
             reasoning: 0,
+            ..Usage::default()
         };
         let finish = Finish {
             kind: FinishKind::ToolCalls,

@@ -36,7 +36,10 @@ fn usage(usage: &Usage) -> Value {
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning, "audio_tokens": 0, "accepted_prediction_tokens": usage.accepted,
+            "rejected_prediction_tokens": usage.drafted.saturating_sub(usage.accepted),
+        },
     })
 }
 

@@ -1,9 +1,12 @@
 //! `carat bench`: how fast a model runs here.
 
+mod draft;
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use carat_engine::MAX_DRAFT;
 use carat_kernels::{Pool, read_once};
 use carat_model::{Config, KvCache, KvDType, LanguageModel, LogitRows, Model, Segment};
 use carat_plan::{Weights, decode_bytes};
@@ -11,6 +14,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::compute_args::ComputeArgs;
+use crate::draft_args::DraftArgs;
 use crate::failure::{Hinted, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
@@ -22,7 +26,7 @@ use crate::{memory, output};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  carat bench gemma3:1b\n  carat bench gemma3:1b --prefill 128,512,2048 --decode 64 \
-                        --depth 0,4096\n  carat bench gemma3:1b --batch 1,4,8,16 --verify 2,4,8\n  carat bench gemma3:1b --reading \
+                        --depth 0,4096\n  carat bench gemma3:1b --batch 1,4,8,16 --verify 2,4,8\n  carat bench gemma3:12b --draft 2,4,8 --accept 0.5,0.8\n  carat bench gemma3:1b --reading \
                         --prefill 0\n  carat bench gemma3:1b \
                         --repeat 10 --threads 4 --json\n\nToken ids are drawn from a \
                         fixed sequence; speed does not depend on them."
@@ -45,6 +49,15 @@ pub(crate) struct Bench {
     /// Tokens of one sequence in one pass, each with its logits, as when a draft is checked; none if left out
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     verify: Vec<usize>,
+    /// Lengths of drafts to measure instead of all else: tokens guessed ahead and checked in one pass
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = draft_length)]
+    draft: Vec<usize>,
+    /// With --draft: probabilities that a guess is right; the model's words are decided by dice
+    #[arg(long, value_name = "LIST", value_delimiter = ',', requires = "draft", default_values_t = [0.0, 0.5, 0.8], value_parser = probability)]
+    accept: Vec<f64>,
+    /// With --draft: the drafter whose time counts too [default: a drafter beside the model]
+    #[arg(long, value_name = "MODEL", requires = "draft")]
+    drafter: Option<String>,
     /// Measurements of each; the median counts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: u32,
@@ -105,8 +118,25 @@ impl Bench {
         let mut options = self.compute.options(settings)?;
         options.max_batch_tokens = self.chunk as usize;
         let started = Instant::now();
-        let model = Model::from_checkpoint(&source.checkpoint, options)?;
+        let mut model = Model::from_checkpoint(&source.checkpoint, options)?;
         let load = started.elapsed();
+        if !self.draft.is_empty() {
+            let drafter = DraftArgs {
+                draft: self.drafter.clone(),
+                no_draft: false,
+            };
+            let tokenizer = source.tokenizer()?;
+            drafter.prepare(&mut model, &source, &tokenizer, settings, interrupt)?;
+            let bench = draft::DraftBench {
+                lengths: &self.draft,
+                acceptances: &self.accept,
+                n_tokens: self.decode.max(2),
+                n_repeats: self.repeat,
+                depth: self.depth.first().copied().unwrap_or(0),
+                interrupt,
+            };
+            return bench.run(model, &tokenizer, &source.local.name, self.json);
+        }
         let mut bench = Runner {
             ids: Ids::new(model.vocab_size()),
             interrupt,
@@ -342,10 +372,7 @@ impl Runner<'_> {
     }
 
     fn stop_if_asked(&self) -> Result<()> {
-        if self.interrupt.is_raised() {
-            return Err(Interrupted.into());
-        }
-        Ok(())
+        stop_if_asked(self.interrupt)
     }
 
     fn feed(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
@@ -407,6 +434,23 @@ impl<'a> Reading<'a> {
         let caches = n_sequences as u64 * at(depth).saturating_sub(at(0));
         time.mul_f64((at(0) + caches) as f64 / self.n_bytes.max(1) as f64)
     }
+}
+
+fn stop_if_asked(interrupt: &Interrupt) -> Result<()> {
+    if interrupt.is_raised() {
+        return Err(Interrupted.into());
+    }
+    Ok(())
+}
+
+fn draft_length(text: &str) -> Result<usize, String> {
+    let length = text.parse().ok().filter(|n| (1..=MAX_DRAFT).contains(n));
+    length.ok_or_else(|| format!("a draft has 1 to {MAX_DRAFT} tokens"))
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let p = text.parse().ok().filter(|p| (0.0..=1.0).contains(p));
+    p.ok_or_else(|| "a probability is a number from 0 to 1".to_string())
 }
 
 /// A fixed sequence of token ids all over the vocabulary.

@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::answer::{Answer, AnswerOptions, Answerer, print_statistics};
 use crate::chat::Chat;
 use crate::compute_args::{Arithmetic, ComputeArgs};
+use crate::draft_args::DraftArgs;
 use crate::failure::{Hinted, Interrupted, sentence};
 use crate::interrupt::Interrupt;
 use crate::media_args::{self, MediaArgs};
@@ -81,6 +82,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    draft: DraftArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
@@ -105,6 +108,10 @@ impl Run {
             let hint = "leave --system away, or add --chat to use Gemma's chat format";
             return Err(Hinted::wrong_arguments("a base model takes no system text", hint).into());
         }
+        let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
+        let drafting = self
+            .draft
+            .prepare(&mut model, &source, &tokenizer, settings, interrupt)?;
         let options = AnswerOptions {
             sampling: self.sampling.params(&source.sampling_defaults()?),
             max_tokens: self.max_tokens.map(|n| n as usize),
@@ -113,8 +120,8 @@ impl Run {
             context,
             thinking: self.think,
             show: self.show(prompt.is_none(), settings),
+            drafting,
         };
-        let model = Model::from_checkpoint(&source.checkpoint, load)?;
         let senses = self.senses(&source, &model, prompt.is_none(), settings)?;
         let answerer = Answerer::new(&source, tokenizer, template, model, senses)?;
         if self.think && !answerer.can_think() {
@@ -296,6 +303,7 @@ impl Run {
             },
             "seed": options.sampling.seed,
             "usage": {"prompt_tokens": usage.n_prompt, "completion_tokens": usage.n_generated},
+            "drafts": {"drafted": answer.finished.drafts.drafted, "accepted": answer.finished.drafts.accepted},
             "timings": {
                 "prefill_ms": timings.prefill.as_secs_f64() * 1e3,
                 "prefill_tok_per_s": timings.prefill_tok_per_s(),

@@ -14,6 +14,7 @@ use clap::Args;
 
 use self::models::LocalModels;
 use crate::compute_args::ComputeArgs;
+use crate::draft_args::DraftArgs;
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::serve_settings::{LogFormat, LogLevel, MediaAddresses, ServeSettings};
@@ -48,6 +49,8 @@ pub(crate) struct Serve {
     #[command(flatten)]
     serving: ServeSettings,
     #[command(flatten)]
+    draft: DraftArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
 }
 
@@ -75,6 +78,8 @@ impl Serve {
             settings: settings.clone(),
             serving,
             compute: self.compute,
+            draft: self.draft,
+            interrupt: interrupt.clone(),
             is_forced: self.force,
             named,
             details: Mutex::default(),

@@ -21,6 +21,7 @@ use carat_model::{LanguageModel, SequenceCache};
 use carat_text::Tokenizer;
 
 use crate::counters::Counters;
+use crate::draft::Planner;
 use crate::error::Error;
 use crate::generation::{Answer, Generation, Work, advance, pass};
 use crate::job::{Cancel, Job, Place, Purpose, Sink, Update};
@@ -57,6 +58,7 @@ pub struct Scheduler<M: LanguageModel> {
     running: Vec<Entry<M::Cache>>,
     prefix: PrefixCache<M::Cache>,
     pace: Pace,
+    planner: Planner,
     /// Work done for each client, divided by its weight.
     served: HashMap<u64, f64>,
     n_submitted: u64,
@@ -99,6 +101,7 @@ impl<M: LanguageModel> Scheduler<M> {
             running: Vec::new(),
             prefix: PrefixCache::new(),
             pace: Pace::default(),
+            planner: Planner::default(),
             served: HashMap::new(),
             n_submitted: 0,
             counters: Arc::default(),
@@ -160,6 +163,7 @@ impl<M: LanguageModel> Scheduler<M> {
         self.end_unwanted(Instant::now());
         self.admit();
         self.share();
+        self.draft();
         if self.shares.iter().any(|&n| n > 0) {
             self.compute();
             self.take_snapshots();
@@ -245,19 +249,35 @@ impl<M: LanguageModel> Scheduler<M> {
         }
     }
 
+    /// Guesses ahead, when everybody decodes. While a prompt is being computed the time is the prompt's, also in the steps
+    /// that it sits out so that the others can be timed.
+    fn draft(&mut self) {
+        if !self.running.iter().all(|entry| entry.generation.is_decoding()) {
+            return;
+        }
+        let working = self.running.iter_mut().zip(&self.shares).filter(|(_, n)| **n > 0);
+        let mut decoding: Vec<_> = working.map(|(entry, _)| &mut entry.generation).collect();
+        let most_rows = self.model.max_batch_tokens();
+        // A drafter that fails is no reason to fail: the sequences decode as without one.
+        let result = self.planner.draft(&mut self.model, &mut decoding, most_rows);
+        self.counters.draft_failures.add(usize::from(result.is_err()));
+    }
+
     /// The forward pass and the choices that follow.
     fn compute(&mut self) {
         let mut work = Vec::with_capacity(self.running.len());
         let mut sinks = Vec::with_capacity(self.running.len());
-        let (mut n_decoding, mut n_chunk) = (0, 0);
+        let (mut n_decoding, mut n_chunk, mut n_guessed) = (0, 0, 0);
         for (entry, &n) in self.running.iter_mut().zip(&self.shares).filter(|(_, n)| **n > 0) {
             if entry.generation.is_decoding() {
                 n_decoding += 1;
             } else {
                 n_chunk += n;
             }
+            let n_guesses = entry.generation.draft.guesses().len();
+            n_guessed += n_guesses;
             #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
-            let cost = n as f64 / f64::from(entry.weight);
+            let cost = (n + n_guesses) as f64 / f64::from(entry.weight);
             *self.served.entry(entry.client).or_default() += cost;
             work.push(Work {
                 generation: &mut entry.generation,
@@ -270,13 +290,16 @@ impl<M: LanguageModel> Scheduler<M> {
         run(
             &mut self.model,
             &self.tokenizer,
+            &mut self.planner,
             &mut work,
             &mut sinks,
             &mut self.logits,
         );
         let n_after: usize = work.iter().map(|w| w.generation.n_generated()).sum();
-        self.pace
-            .record(n_decoding, n_chunk, started.elapsed().as_secs_f64());
+        if n_guessed == 0 {
+            self.pace
+                .record(n_decoding, n_chunk, started.elapsed().as_secs_f64());
+        }
         self.counters.steps.add(1);
         self.counters.prefilled.add(n_chunk);
         self.counters.generated.add(n_after.saturating_sub(n_before));
@@ -322,10 +345,13 @@ impl<M: LanguageModel> Scheduler<M> {
                     let _nobody_goes_on = sink(Update::Failed(error));
                     continue;
                 }
-                Some(Ok(finished)) => match finished.reason {
-                    FinishReason::Cancelled | FinishReason::Deadline => self.counters.cancelled.add(1),
-                    _ => self.counters.finished.add(1),
-                },
+                Some(Ok(finished)) => {
+                    self.counters.add_drafts(&finished.drafts);
+                    match finished.reason {
+                        FinishReason::Cancelled | FinishReason::Deadline => self.counters.cancelled.add(1),
+                        _ => self.counters.finished.add(1),
+                    }
+                }
                 None => {}
             }
             let (tokens, cache) = sequence.into_cached();
@@ -384,18 +410,27 @@ fn tell(sink: &mut Sink, event: crate::request::Event<'_>) -> ControlFlow<()> {
 fn run<M: LanguageModel>(
     model: &mut M,
     tokenizer: &Tokenizer,
+    planner: &mut Planner,
     work: &mut [Work<'_, M::Cache>],
     sinks: &mut [&mut Sink],
     logits: &mut Vec<f32>,
 ) {
-    let n_rows = model.vocab_size();
-    match pass(model, work, logits) {
-        Ok(()) => advance(n_rows, tokenizer, work, logits, &mut |i, event| {
-            tell(sinks[i], event)
-        }),
+    let width = model.vocab_size();
+    match pass(model, planner, work, logits) {
+        Ok(()) => {
+            advance(width, tokenizer, work, logits, &mut |i, event| {
+                tell(sinks[i], event)
+            });
+            work.iter_mut().for_each(|w| planner.record_outcome(w.generation));
+        }
+        // Guesses must not be what a pass fails for.
+        Err(Error::Model(_)) if work.iter().any(|w| w.generation.draft.chain().is_some()) => {
+            work.iter_mut().for_each(|w| w.generation.draft.clear());
+            run(model, tokenizer, planner, work, sinks, logits);
+        }
         Err(Error::Model(_)) if work.len() > 1 => {
             for (one, sink) in work.chunks_mut(1).zip(sinks.chunks_mut(1)) {
-                run(model, tokenizer, one, sink, logits);
+                run(model, tokenizer, planner, one, sink, logits);
             }
         }
         Err(Error::Model(error)) => work.iter_mut().for_each(|w| {

@@ -1,6 +1,6 @@
 //! A model without weights: its logits are a function of the tokens seen, given as a closure.
 
-use carat_model::{LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+use carat_model::{DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
 use carat_text::{GgufVocabulary, Tokenizer};
 
 /// The cache remembers the tokens; with a window it refuses to go back further than that.
@@ -49,6 +49,9 @@ pub(crate) struct FakeError(pub String);
 /// Row of logits for a sequence that begins with these tokens.
 pub(crate) type Predict = Box<dyn Fn(&[u32]) -> Vec<f32> + Send>;
 
+/// Guesses after a sequence of tokens.
+pub(crate) type Drafter = Box<dyn FnMut(&[u32], usize) -> Vec<u32> + Send>;
+
 pub(crate) struct FakeModel {
     pub(crate) predict: Predict,
     pub(crate) vocab_size: usize,
@@ -58,6 +61,8 @@ pub(crate) struct FakeModel {
     pub(crate) calls: Vec<usize>,
     /// `[rows, 2]` of the last pass: the token and 1.
     pub(crate) hidden: Vec<f32>,
+    /// Guesses so many tokens after these.
+    pub(crate) drafter: Option<Drafter>,
     /// The call with this number fails.
     pub(crate) fails_at: Option<usize>,
 }
@@ -71,6 +76,7 @@ impl FakeModel {
             window: usize::MAX / 2,
             calls: Vec::new(),
             hidden: Vec::new(),
+            drafter: None,
             fails_at: None,
         }
     }
@@ -133,6 +139,20 @@ impl LanguageModel for FakeModel {
 
     fn cache_bytes(&self, n_tokens: usize) -> usize {
         n_tokens
+    }
+
+    fn drafts(&self) -> bool {
+        self.drafter.is_some()
+    }
+
+    fn draft(&mut self, batch: &mut [DraftSegment<'_, FakeCache>]) -> Result<(), FakeError> {
+        for segment in batch {
+            let (last, cached) = segment.tokens.split_last().unwrap();
+            assert!(*last != 0 && segment.cache.tokens.len() == cached.len());
+            let drafter = self.drafter.as_mut().unwrap();
+            segment.guesses.extend(drafter(segment.tokens, segment.n));
+        }
+        Ok(())
     }
 
     fn forward(

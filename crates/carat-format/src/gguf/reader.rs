@@ -103,6 +103,29 @@ impl Gguf {
         Some(self.view(*file, record))
     }
 
+    /// The values of a tensor of ids, which is stored as I32 or I64. `None` when there is no such tensor, or one of the
+    /// values is no id.
+    #[must_use]
+    pub fn ids(&self, name: &str) -> Option<Vec<u32>> {
+        let (file, record) = self.tensors.get(*self.index.get(name)?)?;
+        let bytes = &self.files[*file][record.range.clone()];
+        match record.tensor_type().name() {
+            "I32" => bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|id| u32::try_from(i32::from_le_bytes(*id)).ok())
+                .collect(),
+            "I64" => bytes
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|id| u32::try_from(i64::from_le_bytes(*id)).ok())
+                .collect(),
+            _ => None,
+        }
+    }
+
     fn view<'a>(&'a self, file: usize, record: &'a Record) -> Result<TensorView<'a>> {
         let mapping = &self.files[file];
         let unsupported = |type_name: String| Error::UnsupportedType {

@@ -2,6 +2,7 @@
 
 mod gemma4;
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use carat_format::{Gguf, Metadata};
@@ -22,6 +23,7 @@ impl Config {
         let keys = Keys {
             metadata: gguf.metadata(),
             path,
+            is_drafter: false,
         };
         let architecture = keys.metadata.str("general.architecture")?.unwrap_or("(none)");
         if architecture == "gemma4" {
@@ -84,6 +86,25 @@ impl Config {
     }
 }
 
+/// The configuration of a drafter's layers, as if they had keys and values of their own, and the width of the model
+/// that it drafts for.
+pub(super) fn read_drafter(gguf: &Gguf, path: &Path) -> Result<(Config, usize), Error> {
+    let keys = Keys {
+        metadata: gguf.metadata(),
+        path,
+        is_drafter: true,
+    };
+    let architecture = keys.metadata.str("general.architecture")?.unwrap_or("(none)");
+    if architecture != DRAFTER {
+        return Err(Error::NoDrafter {
+            path: path.to_owned(),
+            architecture: architecture.to_owned(),
+        });
+    }
+    let d_target = keys.required("gemma4.embedding_length_out")?;
+    Ok((gemma4::read(gguf, &keys)?, d_target))
+}
+
 /// Rows of the embedding; 0, which is refused as a vocabulary size, when there is none.
 fn vocabulary_rows(gguf: &Gguf) -> usize {
     let embedding = gguf.infos().find(|info| info.name == "token_embd.weight");
@@ -96,15 +117,28 @@ fn vocabulary_rows(gguf: &Gguf) -> usize {
 struct Keys<'a> {
     metadata: &'a Metadata,
     path: &'a Path,
+    /// Whether the keys of Gemma 4 begin with its drafters' architecture.
+    is_drafter: bool,
 }
 
+/// The architecture of Gemma 4's drafters.
+const DRAFTER: &str = "gemma4-assistant";
+
 impl Keys<'_> {
+    /// The key as this file has it.
+    fn name(&self, key: &'static str) -> Cow<'static, str> {
+        match key.strip_prefix("gemma4.") {
+            Some(rest) if self.is_drafter => format!("{DRAFTER}.{rest}").into(),
+            _ => key.into(),
+        }
+    }
+
     fn usize(&self, key: &'static str) -> Result<Option<usize>, Error> {
-        Ok(self.metadata.u32(key)?.map(|value| value as usize))
+        Ok(self.metadata.u32(&self.name(key))?.map(|value| value as usize))
     }
 
     fn f32(&self, key: &'static str) -> Result<Option<f32>, Error> {
-        Ok(self.metadata.f32(key)?)
+        Ok(self.metadata.f32(&self.name(key))?)
     }
 
     fn required(&self, field: &'static str) -> Result<usize, Error> {

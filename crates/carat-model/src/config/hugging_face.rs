@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Config, Gemma3Sizes, Rope, every_nth_global};
+use super::{Config, DrafterClusters, Gemma3Sizes, Rope, every_nth_global};
 use crate::Error;
 
 /// The fields that matter. Multimodal checkpoints have them under `text_config`, and leave out what is the
@@ -141,6 +141,65 @@ impl Config {
         };
         sizes.into_config(path)
     }
+}
+
+/// A drafter's `config.json`: the configuration of its layers, as if they had keys and values of their own, the width
+/// of the model that it drafts for, and the clusters of its head.
+pub(super) fn read_drafter(
+    json: &[u8],
+    path: &Path,
+) -> Result<(Config, usize, Option<DrafterClusters>), Error> {
+    let not_understood = |source| Error::Json {
+        path: path.to_owned(),
+        source,
+    };
+    let mut root: serde_json::Value = serde_json::from_slice(json).map_err(not_understood)?;
+    let drafter: DrafterFields = serde_json::from_value(root.clone()).map_err(not_understood)?;
+    if !matches!(
+        drafter.model_type.as_str(),
+        "gemma4_assistant" | "gemma4_unified_assistant"
+    ) {
+        return Err(Error::NoDrafter {
+            path: path.to_owned(),
+            architecture: drafter.model_type,
+        });
+    }
+    if let Some(text) = root
+        .get_mut("text_config")
+        .and_then(|value| value.as_object_mut())
+    {
+        text.insert("num_kv_shared_layers".to_owned(), 0.into());
+    }
+    let clusters = drafter.use_ordered_embeddings.then_some(DrafterClusters {
+        n: drafter.num_centroids,
+        n_active: drafter.centroid_intermediate_top_k,
+    });
+    Ok((gemma4::read(root, path)?, drafter.backbone_hidden_size, clusters))
+}
+
+/// What only drafters have.
+#[derive(Deserialize)]
+struct DrafterFields {
+    #[serde(default)]
+    model_type: String,
+    #[serde(default)]
+    backbone_hidden_size: usize,
+    #[serde(default)]
+    use_ordered_embeddings: bool,
+    #[serde(default = "default_centroids")]
+    num_centroids: usize,
+    #[serde(default = "default_active")]
+    centroid_intermediate_top_k: usize,
+}
+
+/// Of the reference's configuration class.
+fn default_centroids() -> usize {
+    2048
+}
+
+/// As above.
+fn default_active() -> usize {
+    32
 }
 
 impl TextConfig {

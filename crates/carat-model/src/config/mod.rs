@@ -3,6 +3,7 @@
 //! Layers differ only in data (window, rope, heads, whose keys and values they see), never in code. Files leave
 //! out what their makers thought obvious; what is filled in is written beside each default.
 
+mod drafter;
 mod gemma4;
 mod gguf;
 mod hugging_face;
@@ -13,6 +14,7 @@ use std::path::Path;
 
 use crate::Error;
 use crate::weights::gguf_shapes;
+pub(crate) use drafter::{DrafterClusters, DrafterConfig};
 pub use media::{
     AudioConfig, ConformerConfig, Gemma4VisionConfig, MediaConfig, SiglipConfig, UnifiedAudioConfig,
     UnifiedVisionConfig, VisionConfig,

@@ -9,7 +9,7 @@ use carat_kernels::attention::{
     DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, pack_rows, prefill,
     unpack_rows,
 };
-use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, dequantize, vector};
+use carat_kernels::{Activations, Compute, DType, Matrix, Precision, Product, dequantize, vector};
 use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, ExpertMatrices, KeyValues, Sequence};
@@ -76,21 +76,16 @@ pub(crate) struct CpuAngles {
 }
 
 impl Cpu {
-    /// `n_threads` threads with the kernels of `isa`.
-    pub(crate) fn new(
-        isa: Isa,
-        n_threads: usize,
-        precision: Precision,
-        kv_dtype: KvDType,
-    ) -> Result<Cpu, Error> {
-        Ok(Cpu {
-            compute: Arc::new(Compute::new(isa, n_threads)?),
+    /// On threads that there are already.
+    pub(crate) fn on(compute: Arc<Compute>, precision: Precision, kv_dtype: KvDType) -> Cpu {
+        Cpu {
+            compute,
             kv_dtype,
             activations: Activations::new(precision),
             decode_scratch: DecodeScratch::default(),
             prefill_scratch: PrefillScratch::default(),
             experts: ExpertScratch::new(precision),
-        })
+        }
     }
 
     pub(crate) fn compute(&self) -> &Arc<Compute> {
@@ -174,6 +169,12 @@ impl Backend for Cpu {
             vector::scale(isa, row, scale);
         }
         Ok(())
+    }
+
+    fn write(&mut self, values: &[f32], width: usize, out: &mut CpuBuffer) {
+        out.width = width;
+        out.values.clear();
+        out.values.extend_from_slice(values);
     }
 
     fn replace_rows(&mut self, x: &mut CpuBuffer, first: usize, values: &[f32]) {
@@ -266,7 +267,7 @@ impl Backend for Cpu {
     fn pack(&mut self, layer: usize, kv: &mut KeyValues<Cpu>, sequences: &mut [Sequence<'_, KvCache>]) {
         let Some(first) = sequences.first() else { return };
         let (isa, shape) = (self.compute.isa(), first.cache.shape(layer));
-        let has_prompt = sequences.iter().any(|sequence| sequence.n > 1);
+        let has_prompt = sequences.iter().any(|sequence| !sequence.is_decoded());
         for (x, packed) in [&mut kv.k, &mut kv.v].into_iter().zip(&mut kv.packed) {
             pack_rows(isa, shape, &x.values, packed);
             if has_prompt {
@@ -274,7 +275,7 @@ impl Backend for Cpu {
                 unpack_rows(isa, shape, packed, &mut x.values);
             }
         }
-        store(layer, kv, sequences, |n| n == 1);
+        store(layer, kv, sequences, |sequence| sequence.is_decoded());
     }
 
     fn attend(
@@ -298,13 +299,14 @@ impl Backend for Cpu {
             rest = others;
             let q = &q.values[row * q_width..(row + n) * q_width];
             let view = sequence.cache.view(layer);
-            if n == 1 {
-                queries.push(DecodeQuery {
+            if sequence.is_decoded() {
+                let rows = q.chunks_exact(q_width).zip(own.chunks_exact_mut(q_width));
+                queries.extend(rows.enumerate().map(|(t, (q, out))| DecodeQuery {
                     q,
                     kv: view,
-                    pos: sequence.pos,
-                    out: own,
-                });
+                    pos: sequence.pos + t,
+                    out,
+                }));
             } else if n > 1 {
                 let mut query = PrefillQuery {
                     q,
@@ -336,7 +338,7 @@ impl Backend for Cpu {
     }
 
     fn store(&mut self, layer: usize, kv: &KeyValues<Cpu>, sequences: &mut [Sequence<'_, KvCache>]) {
-        store(layer, kv, sequences, |n| n > 1);
+        store(layer, kv, sequences, |sequence| !sequence.is_decoded());
     }
 
     fn advance(&mut self, sequences: &mut [Sequence<'_, KvCache>]) {
@@ -421,18 +423,18 @@ impl Backend for Cpu {
     }
 }
 
-/// Puts the packed rows of those sequences of a batch whose number of rows is asked for into their caches.
+/// Puts the packed rows of those sequences of a batch that are asked for into their caches.
 fn store(
     layer: usize,
     kv: &KeyValues<Cpu>,
     sequences: &mut [Sequence<'_, KvCache>],
-    is_wanted: impl Fn(usize) -> bool,
+    is_wanted: impl Fn(&Sequence<'_, KvCache>) -> bool,
 ) {
     let n_rows = kv.k.n_rows();
     let mut row = 0;
     for sequence in sequences {
         let n = sequence.n;
-        if is_wanted(n) {
+        if n > 0 && is_wanted(sequence) {
             let packed = |side: &Vec<u8>| {
                 let width = side.len() / n_rows.max(1);
                 row * width..(row + n) * width

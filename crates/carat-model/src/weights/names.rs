@@ -246,7 +246,7 @@ pub(crate) fn gguf_shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
 const TEXT_PREFIXES: [&str; 3] = ["model.", "model.language_model.", "language_model.model."];
 
 /// Tensors of the towers of multimodal checkpoints and of tools: known, not read here.
-const OTHER_PARTS: [&str; 13] = [
+const OTHER_PARTS: [&str; 17] = [
     "model.vision_embedder.",
     "model.embed_vision.",
     "model.embed_audio.",
@@ -260,8 +260,12 @@ const OTHER_PARTS: [&str; 13] = [
     "mm.",
     // The factors of frequencies that the configuration was read from.
     "rope_freqs.",
-    // Dead weights of a drafter's head in some conversions.
+    // A drafter's own; in some conversions of other models, dead weights.
     "nextn.",
+    "pre_projection.",
+    "post_projection.",
+    "masked_embedding.",
+    "masked_embd_",
 ];
 
 /// A tensor's name in GGUF and in safetensors (there after the text model's prefix).

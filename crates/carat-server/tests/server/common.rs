@@ -69,6 +69,7 @@ pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) 
     };
     let engine = Engine::start(model, Arc::clone(&tokenizer), limits).unwrap();
     let setup = ModelSetup {
+        drafting: carat_engine::Drafting::Off,
         id: id.to_string(),
         tokenizer,
         template: ChatTemplate::gemma3(),

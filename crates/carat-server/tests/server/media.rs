@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
-use carat_engine::{Engine, Limits, SamplingParams};
+use carat_engine::{Drafting, Engine, Limits, SamplingParams};
 use carat_media::{MediaOptions, TokenBudget};
 use carat_model::{Checkpoint, EncoderPrecision, LoadOptions, Model};
 use carat_prompt::{Senses, SensesOptions};
@@ -59,6 +59,8 @@ fn talk(name: &str, options: ServerOptions) -> Talk {
         senses,
         sampling: SamplingParams::greedy(),
         suppressed: Vec::new(),
+        // Guesses must not change what is answered about an image.
+        drafting: Drafting::Adaptive,
         details: Default::default(),
     };
     let server = Server::new(setup, engine, options.clone());

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use carat_engine::{Engine, Limits, SamplingParams};
+use carat_engine::{Drafting, Engine, Limits, SamplingParams};
 use carat_hub::{Hub, LocalModel};
 use carat_model::{Checkpoint, LoadOptions, MediaSource, Model};
 use carat_plan::{Choice, Wish};
@@ -18,7 +18,9 @@ use carat_prompt::{Senses, SensesOptions};
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup, ModelStore};
 
 use crate::compute_args::{Arithmetic, ComputeArgs};
+use crate::draft_args::DraftArgs;
 use crate::failure::Hinted;
+use crate::interrupt::Interrupt;
 use crate::memory;
 use crate::model_source::ModelSource;
 use crate::planning;
@@ -36,6 +38,8 @@ pub(super) struct LocalModels {
     pub(super) settings: Settings,
     pub(super) serving: ServeSettings,
     pub(super) compute: ComputeArgs,
+    pub(super) draft: DraftArgs,
+    pub(super) interrupt: Interrupt,
     /// Run models even if memory has no room for them.
     pub(super) is_forced: bool,
     /// Those that were named, by the name that clients see; empty for all on this machine.
@@ -99,9 +103,16 @@ impl LocalModels {
                 return Ok(Err(alone.map_or(LoadError::NoRoom(beside), LoadError::TooLarge)));
             }
         };
-        let model = Model::from_checkpoint(&source.checkpoint, load)?;
+        let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
         let senses = Senses::of_model(id, &model, &source.checkpoint, SensesOptions::default())?;
-        let setup = setup(id, &source, senses)?;
+        let mut setup = setup(id, &source, senses)?;
+        setup.drafting = self.draft.prepare(
+            &mut model,
+            &source,
+            &setup.tokenizer,
+            &self.settings,
+            &self.interrupt,
+        )?;
         let engine = Engine::start(model, Arc::clone(&setup.tokenizer), limits)?;
         Ok(Ok(LoadedModel {
             setup,
@@ -220,6 +231,7 @@ fn setup(id: &str, source: &ModelSource, senses: Senses) -> Result<ModelSetup> {
     let mut suppressed = source.suppressed(&tokenizer)?;
     suppressed.retain(|&id| (id as usize) < source.checkpoint.config().vocab_size);
     Ok(ModelSetup {
+        drafting: Drafting::Off,
         id: id.to_string(),
         template,
         sampling: SamplingParams {

@@ -71,14 +71,18 @@ pub(super) fn read(gguf: &Gguf, keys: &Keys<'_>) -> Result<Config, Error> {
         // Files do not say; of the released models those with per-layer inputs see images as they see text.
         sees_spans: per_layer_width == 0,
         experts: experts(keys)?,
-        n_shared: keys.usize("gemma4.attention.shared_kv_layers")?.unwrap_or(0),
+        // All layers of a drafter share, with layers that are in another file.
+        n_shared: match keys.usize("gemma4.attention.shared_kv_layers")? {
+            Some(n) if !keys.is_drafter => n,
+            _ => 0,
+        },
         layers: (0..n_layers).map(layer).collect(),
     };
     sizes.into_config(keys.path)
 }
 
 fn per_layer(keys: &Keys<'_>, field: &'static str, n_layers: usize) -> Result<Vec<usize>, Error> {
-    let values = keys.metadata.u32_or_array(field, n_layers)?;
+    let values = keys.metadata.u32_or_array(&keys.name(field), n_layers)?;
     let values = values.ok_or_else(|| Error::MissingField {
         path: keys.path.to_owned(),
         field,
@@ -89,8 +93,8 @@ fn per_layer(keys: &Keys<'_>, field: &'static str, n_layers: usize) -> Result<Ve
 /// Which layers are global: an array says which are local, a number how many there are to a global one, and nothing
 /// means six. The last is always global then.
 fn pattern(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<bool>, Error> {
-    if let Some(carat_format::Value::Array(_)) = keys.metadata.get(PATTERN) {
-        let local = keys.metadata.bools(PATTERN)?.unwrap_or_default();
+    if let Some(carat_format::Value::Array(_)) = keys.metadata.get(&keys.name(PATTERN)) {
+        let local = keys.metadata.bools(&keys.name(PATTERN))?.unwrap_or_default();
         if local.len() != n_layers {
             return Err(keys.bad(PATTERN, "one value for each layer"));
         }

@@ -1,0 +1,314 @@
+//! Drafters: those of Gemma 4 against the reference's draft logits and states, a smaller model against itself, and
+//! answers that are the same with either.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use carat_format::{Array, GgufBuilder, Safetensors, Value};
+use carat_model::convert::{ConvertOptions, Mix, convert};
+use carat_model::{
+    Checkpoint, DraftSegment, DrafterKind, Error, KvCache, LanguageModel, LoadOptions, LogitRows, Model,
+    Segment, SequenceCache, gguf_name,
+};
+use carat_testkit::{Golden, assert_close, fixture};
+
+/// Drafter, and the model that it drafts for.
+const PAIRS: [(&str, &str); 2] = [
+    ("gemma4-assistant", "gemma4-edge"),
+    ("gemma4-unified-assistant", "gemma4-unified"),
+];
+/// Absolute, for logits of standard deviation 1.6; the fixtures' own bound.
+const TOL_LOGITS: f32 = 2e-3;
+/// Of hidden states, whose rms is about one, after the target's layers and the drafter's.
+const TOL_HIDDEN: f32 = 2e-3;
+/// Ids that stand for videos, sounds and images in the small models.
+const PLACEHOLDERS: [u32; 3] = [505, 510, 511];
+
+fn folder(name: &str) -> PathBuf {
+    fixture(format!("{name}/config.json"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+fn load(target: &str, drafter: &str) -> Model {
+    let mut model = Model::load(&folder(target), LoadOptions::reference()).unwrap();
+    model.add_drafter(&folder(drafter)).unwrap();
+    model
+}
+
+fn ids(golden: &Golden, name: &str) -> Vec<u32> {
+    let ids = golden.i64s(name).data;
+    ids.iter().map(|id| u32::try_from(*id).unwrap()).collect()
+}
+
+fn run(model: &mut Model, cache: &mut KvCache, tokens: &[u32], logits: LogitRows) -> Vec<f32> {
+    let mut out = Vec::new();
+    let mut batch = [Segment {
+        tokens,
+        media: &[],
+        cache,
+        logits,
+    }];
+    model.forward(&mut batch, &mut out).unwrap();
+    out
+}
+
+fn likeliest(row: &[f32]) -> u32 {
+    let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+    best.unwrap() as u32
+}
+
+fn guesses(model: &mut Model, cache: &mut KvCache, tokens: &[u32], n: usize) -> Vec<u32> {
+    let mut guesses = Vec::new();
+    let mut batch = [DraftSegment {
+        tokens,
+        cache,
+        n,
+        guesses: &mut guesses,
+    }];
+    model.draft(&mut batch).unwrap();
+    guesses
+}
+
+/// What the reference made of a prompt; with its plain causal window where the prompt is longer than that.
+fn check_round(drafter: &str, target: &str, prompt: &str, expected: &str) {
+    let golden = Golden::open(&fixture(format!("{drafter}/golden.safetensors")));
+    let mut model = load(target, drafter);
+    let mut tokens = ids(&golden, &format!("{prompt}.input_ids"));
+    let mut cache = model.new_cache(100).unwrap();
+    let logits = run(&mut model, &mut cache, &tokens, LogitRows::Last);
+    tokens.push(likeliest(&logits));
+    assert_eq!(
+        tokens.last(),
+        ids(&golden, &format!("{prompt}.first_token")).last()
+    );
+    let (mut inputs, mut scored, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    let mut guesses = Vec::new();
+    let mut batch = [DraftSegment {
+        tokens: &tokens,
+        cache: &mut cache,
+        n: 5,
+        guesses: &mut guesses,
+    }];
+    model
+        .draft_observed(&mut batch, &mut |step| {
+            inputs.extend_from_slice(step.inputs);
+            scored.push((step.ids.to_vec(), step.scores.to_vec()));
+            states.extend_from_slice(step.hidden);
+        })
+        .unwrap();
+    assert_eq!(guesses, ids(&golden, &format!("{expected}.draft_ids")));
+    let want = golden.f32s(&format!("{expected}.draft_logits")).data;
+    for (want, (ids, scores)) in want.chunks(512).zip(&scored) {
+        if ids.is_empty() {
+            assert_close("draft logits", scores, want, TOL_LOGITS);
+            continue;
+        }
+        let of_ids: Vec<f32> = ids.iter().map(|id| want[*id as usize]).collect();
+        assert_close("draft logits", scores, &of_ids, TOL_LOGITS);
+        // All other tokens stand one below the least of those that were scored.
+        let least = scores.iter().copied().fold(f32::INFINITY, f32::min);
+        let others = (0..512u32).filter(|id| !ids.contains(id));
+        others.for_each(|id| assert!((want[id as usize] - (least - 1.0)).abs() < TOL_LOGITS));
+    }
+    let want = golden.f32s(&format!("{expected}.projected_states")).data;
+    assert_close("projected states", &states, &want, TOL_HIDDEN);
+    if prompt == expected {
+        let want = golden.f32s(&format!("{prompt}.inputs")).data;
+        assert_close("inputs", &inputs, &want, TOL_HIDDEN);
+    }
+    assert_eq!(cache.len() + 1, tokens.len(), "nothing is added to the cache");
+}
+
+#[test]
+fn drafts_equal_the_reference() {
+    for (drafter, target) in PAIRS {
+        check_round(drafter, target, "short", "short");
+        check_round(drafter, target, "long", "long.window");
+    }
+}
+
+/// Greedy text in rounds of `n` guesses; also returns how many passes it took.
+fn assisted(model: &mut Model, prompt: &[u32], n_tokens: usize, n: usize) -> (Vec<u32>, usize) {
+    let mut cache = model.new_cache(200).unwrap();
+    let mut tokens = prompt.to_vec();
+    let logits = run(model, &mut cache, &tokens, LogitRows::Last);
+    tokens.push(likeliest(&logits));
+    let mut n_passes = 1;
+    while tokens.len() < prompt.len() + n_tokens {
+        let mut chain = vec![*tokens.last().unwrap()];
+        chain.extend(guesses(model, &mut cache, &tokens, n));
+        let logits = run(model, &mut cache, &chain, LogitRows::All);
+        n_passes += 1;
+        for (i, row) in logits.chunks(model.vocab_size()).enumerate() {
+            tokens.push(likeliest(row));
+            if chain.get(i + 1) != tokens.last() {
+                break;
+            }
+        }
+        assert!(cache.truncate(tokens.len() - 1));
+    }
+    tokens.truncate(prompt.len() + n_tokens);
+    (tokens.split_off(prompt.len()), n_passes)
+}
+
+#[test]
+fn assisted_text_is_greedy_text() {
+    for (drafter, target) in PAIRS {
+        let golden = Golden::open(&fixture(format!("{drafter}/golden.safetensors")));
+        let prompt = ids(&golden, "long.input_ids");
+        let want = ids(&golden, "greedy_ids");
+        let (plain, _) = assisted(&mut load(target, drafter), &prompt, want.len(), 0);
+        // The reference embeds padding for placeholders of media that it has said itself, and goes on otherwise then.
+        let n_text = want.iter().position(|id| PLACEHOLDERS.contains(id));
+        let n = n_text.map_or(want.len(), |i| i + 1);
+        assert!(n > 10);
+        assert_eq!(plain[..n], want[..n], "{drafter}");
+        for n in [1, 3, 7] {
+            let (got, _) = assisted(&mut load(target, drafter), &prompt, want.len(), n);
+            assert_eq!(got, plain, "{drafter} with {n} guesses");
+        }
+    }
+}
+
+#[test]
+fn a_model_that_drafts_for_itself_is_always_right() {
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % 500).collect();
+    let mut model = load("gemma3-text", "gemma3-text");
+    let (want, n_plain) = assisted(&mut model, &prompt, 60, 0);
+    let (got, n_passes) = assisted(&mut model, &prompt, 60, 5);
+    assert_eq!(got, want);
+    assert_eq!((n_plain, n_passes), (60, 1 + 59usize.div_ceil(6)));
+}
+
+#[test]
+fn a_smaller_model_s_cache_follows_forks_and_other_turns() {
+    let mut model = load("gemma3-text", "gemma3-text");
+    let prompt: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % 500).collect();
+    let mut cache = model.new_cache(200).unwrap();
+    run(&mut model, &mut cache, &prompt[..39], LogitRows::Last);
+    let want = guesses(&mut model, &mut cache, &prompt, 4);
+    let mut bytes = 0;
+    cache.visit_memory(&mut |_, size| bytes += size);
+    assert!(bytes > cache.bytes(), "the drafter's pages count too");
+    let mut fork = SequenceCache::fork(&cache, 39).unwrap();
+    assert!(cache.truncate(20));
+    run(&mut model, &mut cache, &prompt[20..30], LogitRows::Last);
+    assert_ne!(guesses(&mut model, &mut cache, &prompt[..31], 4), want);
+    assert_eq!(guesses(&mut model, &mut fork, &prompt, 4), want);
+    // Too long for what the cache may hold: nothing to guess.
+    assert!(guesses(&mut model, &mut fork, &prompt, 170).is_empty());
+}
+
+#[test]
+fn both_spellings_of_a_drafter_s_config_are_one_drafter() {
+    for (drafter, target) in PAIRS {
+        let dir = tempfile::tempdir().unwrap();
+        let source = folder(drafter);
+        std::fs::copy(source.join("config.hub.json"), dir.path().join("config.json")).unwrap();
+        std::fs::copy(
+            source.join("model.safetensors"),
+            dir.path().join("model.safetensors"),
+        )
+        .unwrap();
+        let prompt: Vec<u32> = (0..30).map(|i| (i * 37 + 5) % 500).collect();
+        let draft = |path: PathBuf| {
+            let mut model = Model::load(&folder(target), LoadOptions::reference()).unwrap();
+            assert_eq!(model.add_drafter(&path).unwrap(), DrafterKind::Mtp);
+            let mut cache = model.new_cache(100).unwrap();
+            run(&mut model, &mut cache, &prompt[..29], LogitRows::Last);
+            guesses(&mut model, &mut cache, &prompt, 6)
+        };
+        assert_eq!(draft(dir.path().to_owned()), draft(source));
+    }
+}
+
+#[test]
+fn a_drafter_of_another_model_is_refused_and_not_found() {
+    let mut model = Model::load(&folder("gemma4-dense"), LoadOptions::reference()).unwrap();
+    let refused = model.add_drafter(&folder("gemma4-assistant"));
+    assert!(
+        matches!(refused, Err(Error::ForeignDrafter { .. })),
+        "{refused:?}"
+    );
+    let found = |name| Checkpoint::open(&folder(name)).unwrap().find_drafter();
+    assert_eq!(found("gemma4-unified"), Some(folder("gemma4-unified-assistant")));
+    assert_eq!(found("gemma4-dense"), None);
+    assert!(!model.drafts());
+}
+
+/// The drafter of `gemma4-unified` as llama.cpp's converter writes one.
+fn write_gguf(to: &Path) {
+    let source = Safetensors::open(&folder("gemma4-unified-assistant")).unwrap();
+    let name_of = |name: &str| match name {
+        "pre_projection.weight" | "post_projection.weight" => format!("nextn.{name}"),
+        _ => gguf_name(name).unwrap(),
+    };
+    let mut builder = GgufBuilder::new();
+    let mut key = |name: &str, value| {
+        builder.metadata(&format!("gemma4-assistant.{name}"), value);
+    };
+    for (name, value) in [
+        ("block_count", 4),
+        ("embedding_length", 32),
+        ("embedding_length_out", 64),
+        ("feed_forward_length", 96),
+        ("attention.head_count", 4),
+        ("attention.key_length", 32),
+        ("attention.key_length_swa", 16),
+        ("attention.sliding_window", 16),
+        ("attention.shared_kv_layers", 4),
+        ("context_length", 262_144),
+    ] {
+        key(name, Value::U32(value));
+    }
+    key(
+        "attention.head_count_kv",
+        Value::Array(Array::from_i32s(&[2, 2, 2, 1])),
+    );
+    let is_local = Array::from_bools(&[true, true, true, false]);
+    key("attention.sliding_window_pattern", Value::Array(is_local));
+    key("rope.freq_base", Value::F32(1e6));
+    key("rope.freq_base_swa", Value::F32(1e4));
+    builder.metadata("general.architecture", Value::from("gemma4-assistant"));
+    let tensors: Vec<_> = source.tensors().map(Result::unwrap).collect();
+    for tensor in &tensors {
+        builder.tensor(&name_of(tensor.name), tensor.dtype, tensor.shape);
+    }
+    let mut writer = builder.create(to).unwrap();
+    for tensor in &tensors {
+        writer.write_tensor(&name_of(tensor.name), tensor.bytes).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_drafter_s_gguf_is_found_beside_the_model_and_drafts_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model_path, drafter_path) = (dir.path().join("model.gguf"), dir.path().join("mtp-model.gguf"));
+    let options = ConvertOptions {
+        mix: Mix::F32,
+        pure: false,
+        n_threads: 2,
+    };
+    convert(&folder("gemma4-unified"), &model_path, &options, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    write_gguf(&drafter_path);
+    let found = Checkpoint::open(&model_path).unwrap().find_drafter();
+    assert_eq!(found, Some(drafter_path.clone()));
+    let prompt: Vec<u32> = (0..30).map(|i| (i * 37 + 5) % 500).collect();
+    let draft = |model_path: &Path, drafter_path: &Path| {
+        let mut model = Model::load(model_path, LoadOptions::reference()).unwrap();
+        model.add_drafter(drafter_path).unwrap();
+        let mut cache = model.new_cache(100).unwrap();
+        run(&mut model, &mut cache, &prompt[..29], LogitRows::Last);
+        guesses(&mut model, &mut cache, &prompt, 6)
+    };
+    let want = draft(&folder("gemma4-unified"), &folder("gemma4-unified-assistant"));
+    assert_eq!(draft(&model_path, &drafter_path), want);
+}
