@@ -114,10 +114,11 @@ fn debug_logits_are_the_references() {
 
 #[test]
 fn debug_logits_of_the_last_token_alone_are_the_last_row() {
-    let all = debug_logits(&["--chunk", "7"]).f32s("logits");
-    let last = debug_logits(&["--chunk", "7", "--last"]).f32s("logits");
+    // Other rows in the last products mean other rounding.
+    let all = debug_logits(&["--dtype", "f32", "--chunk", "7"]).f32s("logits");
+    let last = debug_logits(&["--dtype", "f32", "--chunk", "7", "--last"]).f32s("logits");
     assert_eq!(last.shape, [1, 512]);
-    assert_eq!(last.data, all.data[all.data.len() - 512..]);
+    assert_close("last", &last.data, &all.data[all.data.len() - 512..], TOL_LOGITS);
 }
 
 #[test]
