@@ -2,8 +2,8 @@
 //! One endpoint over many providers.
 //!
 //! A request names a route or a `provider/model`; the route's policy orders its candidates, and they are asked until
-//! one answers. Bodies are read no deeper than routing needs ([`fields`]), streams are passed on event by event
-//! ([`relay`]), and what is learned about a provider decides who is asked next ([`health`]). Nothing here runs a model:
+//! one answers. Bodies are read no deeper than routing needs (`fields`), streams are passed on event by event
+//! (`relay`), and what is learned about a provider decides who is asked next (`health`). Nothing here runs a model:
 //! a local one is a provider like any other.
 
 mod access;

@@ -2,7 +2,7 @@
 //! Who may ask, how much they may spend, and what every request cost.
 //!
 //! [`Ledger::admit`] decides in memory, in one step, and holds what a request may cost; [`Hold::settle`] replaces the
-//! hold by what it did cost. Both write a line to a [journal](journal) before they return, which survives the process;
+//! hold by what it did cost. Both write a line to a journal (`journal.rs`) before they return, which survives the process;
 //! a thread of its own moves these lines into SQLite in groups. Money is whole millionths of a dollar, rounded up once
 //! for each request. Keys are kept as hashes: the text of one is shown when it is made and never again.
 
