@@ -326,7 +326,7 @@ async fn attempt(
         account: Some(Account::new(permit, &candidate.name, call.body_bytes)),
     };
     let read = async {
-        let sent = tokio::time::timeout_at(until, means.upstream.send(request)).await;
+        let sent = tokio::time::timeout_at(until, means.upstream.send(&candidate.provider, request)).await;
         let response = sent.map_err(|_| too_slow())??;
         reading.read(response, forwarding).await
     };
@@ -384,6 +384,7 @@ impl Reading<'_> {
             .headers
             .get("x-request-id")
             .or_else(|| head.headers.get("request-id"))
+            .or_else(|| head.headers.get("x-amzn-requestid"))
             .cloned();
         let kind = head
             .headers

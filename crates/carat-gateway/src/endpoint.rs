@@ -15,6 +15,8 @@ pub(crate) enum Dialect {
     Gemini,
     /// Ollama's own.
     Ollama,
+    /// Converse of AWS Bedrock; no client speaks it here.
+    Bedrock,
 }
 
 /// One operation of an API.
@@ -99,43 +101,22 @@ impl Endpoint {
         )
     }
 
-    /// The path under the base URL of a provider that speaks `dialect`.
-    pub(crate) fn path(self, dialect: Dialect, model: &str, is_stream: bool) -> String {
-        let own = match self {
-            Self::Completions => "/completions",
-            Self::Responses => "/responses",
-            Self::Embeddings => "/embeddings",
-            Self::Rerank => "/rerank",
-            Self::Moderations => "/moderations",
-            Self::CountTokens => "/v1/messages/count_tokens",
-            Self::Chat | Self::Messages | Self::Generate | Self::OllamaChat => match dialect {
-                Dialect::OpenAi => "/chat/completions",
-                Dialect::Anthropic => "/v1/messages",
-                Dialect::Ollama => "/api/chat",
-                Dialect::Gemini => {
-                    let verb = if is_stream {
-                        "streamGenerateContent?alt=sse"
-                    } else {
-                        "generateContent"
-                    };
-                    return format!("/models/{}:{verb}", encoded(model));
-                }
-            },
-        };
-        own.to_string()
-    }
-
     /// Whether `stream_options` means something there.
     pub(crate) fn has_stream_options(self) -> bool {
         matches!(self, Self::Chat | Self::Completions)
     }
 }
 
+/// Whether a byte stands for itself in every part of an address.
+pub(crate) fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
 /// A name as part of a path.
-fn encoded(name: &str) -> String {
+pub(crate) fn encoded(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~@".contains(&byte) {
+        if is_unreserved(byte) || byte == b'@' {
             out.push(char::from(byte));
         } else {
             out.push_str(&format!("%{byte:02X}"));
@@ -177,7 +158,6 @@ mod tests {
         );
         assert_eq!(Called::of("/v1beta/models/x:delete"), None);
         assert_eq!(Called::of("/v1beta/models/%zz:generateContent"), None);
-        let path = Endpoint::Chat.path(Dialect::Gemini, "a/../b?c", true);
-        assert_eq!(path, "/models/a%2F..%2Fb%3Fc:streamGenerateContent?alt=sse");
+        assert_eq!(encoded("a/../b?c"), "a%2F..%2Fb%3Fc");
     }
 }

@@ -136,7 +136,14 @@ impl Failure {
         body: &[u8],
         secret: Option<&str>,
     ) -> Self {
-        let told = Told::read(body);
+        let mut told = Told::read(body);
+        // AWS names the error there, with an address behind it.
+        if let Some(kind) = headers
+            .get("x-amzn-errortype")
+            .and_then(|kind| kind.to_str().ok())
+        {
+            told.kind = kind.split(':').next().map(ToString::to_string);
+        }
         let wait = stated_wait(headers, SystemTime::now()).or(told.delay);
         Self::judged(status.as_u16(), told, wait, secret)
     }
@@ -255,6 +262,8 @@ impl Told {
             429 | 402 | 403 if code == "insufficient_quota" || kind == "billing_error" || status == 402 => {
                 Class::OutOfQuota
             }
+            _ if kind == "ServiceQuotaExceededException" => Class::OutOfQuota,
+            _ if kind == "ModelNotReadyException" => Class::Overloaded,
             429 if says(&["quota"]) && says(&["per day", "perday"]) => Class::OutOfQuota,
             429 => Class::RateLimited,
             503 | 529 | 498 => Class::Overloaded,
@@ -354,7 +363,9 @@ fn scrubbed(message: &str, secret: Option<&str>) -> String {
     };
     let mut out = String::with_capacity(message.len());
     for word in message.split_inclusive(|c: char| c.is_whitespace() || "\"'`(),;".contains(c)) {
-        let is_secret = ["sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "Bearer"];
+        let is_secret = [
+            "sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "AKIA", "ASIA", "ya29.", "Bearer",
+        ];
         if is_secret
             .iter()
             .any(|prefix| word.starts_with(prefix) && word.len() > prefix.len() + 1)

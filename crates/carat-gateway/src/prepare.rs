@@ -2,14 +2,14 @@
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::Full;
 use serde_json::Value;
 
 use crate::attempt::Call;
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::fields::{Fate, Fields};
-use crate::provider::{Provider, StreamUsage, Unsupported};
+use crate::paths;
+use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
 use crate::translate::Question;
@@ -17,7 +17,7 @@ use crate::upstream;
 
 /// A request that can be sent.
 pub(crate) struct Prepared {
-    pub(crate) request: Request<Full<Bytes>>,
+    pub(crate) request: Request<Bytes>,
     /// Fields that the provider does not get.
     pub(crate) dropped: Vec<String>,
     /// How its answer is read.
@@ -44,9 +44,7 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
             provider.name
         )));
     }
-    let path = call
-        .endpoint
-        .path(provider.dialect, &candidate.model, call.is_stream);
+    let path = paths::path(provider, call.endpoint, &candidate.model, call.is_stream);
     let uri = provider
         .base
         .join(&path)
@@ -62,7 +60,9 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
     }
     let mut forwarded = call.forwarded.clone();
     forwarded.retain(|(name, _)| {
-        !name.as_str().starts_with("anthropic-") || provider.dialect == Dialect::Anthropic
+        let is_anthropic = provider.dialect == Dialect::Anthropic;
+        !name.as_str().starts_with("anthropic-")
+            || is_anthropic && (provider.surface == Surface::Usual || name != "anthropic-version")
     });
     Ok(Prepared {
         request: upstream::request(provider, uri, body, &forwarded),
@@ -79,6 +79,9 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
     })
 }
 
+/// What Vertex wants to read in a body for Anthropic's models, as JSON.
+const VERTEX_VERSION: &str = "\"vertex-2023-10-16\"";
+
 /// The body with what this provider wants otherwise; the names of fields that it does not get; whether the client did
 /// not ask for the usage that will come.
 type Written = (Vec<u8>, Vec<String>, bool);
@@ -89,14 +92,20 @@ fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
     let mut dropped = Vec::new();
     let stream_options = stream_options(provider, call);
     let mut added = Vec::new();
-    // Gemini's path names the model.
-    if provider.dialect != Dialect::Gemini {
+    let is_vertex = provider.surface == Surface::Vertex;
+    if is_vertex {
+        added.push(("anthropic_version", VERTEX_VERSION.to_string()));
+    } else if provider.dialect != Dialect::Gemini {
         added.push(("model", Value::from(candidate.model.as_str()).to_string()));
     }
     if let StreamOptions::Set(text) = &stream_options.what {
         added.push(("stream_options", text.clone()));
     }
     let body = call.fields.compose(&added, |name, value| {
+        // The path names it.
+        if is_vertex && name == "model" {
+            return Fate::Drop;
+        }
         if name == "stream_options" && matches!(stream_options.what, StreamOptions::Remove) {
             return Fate::Drop;
         }
@@ -120,12 +129,18 @@ fn told(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> {
         )
     };
     let value = call.fields.value().map_err(unreadable)?;
-    let mut question = Question::read(call.endpoint.dialect(), &value)?;
+    let mut question = Question::read(call.endpoint, &value)?;
     question.stream = call.is_stream;
     let (value, mut dropped) = question.write(provider.dialect, &candidate.model)?;
     let text = value.to_string();
     let fields = Fields::read(text.as_bytes()).map_err(unreadable)?;
-    let body = fields.compose(&[], |name, value| {
+    let is_vertex = provider.surface == Surface::Vertex;
+    let version = [("anthropic_version", VERTEX_VERSION.to_string())];
+    let added = if is_vertex { &version[..] } else { &[] };
+    let body = fields.compose(added, |name, value| {
+        if is_vertex && name == "model" {
+            return Fate::Drop;
+        }
         if name == "stream_options" && provider.stream_usage == StreamUsage::Always {
             return Fate::Drop;
         }
@@ -206,8 +221,6 @@ fn stream_options(provider: &Provider, call: &Call<'_>) -> Options {
 mod tests {
     use std::sync::Arc;
 
-    use http_body_util::BodyExt;
-
     use super::*;
     use crate::config::{Config, Env};
 
@@ -235,15 +248,16 @@ mod tests {
         let prepared = prepare(&config.target("p/m").unwrap(), &call)?;
         assert_eq!(
             prepared.request.uri().path(),
-            format!("/v1{}", endpoint.path(Dialect::OpenAi, "m", false))
+            format!(
+                "/v1{}",
+                if endpoint == Endpoint::Chat {
+                    "/chat/completions"
+                } else {
+                    "/responses"
+                }
+            )
         );
-        let body = prepared.request.into_body().collect();
-        let mut body = std::pin::pin!(body);
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let std::task::Poll::Ready(Ok(body)) = std::future::Future::poll(body.as_mut(), &mut cx) else {
-            panic!()
-        };
-        let text = String::from_utf8(body.to_bytes().to_vec()).unwrap();
+        let text = String::from_utf8(prepared.request.into_body().to_vec()).unwrap();
         Ok((text, prepared.dropped, prepared.forwarding.hides_usage))
     }
 

@@ -7,7 +7,8 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use serde::Deserialize;
 
 use crate::Error;
-use crate::endpoint::Dialect;
+use crate::credentials::{Aws, AwsText, Google, Proof};
+use crate::endpoint::{Dialect, is_unreserved};
 
 /// The providers that carat knows.
 const KNOWN: &str = include_str!("providers.toml");
@@ -34,6 +35,25 @@ pub(crate) enum Unsupported {
     Forward,
 }
 
+/// Where a provider's paths and bodies differ from what is usual for its dialect.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Surface {
+    #[default]
+    Usual,
+    /// Azure's older one: deployments in the path, and this `api-version`.
+    Deployments(String),
+    /// Anthropic's models at Vertex.
+    Vertex,
+}
+
+/// The name of a [`Surface`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SurfaceName {
+    Deployments,
+    Vertex,
+}
+
 /// What is written about a provider; in the configuration everything is optional.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -47,6 +67,8 @@ pub(crate) struct ProviderText {
     pub(crate) key_env: Option<String>,
     pub(crate) key_file: Option<std::path::PathBuf>,
     pub(crate) auth: Option<String>,
+    pub(crate) aws: Option<AwsText>,
+    pub(crate) surface: Option<SurfaceName>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) drop: Option<Vec<String>>,
     pub(crate) rename: Option<BTreeMap<String, String>>,
@@ -78,6 +100,8 @@ impl ProviderText {
             key_env: self.key_env.or(other.key_env),
             key_file: self.key_file,
             auth: self.auth.or(other.auth),
+            aws: self.aws,
+            surface: self.surface.or(other.surface),
             headers: self.headers,
             drop: self.drop.or(other.drop),
             rename: self.rename.or(other.rename),
@@ -103,6 +127,9 @@ pub(crate) struct Provider {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// The key itself, so that it can be taken out of messages.
     pub(crate) secret: Option<String>,
+    /// What each request needs beside the headers.
+    pub(crate) proof: Proof,
+    pub(crate) surface: Surface,
     pub(crate) drop: Vec<String>,
     pub(crate) rename: BTreeMap<String, String>,
     pub(crate) unsupported: Unsupported,
@@ -186,7 +213,10 @@ pub(crate) fn provider(
         ));
     }
     let has_own_key_env = text.key_env.is_some();
-    let text = text.or(model.unwrap_or_default());
+    let mut text = text.or(model.unwrap_or_default());
+    let secret = secret(&text, has_own_key_env, env, &field)?;
+    let google = google(&text, secret.as_deref(), env, &field)?;
+    derived_vars(&mut text, google.as_ref(), env);
     let url = text.base_url.as_deref().ok_or_else(|| {
         Error::config(
             field("base-url"),
@@ -205,12 +235,26 @@ pub(crate) fn provider(
             format!("`{url}` is no http or https address without a user"),
         )
     })?;
-    let secret = secret(&text, has_own_key_env, env, &field)?;
+    // Credentials of Google's are no key that goes into a header.
+    let key = secret.as_deref().filter(|_| google.is_none());
     let is_local = text.local.unwrap_or_else(|| base.is_loopback());
     Ok(Provider {
         name: name.to_string(),
         dialect: text.dialect.unwrap_or(Dialect::OpenAi),
-        headers: headers(&text, secret.as_deref(), &field)?,
+        headers: headers(&text, key, &field)?,
+        surface: match text.surface {
+            None => Surface::Usual,
+            Some(SurfaceName::Vertex) => Surface::Vertex,
+            Some(SurfaceName::Deployments) => Surface::Deployments(api_version(&text.vars, &field)?),
+        },
+        proof: match (google, text.auth.as_deref()) {
+            (Some(google), _) => Proof::Google(google),
+            (None, Some("aws")) if key.is_none() => {
+                let region = text.vars.get("region").cloned().unwrap_or_default();
+                Proof::Aws(Aws::new(region, text.aws.unwrap_or_default(), env))
+            }
+            _ => Proof::Headers,
+        },
         secret,
         drop: text.drop.unwrap_or_default(),
         rename: text.rename.unwrap_or_default(),
@@ -255,6 +299,77 @@ fn secret(
     Ok(key)
 }
 
+/// Credentials that access tokens are fetched with, where the provider wants such tokens. A key that is no such
+/// file is a token itself.
+fn google(
+    text: &ProviderText,
+    secret: Option<&str>,
+    env: &dyn Fn(&str) -> Option<String>,
+    field: &dyn Fn(&str) -> String,
+) -> Result<Option<Google>, Error> {
+    if text.auth.as_deref() != Some("google") {
+        return Ok(None);
+    }
+    let file = match secret {
+        Some(secret) => secret.to_string(),
+        None => match env("GOOGLE_APPLICATION_CREDENTIALS").filter(|path| !path.is_empty()) {
+            Some(path) => crate::config::read(std::path::Path::new(&path))?,
+            None => return Ok(None),
+        },
+    };
+    if !file.trim_start().starts_with('{') {
+        return Ok(None);
+    }
+    let made = Google::read(&file).map_err(|why| Error::config(field("key-file"), why))?;
+    Ok(Some(made))
+}
+
+/// Parts of addresses that follow from something else.
+fn derived_vars(text: &mut ProviderText, google: Option<&Google>, env: &dyn Fn(&str) -> Option<String>) {
+    let env = |names: &[&str]| {
+        names
+            .iter()
+            .find_map(|name| env(name).filter(|value| !value.is_empty()))
+    };
+    let derived = match text.auth.as_deref() {
+        Some("aws") => vec![("region", env(&["AWS_REGION", "AWS_DEFAULT_REGION"]))],
+        Some("google") => {
+            let project = google.and_then(|google| google.project.clone());
+            let location = text.vars.get("location").cloned();
+            let location = location.or_else(|| env(&["GOOGLE_CLOUD_LOCATION"]));
+            let location = location.unwrap_or_else(|| "global".into());
+            let host = match location.as_str() {
+                "global" => "aiplatform.googleapis.com".into(),
+                "us" | "eu" => format!("aiplatform.{location}.rep.googleapis.com"),
+                region => format!("{region}-aiplatform.googleapis.com"),
+            };
+            vec![
+                ("project", env(&["GOOGLE_CLOUD_PROJECT"]).or(project)),
+                ("location", Some(location)),
+                ("host", Some(host)),
+            ]
+        }
+        _ => Vec::new(),
+    };
+    for (name, value) in derived {
+        if let Some(value) = value {
+            text.vars.entry(name.to_string()).or_insert(value);
+        }
+    }
+}
+
+/// Azure's `api-version`, which becomes part of an address.
+fn api_version(vars: &BTreeMap<String, String>, field: &dyn Fn(&str) -> String) -> Result<String, Error> {
+    let version = vars.get("api-version").map_or("2024-10-21", String::as_str);
+    if version.bytes().all(is_unreserved) {
+        return Ok(version.to_string());
+    }
+    Err(Error::config(
+        field("vars"),
+        format!("`{version}` is no version such as 2024-10-21"),
+    ))
+}
+
 fn headers(
     text: &ProviderText,
     secret: Option<&str>,
@@ -270,7 +385,9 @@ fn headers(
             Error::config(field("headers"), format!("`{name}` cannot be sent as a header"))
         })?);
     }
-    if text.dialect == Some(Dialect::Anthropic) && !text.headers.contains_key("anthropic-version") {
+    let is_usual = text.surface.is_none();
+    if text.dialect == Some(Dialect::Anthropic) && is_usual && !text.headers.contains_key("anthropic-version")
+    {
         headers.push((
             HeaderName::from_static("anthropic-version"),
             HeaderValue::from_static("2023-06-01"),
@@ -280,7 +397,7 @@ fn headers(
     let unusable = || Error::config(field("key"), "the key has characters that no header can carry");
     let (name, value) = match text.auth.as_deref().unwrap_or("bearer") {
         "none" => return Ok(headers),
-        "bearer" => (AUTHORIZATION, HeaderValue::try_from(format!("Bearer {secret}"))),
+        "bearer" | "aws" | "google" => (AUTHORIZATION, HeaderValue::try_from(format!("Bearer {secret}"))),
         name => {
             let name = name
                 .parse()
@@ -324,7 +441,8 @@ mod tests {
     fn every_known_provider_can_be_used() {
         let known = known().unwrap();
         assert!(known.len() >= 40, "{}", known.len());
-        let vars = "vars = { account = \"a\", host = \"h\", resource = \"r\" }";
+        let vars =
+            "vars = { account = \"a\", host = \"h\", resource = \"r\", region = \"e\", project = \"p\" }";
         for (name, text) in &known {
             let provider = made(name, vars, &[(text.key_env.as_deref().unwrap_or("-"), "secret")]).unwrap();
             assert_eq!(provider.secret.is_some(), text.key_env.is_some(), "{name}");
@@ -351,6 +469,51 @@ mod tests {
         let provider = made("mine", "base-url = \"http://[::1]:9/v1/\"", &[]).unwrap();
         assert!(provider.is_local && provider.headers.is_empty());
         assert_eq!(provider.base.join("/a").unwrap(), "http://[::1]:9/v1/a");
+    }
+
+    #[test]
+    fn clouds_are_found_by_region_and_proved_by_keys_or_tokens() {
+        let url = |provider: &Provider| provider.base.join("/x").unwrap().to_string();
+        let aws = made("bedrock", "", &[("AWS_REGION", "eu-west-1")]).unwrap();
+        assert_eq!(url(&aws), "https://bedrock-runtime.eu-west-1.amazonaws.com/x");
+        assert!(matches!(aws.proof, Proof::Aws(_)) && aws.headers.is_empty());
+        let bearer = made(
+            "bedrock",
+            "vars = { region = \"r\" }",
+            &[("AWS_BEARER_TOKEN_BEDROCK", "k")],
+        )
+        .unwrap();
+        assert!(matches!(bearer.proof, Proof::Headers) && bearer.headers[0].1 == "Bearer k");
+        assert!(
+            made("bedrock", "", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("region")
+        );
+
+        let file = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/fixtures/gateway/service-account.json"
+        );
+        let vertex = made("vertex", &format!("key-file = {file:?}"), &[]).unwrap();
+        let global =
+            "https://aiplatform.googleapis.com/v1/projects/test-project/locations/global/publishers/google/x";
+        assert_eq!(url(&vertex), global);
+        assert!(matches!(vertex.proof, Proof::Google(_)) && vertex.headers.is_empty());
+        let token = "key = \"ya29.token\"\nvars = { project = \"p\", location = \"europe-west4\" }";
+        let vertex = made("vertex", token, &[("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")]).unwrap();
+        assert!(url(&vertex).starts_with(
+            "https://europe-west4-aiplatform.googleapis.com/v1/projects/p/locations/europe-west4/"
+        ));
+        assert!(matches!(vertex.proof, Proof::Headers) && vertex.headers[0].1 == "Bearer ya29.token");
+        assert!(
+            made("vertex", "key = \"{}\"", &[])
+                .unwrap_err()
+                .to_string()
+                .contains("providers.vertex.key-file")
+        );
+        let version = "vars = { resource = \"r\", api-version = \"1&x=2\" }";
+        assert!(made("azure-deployments", version, &[]).is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Streams cut into records: server-sent events or lines.
+//! Streams cut into records: server-sent events, lines or frames.
 //!
 //! Bytes come in pieces of any size; a record is given out when its end has come. Lines may end in `\n`, `\r\n` or
 //! `\r`; an event may have several `data:` lines and no space after the colon; comments are skipped. [`Record::raw`]
@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use crate::frames::{self, Found};
 use crate::limits::EVENT_BYTES;
 
 /// How a stream is cut.
@@ -15,6 +16,8 @@ pub(crate) enum Framing {
     Events,
     /// One JSON value a line.
     Lines,
+    /// AWS's binary frames.
+    Frames,
 }
 
 /// One record.
@@ -74,6 +77,7 @@ impl Records {
         match self.framing {
             Framing::Events => self.next_event(),
             Framing::Lines => self.next_line(),
+            Framing::Frames => self.next_frame(),
         }
     }
 
@@ -94,6 +98,40 @@ impl Records {
                     data: Cow::Borrowed(raw.trim_ascii()),
                     raw,
                 });
+            }
+        }
+    }
+
+    fn next_frame(&mut self) -> Option<Record<'_>> {
+        let from = self.start;
+        match frames::next(&self.buffer[from..], EVENT_BYTES) {
+            Found::More => None,
+            Found::Broken => {
+                self.start = self.buffer.len();
+                Some(Record {
+                    name: frames::BROKEN,
+                    data: Cow::Borrowed(b""),
+                    raw: b"",
+                })
+            }
+            Found::Frame {
+                length,
+                name,
+                payload,
+                is_error,
+            } => {
+                self.start += length;
+                let raw = &self.buffer[from..self.start];
+                let name = match name {
+                    Some(name) => &raw[name],
+                    None if is_error => frames::ERROR,
+                    None => b"",
+                };
+                Some(Record {
+                    name,
+                    data: Cow::Borrowed(&raw[payload]),
+                    raw,
+                })
             }
         }
     }

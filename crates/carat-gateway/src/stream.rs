@@ -110,6 +110,7 @@ impl Forwarding {
     pub(crate) fn framing(&self) -> Framing {
         match self.dialect {
             Dialect::Ollama => Framing::Lines,
+            Dialect::Bedrock => Framing::Frames,
             _ => Framing::Events,
         }
     }
@@ -118,6 +119,7 @@ impl Forwarding {
     pub(crate) fn is_stream(&self, content_type: &str) -> bool {
         let expected = match self.dialect {
             Dialect::Ollama => "application/x-ndjson",
+            Dialect::Bedrock => "application/vnd.amazon.eventstream",
             _ => "text/event-stream",
         };
         content_type.starts_with(expected)

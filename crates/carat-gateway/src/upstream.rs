@@ -13,6 +13,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::Error;
+use crate::endpoint::Dialect;
 use crate::failure::{Class, Failure};
 use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
 use crate::provider::Provider;
@@ -59,8 +60,19 @@ impl Upstream {
         Ok(Self { client })
     }
 
-    /// Sends a request. The body of the answer is still to come.
-    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+    /// Sends a request to a provider, with what proves whose it is. The body of the answer is still to come.
+    pub(crate) async fn send(
+        &self,
+        provider: &Provider,
+        mut request: Request<Bytes>,
+    ) -> Result<Response<Incoming>, Failure> {
+        provider.proof.add(&mut request, self).await?;
+        self.plain(request).await
+    }
+
+    /// Sends a request as it is.
+    pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<Incoming>, Failure> {
+        let request = request.map(Full::new);
         self.client.request(request).await.map_err(|error| {
             // What exactly went wrong names hosts, which are the operator's business alone.
             tracing::debug!(%error, source = ?std::error::Error::source(&error), "a provider cannot be reached");
@@ -80,8 +92,8 @@ pub(crate) fn request(
     uri: Uri,
     body: Vec<u8>,
     forwarded: &[(HeaderName, HeaderValue)],
-) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(Bytes::from(body)));
+) -> Request<Bytes> {
+    let mut request = Request::new(Bytes::from(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
     let headers = request.headers_mut();
@@ -89,7 +101,10 @@ pub(crate) fn request(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(
         ACCEPT,
-        HeaderValue::from_static("application/json, text/event-stream"),
+        HeaderValue::from_static(match provider.dialect {
+            Dialect::Bedrock => "application/json, application/vnd.amazon.eventstream",
+            _ => "application/json, text/event-stream",
+        }),
     );
     headers.insert(
         USER_AGENT,

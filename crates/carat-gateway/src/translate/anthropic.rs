@@ -4,18 +4,18 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, new_id, refused, set, strings, text, unknown, written,
+    Writer, new_id, refused, safe_name, set, strings, text, unknown, words, written,
 };
 use crate::failure::Failure;
 use crate::records::Record;
 use crate::usage::Usage;
 
 /// Tokens of an answer where the client states none: the API wants a number.
-const MAX_TOKENS: u64 = 4096;
+pub(super) const MAX_TOKENS: u64 = 4096;
 /// Least tokens of thoughts that the API takes.
 const MIN_BUDGET: u64 = 1024;
 
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 15] = [
     "model",
     "messages",
     "system",
@@ -30,9 +30,7 @@ const KNOWN: [&str; 17] = [
     "thinking",
     "output_config",
     "metadata",
-    // Marks for a whole request; single blocks carry their own.
-    "cache_control",
-    "service_tier",
+    // In bodies that were meant for a cloud.
     "anthropic_version",
 ];
 
@@ -108,6 +106,7 @@ fn format(format: &Value) -> Format {
         Some("json_schema") => Format::Schema {
             name: "answer".into(),
             schema: format["schema"].clone(),
+            strict: Some(true),
         },
         _ => Format::Text,
     }
@@ -161,7 +160,7 @@ fn piece(block: &Value, path: &str) -> Result<Piece, Failure> {
         },
         Some("thinking") => Piece::Thinking {
             text: text(&block["thinking"]).unwrap_or_default(),
-            signature: text(&block["signature"]),
+            signature: words(&block["signature"]),
         },
         Some("redacted_thinking") => Piece::Redacted(text(&block["data"]).unwrap_or_default()),
         Some("tool_use") => Piece::Call {
@@ -230,7 +229,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     }
     write_thinking(question, model, max_tokens, &mut body, dropped);
     // Both may not be set on newer models, and with thoughts neither.
-    if body["thinking"].is_null() {
+    if body["thinking"].is_null() || body["thinking"]["type"] == "disabled" {
         set(
             &mut body,
             "temperature",
@@ -242,8 +241,13 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
             dropped.push("top_p".into());
         }
         set(&mut body, "top_k", question.top_k);
-    } else if question.temperature.is_some_and(|temperature| temperature != 1.0) {
-        dropped.push("temperature".into());
+    } else {
+        let samplers = [("temperature", question.temperature), ("top_p", question.top_p)];
+        let changed = samplers
+            .iter()
+            .filter(|(_, value)| value.is_some_and(|value| value != 1.0));
+        dropped.extend(changed.map(|(name, _)| (*name).to_string()));
+        question.drop_set(&["top_k"], dropped);
     }
     if !question.stop.is_empty() {
         body["stop_sequences"] = json!(question.stop);
@@ -263,7 +267,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
 }
 
 /// Thoughts: models up to the fourth generation take a budget, later ones an effort.
-fn write_thinking(
+pub(super) fn write_thinking(
     question: &Question,
     model: &str,
     max_tokens: u64,
@@ -294,6 +298,11 @@ fn write_thinking(
             _ => 16_384,
         },
     };
+    // With thoughts the model itself must choose whether to call.
+    if matches!(question.choice, Choice::Required | Choice::Named(_)) && !question.tools.is_empty() {
+        dropped.push("reasoning_effort".into());
+        return;
+    }
     if !is_old {
         body["thinking"] = json!({"type": "adaptive"});
         if let Some(Thinking::Effort(effort)) = &question.thinking {
@@ -321,15 +330,9 @@ fn write_tool(tool: &Tool) -> Value {
     value
 }
 
-/// Names and ids may have letters, digits, `_` and `-`; others become `_`, in calls and results alike.
+/// Names and ids may have letters, digits, `_` and `-`, in calls and results alike.
 fn safe(name: &str) -> String {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let name: String = name
-        .chars()
-        .map(|c| if fits(c) { c } else { '_' })
-        .take(128)
-        .collect();
-    if name.is_empty() { "_".into() } else { name }
+    safe_name(name, 128)
 }
 
 fn write_turn(turn: &Turn) -> Value {

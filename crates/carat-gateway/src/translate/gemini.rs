@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, new_id, refused, set, strings, text, unknown, written,
+    Writer, joined, new_id, refused, set, strings, text, unknown, unknown_in, written,
 };
 use crate::failure::{Class, Failure};
 use crate::records::Record;
@@ -22,6 +22,23 @@ const KNOWN: [&str; 6] = [
     "generationConfig",
 ];
 
+const KNOWN_CONFIG: [&str; 14] = [
+    "candidateCount",
+    "temperature",
+    "topP",
+    "topK",
+    "seed",
+    "presencePenalty",
+    "frequencyPenalty",
+    "maxOutputTokens",
+    "stopSequences",
+    "thinkingConfig",
+    "responseMimeType",
+    "responseSchema",
+    "responseJsonSchema",
+    "responseModalities",
+];
+
 pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     let contents = body["contents"]
         .as_array()
@@ -31,6 +48,13 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         return Err(refused(
             "generationConfig.candidateCount",
             "this provider gives one answer at a time",
+        ));
+    }
+    let modalities = strings(&config["responseModalities"]);
+    if modalities.iter().any(|kind| !kind.eq_ignore_ascii_case("text")) {
+        return Err(refused(
+            "generationConfig.responseModalities",
+            "this provider answers in text only",
         ));
     }
     let system = if body["systemInstruction"].is_null() {
@@ -54,6 +78,9 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         unknown: unknown(body, &KNOWN),
         ..Question::default()
     };
+    question
+        .unknown
+        .extend(unknown_in(body, "generationConfig", &KNOWN_CONFIG));
     let mut ids = Ids::default();
     for part in system["parts"].as_array().into_iter().flatten() {
         question.system.extend(piece(part, &mut ids)?);
@@ -182,6 +209,7 @@ fn format(config: &Value) -> Format {
         Some("application/json") if schema.is_object() => Format::Schema {
             name: "answer".into(),
             schema: lowered(schema),
+            strict: None,
         },
         Some("application/json") => Format::Json,
         _ => Format::Text,
@@ -231,7 +259,7 @@ fn read_tool(function: &Value) -> Tool {
     }
 }
 
-pub(super) fn request(question: &Question, dropped: &mut Vec<String>) -> Result<Value, Failure> {
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let turns = question.turns.iter().map(|turn| write_turn(question, turn));
     let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
     if contents.is_empty() {
@@ -281,12 +309,7 @@ pub(super) fn request(question: &Question, dropped: &mut Vec<String>) -> Result<
             config["thinkingConfig"] = json!({"thinkingBudget": budget, "includeThoughts": true});
         }
         Some(Thinking::Effort(effort)) => {
-            let budget = match effort.as_str() {
-                "minimal" | "low" => 1024,
-                "medium" => 8192,
-                _ => 24_576,
-            };
-            config["thinkingConfig"] = json!({"thinkingBudget": budget, "includeThoughts": true});
+            config["thinkingConfig"] = effort_config(effort, model);
         }
     }
     if config.as_object().is_some_and(|config| !config.is_empty()) {
@@ -294,6 +317,26 @@ pub(super) fn request(question: &Question, dropped: &mut Vec<String>) -> Result<
     }
     question.drop_set(&["parallel_tool_calls", "user"], dropped);
     Ok(body)
+}
+
+/// Models up to 2.5 take a budget of thoughts, later ones a level.
+fn effort_config(effort: &str, model: &str) -> Value {
+    let is_old = ["gemini-1", "gemini-2"];
+    if is_old.iter().any(|old| model.contains(old)) {
+        let budget = match effort {
+            "minimal" | "low" => 1024,
+            "medium" => 8192,
+            _ => 24_576,
+        };
+        return json!({"thinkingBudget": budget, "includeThoughts": true});
+    }
+    let level = match effort {
+        "minimal" => "MINIMAL",
+        "low" => "LOW",
+        "medium" => "MEDIUM",
+        _ => "HIGH",
+    };
+    json!({"thinkingLevel": level, "includeThoughts": true})
 }
 
 fn write_tool(tool: &Tool) -> Value {
@@ -313,7 +356,17 @@ fn write_turn(question: &Question, turn: &Turn) -> Result<Value, Failure> {
     } else {
         "user"
     };
-    let parts = turn.pieces.iter().map(|piece| part(question, piece));
+    // Results are objects: images in them come after, as the user's.
+    let within = turn.pieces.iter().flat_map(|piece| match piece {
+        Piece::Result { content, .. } => content.as_slice(),
+        _ => &[],
+    });
+    let within = within.filter(|piece| matches!(piece, Piece::Image { .. } | Piece::Document { .. }));
+    let parts = turn
+        .pieces
+        .iter()
+        .chain(within)
+        .map(|piece| part(question, piece));
     let parts: Vec<Value> = parts
         .collect::<Result<Vec<_>, _>>()?
         .into_iter()
@@ -349,7 +402,11 @@ fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
             json!({"functionCall": {"name": name, "args": arguments}, "thoughtSignature": signature})
         }
         Piece::Result {
-            id, name, content, ..
+            id,
+            name,
+            content,
+            is_error,
+            ..
         } => {
             let name = name.as_deref().or(question.called(id)).ok_or_else(|| {
                 refused(
@@ -358,9 +415,10 @@ fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
                 )
             })?;
             let said = joined(content);
+            let key = if *is_error { "error" } else { "result" };
             // An object goes through as it is; anything else is wrapped in one.
             let response = serde_json::from_str::<Value>(&said).ok().filter(Value::is_object);
-            json!({"functionResponse": {"name": name, "response": response.unwrap_or_else(|| json!({"result": said}))}})
+            json!({"functionResponse": {"name": name, "response": response.unwrap_or_else(|| json!({key: said}))}})
         }
     }))
 }

@@ -8,6 +8,7 @@
 //! in chat completions as `thinking_blocks` (Anthropic's) and `extra_content.google.thought_signature` (Gemini's).
 
 pub(crate) mod anthropic;
+mod bedrock;
 pub(crate) mod gemini;
 pub(crate) mod ollama;
 pub(crate) mod openai;
@@ -15,7 +16,7 @@ mod transform;
 
 use serde_json::Value;
 
-use crate::endpoint::Dialect;
+use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::records::Record;
 use crate::usage::Usage;
@@ -145,6 +146,8 @@ enum Format {
     Schema {
         name: String,
         schema: Value,
+        /// Whether the answer must fit it to the letter, where the client says.
+        strict: Option<bool>,
     },
 }
 
@@ -186,12 +189,12 @@ pub(crate) struct Question {
 
 impl Question {
     /// Reads a client's request.
-    pub(crate) fn read(dialect: Dialect, body: &Value) -> Result<Self, Failure> {
-        match dialect {
-            Dialect::OpenAi => openai::question(body),
+    pub(crate) fn read(endpoint: Endpoint, body: &Value) -> Result<Self, Failure> {
+        match endpoint.dialect() {
             Dialect::Anthropic => anthropic::question(body),
             Dialect::Gemini => gemini::question(body),
             Dialect::Ollama => ollama::question(body),
+            Dialect::OpenAi | Dialect::Bedrock => openai::question(body),
         }
     }
 
@@ -201,8 +204,9 @@ impl Question {
         let value = match dialect {
             Dialect::OpenAi => openai::request(self, model, &mut dropped),
             Dialect::Anthropic => anthropic::request(self, model, &mut dropped),
-            Dialect::Gemini => gemini::request(self, &mut dropped)?,
+            Dialect::Gemini => gemini::request(self, model, &mut dropped)?,
             Dialect::Ollama => ollama::request(self, model, &mut dropped)?,
+            Dialect::Bedrock => bedrock::request(self, model, &mut dropped)?,
         };
         Ok((value, dropped))
     }
@@ -314,26 +318,27 @@ pub(crate) fn reader(dialect: Dialect, is_apart: bool) -> Box<dyn Reader> {
         Dialect::Anthropic => Box::<anthropic::MessageReader>::default(),
         Dialect::Gemini => Box::<gemini::ContentReader>::default(),
         Dialect::Ollama => Box::<ollama::LineReader>::default(),
+        Dialect::Bedrock => Box::<bedrock::ConverseReader>::default(),
     }
 }
 
 /// How a client's stream is written. `wants_usage`: it asked for the usage at the end.
-pub(crate) fn writer(dialect: Dialect, wants_usage: bool) -> Box<dyn Writer> {
-    match dialect {
-        Dialect::OpenAi => Box::new(openai::ChunkWriter::new(wants_usage)),
+pub(crate) fn writer(endpoint: Endpoint, wants_usage: bool) -> Box<dyn Writer> {
+    match endpoint.dialect() {
         Dialect::Anthropic => Box::<anthropic::EventWriter>::default(),
         Dialect::Gemini => Box::<gemini::ContentWriter>::default(),
         Dialect::Ollama => Box::<ollama::LineWriter>::default(),
+        Dialect::OpenAi | Dialect::Bedrock => Box::new(openai::ChunkWriter::new(wants_usage)),
     }
 }
 
 /// A whole answer in a client's words.
-pub(crate) fn whole(dialect: Dialect, answer: &Answer) -> Value {
-    match dialect {
-        Dialect::OpenAi => openai::answer(answer),
+pub(crate) fn whole(endpoint: Endpoint, answer: &Answer) -> Value {
+    match endpoint.dialect() {
         Dialect::Anthropic => anthropic::answer(answer),
         Dialect::Gemini => gemini::answer(answer),
         Dialect::Ollama => ollama::answer(answer),
+        Dialect::OpenAi | Dialect::Bedrock => openai::answer(answer),
     }
 }
 
@@ -447,6 +452,29 @@ fn joined(pieces: &[Piece]) -> String {
     texts.join("\n")
 }
 
+/// A text that is not empty.
+fn words(value: &Value) -> Option<String> {
+    text(value).filter(|text| !text.is_empty())
+}
+
+/// A name of letters, digits, `_` and `-` for providers that take no others: the rest becomes `_`.
+fn safe_name(name: &str, most_chars: usize) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let name: String = name
+        .chars()
+        .map(|c| if fits(c) { c } else { '_' })
+        .take(most_chars)
+        .collect();
+    if name.is_empty() { "_".into() } else { name }
+}
+
+/// Images and documents in a call's result, for providers whose results are text: they come after it.
+fn media(content: &[Piece]) -> impl Iterator<Item = &Piece> {
+    content
+        .iter()
+        .filter(|piece| matches!(piece, Piece::Image { .. } | Piece::Document { .. }))
+}
+
 /// An id for a call that came without.
 fn new_id(prefix: &str) -> String {
     format!("{prefix}{:016x}", fastrand::u64(..))
@@ -479,6 +507,12 @@ fn unknown(body: &Value, known: &[&str]) -> Vec<String> {
         .filter(|(name, value)| !value.is_null() && !known.contains(&name.as_str()))
         .map(|(name, _)| name.clone())
         .collect()
+}
+
+/// The same within an object of the request, by their whole names.
+fn unknown_in(body: &Value, object: &str, known: &[&str]) -> Vec<String> {
+    let names = unknown(&body[object], known).into_iter();
+    names.map(|name| format!("{object}.{name}")).collect()
 }
 
 /// Sets a field if there is something to set it to.

@@ -4,21 +4,25 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, new_id, refused, set, strings, text, unknown,
+    Writer, joined, media, new_id, refused, set, strings, text, unknown, unknown_in,
 };
+use crate::clock::rfc3339;
 use crate::failure::Failure;
 use crate::records::Record;
 use crate::usage::Usage;
 
-const KNOWN: [&str; 8] = [
-    "model",
-    "messages",
-    "tools",
-    "format",
-    "options",
-    "stream",
-    "keep_alive",
-    "think",
+const KNOWN: [&str; 7] = [
+    "model", "messages", "tools", "format", "options", "stream", "think",
+];
+const KNOWN_OPTIONS: [&str; 8] = [
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "num_predict",
+    "stop",
 ];
 
 pub(super) fn question(body: &Value) -> Result<Question, Failure> {
@@ -33,6 +37,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             schema @ Value::Object(_) => Format::Schema {
                 name: "answer".into(),
                 schema: schema.clone(),
+                strict: None,
             },
             _ => Format::Text,
         },
@@ -57,6 +62,9 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         unknown: unknown(body, &KNOWN),
         ..Question::default()
     };
+    question
+        .unknown
+        .extend(unknown_in(body, "options", &KNOWN_OPTIONS));
     let mut calls: Vec<(String, String)> = Vec::new();
     for (i, message) in messages.iter().enumerate() {
         read_message(message, i, &mut calls, &mut question)?;
@@ -198,21 +206,29 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     Ok(body)
 }
 
+fn image(piece: &Piece) -> Result<Value, Failure> {
+    match piece {
+        Piece::Image {
+            source: Source::Data { data, .. },
+            ..
+        } => Ok(json!(data)),
+        Piece::Image { .. } => Err(refused(
+            "messages",
+            "this provider takes images as data only; send a data: URL",
+        )),
+        _ => Err(refused(
+            "messages",
+            "this provider takes images only, no other files",
+        )),
+    }
+}
+
 fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Result<(), Failure> {
     let (mut said, mut images, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     for piece in &turn.pieces {
         match piece {
             Piece::Text { text, .. } => said.push(text.as_str()),
-            Piece::Image {
-                source: Source::Data { data, .. },
-                ..
-            } => images.push(json!(data)),
-            Piece::Image { .. } | Piece::Document { .. } => {
-                return Err(refused(
-                    "messages",
-                    "this provider takes images as data only; send a data: URL",
-                ));
-            }
+            Piece::Image { .. } | Piece::Document { .. } => images.push(image(piece)?),
             Piece::Call { name, arguments, .. } => {
                 calls.push(json!({"function": {"name": name, "arguments": arguments}}));
             }
@@ -221,6 +237,10 @@ fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Re
             } => {
                 let name = name.as_deref().or(question.called(id)).unwrap_or_default();
                 messages.push(json!({"role": "tool", "tool_name": name, "content": joined(content)}));
+                // Images in a result come after it, as the user's.
+                for piece in media(content) {
+                    images.push(image(piece)?);
+                }
             }
             Piece::Thinking { .. } | Piece::Redacted(_) => {}
         }
@@ -251,34 +271,9 @@ fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-/// The time of day, as Ollama's clients want it.
-fn created() -> String {
-    let now = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    let (days, second) = (now.as_secs() / 86_400, now.as_secs() % 86_400);
-    // The proleptic calendar in eras of 400 years that begin on the first of March.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
-    let in_year = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * in_year + 2) / 153;
-    let (day, month_number) = (
-        in_year - (153 * month + 2) / 5 + 1,
-        if month < 10 { month + 3 } else { month - 9 },
-    );
-    let year = era * 400 + year + u64::from(month_number <= 2);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!(
-        "{year:04}-{month_number:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:06}Z",
-        second % 60,
-        now.subsec_micros()
-    )
-}
-
 fn line(model: &str, message: &Value, last: Option<(Finish, &Usage)>) -> Value {
     let mut line =
-        json!({"model": model, "created_at": created(), "message": message, "done": last.is_some()});
+        json!({"model": model, "created_at": rfc3339(), "message": message, "done": last.is_some()});
     if let Some((finish, usage)) = last {
         line["done_reason"] = json!(finish_name(finish));
         for name in [

@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, new_id, parsed, refused, set, strings, text, unknown, written,
+    Writer, joined, media, new_id, parsed, refused, set, strings, text, unknown, words, written,
 };
+use crate::clock::now_s;
 use crate::failure::Failure;
 use crate::records::Record;
 use crate::usage::{OpenAiUsage, Usage};
@@ -49,13 +50,17 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     let messages = body["messages"]
         .as_array()
         .ok_or_else(|| refused("messages", "`messages` must be an array"))?;
+    for old in ["functions", "function_call"] {
+        if !body[old].is_null() {
+            return Err(refused(
+                old,
+                "this provider has no such field; send `tools` and `tool_choice`",
+            ));
+        }
+    }
+    let tools = body["tools"].as_array().into_iter().flatten().map(tool);
     let mut question = Question {
-        tools: body["tools"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(tool)
-            .collect::<Result<_, _>>()?,
+        tools: allowed(tools.collect::<Result<_, _>>()?, &body["tool_choice"]),
         choice: choice(&body["tool_choice"]),
         parallel: body["parallel_tool_calls"].as_bool(),
         format: format(&body["response_format"]),
@@ -103,6 +108,10 @@ fn read_message(message: &Value, path: &str, question: &mut Question) -> Result<
             question.push(Role::User, vec![result]);
         }
         Some("assistant") => {
+            if message["function_call"].is_object() {
+                let message = "this provider has no such field; send `tool_calls`";
+                return Err(refused(&format!("{path}.function_call"), message));
+            }
             let mut all = thoughts(message);
             all.extend(content);
             for call in message["tool_calls"].as_array().into_iter().flatten() {
@@ -132,7 +141,7 @@ fn thoughts(message: &Value) -> Vec<Piece> {
         Some("redacted_thinking") => text(&block["data"]).map(Piece::Redacted),
         _ => Some(Piece::Thinking {
             text: text(&block["thinking"])?,
-            signature: text(&block["signature"]),
+            signature: words(&block["signature"]),
         }),
     };
     blocks.filter_map(piece).collect()
@@ -197,8 +206,22 @@ fn tool(tool: &Value) -> Result<Tool, Failure> {
     })
 }
 
+/// Where only some tools may be called, the others are as good as absent.
+fn allowed(tools: Vec<Tool>, choice: &Value) -> Vec<Tool> {
+    let Some(names) = choice["allowed_tools"]["tools"].as_array() else {
+        return tools;
+    };
+    let is_allowed = |tool: &Tool| {
+        names
+            .iter()
+            .any(|name| name["function"]["name"] == tool.name.as_str() || name["name"] == tool.name.as_str())
+    };
+    tools.into_iter().filter(is_allowed).collect()
+}
+
 fn choice(choice: &Value) -> Choice {
-    match choice.as_str() {
+    let mode = &choice["allowed_tools"]["mode"];
+    match choice.as_str().or(mode.as_str()) {
         Some("none") => Choice::None,
         Some("required" | "any") => Choice::Required,
         Some(_) => Choice::Auto,
@@ -212,6 +235,7 @@ fn format(format: &Value) -> Format {
         Some("json_schema") => Format::Schema {
             name: text(&format["json_schema"]["name"]).unwrap_or_else(|| "answer".into()),
             schema: format["json_schema"]["schema"].clone(),
+            strict: format["json_schema"]["strict"].as_bool(),
         },
         _ => Format::Text,
     }
@@ -244,8 +268,10 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     match &question.format {
         Format::Text => {}
         Format::Json => body["response_format"] = json!({"type": "json_object"}),
-        Format::Schema { name, schema } => {
-            let schema = json!({"name": name, "schema": schema, "strict": true});
+        Format::Schema { name, schema, strict } => {
+            // Strict schemas are a subset: one that was made for another API may not be in it.
+            let strict = strict.unwrap_or(true) && fits_strict(schema);
+            let schema = json!({"name": name, "schema": schema, "strict": strict});
             body["response_format"] = json!({"type": "json_schema", "json_schema": schema});
         }
     }
@@ -267,6 +293,28 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     }
     question.drop_set(&["top_k"], dropped);
     body
+}
+
+/// Whether every object of a schema lists all its properties as required and allows no others.
+fn fits_strict(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => {
+            let is_object = schema["type"] == "object" || fields.contains_key("properties");
+            let names = schema["properties"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(name, _)| name);
+            let required = schema["required"].as_array().map_or(&[][..], Vec::as_slice);
+            let is_closed = schema["additionalProperties"] == false
+                && names
+                    .clone()
+                    .all(|name| required.iter().any(|other| other == name.as_str()));
+            (!is_object || is_closed) && fields.values().all(fits_strict)
+        }
+        Value::Array(items) => items.iter().all(fits_strict),
+        _ => true,
+    }
 }
 
 /// The effort that a budget of tokens comes to.
@@ -301,12 +349,7 @@ fn write_turn(turn: &Turn, messages: &mut Vec<Value>) {
             Piece::Result { id, content, .. } => {
                 messages.push(json!({"role": "tool", "tool_call_id": id, "content": joined(content)}));
                 // Chat completions take no images in results: they come after, as the user's.
-                parts.extend(
-                    content
-                        .iter()
-                        .filter(|piece| matches!(piece, Piece::Image { .. }))
-                        .filter_map(part),
-                );
+                parts.extend(media(content).filter_map(part));
             }
             other => parts.extend(part(other)),
         }
@@ -394,13 +437,6 @@ fn usage_value(usage: &Usage) -> Value {
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     })
-}
-
-fn now_s() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 pub(super) fn answer(answer: &Answer) -> Value {
@@ -542,6 +578,7 @@ pub(super) struct ChatReader {
     has_begun: bool,
     /// The index of the call that is being written.
     call: Option<u64>,
+    call_id: Option<String>,
     has_calls: bool,
     is_done: bool,
 }
@@ -552,6 +589,7 @@ impl ChatReader {
             is_apart,
             has_begun: false,
             call: None,
+            call_id: None,
             has_calls: false,
             is_done: false,
         }
@@ -568,16 +606,17 @@ impl ChatReader {
         }
         let choice = &value["choices"][0];
         let message = &choice[said];
-        let thoughts = message["reasoning_content"]
-            .as_str()
-            .or(message["reasoning"].as_str());
-        if let Some(thoughts) = thoughts.filter(|text| !text.is_empty()) {
-            events.push(Event::Thinking(thoughts.to_string()));
+        let thoughts = words(&message["reasoning_content"]).or(words(&message["reasoning"]));
+        events.extend(thoughts.map(Event::Thinking));
+        events.extend(words(&message["content"]).map(Event::Text));
+        // Mistral's models that think say it in parts.
+        for part in message["content"].as_array().into_iter().flatten() {
+            events.extend(words(&part["text"]).map(Event::Text));
+            for part in part["thinking"].as_array().into_iter().flatten() {
+                events.extend(words(&part["text"]).map(Event::Thinking));
+            }
         }
-        let words = message["content"].as_str().or(message["refusal"].as_str());
-        if let Some(words) = words.filter(|text| !text.is_empty()) {
-            events.push(Event::Text(words.to_string()));
-        }
+        events.extend(words(&message["refusal"]).map(Event::Text));
         for (i, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
             self.read_call(call, i as u64, events);
         }
@@ -603,13 +642,17 @@ impl ChatReader {
     fn read_call(&mut self, call: &Value, i: u64, events: &mut Vec<Event>) {
         let index = call["index"].as_u64().unwrap_or(i);
         let function = &call["function"];
-        if self.call != Some(index) {
+        let id = words(&call["id"]);
+        // Some number every call 0, and only the id tells that another begins.
+        let is_other = id
+            .as_ref()
+            .is_some_and(|id| self.call_id.as_ref().is_some_and(|last| last != id));
+        if self.call != Some(index) || is_other {
             self.call = Some(index);
+            self.call_id.clone_from(&id);
             self.has_calls = true;
             events.push(Event::Call {
-                id: text(&call["id"])
-                    .filter(|id| !id.is_empty())
-                    .unwrap_or_else(|| new_id("call_")),
+                id: id.unwrap_or_else(|| new_id("call_")),
                 name: text(&function["name"]).unwrap_or_default(),
                 signature: text(&call["extra_content"]["google"]["thought_signature"]),
             });

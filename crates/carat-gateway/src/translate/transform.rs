@@ -102,7 +102,7 @@ impl Translated {
     pub(crate) fn new(forwarding: Forwarding) -> Self {
         Self {
             reader: reader(forwarding.dialect, forwarding.reasoning_apart),
-            writer: writer(forwarding.endpoint.dialect(), !forwarding.hides_usage),
+            writer: writer(forwarding.endpoint, !forwarding.hides_usage),
             forwarding,
             events: Vec::new(),
             counted: Counted::default(),
@@ -211,6 +211,6 @@ pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<(
     for event in &events {
         counted.count(event);
     }
-    let answer = whole(forwarding.endpoint.dialect(), &Answer::of(events));
+    let answer = whole(forwarding.endpoint, &Answer::of(events));
     Ok((Bytes::from(answer.to_string()), counted.usage()))
 }

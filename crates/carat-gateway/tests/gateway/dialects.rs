@@ -4,22 +4,44 @@ use serde_json::{Value, json};
 
 use crate::support::{Rig, mock, rig};
 
-/// Providers `m` (OpenAI's API), `anthropic`, `gemini` and `ollama`, all the mock.
+/// Providers `m` (OpenAI's API) and one for every other API, all the mock.
 async fn all() -> Rig {
     let rig = rig("").await;
     let mock = rig.mock_address;
+    let account = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../tests/fixtures/gateway/service-account.json"
+    );
+    let account = std::fs::read_to_string(account).unwrap();
+    let mut account: Value = serde_json::from_str(&account).unwrap();
+    account["token_uri"] = Value::from(format!("http://{mock}/token"));
     let text = format!(
         "[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
          [providers.anthropic]\nbase-url = \"http://{mock}\"\nkey = \"sk-ant\"\n\
          [providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\nkey = \"AIza-key\"\n\
-         [providers.ollama]\nbase-url = \"http://{mock}\"\n"
+         [providers.ollama]\nbase-url = \"http://{mock}\"\n\
+         [providers.bedrock]\nbase-url = \"http://{mock}\"\nvars = {{ region = \"eu-west-1\" }}\n\
+         aws = {{ access-key-id = \"AKIDEXAMPLE\", secret-access-key = \"aws-secret\", session-token = \"aws-session\" }}\n\
+         [providers.vertex]\nbase-url = \"http://{mock}/v1/projects/{{project}}/locations/{{location}}/publishers/google\"\n\
+         key = '{account}'\n\
+         [providers.vertex-anthropic]\nbase-url = \"http://{mock}/v1/publishers/anthropic\"\nkey = \"ya29.own\"\n\
+         [providers.azure-deployments]\nbase-url = \"http://{mock}/openai\"\nkey = \"azure-key\"\n"
     );
     rig.gateway
         .replace(carat_gateway::Config::parse(&text, &crate::support::env()).unwrap());
     rig
 }
 
-const PROVIDERS: [&str; 4] = ["m", "anthropic", "gemini", "ollama"];
+const PROVIDERS: [&str; 8] = [
+    "m",
+    "anthropic",
+    "gemini",
+    "ollama",
+    "bedrock",
+    "vertex",
+    "vertex-anthropic",
+    "azure-deployments",
+];
 const CLIENTS: [&str; 4] = ["openai", "anthropic", "gemini", "ollama"];
 
 /// A question in a client's words: a path and a body.
@@ -204,6 +226,7 @@ async fn every_client_understands_every_provider() {
                 assert_eq!(reply.status, 200, "{case}: {}", reply.text);
                 let seen = understood(client, is_stream, &reply.text);
                 let is_tool = command == "tool";
+                let is_native = !matches!(provider, "m" | "azure-deployments");
                 if is_tool {
                     assert_eq!(
                         (seen.call.as_str(), seen.text.as_str()),
@@ -213,10 +236,10 @@ async fn every_client_understands_every_provider() {
                     );
                     let arguments: Value = serde_json::from_str(&seen.arguments).unwrap();
                     assert_eq!(arguments, json!({"city": "K\u{f6}ln"}), "{case}");
-                } else if provider != "m" {
+                } else if is_native {
                     assert_eq!(seen.text, mock::NATIVE[1..].concat(), "{case}: {}", reply.text);
                 }
-                if provider != "m" {
+                if is_native {
                     assert_eq!(seen.thoughts, mock::NATIVE[0], "{case}: {}", reply.text);
                 }
                 let finish = match (client, is_tool) {
@@ -279,6 +302,8 @@ async fn providers_are_asked_in_their_own_words() {
     assert_eq!(told["messages"][2]["content"][1]["text"], "and now?");
     assert_eq!(told["messages"].as_array().unwrap().len(), 3);
 
+    let chat = body;
+    let body = &chat;
     let gemini = body.to_string().replace("anthropic/ok", "gemini/ok");
     assert_eq!(
         rig.post("/v1/chat/completions", &gemini).await.headers["x-carat-dropped"],
@@ -315,7 +340,21 @@ async fn providers_are_asked_in_their_own_words() {
         (&json!(3), &json!(false))
     );
 
-    let far = body
+    let image_of_result =
+        json!([{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "BBBB"}}]);
+    let body = json!({"model": "gemini/ok", "max_tokens": 9, "messages": [
+        {"role": "user", "content": "look"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "screen", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": image_of_result}]}]});
+    assert_eq!(rig.post("/v1/messages", &body.to_string()).await.status, 200);
+    let inline = json!({"inlineData": {"mimeType": "image/png", "data": "BBBB"}});
+    assert_eq!(
+        last().1["contents"][2]["parts"][1],
+        inline,
+        "images in results are not lost"
+    );
+
+    let far = chat
         .to_string()
         .replace("anthropic/ok", "gemini/ok")
         .replace(image, "https://example.com/a.png");
@@ -324,6 +363,164 @@ async fn providers_are_asked_in_their_own_words() {
         400,
         "nothing is fetched on a client's word"
     );
+}
+
+#[tokio::test]
+async fn bedrock_is_asked_in_its_own_words_and_every_request_is_signed() {
+    let rig = all().await;
+    let body = json!({"model": "bedrock/anthropic.claude-sonnet-4-5;ok:0", "max_tokens": 2000, "temperature": 0.5, "top_k": 5,
+        "system": [{"type": "text", "text": "Be kind", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+        "thinking": {"type": "enabled", "budget_tokens": 1500}, "stop_sequences": ["x"],
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "tools": [{"name": "a.b", "description": "d", "input_schema": {"type": "object"}}],
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}},
+                {"type": "document", "title": "a/b.pdf", "source": {"type": "base64", "media_type": "application/pdf", "data": "CCCC"}}]},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": "s"},
+                {"type": "redacted_thinking", "data": "UkVE"}, {"type": "tool_use", "id": "t:1", "name": "a.b", "input": {"x": 1}}]},
+            {"role": "user", "content": [{"type": "text", "text": "so?"},
+                {"type": "tool_result", "tool_use_id": "t:1", "content": "21", "is_error": true, "cache_control": {"type": "ephemeral"}}]}]});
+    let reply = rig.post("/v1/messages", &body.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.headers["x-carat-dropped"], "temperature, top_k");
+    let (head, told) = rig.mock.last.lock().unwrap().clone();
+    let head = head.to_lowercase();
+    assert!(
+        head.starts_with("post /model/anthropic.claude-sonnet-4-5%3bok%3a0/converse http/1.1"),
+        "{head}"
+    );
+    assert!(
+        head.contains("credential=akidexample/") && head.contains("/eu-west-1/bedrock/aws4_request"),
+        "{head}"
+    );
+    assert!(
+        head.contains("signedheaders=content-type;host;x-amz-date;x-amz-security-token"),
+        "{head}"
+    );
+    assert!(
+        head.contains("x-amz-security-token: aws-session") && !head.contains("aws-secret"),
+        "{head}"
+    );
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let point = json!({"cachePoint": {"type": "default", "ttl": "1h"}});
+    assert_eq!(told["system"], json!([{"text": "Be kind"}, point]));
+    assert_eq!(
+        told["inferenceConfig"],
+        json!({"maxTokens": 2000, "stopSequences": ["x"]})
+    );
+    let thinking = json!({"thinking": {"type": "enabled", "budget_tokens": 1500}});
+    assert_eq!(told["additionalModelRequestFields"], thinking);
+    assert_eq!(told["toolConfig"]["tools"][0]["toolSpec"]["name"], "a_b");
+    assert_eq!(
+        told["outputConfig"]["textFormat"]["structure"]["jsonSchema"]["schema"],
+        "{\"type\":\"object\"}"
+    );
+    let messages = &told["messages"];
+    assert_eq!(
+        messages[0]["content"][0],
+        json!({"image": {"format": "jpeg", "source": {"bytes": "AAAA"}}})
+    );
+    assert_eq!(messages[0]["content"][1]["document"]["name"], "a-b-pdf");
+    assert_eq!(
+        messages[0]["content"][2],
+        json!({"text": "."}),
+        "a document may not be alone"
+    );
+    let thought = json!({"reasoningContent": {"reasoningText": {"text": "t", "signature": "s"}}});
+    let call = json!({"toolUse": {"toolUseId": "t_1", "name": "a_b", "input": {"x": 1}}});
+    let redacted = json!({"reasoningContent": {"redactedContent": "UkVE"}});
+    assert_eq!(messages[1]["content"], json!([thought, redacted, call]));
+    let result = json!({"toolResult": {"toolUseId": "t_1", "content": [{"text": "21"}], "status": "error"}});
+    let point = json!({"cachePoint": {"type": "default"}});
+    assert_eq!(messages[2]["content"], json!([result, point, {"text": "so?"}]));
+}
+
+#[tokio::test]
+async fn damaged_and_broken_streams_of_frames_are_told_to_the_client() {
+    let rig = all().await;
+    for (command, expected) in [
+        ("bad-crc", "damaged"),
+        ("fail=6", "mock is tired"),
+        ("cut=6", "cut off"),
+    ] {
+        let (path, body) = asked("anthropic", &format!("bedrock/{command}"), true);
+        let reply = rig.post(&path, &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{command}");
+        let last = reply
+            .text
+            .trim_end()
+            .lines()
+            .last()
+            .unwrap()
+            .trim_start_matches("data: ");
+        let value: Value = serde_json::from_str(last).unwrap();
+        assert_eq!(value["type"], "error", "{command}: {}", reply.text);
+        assert!(last.contains(expected), "{command}: {last}");
+        assert!(!reply.text.contains("message_stop"), "{command}");
+    }
+    let (path, body) = asked("openai", "bedrock/fail=1", true);
+    let reply = rig.post(&path, &body.to_string()).await;
+    assert_eq!(
+        reply.status, 429,
+        "nothing was said yet, so the error is the answer's own"
+    );
+}
+
+#[tokio::test]
+async fn tokens_of_google_are_fetched_once_and_used_for_all() {
+    let rig = all().await;
+    let (path, body) = asked("openai", "vertex/ok", false);
+    let body = body.to_string();
+    let four = tokio::join!(
+        rig.post(&path, &body),
+        rig.post(&path, &body),
+        rig.post(&path, &body),
+        rig.post(&path, &body)
+    );
+    let statuses = [four.0.status, four.1.status, four.2.status, four.3.status];
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    let (head, _) = rig.mock.last.lock().unwrap().clone();
+    assert!(
+        head.starts_with(
+            "POST /v1/projects/test-project/locations/global/publishers/google/models/ok:generateContent "
+        ),
+        "{head}"
+    );
+    assert!(
+        head.to_lowercase().contains("authorization: bearer ya29.mock-0"),
+        "{head}"
+    );
+    assert_eq!(rig.mock.tokens.load(std::sync::atomic::Ordering::Relaxed), 1);
+    let statement = rig.mock.statement.lock().unwrap().clone();
+    assert!(
+        statement
+            .starts_with("grant_type=urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer&assertion=ey"),
+        "{statement}"
+    );
+
+    let (path, body) = asked("anthropic", "vertex-anthropic/ok", true);
+    rig.post(&path, &body.to_string()).await;
+    let (head, told) = rig.mock.last.lock().unwrap().clone();
+    assert!(
+        head.starts_with("POST /v1/publishers/anthropic/models/ok:streamRawPredict "),
+        "{head}"
+    );
+    assert!(
+        head.to_lowercase().contains("bearer ya29.own") && !head.contains("anthropic-version"),
+        "{head}"
+    );
+    assert!(
+        told.contains("\"anthropic_version\":\"vertex-2023-10-16\"") && !told.contains("\"model\""),
+        "{told}"
+    );
+    let (path, body) = asked("openai", "azure-deployments/ok", false);
+    rig.post(&path, &body.to_string()).await;
+    let (head, _) = rig.mock.last.lock().unwrap().clone();
+    assert!(
+        head.starts_with("POST /openai/deployments/ok/chat/completions?api-version=2024-10-21 "),
+        "{head}"
+    );
+    assert!(head.to_lowercase().contains("api-key: azure-key"), "{head}");
 }
 
 #[tokio::test]

@@ -15,10 +15,14 @@
 //!
 //! | `tool` | a call of `weather` instead of words |
 //!
-//! By its paths it speaks OpenAI's chat completions, Anthropic's Messages, Gemini's generateContent and Ollama's
-//! `/api/chat`; the native three know the words of [`NATIVE`], `tool`, `status` and `cut`.
+//! By its paths it speaks OpenAI's chat completions, Anthropic's Messages, Gemini's generateContent (both also as Vertex
+//! has them), Ollama's `/api/chat` and Bedrock's Converse; the native ones know the words of [`NATIVE`], `tool`,
+//! `status`, `cut` and `bad-crc`. At `/token` it gives out access tokens.
 //!
 //! It is written over plain sockets, so that it costs little and can break every rule of HTTP.
+
+#[path = "clouds.rs"]
+mod clouds;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -41,6 +45,9 @@ pub(crate) struct Seen {
     /// The head and body of the latest request, where `remembers` is set.
     pub(crate) last: Mutex<(String, String)>,
     pub(crate) remembers: bool,
+    /// Access tokens given out, and what the latest was given for.
+    pub(crate) tokens: AtomicU64,
+    pub(crate) statement: Mutex<String>,
 }
 
 impl Seen {
@@ -75,6 +82,19 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
         };
         let body = &buffer[head..head + length];
         let command = Command::of(&buffer[..head], body);
+        if command.dialect == Dialect::Token {
+            let n = seen.tokens.fetch_add(1, Ordering::Relaxed);
+            *seen.statement.lock().unwrap() = String::from_utf8_lossy(body).into_owned();
+            buffer.drain(..head + length);
+            let given = clouds::google_token(n);
+            if whole(&mut stream, "200 OK", "", "application/json", &given)
+                .await
+                .is_none()
+            {
+                return;
+            }
+            continue;
+        }
         seen.requests.fetch_add(1, Ordering::Relaxed);
         let mut n = 0;
         if command.name != "ok" || seen.remembers {
@@ -133,6 +153,8 @@ enum Dialect {
     Anthropic,
     Gemini,
     Ollama,
+    Bedrock,
+    Token,
 }
 
 /// What a model's name orders.
@@ -148,17 +170,28 @@ impl Command {
     fn of(head: &[u8], body: &[u8]) -> Self {
         let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         let path = String::from_utf8_lossy(path);
+        let named = |name: &str, dialect, is_stream| Self {
+            name: name.replace("%3D", "=").replace("%3B", ";"),
+            dialect,
+            is_stream,
+            wants_usage: true,
+        };
         if let Some(rest) = path.split("/models/").nth(1) {
             let (name, verb) = rest.split_once(':').unwrap();
-            return Self {
-                name: name.replace("%3D", "=").replace("%3B", ";"),
-                dialect: Dialect::Gemini,
-                is_stream: verb.starts_with("stream"),
-                wants_usage: true,
+            let dialect = if verb.ends_with("awPredict") {
+                Dialect::Anthropic
+            } else {
+                Dialect::Gemini
             };
+            return named(name, dialect, verb.starts_with("stream"));
+        }
+        if let Some(rest) = path.split("/model/").nth(1) {
+            let (name, verb) = rest.split_once('/').unwrap();
+            return named(name, Dialect::Bedrock, verb == "converse-stream");
         }
         let dialect = match path.as_ref() {
             "/api/chat" => Dialect::Ollama,
+            "/token" => Dialect::Token,
             path if path.ends_with("/messages") => Dialect::Anthropic,
             _ => Dialect::OpenAi,
         };
@@ -370,29 +403,43 @@ pub(crate) const NATIVE: [&str; 3] = ["hmm", "Gr\u{fc}\u{df}e ", "aus K\u{f6}ln"
 /// Anthropic, Gemini and Ollama: 11 tokens in, of which 2 cached (Ollama: none), 4 out.
 async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
     let is_tool = command.has("tool");
-    let records = match (command.dialect, is_tool) {
-        (Dialect::Anthropic, _) => anthropic_events(is_tool),
-        (Dialect::Gemini, _) => gemini_records(is_tool),
-        _ => ollama_lines(is_tool),
+    let bytes = |records: Vec<String>| records.into_iter().map(String::into_bytes).collect();
+    let mut records: Vec<Vec<u8>> = match command.dialect {
+        Dialect::Anthropic => bytes(anthropic_events(is_tool)),
+        Dialect::Gemini => bytes(gemini_records(is_tool)),
+        Dialect::Bedrock => clouds::bedrock_frames(is_tool),
+        _ => bytes(ollama_lines(is_tool)),
     };
     if !command.is_stream {
         let body = match command.dialect {
             Dialect::Anthropic => anthropic_whole(is_tool),
             Dialect::Gemini => gemini_whole(is_tool),
+            Dialect::Bedrock => clouds::bedrock_whole(is_tool),
             _ => ollama_whole(is_tool),
         };
         return whole(stream, "200 OK", "", "application/json", &body).await;
     }
-    let kind = if command.dialect == Dialect::Ollama {
-        "application/x-ndjson"
-    } else {
-        "text/event-stream"
+    let kind = match command.dialect {
+        Dialect::Ollama => "application/x-ndjson",
+        Dialect::Bedrock => "application/vnd.amazon.eventstream",
+        _ => "text/event-stream",
     };
+    if let Some(i) = command.number("fail") {
+        records.truncate(i as usize);
+        records.push(clouds::bedrock_exception());
+    }
+    if command.has("bad-crc") {
+        let last = records.len() - 3;
+        *records[last].last_mut().unwrap() ^= 1;
+    }
     let mut out =
         format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ntransfer-encoding: chunked\r\n\r\n").into_bytes();
     let cut = command.number("cut").map_or(records.len(), |n| n as usize);
     for record in records.iter().take(cut) {
-        chunk(&mut out, record.as_bytes());
+        // In two pieces, as networks cut.
+        let (first, second) = record.split_at(record.len() / 2);
+        chunk(&mut out, first);
+        chunk(&mut out, second);
     }
     if cut < records.len() {
         stream.write_all(&out).await.ok()?;

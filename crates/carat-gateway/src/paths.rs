@@ -1,0 +1,99 @@
+//! Where an operation is asked for at a provider.
+
+use crate::endpoint::{Dialect, Endpoint, encoded};
+use crate::provider::{Provider, Surface};
+
+/// The path under the provider's base URL.
+pub(crate) fn path(provider: &Provider, endpoint: Endpoint, model: &str, is_stream: bool) -> String {
+    match (provider.dialect, &provider.surface) {
+        (Dialect::OpenAi, Surface::Deployments(version)) => {
+            let model = encoded(model);
+            format!("/deployments/{model}{}?api-version={version}", openai(endpoint))
+        }
+        (Dialect::OpenAi, _) => openai(endpoint).into(),
+        (Dialect::Anthropic, Surface::Vertex) => {
+            let verb = if is_stream {
+                "streamRawPredict"
+            } else {
+                "rawPredict"
+            };
+            format!("/models/{}:{verb}", encoded(model))
+        }
+        (Dialect::Anthropic, _) => match endpoint {
+            Endpoint::CountTokens => "/v1/messages/count_tokens".into(),
+            _ => "/v1/messages".into(),
+        },
+        (Dialect::Gemini, _) => {
+            let verb = if is_stream {
+                "streamGenerateContent?alt=sse"
+            } else {
+                "generateContent"
+            };
+            format!("/models/{}:{verb}", encoded(model))
+        }
+        (Dialect::Ollama, _) => "/api/chat".into(),
+        (Dialect::Bedrock, _) => {
+            let verb = if is_stream { "converse-stream" } else { "converse" };
+            format!("/model/{}/{verb}", encoded(model))
+        }
+    }
+}
+
+fn openai(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Completions => "/completions",
+        Endpoint::Responses => "/responses",
+        Endpoint::Embeddings => "/embeddings",
+        Endpoint::Rerank => "/rerank",
+        Endpoint::Moderations => "/moderations",
+        _ => "/chat/completions",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Env};
+
+    #[test]
+    fn names_of_models_cannot_leave_their_place_in_a_path() {
+        let env: Env = std::sync::Arc::new(|_| None);
+        let path_at = |provider: &str, endpoint, is_stream| {
+            let vars = "vars = { region = \"r\", resource = \"r\", location = \"l\", project = \"p\" }";
+            let config = Config::parse(&format!("[providers.{provider}]\n{vars}"), &env).unwrap();
+            path(&config.providers[provider], endpoint, "a/../b?c:0", is_stream)
+        };
+        let cases = [
+            ("openai", false, "/chat/completions"),
+            (
+                "gemini",
+                true,
+                "/models/a%2F..%2Fb%3Fc%3A0:streamGenerateContent?alt=sse",
+            ),
+            ("vertex", false, "/models/a%2F..%2Fb%3Fc%3A0:generateContent"),
+            (
+                "vertex-anthropic",
+                true,
+                "/models/a%2F..%2Fb%3Fc%3A0:streamRawPredict",
+            ),
+            ("bedrock", true, "/model/a%2F..%2Fb%3Fc%3A0/converse-stream"),
+            (
+                "azure-deployments",
+                false,
+                "/deployments/a%2F..%2Fb%3Fc%3A0/chat/completions?api-version=2024-10-21",
+            ),
+            ("ollama", false, "/api/chat"),
+        ];
+        for (provider, is_stream, expected) in cases {
+            assert_eq!(
+                path_at(provider, Endpoint::Chat, is_stream),
+                expected,
+                "{provider}"
+            );
+        }
+        assert_eq!(
+            path_at("anthropic", Endpoint::CountTokens, false),
+            "/v1/messages/count_tokens"
+        );
+    }
+}

@@ -1,0 +1,484 @@
+//! Converse of AWS Bedrock.
+
+use serde_json::{Value, json};
+
+use super::{
+    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, anthropic,
+    new_id, refused, safe_name, set, text, written,
+};
+use crate::failure::{Class, Failure};
+use crate::frames;
+use crate::records::Record;
+use crate::usage::Usage;
+
+/// Most characters of a tool's name and of a call's id.
+const NAME_CHARS: usize = 64;
+
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
+    let turns = question.turns.iter().map(write_turn);
+    let mut messages = turns.collect::<Result<Vec<Value>, _>>()?;
+    // The first must be the user's.
+    if messages.first().is_none_or(|first| first["role"] != "user") {
+        messages.insert(0, json!({"role": "user", "content": [{"text": "."}]}));
+    }
+    let mut body = json!({"messages": messages});
+    let system = blocks(&question.system)?;
+    if !system.is_empty() {
+        body["system"] = Value::from(system);
+    }
+    let mut config = json!({});
+    set(&mut config, "maxTokens", question.max_tokens);
+    set(
+        &mut config,
+        "temperature",
+        question.temperature.map(|t| t.min(1.0)),
+    );
+    set(&mut config, "topP", question.top_p);
+    if !question.stop.is_empty() {
+        config["stopSequences"] = json!(question.stop);
+    }
+    if config.as_object().is_some_and(|config| !config.is_empty()) {
+        body["inferenceConfig"] = config;
+    }
+    write_tools(question, &mut body, dropped);
+    match &question.format {
+        Format::Text => {}
+        Format::Json => dropped.push("response_format".into()),
+        Format::Schema { name, schema, .. } => {
+            let schema = json!({"name": safe(name), "schema": schema.to_string()});
+            body["outputConfig"]["textFormat"] =
+                json!({"type": "json_schema", "structure": {"jsonSchema": schema}});
+        }
+    }
+    write_own(question, model, &mut body, dropped);
+    let unknown_here = [
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "user",
+        "parallel_tool_calls",
+    ];
+    question.drop_set(&unknown_here, dropped);
+    Ok(body)
+}
+
+/// What Converse does not know but some models do.
+fn write_own(question: &Question, model: &str, body: &mut Value, dropped: &mut Vec<String>) {
+    let mut own = json!({});
+    if model.contains("anthropic") {
+        set(&mut own, "top_k", question.top_k);
+        let max_tokens = question.max_tokens.unwrap_or(anthropic::MAX_TOKENS);
+        anthropic::write_thinking(question, model, max_tokens, &mut own, dropped);
+        if !own["thinking"].is_null() {
+            // With thoughts no sampler may be set.
+            let config = body.get_mut("inferenceConfig").and_then(Value::as_object_mut);
+            if let Some(config) = config {
+                for (name, told) in [("temperature", "temperature"), ("topP", "top_p")] {
+                    if config.remove(name).is_some_and(|value| value != 1.0) {
+                        dropped.push(told.into());
+                    }
+                }
+            }
+            if own
+                .as_object_mut()
+                .is_some_and(|own| own.remove("top_k").is_some())
+            {
+                dropped.push("top_k".into());
+            }
+        }
+    } else {
+        question.drop_set(&["top_k"], dropped);
+        let effort = match &question.thinking {
+            None | Some(Thinking::Adaptive) => None,
+            Some(Thinking::Off) => Some("none"),
+            Some(Thinking::Effort(effort)) => Some(effort.as_str()),
+            Some(Thinking::Budget(budget)) => Some(super::openai::effort_of(*budget)),
+        };
+        match effort {
+            None => {}
+            Some(effort) if model.contains("gpt-oss") && effort != "none" => {
+                own["reasoning_effort"] = json!(effort);
+            }
+            Some(effort) if model.contains("nova-2") => {
+                own["reasoningConfig"] = if effort == "none" {
+                    json!({"type": "disabled"})
+                } else {
+                    json!({"type": "enabled", "maxReasoningEffort": effort})
+                };
+            }
+            Some("none") => {}
+            Some(_) => dropped.push("reasoning_effort".into()),
+        }
+    }
+    if own.as_object().is_some_and(|own| !own.is_empty()) {
+        body["additionalModelRequestFields"] = own;
+    }
+}
+
+fn write_tools(question: &Question, body: &mut Value, dropped: &mut Vec<String>) {
+    let mut tools: Vec<Value> = question.tools.iter().flat_map(write_tool).collect();
+    // A conversation with calls in it needs the tools, even where none may be called any more.
+    let called = question
+        .turns
+        .iter()
+        .flat_map(|turn| &turn.pieces)
+        .filter_map(|piece| match piece {
+            Piece::Call { name, .. } => Some(name.as_str()),
+            _ => None,
+        });
+    let mut called: Vec<&str> = called.collect();
+    called.sort_unstable();
+    called.dedup();
+    if tools.is_empty() {
+        let spec = |name: &&str| json!({"toolSpec": {"name": safe(name), "inputSchema": {"json": {"type": "object"}}}});
+        tools = called.iter().map(spec).collect();
+    }
+    let choice = match &question.choice {
+        Choice::Auto => json!({"auto": {}}),
+        Choice::Required => json!({"any": {}}),
+        Choice::Named(name) => json!({"tool": {"name": safe(name)}}),
+        Choice::None if called.is_empty() => return,
+        Choice::None => {
+            dropped.push("tool_choice".into());
+            json!({"auto": {}})
+        }
+    };
+    if !tools.is_empty() {
+        body["toolConfig"] = json!({"tools": tools});
+        // `auto` is the default, and not every model takes the field.
+        if choice["auto"].is_null() {
+            body["toolConfig"]["toolChoice"] = choice;
+        }
+    }
+}
+
+fn write_tool(tool: &Tool) -> Vec<Value> {
+    let schema = if tool.schema.is_object() {
+        tool.schema.clone()
+    } else {
+        json!({"type": "object", "properties": {}})
+    };
+    let mut spec = json!({"name": safe(&tool.name), "inputSchema": {"json": schema}});
+    let description = tool.description.clone().filter(|text| !text.is_empty());
+    set(&mut spec, "description", description);
+    set(&mut spec, "strict", tool.strict.filter(|strict| *strict));
+    let point = tool.cache.as_ref().map(cache_point);
+    [json!({"toolSpec": spec})].into_iter().chain(point).collect()
+}
+
+/// Names and ids may have letters, digits, `_` and `-`.
+fn safe(name: &str) -> String {
+    safe_name(name, NAME_CHARS)
+}
+
+fn cache_point(mark: &Value) -> Value {
+    let mut point = json!({"type": "default"});
+    set(&mut point, "ttl", Some("1h").filter(|hour| mark["ttl"] == *hour));
+    json!({"cachePoint": point})
+}
+
+fn write_turn(turn: &Turn) -> Result<Value, Failure> {
+    if turn.role == Role::Assistant {
+        return Ok(json!({"role": "assistant", "content": blocks(&turn.pieces)?}));
+    }
+    // Results come before everything else in a turn.
+    let (results, others): (Vec<Piece>, Vec<Piece>) = turn
+        .pieces
+        .iter()
+        .cloned()
+        .partition(|piece| matches!(piece, Piece::Result { .. }));
+    let mut content = blocks(&results)?;
+    content.extend(blocks(&others)?);
+    // A document may not be alone.
+    let has = |name: &str| content.iter().any(|block| !block[name].is_null());
+    if has("document") && !has("text") {
+        content.push(json!({"text": "."}));
+    }
+    Ok(json!({"role": "user", "content": content}))
+}
+
+/// Pieces as blocks, with points behind those that are marked to be cached.
+fn blocks(pieces: &[Piece]) -> Result<Vec<Value>, Failure> {
+    let mut out = Vec::new();
+    for piece in pieces {
+        out.extend(block(piece)?);
+        let mark = match piece {
+            Piece::Text { cache, .. } | Piece::Image { cache, .. } | Piece::Result { cache, .. } => cache,
+            _ => &None,
+        };
+        if !out.is_empty() {
+            out.extend(mark.as_ref().map(cache_point));
+        }
+    }
+    Ok(out)
+}
+
+fn block(piece: &Piece) -> Result<Option<Value>, Failure> {
+    Ok(Some(match piece {
+        Piece::Text { text, .. } if text.trim().is_empty() => return Ok(None),
+        Piece::Text { text, .. } => json!({"text": text}),
+        Piece::Image { source, .. } => image(source)?,
+        Piece::Document { source, name } => document(source, name.as_deref())?,
+        // Thoughts that nobody signed are refused.
+        Piece::Thinking { signature: None, .. } => return Ok(None),
+        Piece::Thinking { text, signature } => {
+            json!({"reasoningContent": {"reasoningText": {"text": text, "signature": signature}}})
+        }
+        Piece::Redacted(data) => json!({"reasoningContent": {"redactedContent": data}}),
+        Piece::Call {
+            id, name, arguments, ..
+        } => {
+            let input = if arguments.is_object() {
+                arguments.clone()
+            } else {
+                json!({})
+            };
+            json!({"toolUse": {"toolUseId": safe(id), "name": safe(name), "input": input}})
+        }
+        Piece::Result {
+            id,
+            content,
+            is_error,
+            ..
+        } => {
+            let mut content = blocks(content)?;
+            if content.is_empty() {
+                content.push(json!({"text": "."}));
+            }
+            let mut result = json!({"toolUseId": safe(id), "content": content});
+            set(&mut result, "status", is_error.then_some("error"));
+            json!({"toolResult": result})
+        }
+    }))
+}
+
+fn image(source: &Source) -> Result<Value, Failure> {
+    let Source::Data { media_type, data } = source else {
+        return Err(refused(
+            "messages",
+            "this provider takes images as data only; send a data: URL",
+        ));
+    };
+    let format = match media_type.as_str() {
+        "image/png" => "png",
+        "image/jpeg" | "image/jpg" => "jpeg",
+        "image/gif" => "gif",
+        "image/webp" => "webp",
+        _ => {
+            return Err(refused(
+                "messages",
+                "this provider takes PNG, JPEG, GIF and WebP images only",
+            ));
+        }
+    };
+    Ok(json!({"image": {"format": format, "source": {"bytes": data}}}))
+}
+
+fn document(source: &Source, name: Option<&str>) -> Result<Value, Failure> {
+    let Source::Data { media_type, data } = source else {
+        let message = "this provider takes documents as data only; send a data: URL";
+        return Err(refused("messages", message));
+    };
+    let format = match media_type.as_str() {
+        "application/pdf" => "pdf",
+        "text/csv" => "csv",
+        "text/html" => "html",
+        "text/plain" => "txt",
+        "text/markdown" => "md",
+        "application/msword" => "doc",
+        "application/vnd.openxmlformats-officedocument.wordprocessingml.document" => "docx",
+        "application/vnd.ms-excel" => "xls",
+        "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet" => "xlsx",
+        _ => {
+            let message = format!("this provider takes no documents of type `{media_type}`");
+            return Err(refused("messages", message));
+        }
+    };
+    // Names may have letters, digits, single spaces, hyphens and brackets.
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-()[]".contains(c);
+    let name = name.unwrap_or("document");
+    let name: String = name
+        .chars()
+        .map(|c| if fits(c) { c } else { '-' })
+        .take(200)
+        .collect();
+    Ok(json!({"document": {"format": format, "name": name, "source": {"bytes": data}}}))
+}
+
+fn finish_of(reason: &str) -> Result<Finish, Failure> {
+    Ok(match reason {
+        "tool_use" => Finish::Calls,
+        "max_tokens" | "model_context_window_exceeded" => Finish::Length,
+        "guardrail_intervened" | "content_filtered" => Finish::Filter,
+        "malformed_model_output" | "malformed_tool_use" => {
+            let message = format!("the provider could not finish its answer ({reason})");
+            return Err(Failure::new(Class::ServerFault, 502, message));
+        }
+        _ => Finish::Stop,
+    })
+}
+
+/// Cached tokens stand outside `inputTokens`.
+fn read_usage(value: &Value) -> Usage {
+    let n = |name: &str| value[name].as_u64().unwrap_or(0);
+    let (read, written) = (n("cacheReadInputTokens"), n("cacheWriteInputTokens"));
+    let details = value["cacheDetails"].as_array().into_iter().flatten();
+    let hours = details.filter(|detail| detail["ttl"] == "1h");
+    let hour: u64 = hours
+        .filter_map(|detail| detail["inputTokens"].as_u64())
+        .fold(0, u64::saturating_add);
+    let hour = hour.min(written);
+    Usage {
+        input: n("inputTokens").saturating_add(read).saturating_add(written),
+        cache_read: read,
+        cache_write: written - hour,
+        cache_write_1h: hour,
+        output: n("outputTokens"),
+        ..Usage::default()
+    }
+}
+
+/// Reads answers and their events.
+#[derive(Default)]
+pub(super) struct ConverseReader {
+    has_begun: bool,
+    is_done: bool,
+    /// What runs at the provider itself is of no interest to clients.
+    is_hidden: bool,
+}
+
+impl ConverseReader {
+    fn begin(&mut self, events: &mut Vec<Event>) {
+        if !self.has_begun {
+            self.has_begun = true;
+            events.push(Event::Begin {
+                id: new_id(""),
+                model: String::new(),
+            });
+        }
+    }
+
+    fn call(&mut self, call: &Value, events: &mut Vec<Event>) {
+        self.is_hidden = !call["type"].is_null();
+        if !self.is_hidden {
+            events.push(Event::Call {
+                id: text(&call["toolUseId"]).unwrap_or_else(|| new_id("call_")),
+                name: text(&call["name"]).unwrap_or_default(),
+                signature: None,
+            });
+        }
+    }
+
+    fn thoughts(value: &Value, events: &mut Vec<Event>) {
+        let said = |name: &str| text(&value[name]).filter(|text| !text.is_empty());
+        events.extend(said("text").map(Event::Thinking));
+        events.extend(said("signature").map(Event::Signature));
+        events.extend(said("redactedContent").map(Event::Redacted));
+    }
+
+    fn block(&mut self, block: &Value, events: &mut Vec<Event>) {
+        let said = text(&block["text"]).filter(|text| !text.is_empty());
+        events.extend(said.map(Event::Text));
+        // Text that cites stands elsewhere.
+        for part in block["citationsContent"]["content"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            events.extend(text(&part["text"]).map(Event::Text));
+        }
+        let thoughts = &block["reasoningContent"];
+        Self::thoughts(&thoughts["reasoningText"], events);
+        Self::thoughts(&json!({"redactedContent": thoughts["redactedContent"]}), events);
+        let call = &block["toolUse"];
+        if call.is_object() {
+            self.call(call, events);
+            if !self.is_hidden && !call["input"].is_null() {
+                events.push(Event::Arguments(written(&call["input"])));
+            }
+        }
+    }
+
+    fn delta(&self, delta: &Value, events: &mut Vec<Event>) {
+        let said = |value: &Value| text(value).filter(|text| !text.is_empty());
+        events.extend(said(&delta["text"]).map(Event::Text));
+        Self::thoughts(&delta["reasoningContent"], events);
+        if !self.is_hidden {
+            events.extend(said(&delta["toolUse"]["input"]).map(Event::Arguments));
+        }
+    }
+}
+
+/// What an exception in the middle of a stream says.
+fn exception(name: &[u8], data: &[u8]) -> Failure {
+    let (class, status) = match name {
+        b"throttlingException" => (Class::RateLimited, 429),
+        b"serviceUnavailableException" => (Class::Overloaded, 503),
+        b"validationException" => (Class::BadRequest, 400),
+        _ => (Class::ServerFault, 500),
+    };
+    let told: Value = serde_json::from_slice(data).unwrap_or_default();
+    let message = text(&told["message"]).or(text(&told["originalMessage"]));
+    Failure {
+        kind: std::str::from_utf8(name).ok().map(ToString::to_string),
+        ..Failure::new(class, status, message.unwrap_or_default())
+    }
+}
+
+impl Reader for ConverseReader {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        if record.name == frames::BROKEN {
+            return Err(Failure::new(
+                Class::Network,
+                502,
+                "the provider's stream is damaged",
+            ));
+        }
+        if record.name == frames::ERROR || record.name.ends_with(b"Exception") {
+            return Err(exception(record.name, &record.data));
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(&record.data) else {
+            return Ok(false);
+        };
+        match record.name {
+            b"messageStart" => self.begin(events),
+            b"contentBlockStart" if value["start"]["toolUse"].is_object() => {
+                self.begin(events);
+                self.call(&value["start"]["toolUse"], events);
+            }
+            b"contentBlockDelta" => {
+                self.begin(events);
+                self.delta(&value["delta"], events);
+            }
+            b"contentBlockStop" => self.is_hidden = false,
+            b"messageStop" => {
+                self.is_done = true;
+                events.push(Event::End(finish_of(
+                    value["stopReason"].as_str().unwrap_or_default(),
+                )?));
+            }
+            b"metadata" => events.push(Event::Usage(read_usage(&value["usage"]))),
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        let Some(reason) = answer["stopReason"].as_str() else {
+            return Ok(());
+        };
+        self.begin(events);
+        let content = answer["output"]["message"]["content"].as_array();
+        content
+            .into_iter()
+            .flatten()
+            .for_each(|block| self.block(block, events));
+        events.push(Event::Usage(read_usage(&answer["usage"])));
+        events.push(Event::End(finish_of(reason)?));
+        Ok(())
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done
+    }
+}
