@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for the bench")]
 
-use carat_ledger::{Admin, Budget, Micros, NewKey, Period};
+use carat_ledger::{Admin, Budget, Limits, Micros, NewKey, Period};
 
 fn main() {
     let path = std::env::args().nth(1).unwrap();
@@ -10,17 +10,21 @@ fn main() {
         limit: Micros(1_000_000_000_000),
         period: Period::Month,
     });
-    let admin = Admin::open(path.as_ref()).unwrap();
+    let mut admin = Admin::open(path.as_ref()).unwrap();
     admin.set_team("bench", budget).unwrap();
     let key = NewKey {
         name: "bench".into(),
         team: Some("bench".into()),
-        models: vec!["m/*".into()],
-        requests_per_minute: Some(1_000_000_000),
-        tokens_per_minute: Some(1_000_000_000_000),
-        concurrency: Some(100_000),
-        budget,
+        limits: Limits {
+            models: vec!["m/*".into()],
+            requests_per_minute: Some(1_000_000_000),
+            tokens_per_minute: Some(1_000_000_000_000),
+            concurrency: Some(100_000),
+            budget,
+            ..Limits::default()
+        },
         expires_ms: Some(u64::from(u32::MAX) * 2000),
+        ..NewKey::default()
     };
     println!("{}", admin.add_key(&key, 1).unwrap().text());
 }

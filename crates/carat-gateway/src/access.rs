@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carat_ledger::{Asked, Hold, Ledger, Micros, Outcome as Ended, Price, Refusal, Row};
+use carat_ledger::{Asked, Bearer, Hold, Ledger, Micros, Outcome as Ended, Price, Refusal, Row};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
@@ -11,6 +11,7 @@ use crate::account::Outcome;
 use crate::attempt::Call;
 use crate::config::{Config, UnknownPrice};
 use crate::failure::{Class, Failure};
+use crate::gateway;
 use crate::prices::Prices;
 use crate::route::{Candidate, Route};
 use crate::usage::Usage;
@@ -18,12 +19,37 @@ use crate::usage::Usage;
 /// How long a request waits for others to settle when only what is held for them stands in its way.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Tokens a second that an answer is assumed to have had when nobody saw it: its client left before it came whole.
+const UNSEEN_TOKENS_PER_S: u64 = 50;
+
 /// A request's line in the ledger, written when it is settled or dropped.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    hold: Hold,
+    /// Taken when it is settled.
+    hold: Option<Hold>,
     arrived: Instant,
     tried: String,
+    /// Tokens of the answer that were held.
+    most_output: u64,
+    asking: Option<Asking>,
+}
+
+/// A target that was asked and has not answered: it will want its money even if the client leaves.
+#[derive(Debug)]
+struct Asking {
+    target: String,
+    price: Option<Arc<Price>>,
+    input: u64,
+    since: Instant,
+}
+
+/// A request that was let in.
+pub(crate) struct Admitted {
+    pub(crate) entry: Entry,
+    /// What answers in place of what was asked for.
+    pub(crate) instead: Option<Arc<Route>>,
+    /// What the client is told.
+    pub(crate) headers: Vec<(&'static str, String)>,
 }
 
 /// The key that a request brings, in any of the ways in which clients send one.
@@ -42,9 +68,9 @@ fn key_of(headers: &HeaderMap) -> Option<&str> {
         .or_else(|| text("x-goog-api-key"))
 }
 
-/// Whether a request brings a key in force.
-pub(crate) fn is_known(ledger: &Ledger, headers: &HeaderMap) -> bool {
-    key_of(headers).is_some_and(|key| ledger.knows(key))
+/// Who a request's key belongs to, if it is in force.
+pub(crate) fn bearer(ledger: &Ledger, headers: &HeaderMap) -> Option<Bearer> {
+    ledger.bearer(key_of(headers)?)
 }
 
 /// What is said to who brings none.
@@ -64,7 +90,7 @@ pub(crate) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// Lets a request in, or says why not.
+    /// Lets a request in, or says why not. Past a soft limit it may be let in for something else than it asked for.
     ///
     /// # Errors
     /// In the words of a [`Failure`] that is the client's own.
@@ -74,39 +100,68 @@ impl Gate<'_> {
         id: [u8; 16],
         name: &str,
         call: &Call<'_>,
-    ) -> Result<Entry, Failure> {
+    ) -> Result<Admitted, Failure> {
         let arrived = Instant::now();
         let key = key_of(headers).ok_or_else(no_key)?;
         let input = call.body_bytes.div_ceil(3) as u64;
-        let output = call.max_tokens.unwrap_or(self.config.expected_output);
-        let asked = Asked {
+        let most_output = most_output(call, self.config.expected_output);
+        let mut asked = Asked {
             id,
             route: name,
-            tokens: input.saturating_add(output),
-            cost: self.most(input, output),
+            tokens: input.saturating_add(most_output),
+            cost: self.most(self.route, input, most_output),
+            is_downgraded: false,
         };
+        let mut instead: Option<(String, Option<Arc<Route>>)> = None;
         loop {
             let settled = self.ledger.settled();
-            match self.ledger.admit(key, &asked) {
+            let refusal = match self.ledger.admit(key, &asked) {
                 Ok(hold) => {
-                    let tried = String::new();
-                    return Ok(Entry { hold, arrived, tried });
+                    let headers = told(&hold, name, instead.as_ref());
+                    let entry = Entry {
+                        hold: Some(hold),
+                        arrived,
+                        tried: String::new(),
+                        most_output,
+                        asking: None,
+                    };
+                    let instead = instead.and_then(|(_, route)| route);
+                    return Ok(Admitted {
+                        entry,
+                        instead,
+                        headers,
+                    });
                 }
-                Err(Refusal::Held) => {
+                Err(refusal) => refusal,
+            };
+            match refusal {
+                Refusal::Downgrade { to } => {
+                    let route = gateway::find(self.config, &to);
+                    if route.is_none() {
+                        tracing::error!(
+                            to,
+                            "a soft limit's fallback is no route and no target; the model asked for answers"
+                        );
+                    }
+                    asked.is_downgraded = true;
+                    asked.cost = self.most(route.as_deref().unwrap_or(self.route), input, most_output);
+                    instead = Some((to, route));
+                }
+                Refusal::Held => {
                     let left = PATIENCE.saturating_sub(arrived.elapsed());
                     if tokio::time::timeout(left, settled).await.is_err() {
                         return Err(failure(&Refusal::Held));
                     }
                 }
-                Err(refusal) => return Err(failure(&refusal)),
+                refusal => return Err(failure(&refusal)),
             }
         }
     }
 
     /// The most that a request may cost, whoever answers. Nothing if it is not known of somebody.
-    fn most(&self, input: u64, output: u64) -> Option<Micros> {
+    fn most(&self, route: &Route, input: u64, output: u64) -> Option<Micros> {
         let mut most = Micros(0);
-        for candidate in &self.route.candidates {
+        for candidate in &route.candidates {
             match self.config.prices.of(candidate) {
                 Some(price) => most = most.max(price.most(input, output)),
                 None if self.config.unknown_price == UnknownPrice::Allow => {}
@@ -115,6 +170,41 @@ impl Gate<'_> {
         }
         Some(most)
     }
+}
+
+/// The most tokens that all answers to a request may have together.
+fn most_output(call: &Call<'_>, expected: u64) -> u64 {
+    let stated = |name| call.fields.get::<u64>(name);
+    // A request with two names for it may be read by either.
+    let bounds = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
+    let bound = bounds.into_iter().filter_map(stated).max();
+    let bound = call.max_tokens.max(bound).unwrap_or(expected);
+    let of_gemini = || {
+        let settings: Option<serde_json::Value> = call.fields.get("generationConfig");
+        settings.and_then(|settings| settings["candidateCount"].as_u64())
+    };
+    let n_answers = stated("n").max(stated("best_of")).or_else(of_gemini);
+    bound.saturating_mul(n_answers.unwrap_or(1).max(1))
+}
+
+/// What a client is told about its limits.
+fn told(
+    hold: &Hold,
+    name: &str,
+    instead: Option<&(String, Option<Arc<Route>>)>,
+) -> Vec<(&'static str, String)> {
+    let mut headers = Vec::new();
+    if !hold.warnings().is_empty() {
+        let warnings: Vec<String> = hold.warnings().iter().map(ToString::to_string).collect();
+        headers.push((
+            "x-carat-budget",
+            format!("soft limit passed: {}", warnings.join("; ")),
+        ));
+    }
+    if let Some((to, Some(_))) = instead {
+        headers.push(("x-carat-downgraded", format!("{name} -> {to}")));
+    }
+    headers
 }
 
 fn failure(refusal: &Refusal) -> Failure {
@@ -133,16 +223,28 @@ fn failure(refusal: &Refusal) -> Failure {
             code: Some("model_not_allowed".into()),
             ..Failure::new(Class::BadRequest, 403, "this key may not ask for this model")
         },
-        Refusal::Concurrency => limited(
-            "this key has as many requests under way as it may",
+        Refusal::Role => Failure {
+            code: Some("viewer".into()),
+            ..Failure::new(
+                Class::BadRequest,
+                403,
+                "this key's user may look at things and ask no model",
+            )
+        },
+        Refusal::Concurrency { whose } => limited(
+            &format!("the limit of this {whose} is reached: it has as many requests under way as it may"),
             Some(Duration::from_secs(1)),
         ),
-        Refusal::Requests { wait } => limited(
-            "this key has made as many requests as it may in a minute",
+        Refusal::Requests { whose, wait } => limited(
+            &format!(
+                "the limit of this {whose} is reached: it has made as many requests as it may in a minute"
+            ),
             Some(*wait),
         ),
-        Refusal::Tokens { wait } => limited(
-            "this key has used as many tokens as it may in a minute",
+        Refusal::Tokens { whose, wait } => limited(
+            &format!(
+                "the limit of this {whose} is reached: it has used as many tokens as it may in a minute"
+            ),
             Some(*wait),
         ),
         Refusal::Budget { whose } => Failure::new(
@@ -150,7 +252,8 @@ fn failure(refusal: &Refusal) -> Failure {
             402,
             format!("what is left of the {whose}'s budget is less than this may cost"),
         ),
-        Refusal::Held => Failure {
+        // Nobody is left to ask for: the caller has asked for the fallback already.
+        Refusal::Held | Refusal::Downgrade { .. } => Failure {
             wait: Some(Duration::from_secs(1)),
             ..Failure::new(
                 Class::RateLimited,
@@ -175,20 +278,31 @@ fn failure(refusal: &Refusal) -> Failure {
 }
 
 impl Entry {
-    /// Says who was asked before.
-    pub(crate) fn tried(&mut self, tried: String) {
+    /// A target is asked; says who was before. If the client leaves before it answers, it is paid by estimate.
+    pub(crate) fn asks(&mut self, candidate: &Candidate, prices: &Prices, body_bytes: usize, tried: String) {
         self.tried = tried;
+        self.asking = Some(Asking {
+            target: candidate.name.clone(),
+            price: prices.of(candidate),
+            input: body_bytes.div_ceil(4) as u64,
+            since: Instant::now(),
+        });
+    }
+
+    /// The target asked has failed; it wants no money.
+    pub(crate) fn failed(&mut self) {
+        self.asking = None;
     }
 
     /// Nobody answered.
-    pub(crate) fn fail(self) {
+    pub(crate) fn fail(mut self) {
         let tokens = Usage::default();
         self.settle(String::new(), Ended::Failed, &tokens, true, Some(Micros(0)), None);
     }
 
     /// An answer has ended.
     pub(crate) fn end(
-        self,
+        mut self,
         target: String,
         price: Option<&Price>,
         outcome: &Outcome,
@@ -206,7 +320,7 @@ impl Entry {
     }
 
     fn settle(
-        self,
+        &mut self,
         target: String,
         outcome: Ended,
         usage: &Usage,
@@ -214,10 +328,11 @@ impl Entry {
         cost: Option<Micros>,
         began: Option<Instant>,
     ) {
+        let Some(hold) = self.hold.take() else { return };
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.hold.settle(Row {
+        hold.settle(Row {
             target,
-            tried: self.tried,
+            tried: std::mem::take(&mut self.tried),
             outcome,
             input: usage.input,
             cache_read: usage.cache_read,
@@ -229,6 +344,22 @@ impl Entry {
             duration_ms: ms(self.arrived.elapsed()),
             first_token_ms: began.map(|began| ms(began.saturating_duration_since(self.arrived))),
         });
+    }
+}
+
+impl Drop for Entry {
+    /// The client has left, or something went very wrong, while a target was at work: nobody will say what it took.
+    fn drop(&mut self) {
+        let Some(asking) = self.asking.take() else { return };
+        let n_ms = u64::try_from(asking.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let output = n_ms.saturating_mul(UNSEEN_TOKENS_PER_S) / 1000;
+        let usage = Usage {
+            input: asking.input,
+            output: output.min(self.most_output),
+            ..Usage::default()
+        };
+        let cost = asking.price.map(|price| price.cost(&usage));
+        self.settle(asking.target, Ended::ClientGone, &usage, false, cost, None);
     }
 }
 

@@ -26,8 +26,9 @@ use crate::limits::{ERROR_BYTES, PATIENCE};
 use crate::prepare::{self, Prepared};
 use crate::relay::Relay;
 use crate::route::{Asked, Candidate, Route};
-use crate::stream::Forwarding;
+use crate::stream::{Forwarding, estimated};
 use crate::upstream::{self, Upstream};
+use crate::usage::Usage;
 
 /// What is asked, apart from whom.
 pub(crate) struct Call<'a> {
@@ -148,7 +149,7 @@ pub(crate) async fn answer(
         trail.n_attempts += 1;
         let candidate = &route.candidates[i];
         if let Some(entry) = &mut entry {
-            entry.tried(trail.text());
+            entry.asks(candidate, &means.config.prices, call.body_bytes, trail.text());
         }
         match attempt(means, candidate, permit, call, &mut entry).await {
             Ok(mut won) => {
@@ -156,6 +157,9 @@ pub(crate) async fn answer(
                 return Ok(won);
             }
             Err(failure) => {
+                if let Some(entry) = &mut entry {
+                    entry.failed();
+                }
                 tracing::debug!(
                     target = candidate.name,
                     class = failure.class.name(),
@@ -430,7 +434,14 @@ impl Reading<'_> {
         }
         if let Some(mut account) = self.account.take() {
             account.began(self.bill());
-            account.settle(&Outcome::Complete, usage, true);
+            // Who does not count is not free: four bytes a token, as for streams.
+            let is_counted = usage != Usage::default();
+            let usage = if is_counted {
+                usage
+            } else {
+                estimated(bytes.len() as u64)
+            };
+            account.settle(&Outcome::Complete, usage, is_counted);
         }
         Ok(Answer::Whole { bytes })
     }

@@ -38,6 +38,8 @@ pub struct Config {
     pub(crate) routes: HashMap<String, Arc<Route>>,
     /// Where keys, budgets and requests are kept, if they are.
     pub(crate) ledger: Option<PathBuf>,
+    /// How long rows of requests are kept, if not for ever.
+    pub(crate) ledger_keep: Option<Duration>,
     pub(crate) unknown_price: UnknownPrice,
     /// Tokens of an answer whose length the request leaves open.
     pub(crate) expected_output: u64,
@@ -88,6 +90,7 @@ struct LedgerText {
     path: Option<PathBuf>,
     unknown_price: UnknownPrice,
     expected_output: Option<u64>,
+    keep_days: Option<u32>,
 }
 
 /// Dollars for a million tokens.
@@ -214,6 +217,10 @@ impl Config {
         }
         Ok(Self {
             ledger: file.ledger.path,
+            ledger_keep: file
+                .ledger
+                .keep_days
+                .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
             unknown_price: file.ledger.unknown_price,
             expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
             prices: Prices::new(own)?,

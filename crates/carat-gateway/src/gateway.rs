@@ -79,7 +79,7 @@ impl Gateway {
         let ledger = config
             .ledger
             .as_deref()
-            .map(Ledger::open)
+            .map(|path| Ledger::open(path, config.ledger_keep))
             .transpose()
             .map_err(Error::Ledger)?;
         if let Some(n) = ledger.as_ref().map(Ledger::n_lost).filter(|n| *n > 0) {
@@ -147,7 +147,7 @@ impl Gateway {
             && self
                 .ledger
                 .as_ref()
-                .is_some_and(|ledger| !access::is_known(ledger, request.headers()))
+                .is_some_and(|ledger| access::bearer(ledger, request.headers()).is_none())
         {
             return reply::refusal(Dialect::OpenAi, &access::no_key());
         }
@@ -255,7 +255,8 @@ impl Gateway {
             Some(name) => Cow::Borrowed(name),
             None => fields.get("model").ok_or_else(named)?,
         };
-        let route = find(config, &name).ok_or_else(|| unknown_model(&name))?;
+        let mut route = find(config, &name).ok_or_else(|| unknown_model(&name))?;
+        let mut told = Vec::new();
         let call = Call {
             endpoint,
             body_bytes: body.len(),
@@ -272,7 +273,10 @@ impl Gateway {
                     config,
                     route: &route,
                 };
-                Some(gate.admit(&head.headers, id, &name, &call).await?)
+                let admitted = gate.admit(&head.headers, id, &name, &call).await?;
+                told = admitted.headers;
+                route = admitted.instead.unwrap_or(route);
+                Some(admitted.entry)
             }
             None => None,
         };
@@ -283,10 +287,14 @@ impl Gateway {
             config,
         };
         // On the heap, since it is large and most of a connection's life is spent without it.
-        match Box::pin(attempt::answer(&means, &route, &call, entry)).await {
-            Ok(won) => Ok(answered(endpoint, won, &route)),
-            Err(lost) => Ok(refused(endpoint, *lost, &route)),
+        let mut response = match Box::pin(attempt::answer(&means, &route, &call, entry)).await {
+            Ok(won) => answered(endpoint, won, &route),
+            Err(lost) => refused(endpoint, *lost, &route),
+        };
+        for (name, value) in told {
+            insert(response.headers_mut(), name, &value);
         }
+        Ok(response)
     }
 }
 
@@ -325,7 +333,7 @@ impl Drop for Leaving<'_> {
 }
 
 /// The route that a model's name means: one of the configuration, or one made of a single target.
-fn find(config: &Config, name: &str) -> Option<Arc<Route>> {
+pub(crate) fn find(config: &Config, name: &str) -> Option<Arc<Route>> {
     if let Some(route) = config.routes.get(name) {
         return Some(Arc::clone(route));
     }

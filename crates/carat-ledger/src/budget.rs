@@ -1,7 +1,6 @@
-//! Budgets: what may be spent in a day, a month or at all, and what is held for requests under way.
-//!
-//! Windows begin at midnight UTC. A request passes when what was spent, what is held and what it may cost itself stay
-//! within the limit. Whether only the holds stand in its way is told apart: then it is worth waiting for.
+//! Budgets: what may be spent in a day, a month or at all, and what was. Windows begin at midnight UTC.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,76 +56,64 @@ fn day_of_month(day: i64) -> i64 {
 }
 
 /// An amount for a period.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Budget {
     /// The most that may be spent.
+    #[serde(rename = "limit_micros")]
     pub limit: Micros,
     /// In this time.
     pub period: Period,
 }
 
-/// Why a budget does not allow a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Short {
-    /// It may when others have settled.
-    Held,
-    /// It is spent.
-    Spent,
+/// Days that are kept apart in memory: more than the longest month.
+const DAYS_KEPT: i64 = 62;
+
+/// The first day that matters to any budget but a total one.
+pub(crate) fn first_day(today: i64) -> i64 {
+    today.saturating_sub(DAYS_KEPT)
 }
 
-/// A budget with what became of it.
+/// What was spent, day by day. Budgets are compared with it and never kept in it, so that one may change at any moment,
+/// and a clock that is set back finds the days as they were.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Purse {
-    pub(crate) budget: Option<Budget>,
-    /// The first day of the window that `spent` belongs to.
-    start: i64,
-    pub(crate) spent: Micros,
-    pub(crate) held: Micros,
+pub(crate) struct Spending {
+    days: BTreeMap<i64, Micros>,
+    ever: Micros,
 }
 
-impl Purse {
-    pub(crate) fn new(budget: Option<Budget>, spent: Micros, day: i64) -> Self {
-        Self {
-            budget,
-            start: budget.map_or(0, |budget| budget.period.start(day)),
-            spent,
-            held: Micros(0),
+impl Spending {
+    /// As a database knows it: all there ever was, and what came on a day.
+    pub(crate) fn load(&mut self, ever: Micros) {
+        self.ever = ever;
+    }
+
+    pub(crate) fn load_day(&mut self, day: i64, amount: Micros) {
+        self.days.insert(day, amount);
+    }
+
+    pub(crate) fn add(&mut self, day: i64, amount: Micros) {
+        self.ever = self.ever.plus(amount);
+        let today = self.days.entry(day).or_default();
+        *today = today.plus(amount);
+        if self.days.len() as i64 > DAYS_KEPT + 2 {
+            self.days.pop_first();
         }
     }
 
-    /// Whether so much more may be held.
-    pub(crate) fn check(&mut self, cost: Micros, day: i64) -> Result<(), Short> {
-        let Some(budget) = self.budget else { return Ok(()) };
-        self.roll(budget.period, day);
-        let without_holds = self.spent.plus(cost);
-        if self.spent >= budget.limit || without_holds > budget.limit {
-            return Err(Short::Spent);
-        }
-        if without_holds.plus(self.held) > budget.limit {
-            Err(Short::Held)
-        } else {
-            Ok(())
-        }
+    /// All that was ever spent.
+    pub(crate) fn ever(&self) -> Micros {
+        self.ever
     }
 
-    pub(crate) fn hold(&mut self, cost: Micros) {
-        self.held = self.held.plus(cost);
-    }
-
-    /// Puts what a request did cost in place of its hold.
-    pub(crate) fn settle(&mut self, held: Micros, cost: Micros, day: i64) {
-        self.held = self.held.minus(held);
-        if let Some(budget) = self.budget {
-            self.roll(budget.period, day);
-        }
-        self.spent = self.spent.plus(cost);
-    }
-
-    fn roll(&mut self, period: Period, day: i64) {
-        let start = period.start(day);
-        if start != self.start {
-            self.start = start;
-            self.spent = Micros(0);
+    /// What was spent in the period that holds `day`. Days to come count: they are there if the clock was set back.
+    pub(crate) fn within(&self, period: Period, day: i64) -> Micros {
+        match period {
+            Period::Total => self.ever,
+            Period::Day | Period::Month => {
+                let days = self.days.range(period.start(day)..);
+                days.fold(Micros(0), |sum, (_, amount)| sum.plus(*amount))
+            }
         }
     }
 }
@@ -147,21 +134,27 @@ mod tests {
     }
 
     #[test]
-    fn holds_count_but_can_be_waited_for() {
-        let budget = Budget {
-            limit: Micros(10),
-            period: Period::Day,
-        };
-        let mut purse = Purse::new(Some(budget), Micros(0), 5);
-        purse.hold(Micros(6));
-        assert_eq!(purse.check(Micros(5), 5), Err(Short::Held));
-        assert_eq!(purse.check(Micros(11), 5), Err(Short::Spent));
-        assert_eq!(purse.check(Micros(4), 5), Ok(()));
-        purse.settle(Micros(6), Micros(1), 5);
-        assert_eq!(purse.check(Micros(9), 5), Ok(()));
-        purse.hold(Micros(9));
-        purse.settle(Micros(9), Micros(9), 5);
-        assert_eq!(purse.check(Micros(0), 5), Err(Short::Spent));
-        assert_eq!(purse.check(Micros(10), 6), Ok(()), "a new day");
+    fn days_are_counted_whatever_the_clock_does() {
+        let mut spending = Spending::default();
+        spending.add(20_757, Micros(5));
+        spending.add(20_758, Micros(7));
+        let of = |period, day| spending.within(period, day).0;
+        assert_eq!(
+            (
+                of(Period::Day, 20_758),
+                of(Period::Month, 20_758),
+                of(Period::Total, 20_758)
+            ),
+            (7, 7, 12)
+        );
+        assert_eq!(of(Period::Day, 20_757), 12, "set back by a day, both count");
+        assert_eq!(of(Period::Month, 20_757), 12);
+        assert_eq!(of(Period::Day, 20_759), 0);
+        (0..500).for_each(|day| spending.add(30_000 + day, Micros(1)));
+        assert!(spending.days.len() < 70);
+        assert_eq!(
+            (spending.ever(), spending.within(Period::Day, 30_499)),
+            (Micros(512), Micros(1))
+        );
     }
 }

@@ -36,9 +36,12 @@ pub enum Error {
     /// The system has no random numbers.
     #[error("the system gives no random numbers for a key")]
     Random,
-    /// A key of this name is there already, or none is.
+    /// The database holds what this program did not put there.
+    #[error("the ledger's database is not as it should be: {0}")]
+    Shape(String),
+    /// What was asked for makes no sense, such as a name that is taken.
     #[error("{0}")]
-    Key(String),
+    Refused(String),
     /// A price makes no sense.
     #[error("the price of `{model}` cannot be used: {message}")]
     Price {

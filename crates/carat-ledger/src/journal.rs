@@ -16,6 +16,9 @@ use crate::row::Entry;
 /// Longest line that is read back, in bytes; names in it have limits of their own.
 const MAX_LINE: u64 = 1 << 20;
 
+/// Most lines that wait for the database in memory before requests are refused.
+const MAX_WAITING: usize = 100_000;
+
 /// The journal of a ledger, in a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Journal {
@@ -31,6 +34,8 @@ struct State {
     file: File,
     entries: Vec<Entry>,
     line: Vec<u8>,
+    /// The last line may be there in part.
+    is_torn: bool,
 }
 
 /// Lines that the database is to take.
@@ -67,6 +72,7 @@ impl Journal {
             file: create(&path_of(folder, segment))?,
             entries: Vec::new(),
             line: Vec::new(),
+            is_torn: false,
         };
         let journal = Self {
             folder: folder.to_path_buf(),
@@ -84,16 +90,30 @@ impl Journal {
     pub(crate) fn append(&self, entry: Entry) -> std::io::Result<()> {
         let mut guard = self.state();
         let State {
-            file, entries, line, ..
+            file,
+            entries,
+            line,
+            is_torn,
+            ..
         } = &mut *guard;
         line.clear();
+        // Else this one would be lost with the one that it follows.
+        if *is_torn {
+            line.push(b'\n');
+        }
         serde_json::to_writer(&mut *line, &entry)?;
         line.push(b'\n');
         // One call, so that a line is there or not.
         let written = file.write_all(line);
+        *is_torn = written.is_err();
         // What cannot be written is kept in memory all the same: the database may still take it.
         entries.push(entry);
         written
+    }
+
+    /// Whether so much waits for the database that no more may begin.
+    pub(crate) fn is_full(&self) -> bool {
+        self.state().entries.len() >= MAX_WAITING
     }
 
     /// Begins a new segment, and gives the one before, if there is anything in it.
@@ -107,6 +127,7 @@ impl Journal {
         let path = path_of(&self.folder, state.segment);
         state.segment = next;
         state.file = file;
+        state.is_torn = false;
         let entries = std::mem::take(&mut state.entries);
         Ok(Some(Segment { entries, path }))
     }
@@ -153,6 +174,9 @@ fn read(path: &Path) -> Result<Segment, Error> {
             .map_err(|source| failed(path, source))?;
         if n == 0 {
             break;
+        }
+        if line.trim_ascii().is_empty() {
+            continue;
         }
         match serde_json::from_slice(&line) {
             Ok(entry) => entries.push(entry),

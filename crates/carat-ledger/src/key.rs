@@ -4,7 +4,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use crate::{Budget, Error};
+use crate::{Error, Limits};
 
 /// What every key begins with.
 const PREFIX: &str = "sk-carat-";
@@ -45,23 +45,19 @@ pub(crate) fn hash(text: &str) -> [u8; 32] {
     Sha256::digest(text.as_bytes()).into()
 }
 
-/// What a new key may do. Nothing set is no limit.
+/// What a new key may do.
 #[derive(Debug, Clone, Default)]
 pub struct NewKey {
     /// By which people know it; unique among keys in force.
     pub name: String,
-    /// Whose budget it spends besides its own.
+    /// Whose it is.
+    pub user: Option<String>,
+    /// What it is for.
+    pub project: Option<String>,
+    /// Whose budget it spends besides its own; if none is named, that of its project or its user.
     pub team: Option<String>,
-    /// Routes and models that it may ask for; one that ends in `*` means all that begin so.
-    pub models: Vec<String>,
-    /// Requests a minute.
-    pub requests_per_minute: Option<u64>,
-    /// Tokens a minute, of prompts and answers together.
-    pub tokens_per_minute: Option<u64>,
-    /// Requests at the same time.
-    pub concurrency: Option<u64>,
-    /// What it may spend.
-    pub budget: Option<Budget>,
+    /// What it may ask and spend.
+    pub limits: Limits,
     /// When it ends, in milliseconds since 1970.
     pub expires_ms: Option<u64>,
 }
@@ -81,18 +77,6 @@ pub struct KeyInfo {
     pub created_ms: u64,
 }
 
-impl KeyInfo {
-    /// Whether it may ask for a model.
-    pub(crate) fn allows(&self, model: &str) -> bool {
-        let models = &self.rights.models;
-        models.is_empty()
-            || models.iter().any(|allowed| match allowed.strip_suffix('*') {
-                Some(start) => model.starts_with(start),
-                None => allowed == model,
-            })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,27 +88,5 @@ mod tests {
         assert!(a.text() != b.text() && hash(a.text()) != hash(b.text()));
         assert_eq!(format!("{a:?}"), "Secret(…)");
         assert_eq!(a.start().len(), SHOWN);
-    }
-
-    #[test]
-    fn models_are_allowed_by_name_or_beginning() {
-        let key = |models: &[&str]| KeyInfo {
-            id: 1,
-            start: String::new(),
-            rights: NewKey {
-                models: models.iter().map(ToString::to_string).collect(),
-                ..NewKey::default()
-            },
-            is_revoked: false,
-            created_ms: 0,
-        };
-        assert!(key(&[]).allows("x"));
-        let some = key(&["chat", "openai/*"]);
-        assert!(
-            some.allows("chat")
-                && some.allows("openai/gpt")
-                && !some.allows("chat2")
-                && !some.allows("groq/x")
-        );
     }
 }

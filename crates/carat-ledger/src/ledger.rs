@@ -1,28 +1,32 @@
 //! The ledger of a running gateway: decisions in memory, lines in the journal, a thread that feeds the database.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use crate::budget::{Purse, Short};
-use crate::hold::{Asked, Hold, Refusal};
+use crate::directory::{Directory, Holder};
+use crate::hold::{Asked, Hold, Refusal, Warning};
 use crate::journal::{Journal, Segment};
-use crate::key::{self, KeyInfo};
-use crate::rate::Bucket;
-use crate::row::{Entry, Open, Row};
-use crate::store::{Store, key_scope, team_scope};
-use crate::{Budget, Error};
+use crate::meter::{self, Meters, Moment};
+use crate::row::{Entry, Open, Row, clip, day_of};
+use crate::store::Store;
+use crate::{Error, Role};
 
 /// How long lines wait for others before the database gets them together.
 const GROUP: Duration = Duration::from_millis(50);
 /// How often the database is asked whether somebody changed keys.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often old rows are looked for, where they are not kept for ever.
+const PRUNE: Duration = Duration::from_secs(60);
+/// Most segments that wait for a database that does not take them, before requests are refused.
+const MAX_SEGMENTS: usize = 1000;
+/// Most warnings that wait to be written down.
+const MAX_WARNINGS: usize = 1000;
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
@@ -30,50 +34,47 @@ pub(crate) fn now_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn day_of(ms: u64) -> i64 {
-    i64::try_from(ms / 86_400_000).unwrap_or(i64::MAX)
-}
-
-/// A key in memory.
-#[derive(Debug)]
-struct KeyState {
-    info: KeyInfo,
-    purse: Purse,
-    requests: Bucket,
-    tokens: Bucket,
-    n_open: u64,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    keys: HashMap<[u8; 32], KeyState>,
-    teams: HashMap<String, Purse>,
-}
-
 /// What holds and the ledger share.
 #[derive(Debug)]
-pub(crate) struct Shared {
-    state: Mutex<State>,
+pub(crate) struct Keeper {
+    directory: RwLock<Arc<Directory>>,
+    meters: Mutex<Meters>,
+    warnings: Mutex<Vec<(u64, Warning)>>,
     journal: Journal,
+    /// The database is so far behind that no more may begin.
+    is_behind: std::sync::atomic::AtomicBool,
     settled: Notify,
+    began: Instant,
 }
 
 /// Keys, budgets and requests of a running gateway.
 #[derive(Debug)]
 pub struct Ledger {
-    shared: Arc<Shared>,
+    keeper: Arc<Keeper>,
     /// Dropped to end the thread.
     stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    n_lost: usize,
+    n_lost: u64,
+}
+
+/// Who a key belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bearer {
+    /// The key's name.
+    pub key: String,
+    /// Its user's.
+    pub user: Option<String>,
+    /// What the user may do.
+    pub role: Role,
 }
 
 impl Ledger {
-    /// Opens a ledger, or makes it: takes what an earlier process left in the journal, and ends what it left open.
+    /// Opens a ledger, or makes it: takes what an earlier process left in the journal, and ends what it left open. Rows
+    /// of requests are kept for `keep`, or for ever.
     ///
     /// # Errors
     /// [`Error::InUse`] if another gateway writes to it; the database's and the journal's.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path, keep: Option<Duration>) -> Result<Self, Error> {
         let mut store = Store::open(path)?;
         let mut folder = PathBuf::from(path).into_os_string();
         folder.push(".journal");
@@ -83,19 +84,24 @@ impl Ledger {
             segment.remove()?;
         }
         let n_lost = store.end_lost()?;
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State::default()),
+        let keeper = Arc::new(Keeper {
+            directory: RwLock::new(Arc::new(Directory::load(&mut store)?)),
+            meters: Mutex::new(store.meters(day_of(now_ms()))?),
+            warnings: Mutex::default(),
             journal,
+            is_behind: std::sync::atomic::AtomicBool::new(false),
             settled: Notify::new(),
+            began: Instant::now(),
         });
-        shared.load(&store)?;
         let (stop, stopped) = mpsc::channel();
         let feeding = Feeding {
-            shared: Arc::clone(&shared),
-            version: store.version()?,
+            keeper: Arc::clone(&keeper),
+            version: store.db.version()?,
             store,
             waiting: Vec::new(),
             looked: Instant::now(),
+            keep,
+            pruned: None,
         };
         let thread = std::thread::Builder::new()
             .name("ledger".into())
@@ -105,7 +111,7 @@ impl Ledger {
                 source,
             })?;
         Ok(Self {
-            shared,
+            keeper,
             stop: Some(stop),
             thread: Some(thread),
             n_lost,
@@ -113,7 +119,7 @@ impl Ledger {
     }
 
     /// Requests that an earlier process left open.
-    pub fn n_lost(&self) -> usize {
+    pub fn n_lost(&self) -> u64 {
         self.n_lost
     }
 
@@ -122,49 +128,22 @@ impl Ledger {
     /// # Errors
     /// Why not.
     pub fn admit(&self, secret: &str, asked: &Asked<'_>) -> Result<Hold, Refusal> {
-        let hash = key::hash(secret);
-        let started_ms = now_ms();
-        let mut state = self.shared.state();
-        let State { keys, teams } = &mut *state;
-        let key = keys.get_mut(&hash).ok_or(Refusal::Key)?;
-        let team = key.info.rights.team.as_ref().and_then(|team| teams.get_mut(team));
-        key.check(team.as_deref(), asked, started_ms)?;
-        let now = Instant::now();
-        key.check_rates(asked.tokens, now)?;
-        let held = asked.cost.unwrap_or_default();
-        let mut purses = [Some(("key", &mut key.purse)), team.map(|team| ("team", team))];
-        for (whose, purse) in purses.iter_mut().flatten() {
-            purse
-                .check(held, day_of(started_ms))
-                .map_err(|short| match short {
-                    Short::Held => Refusal::Held,
-                    Short::Spent => Refusal::Budget { whose },
-                })?;
+        let now = self.keeper.now();
+        let directory = self.keeper.directory();
+        let holder = directory.find(secret, now.wall_ms).ok_or(Refusal::Key)?;
+        if self.keeper.is_behind.load(std::sync::atomic::Ordering::Relaxed) || self.keeper.journal.is_full() {
+            return Err(Refusal::Broken);
         }
-        // Everything allows it: now it is taken everywhere.
-        purses
-            .into_iter()
-            .flatten()
-            .for_each(|(_, purse)| purse.hold(held));
-        key.requests.take(1);
-        key.tokens.take(asked.tokens);
-        key.n_open += 1;
-        let open = Open {
-            id: asked.id,
-            key: key.info.id,
-            team: key.info.rights.team.clone(),
-            route: asked.route.to_string(),
-            held,
-            started_ms,
-        };
-        drop(state);
+        let warnings = meter::admit(holder, &mut self.keeper.meters(), asked, now)?;
+        let open = opened(holder, asked, now.wall_ms);
+        // From here on whatever happens gives back what was taken.
         let hold = Hold {
-            shared: Arc::clone(&self.shared),
-            hash,
-            tokens: asked.tokens,
+            keeper: Arc::clone(&self.keeper),
             open: Some(open.clone()),
+            warnings,
         };
-        match self.shared.journal.append(Entry::Open(open)) {
+        self.keeper.note(now.wall_ms, &hold.warnings);
+        match self.keeper.journal.append(Entry::Open(open)) {
             Ok(()) => Ok(hold),
             Err(error) => {
                 tracing::error!(%error, "the ledger's journal cannot be written");
@@ -173,18 +152,20 @@ impl Ledger {
         }
     }
 
-    /// Whether a key is in force.
-    pub fn knows(&self, secret: &str) -> bool {
-        let state = self.shared.state();
-        state
-            .keys
-            .get(&key::hash(secret))
-            .is_some_and(|key| key.is_in_force(now_ms()))
+    /// Who a key in force belongs to.
+    pub fn bearer(&self, secret: &str) -> Option<Bearer> {
+        let directory = self.keeper.directory();
+        let holder = directory.find(secret, now_ms())?;
+        Some(Bearer {
+            key: holder.name.clone(),
+            user: holder.user.clone(),
+            role: holder.role,
+        })
     }
 
     /// Waits for the next request to settle; made before [`Ledger::admit`] it misses none.
     pub fn settled(&self) -> Notified<'_> {
-        self.shared.settled.notified()
+        self.keeper.settled.notified()
     }
 }
 
@@ -198,138 +179,74 @@ impl Drop for Ledger {
     }
 }
 
-impl KeyState {
-    fn is_in_force(&self, now_ms: u64) -> bool {
-        !self.info.is_revoked && self.info.rights.expires_ms.is_none_or(|end| end > now_ms)
-    }
-
-    /// What does not change from one moment to the next.
-    fn check(&self, team: Option<&Purse>, asked: &Asked<'_>, now_ms: u64) -> Result<(), Refusal> {
-        let rights = &self.info.rights;
-        if !self.is_in_force(now_ms) {
-            return Err(Refusal::Key);
-        }
-        if !self.info.allows(asked.route) {
-            return Err(Refusal::Model);
-        }
-        let has_budget = rights.budget.is_some() || team.is_some_and(|team| team.budget.is_some());
-        if has_budget && asked.cost.is_none() {
-            return Err(Refusal::Price);
-        }
-        if rights.concurrency.is_some_and(|most| self.n_open >= most) {
-            return Err(Refusal::Concurrency);
-        }
-        Ok(())
-    }
-
-    fn check_rates(&mut self, tokens: u64, now: Instant) -> Result<(), Refusal> {
-        if let Some(limit) = self.info.rights.requests_per_minute {
-            self.requests
-                .check(limit, 1, now)
-                .map_err(|wait| Refusal::Requests { wait })?;
-        }
-        if let Some(limit) = self.info.rights.tokens_per_minute {
-            self.tokens
-                .check(limit, tokens, now)
-                .map_err(|wait| Refusal::Tokens { wait })?;
-        }
-        Ok(())
+/// A request that begins.
+fn opened(holder: &Holder, asked: &Asked<'_>, started_ms: u64) -> Open {
+    let mut route = asked.route.to_string();
+    clip(&mut route);
+    Open {
+        id: asked.id,
+        key: holder.id,
+        team: holder.team.clone(),
+        user: holder.user.clone(),
+        project: holder.project.clone(),
+        route,
+        held: asked.cost.unwrap_or_default(),
+        tokens: asked.tokens,
+        started_ms,
     }
 }
 
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Keeper {
+    fn directory(&self) -> Arc<Directory> {
+        Arc::clone(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(crate) fn settle(&self, hash: &[u8; 32], tokens: u64, open: Open, row: Row) {
-        let cost = row.cost.unwrap_or_default();
-        let day = day_of(now_ms());
-        let mut state = self.state();
-        let team = open.team.as_ref().and_then(|team| state.teams.get_mut(team));
-        if let Some(team) = team {
-            team.settle(open.held, cost, day);
+    fn meters(&self) -> MutexGuard<'_, Meters> {
+        locked(&self.meters)
+    }
+
+    fn now(&self) -> Moment {
+        Moment {
+            wall_ms: now_ms(),
+            // A clock that nobody sets.
+            rate_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
-        if let Some(key) = state.keys.get_mut(hash) {
-            key.purse.settle(open.held, cost, day);
-            key.tokens.correct(tokens, row.input.saturating_add(row.output));
-            key.n_open = key.n_open.saturating_sub(1);
+    }
+
+    /// Has a soft limit's passing written down when it is news.
+    fn note(&self, now_ms: u64, warnings: &[Warning]) {
+        for warning in warnings.iter().filter(|warning| warning.is_first) {
+            tracing::warn!(scope = &*warning.scope, "{warning}: a soft limit is passed");
+            let mut waiting = locked(&self.warnings);
+            if waiting.len() < MAX_WARNINGS {
+                waiting.push((now_ms, warning.clone()));
+            }
         }
-        drop(state);
+    }
+
+    pub(crate) fn settle(&self, open: Open, row: Row) {
+        meter::settle(&mut self.meters(), &open, &row, true);
         if let Err(error) = self.journal.append(Entry::Settle(open, row)) {
             tracing::error!(%error, "the ledger's journal cannot be written; the row waits in memory");
         }
         self.settled.notify_waiters();
     }
-
-    /// Reads keys and teams. What is known of them in memory stays, since the database is behind it.
-    fn load(&self, store: &Store) -> Result<(), Error> {
-        let today = day_of(now_ms());
-        let keys = store.keys()?;
-        let teams = store.teams()?;
-        let mut state = self.state();
-        for (hash, info) in keys {
-            let (budget, scope) = (info.rights.budget, key_scope(info.id));
-            match state.keys.get_mut(&hash) {
-                Some(key) => {
-                    renew(&mut key.purse, budget, store, &scope, today)?;
-                    key.info = info;
-                }
-                None => {
-                    let key = KeyState {
-                        purse: purse(budget, store, &scope, today)?,
-                        info,
-                        requests: Bucket::default(),
-                        tokens: Bucket::default(),
-                        n_open: 0,
-                    };
-                    state.keys.insert(hash, key);
-                }
-            }
-        }
-        for (name, budget) in teams {
-            let scope = team_scope(&name);
-            match state.teams.get_mut(&name) {
-                Some(team) => renew(team, budget, store, &scope, today)?,
-                None => {
-                    state.teams.insert(name, purse(budget, store, &scope, today)?);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A purse with what the database knows.
-fn purse(budget: Option<Budget>, store: &Store, scope: &str, today: i64) -> Result<Purse, Error> {
-    let since = budget.map_or(today, |budget| budget.period.start(today));
-    Ok(Purse::new(budget, store.spent(scope, since)?.spent, today))
-}
-
-/// Gives a purse another budget, which may count from another day. Holds stay.
-fn renew(
-    purse_now: &mut Purse,
-    budget: Option<Budget>,
-    store: &Store,
-    scope: &str,
-    today: i64,
-) -> Result<(), Error> {
-    if purse_now.budget != budget {
-        let held = purse_now.held;
-        *purse_now = purse(budget, store, scope, today)?;
-        purse_now.held = held;
-    }
-    Ok(())
 }
 
 /// The thread that feeds the database.
 struct Feeding {
-    shared: Arc<Shared>,
+    keeper: Arc<Keeper>,
     store: Store,
     version: i64,
     /// Segments that the database has not taken yet.
     waiting: Vec<Segment>,
     looked: Instant,
+    keep: Option<Duration>,
+    pruned: Option<Instant>,
 }
 
 impl Feeding {
@@ -339,6 +256,9 @@ impl Feeding {
             if let Err(error) = self.feed() {
                 tracing::error!(%error, source = ?std::error::Error::source(&error), "the ledger's database did not take a group; it is tried again");
             }
+            let is_behind = self.waiting.len() >= MAX_SEGMENTS;
+            let flag = &self.keeper.is_behind;
+            flag.store(is_behind, std::sync::atomic::Ordering::Relaxed);
             if is_last {
                 return;
             }
@@ -352,20 +272,38 @@ impl Feeding {
     }
 
     fn feed(&mut self) -> Result<(), Error> {
-        self.waiting.extend(self.shared.journal.rotate()?);
+        // What waits already is bounded before more is taken up: the journal refuses when it is full.
+        if self.waiting.len() < MAX_SEGMENTS {
+            self.waiting.extend(self.keeper.journal.rotate()?);
+        }
         while let Some(segment) = self.waiting.first() {
             self.store.apply(&segment.entries)?;
             segment.remove()?;
             self.waiting.remove(0);
         }
-        Ok(())
+        let warnings = std::mem::take(&mut *locked(&self.keeper.warnings));
+        self.store.note_warnings(&warnings)
     }
 
     fn look(&mut self) -> Result<(), Error> {
-        let version = self.store.version()?;
+        let version = self.store.db.version()?;
         if version != self.version {
-            self.shared.load(&self.store)?;
+            let directory = Arc::new(Directory::load(&mut self.store)?);
+            *self
+                .keeper
+                .directory
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = directory;
             self.version = version;
+        }
+        if let Some(keep) = self.keep
+            && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE)
+        {
+            let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+            // A part each time, so that nothing waits long; the next part at once if there is one.
+            if self.store.prune(now_ms().saturating_sub(keep_ms))? == 0 {
+                self.pruned = Some(Instant::now());
+            }
         }
         Ok(())
     }

@@ -6,24 +6,32 @@
 //! a thread of its own moves these lines into SQLite in groups. Money is whole millionths of a dollar, rounded up once
 //! for each request. Keys are kept as hashes: the text of one is shown when it is made and never again.
 
+mod account;
+mod admin;
 mod budget;
+mod db;
+mod directory;
 mod error;
 mod hold;
 mod journal;
 mod key;
 mod ledger;
+mod meter;
 mod money;
 mod price;
 mod rate;
 mod row;
+mod schema;
 mod store;
 
+pub use account::{Account, Credit, Kind, Limits, Role};
+pub use admin::{Admin, Audit};
 pub use budget::{Budget, Period};
 pub use error::Error;
-pub use hold::{Asked, Hold, Refusal};
+pub use hold::{Asked, Hold, Refusal, Warning};
 pub use key::{KeyInfo, NewKey, Secret};
-pub use ledger::Ledger;
+pub use ledger::{Bearer, Ledger};
 pub use money::Micros;
 pub use price::{Listed, Price, PriceList, Tokens};
 pub use row::{Outcome, Row};
-pub use store::{Admin, Total};
+pub use store::Total;

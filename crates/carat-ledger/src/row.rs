@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Micros;
+use crate::account::{Kind, key_scope};
 
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +22,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn name(self) -> &'static str {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Complete => "complete",
             Self::Cut => "cut",
@@ -76,7 +78,106 @@ pub(crate) struct Open {
     pub(crate) id: [u8; 16],
     pub(crate) key: i64,
     pub(crate) team: Option<String>,
+    #[serde(default)]
+    pub(crate) user: Option<String>,
+    #[serde(default)]
+    pub(crate) project: Option<String>,
     pub(crate) route: String,
     pub(crate) held: Micros,
+    /// Tokens taken from the limits a minute.
+    #[serde(default)]
+    pub(crate) tokens: u64,
     pub(crate) started_ms: u64,
+}
+
+impl Open {
+    /// All whose spending it is counted under.
+    pub(crate) fn scopes(&self) -> impl Iterator<Item = String> {
+        let accounts = [
+            (Kind::User, &self.user),
+            (Kind::Project, &self.project),
+            (Kind::Team, &self.team),
+        ];
+        let accounts = accounts.map(|(kind, name)| name.as_ref().map(|name| kind.scope(name)));
+        [Some(key_scope(self.key))].into_iter().chain(accounts).flatten()
+    }
+
+    /// The day that a request's cost belongs to: the one on which it ended, by a duration that no clock can step in.
+    pub(crate) fn ended_day(&self, row: &Row) -> i64 {
+        day_of(self.started_ms.saturating_add(row.duration_ms))
+    }
+}
+
+/// The day of a moment, counted from 1970.
+pub(crate) fn day_of(ms: u64) -> i64 {
+    i64::try_from(ms / 86_400_000).unwrap_or(i64::MAX)
+}
+
+/// Most that one request is believed to have cost or taken: a million dollars, and as many millionths of tokens. What a
+/// provider says beyond it is nonsense, and sums of it would not fit the database's numbers.
+const MAX: u64 = 1_000_000_000_000;
+/// Longest text of a row, in bytes: names of models come from clients.
+const MAX_TEXT: usize = 1024;
+
+impl Row {
+    /// Within what the database can keep.
+    pub(crate) fn bounded(mut self) -> Self {
+        for n in [
+            &mut self.input,
+            &mut self.cache_read,
+            &mut self.cache_write,
+            &mut self.output,
+            &mut self.reasoning,
+            &mut self.duration_ms,
+        ] {
+            *n = (*n).min(MAX);
+        }
+        self.cost = self.cost.map(|cost| cost.min(Micros(MAX)));
+        clip(&mut self.target);
+        clip(&mut self.tried);
+        self
+    }
+}
+
+/// Cuts a text to what a row may hold, and takes out what not every database keeps.
+pub(crate) fn clip(text: &mut String) {
+    if text.len() > MAX_TEXT {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+    }
+    if text.contains('\0') {
+        *text = text.replace('\0', "\u{fffd}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_providers_and_clients_say_is_bounded() {
+        let row = Row {
+            target: "ü".repeat(2000),
+            tried: "a\0b".into(),
+            outcome: Outcome::Complete,
+            input: u64::MAX,
+            cache_read: 1,
+            cache_write: 0,
+            output: u64::MAX,
+            reasoning: 0,
+            is_counted: true,
+            cost: Some(Micros(u64::MAX)),
+            duration_ms: 5,
+            first_token_ms: None,
+        };
+        let row = row.bounded();
+        assert_eq!((row.input, row.cost), (MAX, Some(Micros(MAX))));
+        assert_eq!((row.target.len(), row.tried.as_str()), (1024, "a\u{fffd}b"));
+    }
+
+    #[test]
+    fn lines_of_the_first_version_are_read() {
+        let line = r#"{"id":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1],"key":3,"team":"t","route":"r","held":9,"started_ms":86400000}"#;
+        let open: Open = serde_json::from_str(line).unwrap();
+        assert_eq!(open.scopes().collect::<Vec<_>>(), ["key:3", "team:t"]);
+    }
 }

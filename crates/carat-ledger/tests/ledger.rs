@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use carat_ledger::{Admin, Asked, Budget, Hold, Ledger, Micros, NewKey, Outcome, Period, Refusal, Row};
+use carat_ledger::{
+    Admin, Asked, Budget, Hold, Ledger, Limits, Micros, NewKey, Outcome, Period, Refusal, Row,
+};
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -19,6 +21,7 @@ fn asked(cost: u64) -> Asked<'static> {
         route: "chat",
         tokens: 10,
         cost: Some(Micros(cost)),
+        is_downgraded: false,
     }
 }
 
@@ -54,7 +57,7 @@ struct Rig {
 impl Rig {
     fn new(rights: NewKey) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let admin = Admin::open(&folder.path().join("l.db")).unwrap();
+        let mut admin = Admin::open(&folder.path().join("l.db")).unwrap();
         let name = "k".to_string();
         let secret = admin
             .add_key(&NewKey { name, ..rights }, 1)
@@ -76,10 +79,13 @@ impl Rig {
 #[test]
 fn a_budget_for_fifty_lets_fifty_of_two_hundred_pass() {
     let rig = Rig::new(NewKey {
-        budget: budget(50 * 20),
+        limits: Limits {
+            budget: budget(50 * 20),
+            ..Limits::default()
+        },
         ..NewKey::default()
     });
-    let ledger = Arc::new(Ledger::open(&rig.path()).unwrap());
+    let ledger = Arc::new(Ledger::open(&rig.path(), None).unwrap());
     let start = Arc::new(std::sync::Barrier::new(200));
     let threads: Vec<_> = (0..200)
         .map(|_| {
@@ -104,7 +110,10 @@ fn a_budget_for_fifty_lets_fifty_of_two_hundred_pass() {
 #[test]
 fn what_was_held_too_much_comes_back() {
     let rig = Rig::new(NewKey {
-        budget: budget(100),
+        limits: Limits {
+            budget: budget(100),
+            ..Limits::default()
+        },
         team: Some("t".into()),
         ..NewKey::default()
     });
@@ -112,7 +121,7 @@ fn what_was_held_too_much_comes_back() {
         .unwrap()
         .set_team("t", budget(60))
         .unwrap();
-    let ledger = Ledger::open(&rig.path()).unwrap();
+    let ledger = Ledger::open(&rig.path(), None).unwrap();
     let whose = |whose| Some(Refusal::Budget { whose });
     assert_eq!(ledger.admit(&rig.secret, &asked(70)).err(), whose("team"));
     assert_eq!(ledger.admit(&rig.secret, &asked(101)).err(), whose("key"));
@@ -128,7 +137,7 @@ fn what_was_held_too_much_comes_back() {
     ledger.admit(&rig.secret, &asked(59)).unwrap().settle(row(59));
     assert_eq!(ledger.admit(&rig.secret, &asked(1)).err(), whose("team"));
     drop(ledger);
-    let ledger = Ledger::open(&rig.path()).unwrap();
+    let ledger = Ledger::open(&rig.path(), None).unwrap();
     assert_eq!(
         ledger.admit(&rig.secret, &asked(1)).err(),
         whose("team"),
@@ -141,17 +150,20 @@ fn what_was_held_too_much_comes_back() {
 #[test]
 fn limits_hold_and_keys_can_be_taken_back() {
     let rig = Rig::new(NewKey {
-        requests_per_minute: Some(3),
-        tokens_per_minute: Some(25),
-        concurrency: Some(1),
-        models: vec!["chat".into()],
+        limits: Limits {
+            requests_per_minute: Some(3),
+            tokens_per_minute: Some(25),
+            concurrency: Some(1),
+            models: vec!["chat".into()],
+            ..Limits::default()
+        },
         ..NewKey::default()
     });
-    let ledger = Ledger::open(&rig.path()).unwrap();
+    let ledger = Ledger::open(&rig.path(), None).unwrap();
     let hold = ledger.admit(&rig.secret, &asked(1)).unwrap();
     assert_eq!(
         ledger.admit(&rig.secret, &asked(1)).err(),
-        Some(Refusal::Concurrency)
+        Some(Refusal::Concurrency { whose: "key" })
     );
     hold.settle(row(1));
     let other = Asked {
@@ -177,7 +189,7 @@ fn limits_hold_and_keys_can_be_taken_back() {
         ledger.admit("sk-carat-guess", &asked(1)).err(),
         Some(Refusal::Key)
     );
-    let admin = Admin::open(&rig.path()).unwrap();
+    let mut admin = Admin::open(&rig.path()).unwrap();
     let taken = admin.add_key(
         &NewKey {
             name: "k".into(),
@@ -194,7 +206,7 @@ fn limits_hold_and_keys_can_be_taken_back() {
     }
     assert!(admin.revoke_key("k").is_err());
     assert!(matches!(
-        Ledger::open(&rig.path()),
+        Ledger::open(&rig.path(), None),
         Err(carat_ledger::Error::InUse { .. })
     ));
 }
@@ -205,7 +217,7 @@ fn victim() {
     let (Ok(path), Ok(secret)) = (std::env::var("LEDGER_PATH"), std::env::var("LEDGER_SECRET")) else {
         return;
     };
-    let ledger = Ledger::open(std::path::Path::new(&path)).unwrap();
+    let ledger = Ledger::open(std::path::Path::new(&path), None).unwrap();
     let mut open: Vec<Hold> = Vec::new();
     for n in 1u64.. {
         open.push(ledger.admit(&secret, &asked(9)).unwrap());
@@ -239,7 +251,7 @@ fn killed_at_any_moment_nothing_is_lost_or_billed_twice() {
         child.kill().unwrap();
         child.wait().unwrap();
         settled += reading.join().unwrap() as u64;
-        let ledger = Ledger::open(&rig.path()).unwrap();
+        let ledger = Ledger::open(&rig.path(), None).unwrap();
         assert!(
             ledger.n_lost() <= 4,
             "only requests under way were open: {}",
@@ -253,7 +265,7 @@ fn killed_at_any_moment_nothing_is_lost_or_billed_twice() {
             "{settled} said, {total:?}"
         );
         assert_eq!(total.spent.0, total.requests * 7);
-        let admin = Admin::open(&rig.path()).unwrap();
+        let mut admin = Admin::open(&rig.path()).unwrap();
         assert_eq!(admin.requests(Some(Outcome::Complete)).unwrap(), total);
         assert_eq!(admin.requests(None).unwrap().requests, 0, "nothing stays open");
     }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use carat_gateway::{Config, Env, Gateway as Serving};
-use carat_ledger::{Admin, Budget, Micros, NewKey, Period, Secret};
+use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
 use clap::{Args, Subcommand};
 
 use crate::failure::Hinted;
@@ -43,6 +43,14 @@ enum Task {
     Check,
     /// Make a key; its text is shown once
     AddKey(NewKeyArgs),
+    /// Give a key another text, shown once; the old one stays good for a while
+    RotateKey {
+        /// Its name
+        name: String,
+        /// Hours for which the old text stays good
+        #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(0..=2160))]
+        overlap: u64,
+    },
     /// List keys and what each has spent
     Keys,
     /// Take a key back
@@ -50,12 +58,32 @@ enum Task {
         /// Its name
         name: String,
     },
-    /// Set a team's budget, or take it away
-    SetTeam {
-        /// The team's name
-        name: String,
+    /// Set what a user may do and spend, with all keys together
+    SetUser {
         #[command(flatten)]
-        budget: BudgetArgs,
+        account: AccountArgs,
+        /// admin (may administer), member, or viewer (may look and ask nothing)
+        #[arg(long, default_value = "member", value_parser = role)]
+        role: Role,
+    },
+    /// Set what a team may do and spend
+    SetTeam(AccountArgs),
+    /// Set what a project may do and spend
+    SetProject(AccountArgs),
+    /// List users, teams and projects
+    Accounts,
+    /// Pay in for a key or an account that may spend only that (--prepaid)
+    TopUp {
+        /// Who: key:NAME, user:NAME, team:NAME or project:NAME
+        scope: String,
+        /// Dollars, such as 12.50
+        amount: Micros,
+        /// A name of this payment; the same one again changes nothing [default: the time]
+        #[arg(long)]
+        id: Option<String>,
+        /// What to remember of it
+        #[arg(long, default_value = "")]
+        note: String,
     },
 }
 
@@ -63,10 +91,37 @@ enum Task {
 struct NewKeyArgs {
     /// By which you will know it
     name: String,
-    /// Team whose budget it spends too
+    /// User whose it is
+    #[arg(long)]
+    user: Option<String>,
+    /// Project that it is for
+    #[arg(long)]
+    project: Option<String>,
+    /// Team whose budget it spends too [default: its project's or its user's]
     #[arg(long)]
     team: Option<String>,
-    /// Route or model that it may ask for, or a beginning such as `openai/*`; may be given several times [default: all]
+    /// Days until it ends
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    days: Option<u64>,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+struct AccountArgs {
+    /// Its name
+    name: String,
+    /// Team that it belongs to, whose budget it spends too
+    #[arg(long)]
+    team: Option<String>,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+/// Limits of a key or an account; what is not given is no limit.
+#[derive(Debug, Args)]
+struct LimitArgs {
+    /// Route or model that may be asked for, or a beginning such as `openai/*`; may be given several times [default: all]
     #[arg(long, value_name = "NAME")]
     allow: Vec<String>,
     /// Requests a minute
@@ -78,30 +133,54 @@ struct NewKeyArgs {
     /// Requests at the same time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     concurrency: Option<u64>,
-    /// Days until it ends
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36_500))]
-    days: Option<u64>,
-    #[command(flatten)]
-    budget: BudgetArgs,
-}
-
-#[derive(Debug, Args)]
-struct BudgetArgs {
     /// Dollars that may be spent, such as 12.50
     #[arg(long, value_name = "DOLLARS")]
     budget: Option<Micros>,
+    /// Dollars from which on a warning is given
+    #[arg(long, value_name = "DOLLARS")]
+    soft: Option<Micros>,
     /// In which time: day, month (UTC) or total
     #[arg(long, value_name = "PERIOD", default_value = "month", value_parser = period)]
     per: Period,
+    /// Route or model that answers once --soft is spent
+    #[arg(long, value_name = "NAME")]
+    fallback: Option<String>,
+    /// Only what was paid in with `top-up` may be spent
+    #[arg(long)]
+    prepaid: bool,
 }
 
-impl BudgetArgs {
-    fn budget(&self) -> Option<Budget> {
-        self.budget.map(|limit| Budget {
-            limit,
-            period: self.per,
-        })
+impl LimitArgs {
+    fn limits(self) -> Limits {
+        let period = self.per;
+        let budget = |limit: Micros| Budget { limit, period };
+        Limits {
+            models: self.allow,
+            requests_per_minute: self.rpm,
+            tokens_per_minute: self.tpm,
+            concurrency: self.concurrency,
+            budget: self.budget.map(budget),
+            soft: self.soft.map(budget),
+            fallback: self.fallback,
+            is_prepaid: self.prepaid,
+        }
     }
+}
+
+impl AccountArgs {
+    fn account(self, kind: Kind, role: Role) -> Account {
+        Account {
+            kind,
+            name: self.name,
+            team: self.team,
+            role,
+            limits: self.limits.limits(),
+        }
+    }
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    Role::of_name(text).ok_or_else(|| "say admin, member or viewer".to_string())
 }
 
 fn period(text: &str) -> Result<Period, String> {
@@ -150,30 +229,58 @@ impl Task {
                 "add [ledger] with path = \"gateway.db\"",
             )
         })?;
-        let admin = Admin::open(ledger)?;
+        let mut admin = Admin::open(ledger)?;
         match self {
             Self::Check => {}
-            Self::AddKey(new) => output::write(&format!("{}\n", new.add(&admin)?.text()))?,
-            Self::Keys => output::write(&listed(&admin)?)?,
+            Self::AddKey(new) => output::write(&format!("{}\n", new.add(&mut admin)?.text()))?,
+            Self::RotateKey { name, overlap } => {
+                let secret = admin.rotate_key(&name, overlap * 3_600_000, now_ms())?;
+                output::write(&format!("{}\n", secret.text()))?;
+            }
+            Self::Keys => output::write(&listed(&mut admin)?)?,
             Self::RevokeKey { name } => admin.revoke_key(&name)?,
-            Self::SetTeam { name, budget } => admin.set_team(&name, budget.budget())?,
+            Self::SetUser { account, role } => admin.set_account(&account.account(Kind::User, role))?,
+            Self::SetTeam(account) => admin.set_account(&account.account(Kind::Team, Role::Member))?,
+            Self::SetProject(account) => admin.set_account(&account.account(Kind::Project, Role::Member))?,
+            Self::Accounts => output::write(&accounts(&mut admin)?)?,
+            Self::TopUp {
+                scope,
+                amount,
+                id,
+                note,
+            } => {
+                let at_ms = now_ms();
+                let id = id.unwrap_or_else(|| at_ms.to_string());
+                let is_new = admin.top_up(&Credit {
+                    id,
+                    scope,
+                    amount,
+                    note,
+                    at_ms,
+                })?;
+                if !is_new {
+                    output::note("this payment was there already; nothing has changed");
+                }
+            }
         }
         Ok(())
     }
 }
 
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
 impl NewKeyArgs {
-    fn add(self, admin: &Admin) -> Result<Secret> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+    fn add(self, admin: &mut Admin) -> Result<Secret> {
+        let now_ms = now_ms();
         let new = NewKey {
-            budget: self.budget.budget(),
             name: self.name,
+            user: self.user,
+            project: self.project,
             team: self.team,
-            models: self.allow,
-            requests_per_minute: self.rpm,
-            tokens_per_minute: self.tpm,
-            concurrency: self.concurrency,
+            limits: self.limits.limits(),
             expires_ms: self
                 .days
                 .map(|days| now_ms.saturating_add(days.saturating_mul(86_400_000))),
@@ -182,7 +289,35 @@ impl NewKeyArgs {
     }
 }
 
-fn listed(admin: &Admin) -> Result<String> {
+fn accounts(admin: &mut Admin) -> Result<String> {
+    let mut text = format!(
+        "{:<8} {:<20} {:<12} {:<7} {:>9} {:>16} {:>16}\n",
+        "KIND", "NAME", "TEAM", "ROLE", "REQUESTS", "SPENT", "BUDGET"
+    );
+    for kind in Kind::ALL {
+        for (account, total) in admin.accounts(kind)? {
+            let team = account.team.as_deref().unwrap_or("");
+            let role = match kind {
+                Kind::User => account.role.name(),
+                Kind::Team | Kind::Project => "",
+            };
+            let budget = account.limits.budget;
+            let budget = budget.map_or(String::new(), |budget| {
+                format!("{}/{}", budget.limit, budget.period.name())
+            });
+            let (kind, name, spent) = (kind.name(), &account.name, total.spent.to_string());
+            let line = format!(
+                "{kind:<8} {name:<20} {team:<12} {role:<7} {:>9} {spent:>16} {budget:>16}",
+                total.requests
+            );
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
+
+fn listed(admin: &mut Admin) -> Result<String> {
     let mut text = format!(
         "{:<20} {:<14} {:<12} {:>9} {:>16} {:<8}\n",
         "NAME", "KEY", "TEAM", "REQUESTS", "SPENT", "STATE"

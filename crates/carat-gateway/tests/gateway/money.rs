@@ -4,16 +4,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use carat_ledger::{Admin, Budget, Micros, NewKey, Outcome, Period};
+use carat_ledger::{Admin, Budget, Limits, Micros, NewKey, Outcome, Period};
 use http_body_util::BodyExt;
 
 use crate::support::{Rig, chat, rig_with};
+
+fn limited(limits: Limits) -> NewKey {
+    NewKey {
+        limits,
+        ..NewKey::default()
+    }
+}
 
 /// A gateway with a ledger and one key. A million tokens of output cost a dollar: a token a millionth.
 async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("l.db");
-    let admin = Admin::open(&path).unwrap();
+    let mut admin = Admin::open(&path).unwrap();
     let name = "k".to_string();
     let secret = admin.add_key(&NewKey { name, ..rights }, 1).unwrap();
     let config = format!("---[ledger]\npath = \"{}\"\n{more}", path.display());
@@ -38,10 +45,10 @@ async fn a_budget_for_fifty_requests_is_spent_to_the_last() {
         limit: Micros(50 * 4),
         period: Period::Day,
     });
-    let rights = NewKey {
+    let rights = limited(Limits {
         budget,
-        ..NewKey::default()
-    };
+        ..Limits::default()
+    });
     let (rig, folder) = paid(rights, PRICED).await;
     let rig = Arc::new(rig);
     // The mock's answers have four tokens: what is held is what it will cost.
@@ -63,7 +70,7 @@ async fn a_budget_for_fifty_requests_is_spent_to_the_last() {
         50,
         "nobody else cost anything"
     );
-    let admin = stopped(Arc::into_inner(rig).unwrap(), &folder).await;
+    let mut admin = stopped(Arc::into_inner(rig).unwrap(), &folder).await;
     let total = admin.keys().unwrap()[0].1;
     assert_eq!((total.spent, total.requests), (Micros(200), 50));
 }
@@ -88,8 +95,8 @@ async fn every_ending_has_its_row() {
         !metrics.contains("carat_target_price_unknown_total{target=\"m/ok\"} 1"),
         "{metrics}"
     );
-    let admin = stopped(rig, &folder).await;
-    let of = |outcome| admin.requests(outcome).unwrap();
+    let mut admin = stopped(rig, &folder).await;
+    let mut of = |outcome| admin.requests(outcome).unwrap();
     // 11 tokens in at 2 and 4 out at 1, whole and streamed; both answers say so.
     let complete = of(Some(Outcome::Complete));
     assert_eq!((complete.requests, complete.spent), (2, Micros(52)));
@@ -104,11 +111,11 @@ async fn every_ending_has_its_row() {
 
 #[tokio::test]
 async fn keys_are_asked_for_and_limits_are_told() {
-    let rights = NewKey {
+    let rights = limited(Limits {
         models: vec!["m/ok".into()],
         requests_per_minute: Some(2),
-        ..NewKey::default()
-    };
+        ..Limits::default()
+    });
     let (mut rig, _folder) = paid(rights, "").await;
     assert_eq!(rig.chat("m/other", false).await.status, 403);
     assert_eq!(rig.chat("m/ok", false).await.status, 200);
@@ -131,4 +138,81 @@ async fn keys_are_asked_for_and_limits_are_told() {
     assert_eq!(rig.get("/v1/models").await.status, 401);
     assert_eq!(rig.get("/metrics").await.status, 401);
     assert_eq!(rig.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn past_a_soft_limit_something_cheaper_answers() {
+    let limits = Limits {
+        soft: Some(Budget {
+            limit: Micros(4),
+            period: Period::Day,
+        }),
+        fallback: Some("small".into()),
+        models: vec!["m/ok".into()],
+        ..Limits::default()
+    };
+    let more = format!(
+        "{PRICED}[routes.small]\ncandidates = [\"m/cheap\"]\n[prices.\"m/cheap\"]\ninput = 0\noutput = 0\n"
+    );
+    let (rig, folder) = paid(limited(limits), &more).await;
+    let first = rig.chat("m/ok", false).await;
+    assert!(first.status == 200 && !first.headers.contains_key("x-carat-budget"));
+    let second = rig.chat("m/ok", false).await;
+    assert!(
+        second.route().starts_with("m/cheap; route=small"),
+        "{}",
+        second.route()
+    );
+    assert_eq!(second.headers["x-carat-downgraded"], "m/ok -> small");
+    let told = second.headers["x-carat-budget"].to_str().unwrap();
+    assert_eq!(told, "soft limit passed: key spent $0.000004 of $0.000004 a day");
+    assert_eq!(
+        rig.chat("small", false).await.status,
+        403,
+        "it may not be asked for by name"
+    );
+    let mut admin = stopped(rig, &folder).await;
+    assert_eq!(admin.keys().unwrap()[0].1.spent, Micros(4));
+}
+
+#[tokio::test]
+async fn who_leaves_before_the_answer_pays_an_estimate() {
+    let more = "[prices.\"m/slow=60000\"]\ninput = 4\noutput = 1\n";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    let body = chat("m/slow=60000", false);
+    let leaving = tokio::time::timeout(
+        Duration::from_millis(500),
+        rig.post("/v1/chat/completions", &body),
+    );
+    assert!(leaving.await.is_err());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut admin = stopped(rig, &folder).await;
+    let gone = admin.requests(Some(Outcome::ClientGone)).unwrap();
+    let prompt = body.len().div_ceil(4) as u64 * 4;
+    // Half a second of an answer is 25 tokens.
+    assert!(
+        (prompt + 20..prompt + 60).contains(&gone.spent.0),
+        "{gone:?}, {prompt}"
+    );
+}
+
+#[tokio::test]
+async fn several_answers_are_held_several_times() {
+    let budget = Some(Budget {
+        limit: Micros(30),
+        period: Period::Day,
+    });
+    let rights = limited(Limits {
+        budget,
+        ..Limits::default()
+    });
+    let (rig, _folder) = paid(rights, PRICED).await;
+    let with = |more: &str| chat("m/ok", false).replace("\"stream\"", &format!("{more},\"stream\""));
+    let status = async |more: &str| rig.post("/v1/chat/completions", &with(more)).await.status;
+    assert_eq!(status("\"max_tokens\":10,\"n\":4").await, 402);
+    assert_eq!(
+        status("\"max_tokens\":10,\"max_completion_tokens\":31").await,
+        402
+    );
+    assert_eq!(status("\"max_tokens\":10,\"n\":3").await, 200);
 }
