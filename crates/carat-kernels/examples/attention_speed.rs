@@ -1,5 +1,5 @@
-//! How fast a decode step's attention reads a cache, for each format: the shape of a layer of Gemma 3 12B (8
-//! key-value heads of 256 elements, 2 queries each) at some depth.
+//! How fast a decode step's attention reads a cache, and how fast a chunk of a prompt attends to it, for each format:
+//! the shape of a layer of Gemma 3 12B (8 key-value heads of 256 elements, 2 queries each) at some depth.
 //!
 //! `cargo run --release -p carat-kernels --example attention_speed -- [DEPTH]`
 
@@ -9,13 +9,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use carat_kernels::attention::{
-    DecodeQuery, DecodeScratch, KvDType, KvPage, KvShape, KvView, PAGE, decode, pack_rows,
+    DecodeQuery, DecodeScratch, KvDType, KvPage, KvShape, KvView, PAGE, PrefillQuery, PrefillScratch, decode,
+    pack_rows, prefill,
 };
 use carat_kernels::{Compute, Isa};
 
 /// Caches that are read in turn, so that none is in the processor's cache.
 const LAYERS: usize = 4;
 const REPEATS: usize = 15;
+/// Tokens of a prompt's chunk.
+const CHUNK: usize = 512;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let depth: usize = std::env::args().nth(1).map_or(Ok(16_384), |n| n.parse())?;
@@ -55,6 +58,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             bytes as f64 / 1e6,
             best * 1e3,
             bytes as f64 / best / 1e9
+        );
+        let rows: Vec<f32> = (0..CHUNK * n_kv_heads * head_dim).map(number).collect();
+        let q: Vec<f32> = (0..CHUNK * group * n_kv_heads * head_dim).map(number).collect();
+        let mut out = vec![0.0; q.len()];
+        let mut scratch = PrefillScratch::default();
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let started = Instant::now();
+            let mut query = PrefillQuery {
+                q: &q,
+                k: &rows,
+                v: &rows,
+                kv: KvView {
+                    pages: &layers[0],
+                    shape,
+                },
+                pos: depth,
+                spans: &[],
+                out: &mut out,
+            };
+            prefill(&compute, &mut query, None, 0.0625, &mut scratch);
+            best = best.min(started.elapsed().as_secs_f64());
+        }
+        let operations = 4 * CHUNK * (depth + CHUNK / 2) * group * n_kv_heads * head_dim;
+        println!(
+            "      {CHUNK} tokens of a prompt {:8.2} ms {:6.1} Gop/s",
+            best * 1e3,
+            operations as f64 / best / 1e9
         );
     }
     Ok(())

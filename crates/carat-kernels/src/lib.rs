@@ -27,6 +27,7 @@ mod float_matmul;
 mod gemm_f32;
 mod isa;
 mod matmul;
+mod pair_gemm;
 mod pool;
 mod priority;
 mod quant;

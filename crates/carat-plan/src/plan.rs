@@ -107,7 +107,7 @@ impl Buffers {
             activations: rows(row),
             products: rows(input_bytes(setup.precision, widest.input()))
                 .saturating_add(mul(threads, per_thread)),
-            attention: mul(threads, tile_bytes(widest.head)).saturating_add(decode_parts(
+            attention: mul(threads, tile_bytes(widest.head, setup.kv_dtype)).saturating_add(decode_parts(
                 config,
                 setup.context,
                 setup.n_sequences,
@@ -175,9 +175,16 @@ fn panel_bytes(width: u64, has_floats: bool) -> u64 {
     integers + floats
 }
 
-/// Bytes of one thread's tile of prefill attention: 96 queries and their sums, 64 keys and values, the scores.
-fn tile_bytes(head_dim: u64) -> u64 {
-    4 * (2 * 96 * head_dim + 2 * 64 * head_dim + 64 * 96)
+/// Bytes of one thread's tile of prefill attention: queries and their sums, 64 keys and values, the scores; 96
+/// queries in f32, or 192 with operands in bf16 beside those in f32.
+fn tile_bytes(head_dim: u64, kv_dtype: KvDType) -> u64 {
+    let floats = |rows: u64| 4 * (2 * rows * head_dim + 2 * 64 * head_dim + 64 * rows);
+    match kv_dtype {
+        KvDType::F16 | KvDType::F32 => floats(96),
+        KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => {
+            floats(192) + 2 * (192 * head_dim + 2 * 64 * head_dim + 64 * 192)
+        }
+    }
 }
 
 /// Bytes of the partial results of decode attention: one per 512 positions, head and sequence.

@@ -18,6 +18,7 @@ mod lanes;
 mod page;
 mod prefill;
 mod scores;
+mod tile;
 mod weigh;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -18,12 +18,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::EncoderPrecision;
-use super::operand::{chunks, round_to_bf16};
-use super::pair_gemm::{PairGemm, Start, pair_gemm};
+use super::operand::chunks;
 use super::softmax::{COLUMNS, Running, soften, soften_to_pairs};
 use crate::aligned::Aligned;
 use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
 use crate::matmul::SharedOut;
+use crate::pair_gemm::{PairGemm, Start, pair_gemm, round_to_bf16};
 use crate::{Compute, Isa};
 
 /// Keys of a tile: a multiple of the 6 rows that a product takes at once, and of 2.
@@ -256,6 +256,7 @@ impl Task<'_> {
         let scores = PairGemm {
             a: &self.k_pairs[(head * self.n + base) * half..],
             a_row: half,
+            a_col: 1,
             b: &tile.q_pairs,
             ldb: COLUMNS,
             c: tile.scores.as_mut_ptr(),
@@ -278,6 +279,7 @@ impl Task<'_> {
         let values = PairGemm {
             a: &self.v_pairs[head * dim * long + base / 2..],
             a_row: long,
+            a_col: 1,
             b: &tile.p_pairs,
             ldb: COLUMNS,
             c: tile.out.as_mut_ptr(),

@@ -15,7 +15,6 @@
 mod attention;
 mod near;
 mod operand;
-mod pair_gemm;
 mod product;
 mod softmax;
 
@@ -37,7 +36,7 @@ pub enum EncoderPrecision {
 impl EncoderPrecision {
     /// What is used with an instruction set: the scalar kernels stand for bf16 too, as their specification.
     fn on(self, isa: crate::Isa) -> EncoderPrecision {
-        if pair_gemm::is_supported(isa) {
+        if crate::pair_gemm::is_supported(isa) {
             self
         } else {
             EncoderPrecision::F32

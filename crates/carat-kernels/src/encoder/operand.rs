@@ -3,9 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::EncoderPrecision;
+use crate::Compute;
 use crate::aligned::Aligned;
-use crate::simd::{Simd, dispatch};
-use crate::{Compute, Isa};
+use crate::pair_gemm::round_to_bf16;
 
 /// Rows of one chunk of work while an operand is made.
 const ROWS_PER_CHUNK: usize = 32;
@@ -87,54 +87,4 @@ pub(super) fn chunks<T: Send>(
         let mut chunk = chunks[i].lock().unwrap_or_else(PoisonError::into_inner);
         each(i, &mut chunk);
     });
-}
-
-dispatch! {
-    /// `to[i]` = the bf16 nearest to `x[i]`, ties to even; a NaN stays one.
-    fn round_row(x: &[f32], to: &mut [u16]) = round_row_generic;
-}
-
-/// `to[i]` = the bf16 nearest to `x[i]`.
-pub(super) fn round_to_bf16(isa: Isa, x: &[f32], to: &mut [u16]) {
-    assert_eq!(x.len(), to.len(), "as many numbers as places");
-    round_row(isa, x, to);
-}
-
-/// LLVM makes vectors of it.
-#[inline(always)]
-fn round_row_generic<S: Simd>(_: S, x: &[f32], to: &mut [u16]) {
-    for (x, to) in x.iter().zip(to) {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        *to = if x.is_nan() { 0x7fc0 } else { rounded as u16 };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rounds_to_the_nearest_even_and_keeps_nan() {
-        let mut x: Vec<f32> = (0..1000u32)
-            .map(|i| f32::from_bits(i.wrapping_mul(4_294_967_291)))
-            .collect();
-        x.extend([
-            f32::NAN,
-            f32::INFINITY,
-            -f32::INFINITY,
-            -0.0,
-            f32::MAX,
-            1.003_906_3,
-            1.011_718_8,
-        ]);
-        for isa in Isa::available() {
-            let mut got = vec![0; x.len()];
-            round_to_bf16(isa, &x, &mut got);
-            for (x, got) in x.iter().zip(&got) {
-                let (got, want) = (half::bf16::from_bits(*got), half::bf16::from_f32(*x));
-                assert!(got == want || (got.is_nan() && want.is_nan()), "{isa} {x}");
-            }
-        }
-    }
 }

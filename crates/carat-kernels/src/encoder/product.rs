@@ -7,12 +7,12 @@
 
 use std::sync::PoisonError;
 
-use super::operand::round_to_bf16;
-use super::pair_gemm::{PairGemm, Start, pair_gemm};
 use super::{EncoderPrecision, Operand};
 use crate::aligned::Aligned;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, float_panel, to_f32};
 use crate::matmul::{FloatTask, SharedOut};
+use crate::pair_gemm::round_to_bf16;
+use crate::pair_gemm::{PairGemm, Start, pair_gemm};
 use crate::{Compute, DType, Isa, Matrix};
 
 /// One product of several that share their input: `out[t] = weights x[t] + bias`.
@@ -114,6 +114,7 @@ impl<'a> Job<'a> {
                 let gemm = PairGemm {
                     a: &x.pairs,
                     a_row: half,
+                    a_col: 1,
                     b: &scratch.pairs.panel,
                     ldb: FLOAT_PANEL_ROWS,
                     c: self.out.run(0, first, n),

@@ -5,8 +5,8 @@
 //! 1.2e-7 relative (Taylor's remainder 0.347^7 / 7!). Weights either stay in place, or are rounded to bf16 and
 //! paired along the keys, as the product with the values wants them.
 
-use super::pair_gemm::{PairSimd, dispatch_pairs};
 use crate::Isa;
+use crate::pair_gemm::{PairSimd, dispatch_pairs};
 use crate::simd::{Simd, dispatch};
 
 /// Queries of a tile: four registers of AVX-512.

@@ -1,40 +1,42 @@
-//! `C = A B` where A and B hold pairs of bf16 along the summed axis: the heart of [`EncoderPrecision::Bf16`].
+//! `C = A B` where A and B hold pairs of bf16 along the summed axis: the heart of [`EncoderPrecision::Bf16`] and of
+//! prefill over caches that keep no more than bf16 does.
 //!
 //! One instruction multiplies a pair of A, broadcast, with sixteen pairs of B and adds both products to sixteen
 //! sums in f32. The tile is that of [`crate::gemm_f32`]: 6 rows of A by 4 registers of B, 24 sums in 32 registers;
 //! each step of `k` (two elements) loads 4 registers and does 24 such instructions. The bound is twice the f32
 //! FMA peak. There is no AVX2 version: without the instruction f32 is faster.
 //!
-//! [`EncoderPrecision::Bf16`]: super::EncoderPrecision::Bf16
+//! [`EncoderPrecision::Bf16`]: crate::encoder::EncoderPrecision::Bf16
 
 use crate::Isa;
 use crate::isa::Level;
-use crate::simd::{Scalar, Simd};
+use crate::simd::{Scalar, Simd, dispatch};
 
 /// Registers of B begin at multiples of this many pairs, whatever the instruction set.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// The operands of one product, in pairs of bf16. C is row-major f32.
-pub(super) struct PairGemm<'a> {
-    /// `[m, k]` pairs, rows `a_row` apart.
-    pub(super) a: &'a [u32],
-    pub(super) a_row: usize,
+pub(crate) struct PairGemm<'a> {
+    /// `[m, k]` pairs, rows `a_row` and columns `a_col` apart.
+    pub(crate) a: &'a [u32],
+    pub(crate) a_row: usize,
+    pub(crate) a_col: usize,
     /// `[k, n]` pairs, rows `ldb` apart; rows reach to the next multiple of [`LANES`].
-    pub(super) b: &'a [u32],
-    pub(super) ldb: usize,
+    pub(crate) b: &'a [u32],
+    pub(crate) ldb: usize,
     /// `[m, n]`, rows `ldc` apart.
-    pub(super) c: *mut f32,
-    pub(super) ldc: usize,
-    pub(super) m: usize,
-    pub(super) n: usize,
+    pub(crate) c: *mut f32,
+    pub(crate) ldc: usize,
+    pub(crate) m: usize,
+    pub(crate) n: usize,
     /// Pairs that are summed.
-    pub(super) k: usize,
-    pub(super) start: Start<'a>,
+    pub(crate) k: usize,
+    pub(crate) start: Start<'a>,
 }
 
 /// What the sums start from.
 #[derive(Clone, Copy)]
-pub(super) enum Start<'a> {
+pub(crate) enum Start<'a> {
     /// What C holds.
     Old,
     /// One number for each column, `[n]`; zeros where there is none.
@@ -45,7 +47,7 @@ pub(super) enum Start<'a> {
 ///
 /// # Safety
 /// As of [`Simd`]. Methods may only run inside a function that has the instructions for bf16.
-pub(super) unsafe trait PairSimd: Simd {
+pub(crate) unsafe trait PairSimd: Simd {
     /// As many pairs as [`Simd::F`] has lanes.
     type P: Copy;
     /// `LANES` pairs.
@@ -145,7 +147,7 @@ mod avx512 {
 }
 
 /// Whether there is a version for this instruction set.
-pub(super) fn is_supported(isa: Isa) -> bool {
+pub(crate) fn is_supported(isa: Isa) -> bool {
     match isa.0 {
         Level::Scalar => true,
         #[cfg(target_arch = "x86_64")]
@@ -165,7 +167,7 @@ macro_rules! dispatch_pairs {
                 $generic($crate::x86_64::Avx512, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            if isa.0 == $crate::isa::Level::Avx512 && $crate::encoder::pair_gemm::is_supported(isa) {
+            if isa.0 == $crate::isa::Level::Avx512 && $crate::pair_gemm::is_supported(isa) {
                 // SAFETY: an `Isa` of this level exists only where the processor has its features, and that for
                 // bf16 has just been looked for.
                 return unsafe { with_avx512($($arg),*) };
@@ -175,18 +177,82 @@ macro_rules! dispatch_pairs {
         }
     };
 }
-pub(super) use dispatch_pairs;
+pub(crate) use dispatch_pairs;
+
+dispatch! {
+    /// `to[i]` = the bf16 nearest to `x[i]`, ties to even; a NaN stays one.
+    fn round_row(x: &[f32], to: &mut [u16]) = round_row_generic;
+}
+
+/// `to[i]` = the bf16 nearest to `x[i]`.
+pub(crate) fn round_to_bf16(isa: Isa, x: &[f32], to: &mut [u16]) {
+    assert_eq!(x.len(), to.len(), "as many numbers as places");
+    round_row(isa, x, to);
+}
+
+/// LLVM makes vectors of it.
+#[inline(always)]
+fn round_row_generic<S: Simd>(_: S, x: &[f32], to: &mut [u16]) {
+    for (x, to) in x.iter().zip(to) {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        *to = if x.is_nan() { 0x7fc0 } else { rounded as u16 };
+    }
+}
+
+/// Rounds rows `[n, width]` to bf16 and makes pairs of rows `2i` and `2i + 1`: `to` is `[ceil(n / 2), width]`. A last
+/// row without another is paired with zeros.
+///
+/// # Panics
+/// When a length is no whole number of rows, or `width` is not a multiple of [`LANES`].
+pub(crate) fn pair_rows(isa: Isa, from: &[f32], width: usize, to: &mut [u32]) {
+    assert!(
+        width > 0 && width.is_multiple_of(LANES) && from.len().is_multiple_of(width),
+        "rows are not whole registers"
+    );
+    assert!(
+        to.len() == (from.len() / width).div_ceil(2) * width,
+        "a row of pairs for two rows"
+    );
+    pair_all(isa, from, width, to);
+}
+
+dispatch_pairs! {
+    fn pair_all(from: &[f32], width: usize, to: &mut [u32]) = pair_all_generic;
+}
+
+#[inline(always)]
+fn pair_all_generic<S: PairSimd>(simd: S, from: &[f32], width: usize, to: &mut [u32]) {
+    for (rows, to) in from.chunks(2 * width).zip(to.chunks_exact_mut(width)) {
+        let second = (rows.len() == 2 * width).then(|| &rows[width..]);
+        for at in (0..width).step_by(S::LANES) {
+            // SAFETY: whole registers within rows of `width`, a multiple of every register's lanes.
+            unsafe {
+                let low = simd.load(rows.as_ptr().add(at));
+                let high = match second {
+                    Some(row) => simd.load(row.as_ptr().add(at)),
+                    None => simd.splat(0.0),
+                };
+                simd.store_pairs(to.as_mut_ptr().add(at), simd.pair(low, high));
+            }
+        }
+    }
+}
 
 impl PairGemm<'_> {
     fn check(&self) {
-        let area = |rows: usize, row: usize, last: usize| match rows {
+        let area = |rows: usize, row: usize, last: Option<usize>| match rows {
             0 => Some(0),
-            _ => (rows - 1).checked_mul(row).and_then(|n| n.checked_add(last)),
+            _ => (rows - 1).checked_mul(row).and_then(|n| n.checked_add(last?)),
         };
         let width = self.n.next_multiple_of(LANES);
         let fits = |end: Option<usize>, slice: &[u32]| end.is_some_and(|end| end <= slice.len());
-        assert!(fits(area(self.m, self.a_row, self.k), self.a), "A is too short");
-        assert!(fits(area(self.k, self.ldb, width), self.b), "B is too short");
+        let row_of_a = area(self.k, self.a_col, Some(1));
+        assert!(fits(area(self.m, self.a_row, row_of_a), self.a), "A is too short");
+        assert!(
+            fits(area(self.k, self.ldb, Some(width)), self.b),
+            "B is too short"
+        );
         if let Start::Row(Some(row)) = self.start {
             assert!(row.len() >= self.n, "the sums' start is too short");
         }
@@ -198,7 +264,7 @@ impl PairGemm<'_> {
 /// # Safety
 /// `gemm.c` is valid for reads and writes of `n` elements at each of `m` rows, `ldc` apart, and nobody else
 /// touches them meanwhile.
-pub(super) unsafe fn pair_gemm(isa: Isa, gemm: &PairGemm<'_>) {
+pub(crate) unsafe fn pair_gemm(isa: Isa, gemm: &PairGemm<'_>) {
     gemm.check();
     run(isa, gemm);
 }
@@ -275,7 +341,7 @@ fn tile<S: PairSimd, const M: usize, const V: usize>(
                 *column = simd.load_pairs(b.add(k * gemm.ldb + v * S::LANES));
             }
             for (a, sums) in a.iter().zip(&mut sums) {
-                let x = simd.splat_pair(*a.add(k));
+                let x = simd.splat_pair(*a.add(k * gemm.a_col));
                 for (sum, column) in sums.iter_mut().zip(&columns) {
                     *sum = simd.dot(*sum, x, *column);
                 }
@@ -299,6 +365,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[test]
+    fn rounds_to_the_nearest_even_and_keeps_nan() {
+        let mut x: Vec<f32> = (0..1000u32)
+            .map(|i| f32::from_bits(i.wrapping_mul(4_294_967_291)))
+            .collect();
+        x.extend([
+            f32::NAN,
+            f32::INFINITY,
+            -f32::INFINITY,
+            -0.0,
+            f32::MAX,
+            1.003_906_3,
+            1.011_718_8,
+        ]);
+        for isa in Isa::available() {
+            let mut got = vec![0; x.len()];
+            round_to_bf16(isa, &x, &mut got);
+            for (x, got) in x.iter().zip(&got) {
+                let (got, want) = (half::bf16::from_bits(*got), half::bf16::from_f32(*x));
+                assert!(got == want || (got.is_nan() && want.is_nan()), "{isa} {x}");
+            }
+        }
+    }
+
     fn value(bits: u32) -> f64 {
         f64::from(f32::from_bits(bits << 16))
     }
@@ -311,18 +401,20 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 (state >> 40) as f32 / 8_388_608.0 - 1.0
             };
-            let (a_row, ldb, ldc) = (k + 1, n.next_multiple_of(LANES), n + 2);
+            // Both orders of A: row-major with padding, and transposed.
+            let (a_row, a_col) = if seed % 2 == 0 { (k + 1, 1) } else { (1, m + 1) };
+            let (ldb, ldc) = (n.next_multiple_of(LANES), n + 2);
             let mut pairs = |n: usize| -> Vec<u32> {
                 // SAFETY: the scalar version needs nothing of the processor.
                 (0..n).map(|_| unsafe { Scalar.pair(number(), number()) }).collect()
             };
-            let (a, b) = (pairs(m * a_row), pairs(k * ldb));
+            let (a, b) = (pairs((m + 1) * (k + 1)), pairs(k * ldb));
             let before: Vec<f32> = (0..m * ldc).map(|i| (i as f32).sin()).collect();
             let row: Vec<f32> = (0..n).map(|i| (i as f32).cos()).collect();
             for isa in Isa::available().filter(|isa| is_supported(*isa)) {
                 let mut c = before.clone();
                 let start = if old { Start::Old } else { Start::Row(Some(&row)) };
-                let gemm = PairGemm { a: &a, a_row, b: &b, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start };
+                let gemm = PairGemm { a: &a, a_row, a_col, b: &b, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start };
                 // SAFETY: `c` has m rows of ldc >= n.
                 unsafe { pair_gemm(isa, &gemm) };
                 for i in 0..m {
@@ -330,7 +422,7 @@ mod tests {
                         let from = f64::from(if old || j >= n { before[i * ldc + j] } else { row[j] });
                         let (mut sum, mut size) = (from, from.abs());
                         for p in 0..if j < n { k } else { 0 } {
-                            let (x, y) = (a[i * a_row + p], b[p * ldb + j]);
+                            let (x, y) = (a[i * a_row + p * a_col], b[p * ldb + j]);
                             for term in [value(x) * value(y), value(x >> 16) * value(y >> 16)] {
                                 sum += term;
                                 size += term.abs();
@@ -344,30 +436,21 @@ mod tests {
         }
 
         #[test]
-        fn pairs_are_rounded_alike(low in prop::collection::vec(-1e30f32..1e30, 16), high in prop::collection::vec(-2f32..2.0, 16)) {
+        fn rows_are_paired_alike(
+            mut rows in prop::collection::vec(-1e30f32..1e30, 96), small in prop::collection::vec(-2f32..2.0, 48), n in 1usize..4,
+        ) {
+            rows[..48].copy_from_slice(&small);
+            let from = &rows[..n * 32];
             for isa in Isa::available().filter(|isa| is_supported(*isa)) {
-                let mut got = [0u32; 16];
-                pair_all(isa, &low, &high, &mut got);
+                let mut got = vec![0; n.div_ceil(2) * 32];
+                pair_rows(isa, from, 32, &mut got);
                 for (i, got) in got.iter().enumerate() {
-                    // SAFETY: the scalar version needs nothing of the processor.
-                    prop_assert_eq!(*got, unsafe { Scalar.pair(low[i], high[i]) });
+                    let (row, column) = (i / 32 * 2, i % 32);
+                    let low = from[row * 32 + column];
+                    let high = from.get((row + 1) * 32 + column).copied().unwrap_or(0.0);
+                    let bits = |x| u32::from(half::bf16::from_f32(x).to_bits());
+                    prop_assert_eq!(*got, bits(low) | (bits(high) << 16), "{} {}", isa, i);
                 }
-            }
-        }
-    }
-
-    dispatch_pairs! {
-        fn pair_all(low: &[f32], high: &[f32], to: &mut [u32]) = pair_all_generic;
-    }
-
-    #[inline(always)]
-    fn pair_all_generic<S: PairSimd>(simd: S, low: &[f32], high: &[f32], to: &mut [u32]) {
-        assert!(low.len() == 16 && high.len() == 16 && to.len() == 16);
-        for at in (0..16).step_by(S::LANES) {
-            // SAFETY: whole registers within 16 elements.
-            unsafe {
-                let pairs = simd.pair(simd.load(low.as_ptr().add(at)), simd.load(high.as_ptr().add(at)));
-                simd.store_pairs(to.as_mut_ptr().add(at), pairs);
             }
         }
     }

@@ -1,0 +1,246 @@
+//! One thread's tile of prefill: queries, keys, scores and sums, in f32 or with operands in bf16, and the online
+//! softmax between the two products. See [`super::prefill`] for what is multiplied with what.
+
+use super::page::PAGE;
+use crate::Isa;
+use crate::aligned::Aligned;
+use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
+use crate::pair_gemm::{LANES, PairGemm, Start, pair_gemm, pair_rows, round_to_bf16};
+use crate::simd::{Scalar, Simd, dispatch};
+
+/// Positions of a tile of keys: those of a page.
+pub(super) const KEYS: usize = PAGE;
+
+/// One thread's memory. `C` is the number of columns: `M` rows of queries, filled up to whole registers by zeros.
+#[derive(Default)]
+pub(super) struct Tile {
+    /// `[E, C]`
+    pub(super) q: Vec<f32>,
+    /// `[KEYS, E]` each
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
+    /// `[KEYS, C]`
+    pub(super) scores: Vec<f32>,
+    /// `[M, E]`
+    pub(super) out: Vec<f32>,
+    /// `[C]` each: largest score so far, sum of weights, factor for what was summed before.
+    largest: Vec<f32>,
+    pub(super) total: Vec<f32>,
+    factor: Vec<f32>,
+    /// Per token: the position after the last that it sees.
+    pub(super) ends: Vec<usize>,
+    pairs: PairTile,
+}
+
+/// The operands in bf16, in pairs along the summed axis.
+#[derive(Default)]
+struct PairTile {
+    /// `[E / 2, C]`
+    q: Aligned<u32>,
+    /// `[KEYS, E / 2]`
+    k: Aligned<u32>,
+    /// `[KEYS / 2, E]`
+    v: Aligned<u32>,
+    /// `[KEYS / 2, C]`
+    weights: Aligned<u32>,
+}
+
+impl Tile {
+    /// Makes room for `rows` queries of `dim` elements; nothing is seen yet.
+    pub(super) fn reset(&mut self, rows: usize, dim: usize) {
+        let columns = rows.next_multiple_of(LANES);
+        self.k.resize(KEYS * dim, 0.0);
+        self.v.resize(KEYS * dim, 0.0);
+        self.scores.resize(KEYS * columns, 0.0);
+        self.factor.resize(columns, 1.0);
+        for (values, len, start) in [
+            (&mut self.q, dim * columns, 0.0),
+            (&mut self.largest, columns, f32::NEG_INFINITY),
+            (&mut self.total, columns, 0.0),
+            (&mut self.out, rows * dim, 0.0),
+        ] {
+            values.clear();
+            values.resize(len, start);
+        }
+    }
+
+    /// Columns of queries, scores and weights.
+    pub(super) fn columns(&self) -> usize {
+        self.largest.len()
+    }
+
+    /// The queries in bf16.
+    pub(super) fn round_queries(&mut self, isa: Isa, dim: usize) {
+        let columns = self.columns();
+        self.pairs.q.resize(dim / 2 * columns);
+        pair_rows(isa, &self.q, columns, &mut self.pairs.q);
+    }
+
+    /// The first `n` keys and values in bf16.
+    pub(super) fn round_keys(&mut self, isa: Isa, n: usize, dim: usize) {
+        let pairs = &mut self.pairs;
+        pairs.k.resize(n * dim / 2);
+        round_to_bf16(isa, &self.k[..n * dim], bytemuck::cast_slice_mut(&mut pairs.k));
+        pairs.v.resize(n.div_ceil(2) * dim);
+        pair_rows(isa, &self.v[..n * dim], dim, &mut pairs.v);
+    }
+
+    /// S^T of `n` keys in f32.
+    pub(super) fn score_floats(&mut self, isa: Isa, n: usize, dim: usize) {
+        let columns = self.columns();
+        let product = Gemm {
+            a: &self.k,
+            a_row: dim,
+            a_col: 1,
+            b: &self.q,
+            ldb: columns,
+            c: self.scores.as_mut_ptr(),
+            ldc: columns,
+            m: n,
+            n: columns,
+            k: dim,
+            add: Accumulate::Overwrite,
+        };
+        // SAFETY: `scores` has KEYS >= n rows of `columns` and is borrowed by nobody else.
+        unsafe { gemm_f32(isa, &product) };
+    }
+
+    /// Turns the scores of `n` keys into weights, and brings the sums so far to the new largest scores.
+    pub(super) fn soften(&mut self, isa: Isa, n: usize, dim: usize) {
+        let scores = &mut self.scores[..n * self.largest.len()];
+        softmax_columns(isa, scores, &mut self.largest, &mut self.total, &mut self.factor);
+        for (row, factor) in self.out.chunks_exact_mut(dim).zip(&self.factor) {
+            if *factor != 1.0 {
+                crate::vector::scale(isa, row, *factor);
+            }
+        }
+    }
+
+    /// Adds the values of `n` keys by their weights, in f32.
+    pub(super) fn weigh_floats(&mut self, isa: Isa, n: usize, dim: usize) {
+        let product = Gemm {
+            a: &self.scores,
+            a_row: 1,
+            a_col: self.columns(),
+            b: &self.v,
+            ldb: dim,
+            c: self.out.as_mut_ptr(),
+            ldc: dim,
+            m: self.out.len() / dim,
+            n: dim,
+            k: n,
+            add: Accumulate::Add,
+        };
+        // SAFETY: `out` has m rows of `dim` and is borrowed by nobody else.
+        unsafe { gemm_f32(isa, &product) };
+    }
+
+    /// S^T of `n` keys from operands in bf16.
+    pub(super) fn score_pairs(&mut self, isa: Isa, n: usize, dim: usize) {
+        let columns = self.columns();
+        let product = PairGemm {
+            a: &self.pairs.k,
+            a_row: dim / 2,
+            a_col: 1,
+            b: &self.pairs.q,
+            ldb: columns,
+            c: self.scores.as_mut_ptr(),
+            ldc: columns,
+            m: n,
+            n: columns,
+            k: dim / 2,
+            start: Start::Row(None),
+        };
+        // SAFETY: `scores` has KEYS >= n rows of `columns` and is borrowed by nobody else.
+        unsafe { pair_gemm(isa, &product) };
+    }
+
+    /// Adds the values of `n` keys by their weights, from operands in bf16.
+    pub(super) fn weigh_pairs(&mut self, isa: Isa, n: usize, dim: usize) {
+        let (columns, n_pairs) = (self.columns(), n.div_ceil(2));
+        self.pairs.weights.resize(n_pairs * columns);
+        pair_rows(isa, &self.scores[..n * columns], columns, &mut self.pairs.weights);
+        let product = PairGemm {
+            a: &self.pairs.weights,
+            a_row: 1,
+            a_col: columns,
+            b: &self.pairs.v,
+            ldb: dim,
+            c: self.out.as_mut_ptr(),
+            ldc: dim,
+            m: self.out.len() / dim,
+            n: dim,
+            k: n_pairs,
+            start: Start::Old,
+        };
+        // SAFETY: `out` has m rows of `dim` and is borrowed by nobody else.
+        unsafe { pair_gemm(isa, &product) };
+    }
+}
+
+dispatch! {
+    /// Online softmax down the columns of `scores` `[n, M]`: turns scores into weights e^(score - largest) with
+    /// the largest score so far, sets `factor` to what earlier sums must be multiplied with, updates the rest.
+    fn softmax_columns(scores: &mut [f32], largest: &mut [f32], total: &mut [f32], factor: &mut [f32])
+        = softmax_columns_generic;
+}
+
+#[inline(always)]
+fn softmax_columns_generic<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    largest: &mut [f32],
+    total: &mut [f32],
+    factor: &mut [f32],
+) {
+    let m = largest.len();
+    assert!(total.len() == m && factor.len() == m, "one of each for a column");
+    let whole = m / S::LANES * S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        softmax_lanes(simd, at, scores, largest, total, factor);
+    }
+    for at in whole..m {
+        softmax_lanes(Scalar, at, scores, largest, total, factor);
+    }
+}
+
+/// The columns `at .. at + LANES`.
+#[inline(always)]
+fn softmax_lanes<S: Simd>(
+    simd: S,
+    at: usize,
+    scores: &mut [f32],
+    largest: &mut [f32],
+    total: &mut [f32],
+    factor: &mut [f32],
+) {
+    let m = largest.len();
+    assert!(
+        at + S::LANES <= m && scores.len().is_multiple_of(m),
+        "columns out of range"
+    );
+    let rows = scores.len() / m;
+    // SAFETY: columns at .. at + LANES are below `m`, rows below `rows`.
+    unsafe {
+        let column = scores.as_mut_ptr().add(at);
+        let old = simd.load(largest.as_ptr().add(at));
+        let mut new = old;
+        for r in 0..rows {
+            new = simd.max(new, simd.load(column.add(r * m)));
+        }
+        // A column without any visible key yet stays at minus infinity; a finite shift keeps NaN out.
+        let shift = simd.max(new, simd.splat(f32::MIN));
+        let correction = simd.exp(simd.sub(simd.max(old, simd.splat(f32::MIN)), shift));
+        let mut sum = simd.mul(simd.load(total.as_ptr().add(at)), correction);
+        for r in 0..rows {
+            let score = simd.load(column.add(r * m));
+            let below = simd.sub(score, shift);
+            let weight = simd.zero_below(below, -87.0, simd.exp(below));
+            simd.store(column.add(r * m), weight);
+            sum = simd.add(sum, weight);
+        }
+        simd.store(largest.as_mut_ptr().add(at), new);
+        simd.store(total.as_mut_ptr().add(at), sum);
+        simd.store(factor.as_mut_ptr().add(at), correction);
+    }
+}
