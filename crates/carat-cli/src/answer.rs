@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use carat_engine::{
     Drafting, Event, FinishReason, Finished, Request, SamplingParams, Session, TokenLogprobs,
 };
@@ -16,6 +16,8 @@ use crate::failure::{Hinted, Interrupted, OutputError};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::output;
+use crate::prefill_progress::PrefillProgress;
+use crate::prompt_file::PromptFile;
 use crate::thoughts::{Show, Thoughts};
 
 /// What the flags of `carat run` say about every answer.
@@ -45,6 +47,14 @@ pub(crate) struct Answer {
     pub(crate) finished: Finished,
     /// Each token with its log-probabilities, when asked for.
     pub(crate) logprobs: Vec<(u32, TokenLogprobs)>,
+}
+
+/// How reading a prompt went.
+pub(crate) struct PromptRead {
+    /// Whether it was read to its end.
+    pub(crate) is_whole: bool,
+    /// Whether anything was read that was not known before.
+    pub(crate) is_news: bool,
 }
 
 /// A model with its conversation.
@@ -115,6 +125,55 @@ impl Answerer {
         self.template.is_some() && AnswerReader::new(&self.tokenizer).knows_thoughts()
     }
 
+    /// Goes on from what an earlier run has left in `file`, if it is there.
+    pub(crate) fn read_from(&mut self, file: &PromptFile, options: &AnswerOptions) -> Result<()> {
+        if let Some((tokens, cache)) = file.read(&self.model, self.n_max(options))? {
+            self.session = Some(Session::resume(tokens, cache)?);
+        }
+        Ok(())
+    }
+
+    /// Leaves what was read so far in `file`.
+    pub(crate) fn write_to(&self, file: &PromptFile) -> Result<()> {
+        let Some(session) = &self.session else {
+            return Ok(());
+        };
+        let (tokens, cache) = session.cached();
+        file.write(tokens, cache)
+            .with_context(|| format!("`{}` cannot be written", file.path().display()))
+    }
+
+    /// Reads a prompt without answering it. Whether all of it was read: Ctrl-C ends this, and what was read stays.
+    pub(crate) fn read(
+        &mut self,
+        prompt: &Prompt,
+        options: &AnswerOptions,
+        interrupt: &Interrupt,
+    ) -> Result<PromptRead> {
+        let mut request = self.request(prompt.clone(), options);
+        // The first token is chosen and forgotten: nothing of it gets into the cache.
+        request.max_tokens = Some(1);
+        request.drafting = Drafting::Off;
+        request.logprobs = None;
+        let n_before = self.session.as_ref().map_or(0, Session::n_cached);
+        let mut progress = PrefillProgress::default();
+        let finished = self.generate(&request, options, |event| {
+            if let Event::Prefill { n_done, n_prompt } = event {
+                progress.show(n_done, n_prompt);
+            }
+            match interrupt.is_raised() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        progress.end();
+        let finished = finished?;
+        Ok(PromptRead {
+            is_whole: finished.reason != FinishReason::Cancelled,
+            is_news: finished.usage.n_reused < finished.usage.n_prompt - 1 || n_before == 0,
+        })
+    }
+
     /// Answers a prompt; `on_text` gets the text as it comes, without thoughts, which show themselves. Ctrl-C ends the
     /// answer, not the program.
     pub(crate) fn answer(
@@ -124,18 +183,7 @@ impl Answerer {
         interrupt: &Interrupt,
         on_text: &mut dyn FnMut(&str) -> Result<(), OutputError>,
     ) -> Result<Answer> {
-        let request = Request {
-            sampling: options.sampling.clone(),
-            max_tokens: options.max_tokens,
-            stop_ids: self.tokenizer.stop_ids().to_vec(),
-            stop_strings: options.stop_strings.clone(),
-            suppressed: self.suppressed.clone(),
-            logprobs: options.logprobs,
-            drafting: options.drafting,
-            prompt: prompt.ids,
-            media: prompt.media,
-        };
-        let mut session = self.session_for(options)?;
+        let request = self.request(prompt, options);
         // A base model's text is shown as it stands.
         let reader = self
             .template
@@ -143,9 +191,13 @@ impl Answerer {
             .then(|| AnswerReader::new(&self.tokenizer));
         let mut shown = Shown::new(reader, options.show, on_text);
         let mut logprobs = Vec::new();
-        let result = session.generate(&mut self.model, &self.tokenizer, &request, |event| {
+        let mut progress = PrefillProgress::default();
+        let finished = self.generate(&request, options, |event| {
             let is_shown = match &event {
-                Event::Prefill { .. } => Ok(()),
+                Event::Prefill { n_done, n_prompt } => {
+                    progress.show(*n_done, *n_prompt);
+                    Ok(())
+                }
                 Event::Token {
                     id,
                     text,
@@ -162,8 +214,8 @@ impl Answerer {
                 ControlFlow::Continue(())
             }
         });
-        self.session = Some(session);
-        let finished = result.map_err(with_hint)?;
+        progress.end();
+        let finished = finished?;
         let (text, thoughts) = shown.into_texts()?;
         Ok(Answer {
             text,
@@ -171,6 +223,33 @@ impl Answerer {
             finished,
             logprobs,
         })
+    }
+
+    fn request(&self, prompt: Prompt, options: &AnswerOptions) -> Request {
+        Request {
+            sampling: options.sampling.clone(),
+            max_tokens: options.max_tokens,
+            stop_ids: self.tokenizer.stop_ids().to_vec(),
+            stop_strings: options.stop_strings.clone(),
+            suppressed: self.suppressed.clone(),
+            logprobs: options.logprobs,
+            drafting: options.drafting,
+            prompt: prompt.ids,
+            media: prompt.media,
+        }
+    }
+
+    /// Generates on the session so far, which stays whatever happens.
+    fn generate(
+        &mut self,
+        request: &Request,
+        options: &AnswerOptions,
+        on_event: impl FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Finished> {
+        let mut session = self.session_for(options)?;
+        let result = session.generate(&mut self.model, &self.tokenizer, request, on_event);
+        self.session = Some(session);
+        result.map_err(with_hint)
     }
 
     /// Tokens that prompt and answer may have: what the user asked for, else the model's own.

@@ -17,6 +17,8 @@ mod memory;
 mod model_source;
 mod output;
 mod planning;
+mod prefill_progress;
+mod prompt_file;
 mod pull_progress;
 mod sampling_args;
 mod serve_settings;

@@ -23,6 +23,16 @@ impl<C: SequenceCache> Sequence<C> {
         }
     }
 
+    /// A sequence whose tokens are all cached.
+    ///
+    /// # Errors
+    /// [`Error::CacheLength`] when `cache` holds another number of tokens.
+    pub(crate) fn cached(tokens: Vec<u32>, cache: C) -> Result<Self, Error> {
+        let sequence = Self { tokens, cache };
+        sequence.check_cached(sequence.tokens.len())?;
+        Ok(sequence)
+    }
+
     pub(crate) fn tokens(&self) -> &[u32] {
         &self.tokens
     }

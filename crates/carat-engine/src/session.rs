@@ -38,6 +38,24 @@ impl<C: SequenceCache> Session<C> {
         })
     }
 
+    /// A session that goes on from a cache of `tokens`, as [`Session::cached`] gave them earlier.
+    ///
+    /// # Errors
+    /// [`Error::CacheLength`] when the cache holds another number of tokens.
+    pub fn resume(tokens: Vec<u32>, cache: C) -> Result<Self, Error> {
+        Ok(Self {
+            sequence: Sequence::cached(tokens, cache)?,
+            logits: Vec::new(),
+            planner: Planner::default(),
+        })
+    }
+
+    /// The tokens that are cached now, those of media by ids of their own, and the cache.
+    #[must_use]
+    pub fn cached(&self) -> (&[u32], &C) {
+        (&self.sequence.tokens()[..self.n_cached()], self.sequence.cache())
+    }
+
     /// Tokens whose keys and values are cached now.
     #[must_use]
     pub fn n_cached(&self) -> usize {

@@ -23,6 +23,12 @@ pub enum Error {
         /// As the file names it.
         architecture: String,
     },
+    /// A file that holds no cache of this model.
+    #[error("the saved cache cannot be used: {reason}")]
+    SavedCache {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A drafter that was made for another model.
     #[error("`{}` drafts for {reason}; use the drafter that was made for this model", path.display())]
     ForeignDrafter {

@@ -203,6 +203,40 @@ impl KvCache {
         }
     }
 
+    /// The pages of each layer, and the most tokens there ever were: what a file needs beside the tokens.
+    pub(crate) fn saved_state(&self) -> (Vec<&[Arc<KvPage>]>, usize) {
+        (
+            self.layers.iter().map(|kv| kv.pages.as_slice()).collect(),
+            self.high,
+        )
+    }
+
+    /// Whether a layer can have `n_pages` pages when `len` tokens count and `high` were the most.
+    pub(crate) fn may_have_pages(&self, layer: usize, len: usize, high: usize, n_pages: usize) -> bool {
+        let kv = &self.layers[layer];
+        let ring = ring_pages(kv.window);
+        let fewest = if high > ring.saturating_mul(PAGE) {
+            ring
+        } else {
+            len.div_ceil(PAGE)
+        };
+        let most = len.saturating_add(ROLLBACK).max(high).div_ceil(PAGE).min(ring);
+        match kv.is_owner {
+            true => (fewest..=most).contains(&n_pages),
+            false => n_pages == 0,
+        }
+    }
+
+    /// Appends a page to a layer of a cache that is being read from a file.
+    pub(crate) fn push_page(&mut self, layer: usize, page: Arc<KvPage>) {
+        self.layers[layer].pages.push(page);
+    }
+
+    /// Counts what was read from a file.
+    pub(crate) fn set_state(&mut self, len: usize, high: usize) {
+        (self.len, self.high) = (len, high);
+    }
+
     /// Counts `n` tokens whose keys and values have been stored in every layer.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;

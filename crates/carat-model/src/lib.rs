@@ -19,6 +19,7 @@ mod drafter;
 mod error;
 mod gemma;
 mod kv_cache;
+mod kv_file;
 mod language_model;
 mod media;
 mod model;
@@ -36,6 +37,7 @@ pub use drafter::{DraftStep, DrafterKind};
 pub use error::Error;
 pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};
+pub use kv_file::CacheOwner;
 pub use language_model::{
     DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
 };

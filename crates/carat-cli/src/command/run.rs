@@ -1,14 +1,14 @@
 //! `carat run`: one answer, or a chat.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use carat_engine::FinishReason;
 use carat_model::{LoadOptions, Model};
 use carat_plan::Wish;
-use carat_prompt::{Attachment, Senses};
+use carat_prompt::{Attachment, Prompt, Senses};
 use carat_text::{Message, Role};
 use clap::Args;
 use serde_json::json;
@@ -21,6 +21,7 @@ use crate::failure::{Hinted, Interrupted, sentence};
 use crate::interrupt::Interrupt;
 use crate::media_args::{self, MediaArgs};
 use crate::model_source::ModelSource;
+use crate::prompt_file::PromptFile;
 use crate::sampling_args::SamplingArgs;
 use crate::settings::Settings;
 use crate::thoughts::Show;
@@ -35,7 +36,7 @@ use crate::{output, planning, text_input};
                         --temperature 0\n  carat run gemma3:1b \"Name a colour\" --json --logprobs 5\n  carat run gemma3:4b --image cat.jpg \"What is this?\"\n  carat run \
                         gemma4:12b --image a.png --image b.png --audio question.wav \"\"\n  carat run gemma4:e4b --video \
                         clip.mp4 \"What happens?\" --frames 16\n  carat run gemma4:12b --think \"How many primes are below \
-                        100?\"\n\nA model that is not \
+                        100?\"\n  carat run gemma3:12b \"Who is the thief?\" --prompt-cache novel.kv < novel.txt   reads the novel once\n\nA model that is not \
                         on this machine is pulled first. Base models continue the text as it stands; instruct models \
                         get it as a chat message."
 )]
@@ -68,6 +69,10 @@ pub(crate) struct Run {
     /// Show speed and context use after each answer
     #[arg(long, short)]
     verbose: bool,
+    /// Keep what the model has read of the prompt in FILE, and begin from there the next time. A prompt that begins alike
+    /// is then not computed again; Ctrl-C while it is being read keeps what was read
+    #[arg(long, value_name = "FILE")]
+    prompt_cache: Option<PathBuf>,
     /// Print one JSON object instead of the text
     #[arg(long)]
     json: bool,
@@ -91,6 +96,12 @@ impl Run {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         // Read first: whoever pipes text in should not wait for the model.
         let prompt = self.one_prompt()?;
+        if prompt.is_none() && self.prompt_cache.is_some() {
+            let hint = "give a prompt, or pipe text in";
+            return Err(
+                Hinted::wrong_arguments("--prompt-cache is for one answer, not for a chat", hint).into(),
+            );
+        }
         if prompt.is_none() && self.json {
             return Err(Hinted::wrong_arguments("--json needs a prompt", "give one, or pipe text in").into());
         }
@@ -123,6 +134,10 @@ impl Run {
             drafting,
         };
         let senses = self.senses(&source, &model, prompt.is_none(), settings)?;
+        let prompt_file = self
+            .prompt_cache
+            .as_ref()
+            .map(|path| PromptFile::new(path, &source.checkpoint, &model));
         let answerer = Answerer::new(&source, tokenizer, template, model, senses)?;
         if self.think && !answerer.can_think() {
             let hint = "leave --think away, or take a Gemma 4 that follows instructions";
@@ -130,7 +145,7 @@ impl Run {
             return Err(Hinted::wrong_arguments(message, hint).into());
         }
         match prompt {
-            Some(prompt) => self.once(answerer, &options, &prompt, interrupt),
+            Some(prompt) => self.once(answerer, &options, &prompt, prompt_file.as_ref(), interrupt),
             None => {
                 let mut chat = Chat::new(answerer, options, self.system, self.verbose, &source.local.name);
                 for attachment in &self.media.attachments.0 {
@@ -246,6 +261,7 @@ impl Run {
         mut answerer: Answerer,
         options: &AnswerOptions,
         prompt: &str,
+        prompt_file: Option<&PromptFile>,
         interrupt: &Interrupt,
     ) -> Result<()> {
         let files: &[Attachment] = &self.media.attachments.0;
@@ -261,6 +277,9 @@ impl Run {
                 "media   {n} tokens, {:.2} s",
                 began.elapsed().as_secs_f64()
             ));
+        }
+        if let Some(file) = prompt_file {
+            Self::read_first(&mut answerer, file, &ids, options, interrupt)?;
         }
         let streams = !self.json;
         let answer = answerer.answer(ids, options, interrupt, &mut |text| {
@@ -278,6 +297,33 @@ impl Run {
             Err(Interrupted.into())
         } else {
             Ok(())
+        }
+    }
+
+    /// Reads the prompt on top of what `file` has of it, and keeps that before anything is answered.
+    fn read_first(
+        answerer: &mut Answerer,
+        file: &PromptFile,
+        prompt: &Prompt,
+        options: &AnswerOptions,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        answerer.read_from(file, options)?;
+        let read = answerer.read(prompt, options, interrupt)?;
+        if read.is_news {
+            match answerer.write_to(file) {
+                // The answer is worth more than the file.
+                Err(error) if read.is_whole => {
+                    output::note(&format!("the prompt is not kept: {}", sentence(&error)));
+                }
+                result => result?,
+            }
+        }
+        if read.is_whole {
+            Ok(())
+        } else {
+            output::note(&format!("what was read is kept in `{}`", file.path().display()));
+            Err(Interrupted.into())
         }
     }
 

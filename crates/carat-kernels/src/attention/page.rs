@@ -86,6 +86,18 @@ impl KvPage {
         Some(KvPage { lines })
     }
 
+    /// All of it, as it is written to a file.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    /// All of it, to be read from a file. Any bytes are numbers.
+    #[must_use]
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
     /// Writes one position's keys and values, each `[K, row]` as [`super::pack_rows`] makes them, to slot `slot`.
     ///
     /// # Panics
