@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::access::{Bill, Entry};
@@ -27,7 +26,7 @@ use crate::prepare::{self, Prepared};
 use crate::relay::Relay;
 use crate::route::{Asked, Candidate, Route};
 use crate::stream::{Forwarding, estimated};
-use crate::upstream::{self, Upstream};
+use crate::upstream::{self, AnswerBody, Upstream};
 use crate::usage::Usage;
 
 /// What is asked, apart from whom.
@@ -330,7 +329,11 @@ async fn attempt(
         account: Some(Account::new(permit, &candidate.name, call.body_bytes)),
     };
     let read = async {
-        let sent = tokio::time::timeout_at(until, means.upstream.send(&candidate.provider, request)).await;
+        let sent = tokio::time::timeout_at(
+            until,
+            means.upstream.send(&candidate.provider, request, call.is_stream),
+        )
+        .await;
         let response = sent.map_err(|_| too_slow())??;
         reading.read(response, forwarding).await
     };
@@ -374,7 +377,7 @@ struct Reading<'a> {
 impl Reading<'_> {
     async fn read(
         &mut self,
-        response: Response<Incoming>,
+        response: Response<AnswerBody>,
         forwarding: Forwarding,
     ) -> Result<(Option<HeaderValue>, Answer), Failure> {
         let (head, body) = response.into_parts();
@@ -409,7 +412,7 @@ impl Reading<'_> {
         Some(Bill::new(entry, &self.means.config.prices, self.candidate))
     }
 
-    async fn stream(&mut self, body: Incoming, forwarding: Forwarding) -> Result<Answer, Failure> {
+    async fn stream(&mut self, body: AnswerBody, forwarding: Forwarding) -> Result<Answer, Failure> {
         let framing = forwarding.framing();
         let transform = forwarding.transform();
         let mut relay = Relay::new(body, framing, transform, self.timeouts.idle, self.call.deadline);
@@ -424,7 +427,7 @@ impl Reading<'_> {
         Ok(Answer::Stream(Box::new(relay.commit(account))))
     }
 
-    async fn whole(&mut self, body: Incoming, forwarding: &Forwarding) -> Result<Answer, Failure> {
+    async fn whole(&mut self, body: AnswerBody, forwarding: &Forwarding) -> Result<Answer, Failure> {
         let collected = tokio::time::timeout_at(self.until, upstream::collect(body, self.body_limit)).await;
         let bytes = collected.map_err(|_| too_slow())??;
         let (bytes, usage) = forwarding.whole(bytes)?;

@@ -15,8 +15,12 @@ pub(crate) enum Dialect {
     Gemini,
     /// Ollama's own.
     Ollama,
-    /// Converse of AWS Bedrock; no client speaks it here.
+    /// Converse of AWS Bedrock. No client speaks this one or the next two here.
     Bedrock,
+    /// Cohere's second version.
+    Cohere,
+    /// Replicate's predictions.
+    Replicate,
 }
 
 /// One operation of an API.
@@ -114,6 +118,10 @@ pub(crate) fn is_unreserved(byte: u8) -> bool {
 
 /// A name as part of a path.
 pub(crate) fn encoded(name: &str) -> String {
+    // Dots alone would lead to other places.
+    if matches!(name, "." | "..") {
+        return name.replace('.', "%2E");
+    }
     let mut out = String::with_capacity(name.len());
     for byte in name.bytes() {
         if is_unreserved(byte) || byte == b'@' {

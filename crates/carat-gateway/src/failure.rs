@@ -364,7 +364,7 @@ fn scrubbed(message: &str, secret: Option<&str>) -> String {
     let mut out = String::with_capacity(message.len());
     for word in message.split_inclusive(|c: char| c.is_whitespace() || "\"'`(),;".contains(c)) {
         let is_secret = [
-            "sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "AKIA", "ASIA", "ya29.", "Bearer",
+            "sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "r8_", "AKIA", "ASIA", "ya29.", "Bearer",
         ];
         if is_secret
             .iter()

@@ -22,6 +22,7 @@ mod health;
 mod limits;
 mod metrics;
 mod paths;
+mod predictions;
 mod prepare;
 mod prices;
 mod provider;

@@ -32,11 +32,33 @@ pub(crate) fn path(provider: &Provider, endpoint: Endpoint, model: &str, is_stre
             format!("/models/{}:{verb}", encoded(model))
         }
         (Dialect::Ollama, _) => "/api/chat".into(),
+        (Dialect::Cohere, _) => match endpoint {
+            Endpoint::Rerank => "/v2/rerank".into(),
+            _ => "/v2/chat".into(),
+        },
+        (Dialect::Replicate, _) => match model.split_once(':') {
+            Some(_) => "/predictions".into(),
+            None => predictions(model),
+        },
         (Dialect::Bedrock, _) => {
             let verb = if is_stream { "converse-stream" } else { "converse" };
             format!("/model/{}/{verb}", encoded(model))
         }
     }
+}
+
+/// `owner/name`, or `deployments/owner/name`: each part stays one.
+fn predictions(model: &str) -> String {
+    let kind = if model.starts_with("deployments/") {
+        ""
+    } else {
+        "/models"
+    };
+    let parts: String = model
+        .split('/')
+        .map(|part| format!("/{}", encoded(part)))
+        .collect();
+    format!("{kind}{parts}/predictions")
 }
 
 fn openai(endpoint: Endpoint) -> &'static str {
@@ -83,6 +105,8 @@ mod tests {
                 "/deployments/a%2F..%2Fb%3Fc%3A0/chat/completions?api-version=2024-10-21",
             ),
             ("ollama", false, "/api/chat"),
+            ("cohere", false, "/v2/chat"),
+            ("replicate", false, "/predictions"),
         ];
         for (provider, is_stream, expected) in cases {
             assert_eq!(
@@ -91,6 +115,9 @@ mod tests {
                 "{provider}"
             );
         }
+        assert_eq!(predictions("meta/l?a"), "/models/meta/l%3Fa/predictions");
+        assert_eq!(predictions("deployments/me/x"), "/deployments/me/x/predictions");
+        assert_eq!(predictions("../x"), "/models/%2E%2E/x/predictions");
         assert_eq!(
             path_at("anthropic", Endpoint::CountTokens, false),
             "/v1/messages/count_tokens"

@@ -1,7 +1,7 @@
 //! A client's request as a certain provider wants it.
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderValue, Request};
 use serde_json::Value;
 
 use crate::attempt::Call;
@@ -37,7 +37,9 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
             provider.name
         )));
     }
-    let is_translated = provider.dialect != call.endpoint.dialect();
+    // The one thing of Cohere's that everybody asks for in its own words.
+    let is_rerank = provider.dialect == Dialect::Cohere && call.endpoint == Endpoint::Rerank;
+    let is_translated = provider.dialect != call.endpoint.dialect() && !is_rerank;
     if is_translated && !call.endpoint.is_conversation() {
         return Err(refused(format!(
             "`{}` cannot be asked by this API",
@@ -64,8 +66,14 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
         !name.as_str().starts_with("anthropic-")
             || is_anthropic && (provider.surface == Surface::Usual || name != "anthropic-version")
     });
+    let mut request = upstream::request(provider, uri, body, &forwarded);
+    if provider.dialect == Dialect::Replicate && !call.is_stream {
+        request
+            .headers_mut()
+            .insert("prefer", HeaderValue::from_static("wait=60"));
+    }
     Ok(Prepared {
-        request: upstream::request(provider, uri, body, &forwarded),
+        request,
         dropped,
         forwarding: Forwarding {
             endpoint: call.endpoint,

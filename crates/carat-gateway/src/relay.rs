@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::account::{Account, Outcome};
@@ -21,10 +20,11 @@ use crate::failure::{Class, Failure};
 use crate::limits::HELD_BYTES;
 use crate::records::{Framing, Records};
 use crate::stream::{Step, Transform};
+use crate::upstream::AnswerBody;
 
 /// A stream under way.
 pub(crate) struct Relay {
-    upstream: Incoming,
+    upstream: AnswerBody,
     records: Records,
     transform: Box<dyn Transform>,
     /// What the client gets next.
@@ -43,7 +43,7 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) fn new(
-        upstream: Incoming,
+        upstream: AnswerBody,
         framing: Framing,
         transform: Box<dyn Transform>,
         idle: Duration,

@@ -102,7 +102,7 @@ fn error_value(dialect: Dialect, failure: &Failure) -> Value {
         &failure.message
     };
     match dialect {
-        Dialect::OpenAi | Dialect::Bedrock => {
+        Dialect::OpenAi | Dialect::Bedrock | Dialect::Cohere | Dialect::Replicate => {
             let kind = failure.kind.as_deref().unwrap_or(openai_kind(failure));
             let code = failure.code.as_deref().or(openai_code(failure.class));
             json!({"error": {"message": message, "type": kind, "param": failure.param, "code": code}})

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -16,6 +16,7 @@ use crate::Error;
 use crate::endpoint::Dialect;
 use crate::failure::{Class, Failure};
 use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
+use crate::predictions;
 use crate::provider::Provider;
 
 /// Headers of a client that a provider may see. All others stay here: they name the client, or carry its key.
@@ -27,6 +28,9 @@ pub(crate) const FORWARDED: [&str; 6] = [
     "anthropic-version",
     "openai-beta",
 ];
+
+/// The body of an answer: as it comes, or at hand.
+pub(crate) type AnswerBody = Either<Incoming, Full<Bytes>>;
 
 /// A pool of connections.
 #[derive(Debug, Clone)]
@@ -65,15 +69,21 @@ impl Upstream {
         &self,
         provider: &Provider,
         mut request: Request<Bytes>,
-    ) -> Result<Response<Incoming>, Failure> {
+        is_stream: bool,
+    ) -> Result<Response<AnswerBody>, Failure> {
         provider.proof.add(&mut request, self).await?;
-        self.plain(request).await
+        let response = self.plain(request).await?;
+        if provider.dialect == Dialect::Replicate {
+            return predictions::answer(self, provider, response, is_stream).await;
+        }
+        Ok(response)
     }
 
     /// Sends a request as it is.
-    pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<Incoming>, Failure> {
+    pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<AnswerBody>, Failure> {
         let request = request.map(Full::new);
-        self.client.request(request).await.map_err(|error| {
+        let sent = self.client.request(request).await;
+        sent.map(|response| response.map(Either::Left)).map_err(|error| {
             // What exactly went wrong names hosts, which are the operator's business alone.
             tracing::debug!(%error, source = ?std::error::Error::source(&error), "a provider cannot be reached");
             let message = if error.is_connect() {
@@ -126,7 +136,7 @@ pub(crate) fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
 }
 
 /// The whole of a body, if it is not larger than `limit`.
-pub(crate) async fn collect(body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+pub(crate) async fn collect(body: AnswerBody, limit: usize) -> Result<Bytes, Failure> {
     let collected = Limited::new(body, limit).collect().await.map_err(|error| {
         let message = if error.is::<http_body_util::LengthLimitError>() {
             "the provider's answer is larger than this gateway takes"

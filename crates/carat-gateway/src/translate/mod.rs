@@ -9,9 +9,11 @@
 
 pub(crate) mod anthropic;
 mod bedrock;
+mod cohere;
 pub(crate) mod gemini;
 pub(crate) mod ollama;
 pub(crate) mod openai;
+mod replicate;
 mod transform;
 
 use serde_json::Value;
@@ -194,7 +196,7 @@ impl Question {
             Dialect::Anthropic => anthropic::question(body),
             Dialect::Gemini => gemini::question(body),
             Dialect::Ollama => ollama::question(body),
-            Dialect::OpenAi | Dialect::Bedrock => openai::question(body),
+            _ => openai::question(body),
         }
     }
 
@@ -207,6 +209,8 @@ impl Question {
             Dialect::Gemini => gemini::request(self, model, &mut dropped)?,
             Dialect::Ollama => ollama::request(self, model, &mut dropped)?,
             Dialect::Bedrock => bedrock::request(self, model, &mut dropped)?,
+            Dialect::Cohere => cohere::request(self, model, &mut dropped)?,
+            Dialect::Replicate => replicate::request(self, model, &mut dropped)?,
         };
         Ok((value, dropped))
     }
@@ -319,6 +323,8 @@ pub(crate) fn reader(dialect: Dialect, is_apart: bool) -> Box<dyn Reader> {
         Dialect::Gemini => Box::<gemini::ContentReader>::default(),
         Dialect::Ollama => Box::<ollama::LineReader>::default(),
         Dialect::Bedrock => Box::<bedrock::ConverseReader>::default(),
+        Dialect::Cohere => Box::<cohere::ChatReader>::default(),
+        Dialect::Replicate => Box::<replicate::OutputReader>::default(),
     }
 }
 
@@ -328,7 +334,7 @@ pub(crate) fn writer(endpoint: Endpoint, wants_usage: bool) -> Box<dyn Writer> {
         Dialect::Anthropic => Box::<anthropic::EventWriter>::default(),
         Dialect::Gemini => Box::<gemini::ContentWriter>::default(),
         Dialect::Ollama => Box::<ollama::LineWriter>::default(),
-        Dialect::OpenAi | Dialect::Bedrock => Box::new(openai::ChunkWriter::new(wants_usage)),
+        _ => Box::new(openai::ChunkWriter::new(wants_usage)),
     }
 }
 
@@ -338,7 +344,7 @@ pub(crate) fn whole(endpoint: Endpoint, answer: &Answer) -> Value {
         Dialect::Anthropic => anthropic::answer(answer),
         Dialect::Gemini => gemini::answer(answer),
         Dialect::Ollama => ollama::answer(answer),
-        Dialect::OpenAi | Dialect::Bedrock => openai::answer(answer),
+        _ => openai::answer(answer),
     }
 }
 
@@ -480,10 +486,12 @@ fn new_id(prefix: &str) -> String {
     format!("{prefix}{:016x}", fastrand::u64(..))
 }
 
+/// What cannot be said in a provider's words. Somebody else may understand it.
 fn refused(param: &str, message: impl Into<String>) -> Failure {
     Failure {
         param: Some(param.to_string()),
-        ..Failure::new(Class::BadRequest, 400, message)
+        code: Some("unsupported_value".into()),
+        ..Failure::new(Class::ModelGone, 400, message)
     }
 }
 

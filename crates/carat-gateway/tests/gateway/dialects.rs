@@ -25,6 +25,8 @@ async fn all() -> Rig {
          [providers.vertex]\nbase-url = \"http://{mock}/v1/projects/{{project}}/locations/{{location}}/publishers/google\"\n\
          key = '{account}'\n\
          [providers.vertex-anthropic]\nbase-url = \"http://{mock}/v1/publishers/anthropic\"\nkey = \"ya29.own\"\n\
+         [providers.cohere]\nbase-url = \"http://{mock}\"\nkey = \"co-key\"\n\
+         [providers.replicate]\nbase-url = \"http://{mock}/v1\"\nkey = \"r8_key\"\n\
          [providers.azure-deployments]\nbase-url = \"http://{mock}/openai\"\nkey = \"azure-key\"\n"
     );
     rig.gateway
@@ -32,7 +34,7 @@ async fn all() -> Rig {
     rig
 }
 
-const PROVIDERS: [&str; 8] = [
+const PROVIDERS: [&str; 9] = [
     "m",
     "anthropic",
     "gemini",
@@ -41,6 +43,7 @@ const PROVIDERS: [&str; 8] = [
     "vertex",
     "vertex-anthropic",
     "azure-deployments",
+    "cohere",
 ];
 const CLIENTS: [&str; 4] = ["openai", "anthropic", "gemini", "ollama"];
 
@@ -521,6 +524,120 @@ async fn tokens_of_google_are_fetched_once_and_used_for_all() {
         "{head}"
     );
     assert!(head.to_lowercase().contains("api-key: azure-key"), "{head}");
+}
+
+#[tokio::test]
+async fn cohere_is_asked_in_its_own_words() {
+    let rig = all().await;
+    let body = json!({"model": "cohere/ok", "temperature": 0.5, "top_p": 1, "stop": "x", "user": "u", "frequency_penalty": -1,
+        "seed": 3, "max_tokens": 9, "reasoning_effort": "low",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "tools": [{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "b"}}],
+        "tool_choice": {"type": "function", "function": {"name": "b"}},
+        "messages": [{"role": "system", "content": "Be kind"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}]},
+            {"role": "assistant", "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "b", "arguments": "{\"x\":1}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "21"}]});
+    let reply = rig.post("/v1/chat/completions", &body.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(reply.headers["x-carat-dropped"], "frequency_penalty, user");
+    let (head, told) = rig.mock.last.lock().unwrap().clone();
+    assert!(
+        head.starts_with("POST /v2/chat ") && head.to_lowercase().contains("bearer co-key"),
+        "{head}"
+    );
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(
+        (&told["p"], &told["stop_sequences"], &told["tool_choice"]),
+        (&json!(0.99), &json!(["x"]), &json!("REQUIRED"))
+    );
+    assert_eq!(
+        told["tools"].as_array().unwrap().len(),
+        1,
+        "a certain tool is asked for by offering no other"
+    );
+    assert_eq!(
+        told["response_format"],
+        json!({"type": "json_object", "json_schema": {"type": "object"}})
+    );
+    assert_eq!(told["thinking"], json!({"type": "enabled", "token_budget": 1024}));
+    assert_eq!(
+        told["messages"][1]["content"][1]["image_url"]["url"],
+        "https://x.example/a.png"
+    );
+    assert_eq!(
+        told["messages"][2]["tool_calls"][0]["function"]["arguments"],
+        "{\"x\":1}"
+    );
+    assert_eq!(
+        told["messages"][3],
+        json!({"role": "tool", "tool_call_id": "c1", "content": "21"})
+    );
+
+    let body = "{\"model\":\"cohere/ok\",\"query\":\"q\",\"documents\":[\"a\",\"b\"],\"top_n\":1}";
+    let reply = rig.post("/v1/rerank", body).await;
+    assert_eq!(
+        (reply.status, reply.text.contains("relevance_score")),
+        (200, true),
+        "{}",
+        reply.text
+    );
+    assert!(rig.mock.last.lock().unwrap().0.starts_with("POST /v2/rerank "));
+}
+
+#[tokio::test]
+async fn predictions_are_waited_for_or_listened_to() {
+    let rig = all().await;
+    let words = mock::NATIVE[1..].concat();
+    for (model, is_stream) in [("ok", false), ("ok", true), ("no-stream", true)] {
+        let body = json!({"model": format!("replicate/mock/{model}"), "stream": is_stream, "max_tokens": 5,
+            "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "a"},
+                         {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]});
+        let reply = rig.post("/v1/chat/completions", &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{model} {is_stream}: {}", reply.text);
+        let seen = understood("openai", is_stream, &reply.text);
+        assert_eq!(
+            (seen.text.as_str(), seen.finish.as_str()),
+            (words.as_str(), "stop"),
+            "{model}"
+        );
+        if !is_stream {
+            assert_eq!((seen.input, seen.output), (11, 4));
+        }
+    }
+    assert_eq!(
+        rig.mock.of("ok"),
+        2 + 3,
+        "each was asked for, and then looked at once"
+    );
+    let body = json!({"model": "replicate/mock/ok", "messages": [{"role": "user", "content": "c"}],
+                      "tools": [{"type": "function", "function": {"name": "a"}}]});
+    let reply = rig.post("/v1/chat/completions", &body.to_string()).await;
+    assert_eq!(
+        (reply.status, reply.text.contains("no tools")),
+        (400, true),
+        "{}",
+        reply.text
+    );
+    let (path, body) = asked("openai", "replicate/mock/status=402", false);
+    let body = body.to_string().replace("\"tools\"", "\"x\"");
+    assert_eq!(rig.post(&path, &body).await.status, 402);
+}
+
+#[tokio::test]
+async fn what_one_provider_cannot_be_told_is_answered_by_one_that_can() {
+    let rig = all().await;
+    let mock = rig.mock_address;
+    let text = format!(
+        "[providers.replicate]\nbase-url = \"http://{mock}/v1\"\n[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
+         [routes.r]\ncandidates = [\"replicate/mock/ok\", \"m/tool\"]\n"
+    );
+    let config = carat_gateway::Config::parse(&text, &crate::support::env()).unwrap();
+    rig.gateway.replace(config);
+    let (path, body) = asked("openai", "r", false);
+    let reply = rig.post(&path, &body.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(reply.route().starts_with("m/tool;"), "{}", reply.route());
 }
 
 #[tokio::test]

@@ -16,13 +16,15 @@
 //! | `tool` | a call of `weather` instead of words |
 //!
 //! By its paths it speaks OpenAI's chat completions, Anthropic's Messages, Gemini's generateContent (both also as Vertex
-//! has them), Ollama's `/api/chat` and Bedrock's Converse; the native ones know the words of [`NATIVE`], `tool`,
+//! has them), Ollama's `/api/chat`, Bedrock's Converse, Cohere's `/v2` and Replicate's predictions; the native ones know the words of [`NATIVE`], `tool`,
 //! `status`, `cut` and `bad-crc`. At `/token` it gives out access tokens.
 //!
 //! It is written over plain sockets, so that it costs little and can break every rule of HTTP.
 
 #[path = "clouds.rs"]
 mod clouds;
+#[path = "others.rs"]
+mod others;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -154,6 +156,10 @@ enum Dialect {
     Gemini,
     Ollama,
     Bedrock,
+    Cohere,
+    Replicate,
+    /// A look at a prediction, or its stream.
+    Look,
     Token,
 }
 
@@ -164,6 +170,15 @@ struct Command {
     dialect: Dialect,
     is_stream: bool,
     wants_usage: bool,
+    is_rerank: bool,
+    host: String,
+}
+
+fn header(head: &[u8], name: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(head);
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let (_, value) = lines.find(|(other, _)| other.eq_ignore_ascii_case(name))?;
+    Some(value.trim().to_string())
 }
 
 impl Command {
@@ -175,7 +190,20 @@ impl Command {
             dialect,
             is_stream,
             wants_usage: true,
+            is_rerank: false,
+            host: header(head, "host").unwrap_or_default(),
         };
+        if let Some(name) = path
+            .split("/models/mock/")
+            .nth(1)
+            .and_then(|rest| rest.strip_suffix("/predictions"))
+        {
+            let is_stream = memchr::memmem::find(body, b"\"stream\":true").is_some();
+            return named(name, Dialect::Replicate, is_stream);
+        }
+        if path.starts_with("/v1/look/") || path.starts_with("/v1/stream/") {
+            return named("ok", Dialect::Look, path.starts_with("/v1/stream/"));
+        }
         if let Some(rest) = path.split("/models/").nth(1) {
             let (name, verb) = rest.split_once(':').unwrap();
             let dialect = if verb.ends_with("awPredict") {
@@ -192,6 +220,7 @@ impl Command {
         let dialect = match path.as_ref() {
             "/api/chat" => Dialect::Ollama,
             "/token" => Dialect::Token,
+            "/v2/chat" | "/v2/rerank" => Dialect::Cohere,
             path if path.ends_with("/messages") => Dialect::Anthropic,
             _ => Dialect::OpenAi,
         };
@@ -205,6 +234,8 @@ impl Command {
             name: name.unwrap_or_default(),
             dialect,
             is_stream: has("\"stream\":true"),
+            is_rerank: path == "/v2/rerank",
+            host: String::new(),
             wants_usage: has("\"include_usage\":true"),
         }
     }
@@ -403,11 +434,20 @@ pub(crate) const NATIVE: [&str; 3] = ["hmm", "Gr\u{fc}\u{df}e ", "aus K\u{f6}ln"
 /// Anthropic, Gemini and Ollama: 11 tokens in, of which 2 cached (Ollama: none), 4 out.
 async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
     let is_tool = command.has("tool");
+    if command.is_rerank {
+        return whole(stream, "200 OK", "", "application/json", others::RERANK).await;
+    }
+    if command.dialect == Dialect::Replicate {
+        let made = others::prediction(&command.host, "starting", !command.has("no-stream"));
+        return whole(stream, "201 Created", "", "application/json", &made).await;
+    }
     let bytes = |records: Vec<String>| records.into_iter().map(String::into_bytes).collect();
     let mut records: Vec<Vec<u8>> = match command.dialect {
         Dialect::Anthropic => bytes(anthropic_events(is_tool)),
         Dialect::Gemini => bytes(gemini_records(is_tool)),
         Dialect::Bedrock => clouds::bedrock_frames(is_tool),
+        Dialect::Cohere => bytes(others::cohere_events(is_tool)),
+        Dialect::Look => bytes(others::replicate_events()),
         _ => bytes(ollama_lines(is_tool)),
     };
     if !command.is_stream {
@@ -415,6 +455,8 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
             Dialect::Anthropic => anthropic_whole(is_tool),
             Dialect::Gemini => gemini_whole(is_tool),
             Dialect::Bedrock => clouds::bedrock_whole(is_tool),
+            Dialect::Cohere => others::cohere_whole(is_tool),
+            Dialect::Look => others::prediction(&command.host, "succeeded", false),
             _ => ollama_whole(is_tool),
         };
         return whole(stream, "200 OK", "", "application/json", &body).await;

@@ -1,0 +1,152 @@
+//! Replicate's way from a request to an answer: a prediction is made, and then waited for or listened to elsewhere.
+//!
+//! Where to listen comes with the answer; only addresses of the provider's own domain are followed, and the key goes
+//! nowhere but to the host that is configured.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{Either, Full};
+use serde_json::Value;
+
+use crate::failure::{Class, Failure};
+use crate::limits::PREDICTION_BYTES;
+use crate::provider::Provider;
+use crate::upstream::{self, AnswerBody, Upstream};
+
+/// Time between two looks at a prediction.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The answer that a prediction becomes. `made`: what came when it was asked for.
+pub(crate) async fn answer(
+    upstream: &Upstream,
+    provider: &Provider,
+    made: Response<AnswerBody>,
+    is_stream: bool,
+) -> Result<Response<AnswerBody>, Failure> {
+    if !made.status().is_success() {
+        return Ok(made);
+    }
+    let mut prediction = read(made).await?;
+    if let Some(url) = prediction["urls"]["stream"].as_str().filter(|_| is_stream) {
+        return upstream.plain(request(provider, url, "text/event-stream")?).await;
+    }
+    while matches!(prediction["status"].as_str(), Some("starting" | "processing")) {
+        tokio::time::sleep(LOOK).await;
+        let url = prediction["urls"]["get"].as_str().ok_or_else(unclear)?;
+        let looked = upstream
+            .plain(request(provider, url, "application/json")?)
+            .await?;
+        if !looked.status().is_success() {
+            return Ok(looked);
+        }
+        prediction = read(looked).await?;
+    }
+    if is_stream && prediction["status"] == "succeeded" {
+        return Ok(made_up("text/event-stream", events(&prediction["output"])));
+    }
+    Ok(made_up("application/json", prediction.to_string()))
+}
+
+async fn read(response: Response<AnswerBody>) -> Result<Value, Failure> {
+    let body = upstream::collect(response.into_body(), PREDICTION_BYTES).await?;
+    serde_json::from_slice(&body).map_err(|_| unclear())
+}
+
+fn unclear() -> Failure {
+    Failure::new(
+        Class::ServerFault,
+        502,
+        "the provider's prediction makes no sense",
+    )
+}
+
+/// A look at a place that the provider named.
+fn request(provider: &Provider, url: &str, kind: &'static str) -> Result<Request<Bytes>, Failure> {
+    let uri: Uri = url.parse().map_err(|_| unclear())?;
+    let (own, there) = (&provider.base.authority, uri.authority());
+    let is_own = there == Some(own);
+    // api.replicate.com and stream.replicate.com are one house.
+    let domain = own.host().split_once('.').map(|(_, domain)| domain);
+    let is_house = domain
+        .filter(|domain| domain.contains('.') && domain.parse::<std::net::Ipv4Addr>().is_err())
+        .zip(uri.host())
+        .is_some_and(|(domain, host)| host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')));
+    let is_safe = is_own || is_house && uri.scheme_str() == Some("https") && uri.port().is_none();
+    if !is_safe {
+        tracing::warn!(
+            host = uri.host(),
+            "a prediction names a place elsewhere, which is not asked"
+        );
+        return Err(unclear());
+    }
+    let mut request = Request::new(Bytes::new());
+    *request.uri_mut() = uri;
+    request
+        .headers_mut()
+        .insert(ACCEPT, HeaderValue::from_static(kind));
+    if is_own {
+        for (name, value) in &provider.headers {
+            request.headers_mut().insert(name, value.clone());
+        }
+    }
+    Ok(request)
+}
+
+/// An output as the stream that it would have been.
+fn events(output: &Value) -> String {
+    let text = match output {
+        Value::Array(parts) => parts.iter().filter_map(Value::as_str).collect(),
+        other => other.as_str().unwrap_or_default().to_string(),
+    };
+    let lines: String = text.split('\n').map(|line| format!("data: {line}\n")).collect();
+    format!("event: output\n{lines}\nevent: done\ndata: {{}}\n\n")
+}
+
+fn made_up(kind: &'static str, body: String) -> Response<AnswerBody> {
+    let mut response = Response::new(Either::Right(Full::from(body)));
+    *response.status_mut() = StatusCode::OK;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Env};
+
+    #[test]
+    fn only_the_providers_own_house_is_asked_and_the_key_stays_at_its_door() {
+        let env: Env = std::sync::Arc::new(|_| None);
+        let config = Config::parse("[providers.replicate]\nkey = \"r8_secret\"", &env).unwrap();
+        let provider = &config.providers["replicate"];
+        let key = |url: &str| {
+            let request = request(provider, url, "text/event-stream").ok()?;
+            Some(request.headers().contains_key("authorization"))
+        };
+        assert_eq!(key("https://api.replicate.com/v1/predictions/x"), Some(true));
+        assert_eq!(key("https://stream.replicate.com/v1/files/x"), Some(false));
+        for far in [
+            "http://stream.replicate.com/x",
+            "https://replicate.com.evil.example/x",
+            "https://evilreplicate.com/x",
+            "https://stream.replicate.com:8443/x",
+            "http://169.254.169.254/latest",
+            "/relative",
+        ] {
+            assert_eq!(key(far), None, "{far}");
+        }
+    }
+
+    #[test]
+    fn an_output_without_stream_becomes_one() {
+        assert_eq!(
+            events(&serde_json::json!(["a\n", "b"])),
+            "event: output\ndata: a\ndata: b\n\nevent: done\ndata: {}\n\n"
+        );
+    }
+}
