@@ -32,6 +32,8 @@ pub(crate) struct Entry {
     /// Tokens of the answer that were held.
     most_output: u64,
     asking: Option<Asking>,
+    /// What calls cost whose answers nobody waited for.
+    extra: Micros,
 }
 
 /// A target that was asked and has not answered: it will want its money even if the client leaves.
@@ -53,7 +55,7 @@ pub(crate) struct Admitted {
 }
 
 /// The key that a request brings, in any of the ways in which clients send one.
-fn key_of(headers: &HeaderMap) -> Option<&str> {
+pub(crate) fn key_of(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = headers
         .get(AUTHORIZATION)
@@ -124,6 +126,7 @@ impl Gate<'_> {
                         tried: String::new(),
                         most_output,
                         asking: None,
+                        extra: Micros(0),
                     };
                     let instead = instead.and_then(|(_, route)| route);
                     return Ok(Admitted {
@@ -136,7 +139,7 @@ impl Gate<'_> {
             };
             match refusal {
                 Refusal::Downgrade { to } => {
-                    let route = gateway::find(self.config, &to);
+                    let route = gateway::find(self.config, &to).filter(|route| route.rules.is_none());
                     if route.is_none() {
                         tracing::error!(
                             to,
@@ -294,6 +297,16 @@ impl Entry {
         self.asking = None;
     }
 
+    /// A target was asked too and is not waited for: it will want the prompt's price.
+    pub(crate) fn abandoned(&mut self, loser: &Candidate, prices: &Prices, body_bytes: usize) {
+        let prompt = Usage {
+            input: body_bytes.div_ceil(4) as u64,
+            ..Usage::default()
+        };
+        let cost = prices.of(loser).map_or(0, |price| price.cost(&prompt).0);
+        self.extra = Micros(self.extra.0.saturating_add(cost));
+    }
+
     /// Nobody answered.
     pub(crate) fn fail(mut self) {
         let tokens = Usage::default();
@@ -329,6 +342,7 @@ impl Entry {
         began: Option<Instant>,
     ) {
         let Some(hold) = self.hold.take() else { return };
+        let cost = cost.map(|cost| Micros(cost.0.saturating_add(self.extra.0)));
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         hold.settle(Row {
             target,

@@ -1,10 +1,9 @@
 //! A request's way to an answer: one target after another until one answers, or nothing more can help.
 //!
-//! Targets are asked in the order of the route's policy; those that rest are passed over. A failure of the target leads
-//! to the next at once, a failure of the request itself to the client. Only when all have failed is somebody asked
-//! again, after the stated wait or a growing random one, as long as the retry budget allows it: at most one retry for
-//! five requests, so that an outage is not made worse. When all rest, the one whose rest ends first is probed, since a
-//! refusal without asking would make the outage total.
+//! Targets are asked in the order of the route's policy ([`crate::queue`]). A failure of the target leads to the next at
+//! once, a failure of the request itself to the client, unless the route has somebody for exactly that. Where a route
+//! hedges, a second target is asked when the first takes longer than usual; the first answer counts, the other call is
+//! ended and paid for as far as is known.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -20,14 +19,18 @@ use crate::config::{Config, Timeouts};
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
-use crate::health::{HealthBook, Permit, Readiness};
-use crate::limits::{ERROR_BYTES, PATIENCE};
+use crate::health::{HealthBook, Permit};
+use crate::limits::ERROR_BYTES;
+use crate::needs::Needs;
+use crate::policy::{Asked, Known, Standing, ranked};
 use crate::prepare::{self, Prepared};
+use crate::queue::{Place, Queue, nobody};
 use crate::relay::Relay;
-use crate::route::{Asked, Candidate, Route};
-use crate::stream::{Forwarding, estimated};
+use crate::route::{Candidate, Hedge, Policy, Route};
+use crate::stream::{Forwarding, Whole};
 use crate::upstream::{self, AnswerBody, Upstream};
-use crate::usage::Usage;
+use crate::variants::Variants;
+use crate::waiting::Priority;
 
 /// What is asked, apart from whom.
 pub(crate) struct Call<'a> {
@@ -38,6 +41,28 @@ pub(crate) struct Call<'a> {
     pub(crate) max_tokens: Option<u64>,
     pub(crate) forwarded: Vec<(HeaderName, HeaderValue)>,
     pub(crate) deadline: Instant,
+    pub(crate) wish: Wish,
+}
+
+/// What decides about a call's way.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Wish {
+    pub(crate) needs: Needs,
+    /// What it belongs to, where the policy keeps such together.
+    pub(crate) key: Option<u64>,
+    /// As the client states it; else the route's.
+    pub(crate) priority: Option<Priority>,
+}
+
+impl Call<'_> {
+    /// What policies may know of it.
+    pub(crate) fn asked(&self) -> Asked<'_> {
+        Asked {
+            needs: &self.wish.needs,
+            prompt_bytes: self.body_bytes,
+            key: self.wish.key,
+        }
+    }
 }
 
 /// An answer.
@@ -67,6 +92,10 @@ pub(crate) struct Lost {
 pub(crate) struct Trail {
     pub(crate) n_attempts: u32,
     pub(crate) failed: Vec<(String, Class)>,
+    /// Who was not asked, or not in turn, and why.
+    pub(crate) passed: Vec<(String, &'static str)>,
+    /// Whose answer was no longer waited for.
+    pub(crate) abandoned: Option<String>,
 }
 
 impl Trail {
@@ -81,34 +110,36 @@ impl Trail {
     }
 }
 
-/// How many retries may be made: every request earns a fifth of one.
+/// How many calls may be made beyond one for each request: every request earns a part of one.
 #[derive(Debug)]
-pub(crate) struct RetryBudget {
-    fifths: AtomicI64,
+pub(crate) struct CallBudget {
+    parts: AtomicI64,
+    /// Parts that one costs.
+    price: i64,
 }
 
-impl Default for RetryBudget {
-    fn default() -> Self {
+impl CallBudget {
+    /// Calls that may be saved up for a burst.
+    const MOST: i64 = 20;
+
+    /// A budget of one call for so many requests.
+    pub(crate) fn one_in(price: i64) -> Self {
         Self {
-            fifths: AtomicI64::new(Self::MOST),
-        }
-    }
-}
-
-impl RetryBudget {
-    /// Fifths that may be saved: room for a burst of twenty.
-    const MOST: i64 = 100;
-
-    fn earn(&self) {
-        if self.fifths.load(Ordering::Relaxed) < Self::MOST {
-            self.fifths.fetch_add(1, Ordering::Relaxed);
+            parts: AtomicI64::new(Self::MOST * price),
+            price,
         }
     }
 
-    fn spend(&self) -> bool {
-        let enough = self.fifths.fetch_sub(5, Ordering::Relaxed) >= 5;
+    pub(crate) fn earn(&self) {
+        if self.parts.load(Ordering::Relaxed) < Self::MOST * self.price {
+            self.parts.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn spend(&self) -> bool {
+        let enough = self.parts.fetch_sub(self.price, Ordering::Relaxed) >= self.price;
         if !enough {
-            self.fifths.fetch_add(5, Ordering::Relaxed);
+            self.parts.fetch_add(self.price, Ordering::Relaxed);
         }
         enough
     }
@@ -118,8 +149,21 @@ impl RetryBudget {
 pub(crate) struct Means<'a> {
     pub(crate) upstream: &'a Upstream,
     pub(crate) book: &'a HealthBook,
-    pub(crate) retries: &'a RetryBudget,
+    pub(crate) retries: &'a CallBudget,
+    pub(crate) hedges: &'a CallBudget,
+    pub(crate) variants: &'a Variants,
     pub(crate) config: &'a Config,
+}
+
+impl Means<'_> {
+    /// What policies may know of the world.
+    pub(crate) fn known(&self) -> Known<'_> {
+        Known {
+            book: self.book,
+            prices: &self.config.prices,
+            now: std::time::Instant::now(),
+        }
+    }
 }
 
 /// Asks until somebody answers.
@@ -130,48 +174,62 @@ pub(crate) async fn answer(
     mut entry: Option<Entry>,
 ) -> Result<Won, Box<Lost>> {
     means.retries.earn();
-    let asked = Asked {
-        prompt_bytes: call.body_bytes,
-        max_tokens: call.max_tokens,
+    means.hedges.earn();
+    let ranked = ranked(route, &call.asked(), &means.known());
+    let mut queue = Queue::new(means, route, call, ranked);
+    let mut trail = Trail {
+        passed: passed(route, &queue),
+        ..Trail::default()
     };
-    let mut queue = Queue::new(route.order(asked, means.book));
-    let mut trail = Trail::default();
     let mut last: Option<Failure> = None;
     while trail.n_attempts < means.config.attempts {
-        let (i, permit) = match queue.next(means, route, call, last.as_ref()).await {
-            Ok(next) => next,
+        let place = match queue.next(last.as_ref()).await {
+            Ok(place) => place,
             Err(failure) => {
                 last.get_or_insert(failure);
                 break;
             }
         };
-        trail.n_attempts += 1;
-        let candidate = &route.candidates[i];
         if let Some(entry) = &mut entry {
+            let candidate = &route.candidates[place.0];
             entry.asks(candidate, &means.config.prices, call.body_bytes, trail.text());
         }
-        match attempt(means, candidate, permit, call, &mut entry).await {
-            Ok(mut won) => {
-                won.trail = trail;
-                return Ok(won);
+        let raced = raced(means, route, call, &queue, place, &mut trail).await;
+        let mut is_final = false;
+        for (i, failure) in raced.failed {
+            let name = &route.candidates[i].name;
+            tracing::debug!(target = name, class = failure.class.name(), "a target failed");
+            trail.failed.push((name.clone(), failure.class));
+            if route.policy == Policy::Ab {
+                let variant = means.variants.of(&route.name, name);
+                variant.failures.fetch_add(1, Ordering::Relaxed);
             }
-            Err(failure) => {
+            is_final |= !queue.failed(i, failure.class);
+            last = Some(failure);
+        }
+        if let Some((i, begun)) = raced.won {
+            if let Some(loser) = raced.abandoned {
+                let loser = &route.candidates[loser];
                 if let Some(entry) = &mut entry {
-                    entry.failed();
+                    entry.abandoned(loser, &means.config.prices, call.body_bytes);
                 }
-                tracing::debug!(
-                    target = candidate.name,
-                    class = failure.class.name(),
-                    "a target failed"
-                );
-                trail.failed.push((candidate.name.clone(), failure.class));
-                queue.failed(i, failure.class);
-                let is_final = failure.class.is_final();
-                last = Some(failure);
-                if is_final {
-                    break;
-                }
+                trail.abandoned = Some(loser.name.clone());
             }
+            let candidate = &route.candidates[i];
+            let mut begun = begun;
+            if route.policy == Policy::Ab {
+                let price = means.config.prices.of(candidate);
+                let variant = means.variants.of(&route.name, &candidate.name);
+                begun.account.count_for(variant, price);
+            }
+            let bill = entry.map(|entry| Bill::new(entry, &means.config.prices, candidate));
+            return Ok(begun.finish(candidate, bill, trail));
+        }
+        if let Some(entry) = &mut entry {
+            entry.failed();
+        }
+        if is_final {
+            break;
         }
     }
     if let Some(entry) = entry {
@@ -181,122 +239,137 @@ pub(crate) async fn answer(
     Err(Box::new(Lost { trail, failure }))
 }
 
-fn nobody() -> Failure {
-    Failure::new(
-        Class::Overloaded,
-        503,
-        "no provider can take this request now; try again",
-    )
+/// Who is not asked in turn, for `x-carat-route`.
+fn passed(route: &Route, queue: &Queue<'_>) -> Vec<(String, &'static str)> {
+    let is_told = |standing: Standing| matches!(standing, Standing::Behind | Standing::Never);
+    let passed = queue.ranked().iter().filter(|one| is_told(one.standing));
+    passed
+        .filter_map(|one| Some((route.candidates[one.i].name.clone(), one.why?.name())))
+        .collect()
 }
 
-/// Who is still to be asked.
-struct Queue {
-    order: Vec<usize>,
-    /// Candidates that failed, and how.
-    failed: Vec<(usize, Class)>,
-    n_rounds: u32,
+/// What became of one or two calls.
+struct Raced {
+    won: Option<(usize, Begun)>,
+    failed: Vec<(usize, Failure)>,
+    /// Who was asked too and has not answered.
+    abandoned: Option<usize>,
 }
 
-impl Queue {
-    fn new(order: Vec<usize>) -> Self {
-        Self {
-            order,
+/// Asks one target, and where the route hedges a second one if the first takes long.
+async fn raced(
+    means: &Means<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    queue: &Queue<'_>,
+    (i, permit): Place,
+    trail: &mut Trail,
+) -> Raced {
+    trail.n_attempts += 1;
+    let after = hedged_after(means, route, call, permit.health().percentile_95());
+    let mut first = Box::pin(attempt(means, &route.candidates[i], permit, call));
+    let second = match after {
+        None => None,
+        Some(after) => match tokio::time::timeout(after, &mut first).await {
+            Ok(result) => return Raced::one(i, result),
+            Err(_) => queue.another(i).filter(|_| means.hedges.spend()),
+        },
+    };
+    let Some((j, permit)) = second else {
+        return Raced::one(i, first.await);
+    };
+    trail.n_attempts += 1;
+    let mut second = Box::pin(attempt(means, &route.candidates[j], permit, call));
+    let (k, other, result) = tokio::select! {
+        result = &mut first => (i, j, result),
+        result = &mut second => (j, i, result),
+    };
+    match result {
+        Ok(begun) => Raced {
+            won: Some((k, begun)),
             failed: Vec::new(),
-            n_rounds: 0,
+            abandoned: Some(other),
+        },
+        Err(failure) => {
+            let rest = if k == i { second.await } else { first.await };
+            let mut raced = Raced::one(other, rest);
+            raced.failed.insert(0, (k, failure));
+            raced
         }
     }
+}
 
-    fn failed(&mut self, i: usize, class: Class) {
-        self.failed.retain(|(other, _)| *other != i);
-        self.failed.push((i, class));
-    }
-
-    /// The next to ask, with a place at it.
-    async fn next(
-        &mut self,
-        means: &Means<'_>,
-        route: &Route,
-        call: &Call<'_>,
-        last: Option<&Failure>,
-    ) -> Result<(usize, Permit), Failure> {
-        let untried: Vec<usize> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|i| !self.has_failed(*i))
-            .collect();
-        if let Some(found) = admitted(means, route, &untried, false) {
-            return Ok(found);
-        }
-        let Some(last) = last else {
-            // Nobody was asked yet: all rest or are full.
-            let soonest = soonest(means, route, &untried);
-            let forced = soonest.and_then(|(i, _)| admitted(means, route, &[i], true));
-            return forced.ok_or_else(|| Failure {
-                wait: soonest.map(|(_, wait)| wait),
-                ..nobody()
-            });
+impl Raced {
+    fn one(i: usize, result: Result<Begun, Failure>) -> Self {
+        let (won, failed) = match result {
+            Ok(begun) => (Some((i, begun)), Vec::new()),
+            Err(failure) => (None, vec![(i, failure)]),
         };
-        let again: Vec<usize> = self
-            .order
-            .iter()
-            .copied()
-            .filter(|i| {
-                self.failed
-                    .iter()
-                    .any(|(other, class)| other == i && class.may_retry())
-            })
-            .collect();
-        let wait = self.wait(last);
-        let is_possible = !again.is_empty() && wait <= PATIENCE && Instant::now() + wait < call.deadline;
-        if !is_possible || !means.retries.spend() {
-            return Err(nobody());
+        Self {
+            won,
+            failed,
+            abandoned: None,
         }
-        tokio::time::sleep(wait).await;
-        self.n_rounds += 1;
-        // Once round again: then everybody who may be asked anew has been.
-        self.failed.retain(|(_, class)| !class.may_retry());
-        admitted(means, route, &again, false).ok_or_else(nobody)
-    }
-
-    fn has_failed(&self, i: usize) -> bool {
-        self.failed.iter().any(|(other, _)| *other == i)
-    }
-
-    /// Half a second, doubling up to eight, less up to a quarter at random; the stated wait if that is longer.
-    fn wait(&self, last: &Failure) -> Duration {
-        let backoff = 0.5 * f64::from(1u32 << self.n_rounds.min(4));
-        let backoff = Duration::from_secs_f64(backoff * (1.0 - 0.25 * fastrand::f64()));
-        last.wait.unwrap_or(Duration::ZERO).max(backoff)
     }
 }
 
-/// The first of `among` that takes the request.
-fn admitted(means: &Means<'_>, route: &Route, among: &[usize], is_forced: bool) -> Option<(usize, Permit)> {
-    let now = std::time::Instant::now();
-    among.iter().find_map(|&i| {
-        let candidate = &route.candidates[i];
-        let health = means.book.of(&candidate.name);
-        let permit = health.admit(candidate.provider.max_in_flight, is_forced, now);
-        permit.ok().map(|permit| (i, permit))
-    })
+/// After how long a second target is asked. What may have effects beyond its answer is asked once.
+fn hedged_after(
+    means: &Means<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    percentile_95: Option<Duration>,
+) -> Option<Duration> {
+    let hedge = route.ways.hedge?;
+    let stores = match call.endpoint {
+        Endpoint::Responses => call.fields.get("store").unwrap_or(true),
+        _ => call.fields.get("store").unwrap_or(false),
+    };
+    if call.wish.needs.tools || stores || means.config.attempts < 2 {
+        return None;
+    }
+    match hedge {
+        Hedge::After(time) => Some(time),
+        Hedge::Slowest => percentile_95,
+    }
 }
 
-/// Who of those that rest does so for the shortest time, and how long.
-fn soonest(means: &Means<'_>, route: &Route, among: &[usize]) -> Option<(usize, Duration)> {
-    let now = std::time::Instant::now();
-    let resting = among.iter().filter_map(|&i| {
-        let candidate = &route.candidates[i];
-        match means
-            .book
-            .of(&candidate.name)
-            .readiness(candidate.provider.max_in_flight, now)
-        {
-            Readiness::Resting(until) => Some((i, until.saturating_duration_since(now))),
-            Readiness::Ready | Readiness::Full => None,
+/// An answer that has begun and that nobody has promised to a client yet.
+struct Begun {
+    dropped: Vec<String>,
+    upstream_id: Option<HeaderValue>,
+    account: Account,
+    what: Beginning,
+}
+
+enum Beginning {
+    Whole(Whole),
+    Stream(Box<Relay>),
+}
+
+impl Begun {
+    /// This is the answer that the client gets, and pays for.
+    fn finish(self, candidate: &Candidate, bill: Option<Bill>, trail: Trail) -> Won {
+        let mut account = self.account;
+        let answer = match self.what {
+            Beginning::Whole(whole) => {
+                account.began(bill, whole.usage.output);
+                account.settle(&Outcome::Complete, whole.usage, whole.is_counted);
+                Answer::Whole { bytes: whole.bytes }
+            }
+            Beginning::Stream(relay) => {
+                account.began(bill, 0);
+                Answer::Stream(relay.commit(account))
+            }
+        };
+        Won {
+            target: candidate.name.clone(),
+            trail,
+            dropped: self.dropped,
+            upstream_id: self.upstream_id,
+            answer,
         }
-    });
-    resting.min_by_key(|(_, wait)| *wait)
+    }
 }
 
 /// Asks one target once.
@@ -305,51 +378,42 @@ async fn attempt(
     candidate: &Candidate,
     permit: Permit,
     call: &Call<'_>,
-    entry: &mut Option<Entry>,
-) -> Result<Won, Failure> {
+) -> Result<Begun, Failure> {
     let Prepared {
         request,
         dropped,
         forwarding,
     } = prepare::prepare(candidate, call)?;
+    permit.health().spend(call.wish.needs.room());
     let timeouts = &means.config.timeouts;
     let until = if call.is_stream {
         call.deadline.min(Instant::now() + timeouts.first_token)
     } else {
         call.deadline
     };
-    let mut reading = Reading {
-        means,
-        candidate,
-        entry,
+    let account = Account::new(permit, &candidate.name, call.body_bytes);
+    let reading = Reading {
         call,
         timeouts,
         until,
         body_limit: means.config.body_bytes,
-        account: Some(Account::new(permit, &candidate.name, call.body_bytes)),
+        account: &account,
     };
     let read = async {
-        let sent = tokio::time::timeout_at(
-            until,
-            means.upstream.send(&candidate.provider, request, call.is_stream),
-        )
-        .await;
+        let sending = means.upstream.send(&candidate.provider, request, call.is_stream);
+        let sent = tokio::time::timeout_at(until, sending).await;
         let response = sent.map_err(|_| too_slow())??;
         reading.read(response, forwarding).await
     };
-    let result = read.await;
-    match (result, reading.account) {
-        (Ok((upstream_id, answer)), _) => Ok(Won {
-            target: candidate.name.clone(),
-            trail: Trail::default(),
+    match read.await {
+        Ok((upstream_id, what)) => Ok(Begun {
             dropped,
             upstream_id,
-            answer,
+            account,
+            what,
         }),
-        (Err(failure), account) => {
-            if let Some(account) = account {
-                account.failed(&failure);
-            }
+        Err(failure) => {
+            account.failed(&failure);
             Err(failure)
         }
     }
@@ -361,26 +425,22 @@ fn too_slow() -> Failure {
 
 /// Reading what a target answers.
 struct Reading<'a> {
-    means: &'a Means<'a>,
-    candidate: &'a Candidate,
-    /// Taken by whoever answers.
-    entry: &'a mut Option<Entry>,
     call: &'a Call<'a>,
     timeouts: &'a Timeouts,
     /// When the first words, or the whole answer, must be there.
     until: Instant,
     body_limit: usize,
-    /// Taken when the answer has begun.
-    account: Option<Account>,
+    account: &'a Account,
 }
 
 impl Reading<'_> {
     async fn read(
-        &mut self,
+        &self,
         response: Response<AnswerBody>,
         forwarding: Forwarding,
-    ) -> Result<(Option<HeaderValue>, Answer), Failure> {
+    ) -> Result<(Option<HeaderValue>, Beginning), Failure> {
         let (head, body) = response.into_parts();
+        self.account.learn(&head.headers);
         if head.status != StatusCode::OK {
             let body = tokio::time::timeout_at(self.until, upstream::collect(body, ERROR_BYTES)).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
@@ -399,54 +459,31 @@ impl Reading<'_> {
             .and_then(|kind| kind.to_str().ok())
             .unwrap_or_default();
         let is_stream = forwarding.is_stream(kind);
-        let answer = if self.call.is_stream && is_stream {
+        let what = if self.call.is_stream && is_stream {
             self.stream(body, forwarding).await?
         } else {
             self.whole(body, &forwarding).await?
         };
-        Ok((id, answer))
+        Ok((id, what))
     }
 
-    fn bill(&mut self) -> Option<Bill> {
-        let entry = self.entry.take()?;
-        Some(Bill::new(entry, &self.means.config.prices, self.candidate))
-    }
-
-    async fn stream(&mut self, body: AnswerBody, forwarding: Forwarding) -> Result<Answer, Failure> {
+    async fn stream(&self, body: AnswerBody, forwarding: Forwarding) -> Result<Beginning, Failure> {
         let framing = forwarding.framing();
         let transform = forwarding.transform();
         let mut relay = Relay::new(body, framing, transform, self.timeouts.idle, self.call.deadline);
-        let Some(account) = &self.account else {
-            return Err(nobody());
-        };
-        relay.begin(self.until, account).await?;
-        let Some(mut account) = self.account.take() else {
-            return Err(nobody());
-        };
-        account.began(self.bill());
-        Ok(Answer::Stream(Box::new(relay.commit(account))))
+        relay.begin(self.until, self.account).await?;
+        Ok(Beginning::Stream(Box::new(relay)))
     }
 
-    async fn whole(&mut self, body: AnswerBody, forwarding: &Forwarding) -> Result<Answer, Failure> {
+    async fn whole(&self, body: AnswerBody, forwarding: &Forwarding) -> Result<Beginning, Failure> {
         let collected = tokio::time::timeout_at(self.until, upstream::collect(body, self.body_limit)).await;
         let bytes = collected.map_err(|_| too_slow())??;
-        let (bytes, usage) = forwarding.whole(bytes)?;
+        let whole = forwarding.whole(bytes)?;
         if self.call.is_stream {
             let message = "the provider answered with something that is no event stream";
             return Err(Failure::new(Class::ServerFault, 502, message));
         }
-        if let Some(mut account) = self.account.take() {
-            account.began(self.bill());
-            // Who does not count is not free: four bytes a token, as for streams.
-            let is_counted = usage != Usage::default();
-            let usage = if is_counted {
-                usage
-            } else {
-                estimated(bytes.len() as u64)
-            };
-            account.settle(&Outcome::Complete, usage, is_counted);
-        }
-        Ok(Answer::Whole { bytes })
+        Ok(Beginning::Whole(whole))
     }
 }
 
@@ -456,7 +493,7 @@ mod tests {
 
     #[test]
     fn retries_are_a_fifth_of_requests() {
-        let budget = RetryBudget::default();
+        let budget = CallBudget::one_in(5);
         let burst = (0..50).filter(|_| budget.spend()).count();
         assert_eq!(burst, 20);
         (0..100).for_each(|_| budget.earn());

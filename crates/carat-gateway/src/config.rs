@@ -3,6 +3,8 @@
 //! A file is refused as a whole, with the place that is wrong: nothing of it takes effect. Unknown settings are errors,
 //! since a setting that is misspelt would otherwise silently be a default.
 
+mod route;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,7 +18,9 @@ use crate::Error;
 use crate::limits::CONFIG_BYTES;
 use crate::prices::Prices;
 use crate::provider::{self, Provider, ProviderText};
-use crate::route::{Candidate, Policy, Route};
+use crate::route::{Abilities, Candidate, Route};
+
+use self::route::{Parts, RouteText, check_rules};
 
 /// Where values of variables come from: the caller's environment.
 pub type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -44,6 +48,8 @@ pub struct Config {
     /// Tokens of an answer whose length the request leaves open.
     pub(crate) expected_output: u64,
     pub(crate) prices: Prices,
+    /// What models can do, by `provider/model`.
+    pub(crate) abilities: BTreeMap<String, Abilities>,
 }
 
 /// What becomes of a request for a model without a price, where there is a budget.
@@ -82,6 +88,7 @@ struct File {
     routes: BTreeMap<String, RouteText>,
     ledger: LedgerText,
     prices: BTreeMap<String, PriceText>,
+    models: BTreeMap<String, Abilities>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -117,6 +124,7 @@ impl Default for File {
             routes: BTreeMap::new(),
             ledger: LedgerText::default(),
             prices: BTreeMap::new(),
+            models: BTreeMap::new(),
         }
     }
 }
@@ -141,37 +149,6 @@ impl Default for TimeoutsText {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct RouteText {
-    #[serde(default)]
-    policy: Policy,
-    candidates: Vec<CandidateText>,
-    /// Only candidates on this machine are used, whatever the list says.
-    #[serde(default)]
-    never_leaves_this_machine: bool,
-}
-
-/// `"provider/model"`, or a table that says more.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum CandidateText {
-    Name(String),
-    Table(CandidateTable),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct CandidateTable {
-    model: String,
-    #[serde(default = "one")]
-    weight: u32,
-}
-
-fn one() -> u32 {
-    1
-}
-
 impl Config {
     /// Reads a configuration file.
     ///
@@ -194,11 +171,6 @@ impl Config {
             let provider = provider::provider(&name, text, &known, env.as_ref())?;
             providers.insert(name, Arc::new(provider));
         }
-        let mut routes = HashMap::new();
-        for (name, text) in file.routes {
-            let route = route(&name, text, &providers)?;
-            routes.insert(name, Arc::new(route));
-        }
         if file.attempts == 0 {
             return Err(Error::config("attempts", "must be at least 1"));
         }
@@ -215,6 +187,21 @@ impl Config {
             let price = price.map_err(|error| Error::config(format!("prices.{name}"), error.to_string()))?;
             own.insert(name, Arc::new(price));
         }
+        let prices = Prices::new(own)?;
+        let parts = Parts {
+            providers: &providers,
+            abilities: &file.models,
+            prices: &prices,
+        };
+        let mut routes = HashMap::new();
+        for (name, text) in file.routes {
+            let route = text.checked(&name, &parts)?;
+            routes.insert(name, Arc::new(route));
+        }
+        check_rules(&routes, |target| {
+            let provider = target.split_once('/').map(|(provider, _)| provider);
+            provider.is_some_and(|provider| providers.contains_key(provider))
+        })?;
         Ok(Self {
             ledger: file.ledger.path,
             ledger_keep: file
@@ -223,7 +210,8 @@ impl Config {
                 .map(|days| Duration::from_secs(u64::from(days) * 86_400)),
             unknown_price: file.ledger.unknown_price,
             expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
-            prices: Prices::new(own)?,
+            prices,
+            abilities: file.models,
             listen: file.listen,
             drain: Duration::from_secs(file.drain_s),
             body_bytes: file.max_body_mb * 1_000_000,
@@ -244,7 +232,12 @@ impl Config {
     pub(crate) fn target(&self, name: &str) -> Option<Candidate> {
         let (provider, model) = name.split_once('/')?;
         let provider = self.providers.get(provider)?;
-        (!model.is_empty()).then(|| Candidate::new(Arc::clone(provider), model, 1))
+        let parts = Parts {
+            providers: &self.providers,
+            abilities: &self.abilities,
+            prices: &self.prices,
+        };
+        (!model.is_empty()).then(|| parts.candidate(provider, model, 1))
     }
 }
 
@@ -264,49 +257,6 @@ impl TimeoutsText {
             total: time("total-ms", self.total_ms)?,
         })
     }
-}
-
-fn route(name: &str, text: RouteText, providers: &HashMap<String, Arc<Provider>>) -> Result<Route, Error> {
-    let field = format!("routes.{name}.candidates");
-    if text.candidates.is_empty() {
-        return Err(Error::config(
-            field,
-            "name at least one, such as `openai/gpt-5-mini`",
-        ));
-    }
-    let mut candidates = Vec::new();
-    for candidate in text.candidates {
-        let (target, weight) = match candidate {
-            CandidateText::Name(target) => (target, 1),
-            CandidateText::Table(table) => (table.model, table.weight),
-        };
-        let (provider, model) = target
-            .split_once('/')
-            .filter(|(_, model)| !model.is_empty())
-            .ok_or_else(|| Error::config(&field, format!("`{target}` is not of the form provider/model")))?;
-        let provider = providers.get(provider).ok_or_else(|| {
-            Error::config(
-                &field,
-                format!("`{provider}` is not configured; add [providers.{provider}]"),
-            )
-        })?;
-        if text.never_leaves_this_machine && !provider.is_local {
-            let message = format!("`{target}` is elsewhere, but the route never leaves this machine");
-            return Err(Error::config(field, message));
-        }
-        candidates.push(Candidate::new(Arc::clone(provider), model, weight));
-    }
-    if candidates.iter().all(|candidate| candidate.weight == 0) {
-        return Err(Error::config(
-            field,
-            "all weights are 0; one at least must be more",
-        ));
-    }
-    Ok(Route {
-        name: name.to_string(),
-        policy: text.policy,
-        candidates,
-    })
 }
 
 /// Names stand before a slash in models' names, and in headers and metrics.
@@ -393,6 +343,19 @@ mod tests {
             (
                 "[providers.openai]\n[routes.r]\ncandidates = [{ model = \"openai/x\", weight = 0 }]",
                 "weights",
+            ),
+            ("[routes.r]\notherwise = \"nobody\"", "`nobody`"),
+            (
+                "[routes.r]\nrules = [{ route = \"r\", code = true }]",
+                "routes.r.otherwise",
+            ),
+            (
+                "[providers.openai]\n[routes.r]\notherwise = \"openai/x\"\ncandidates = [\"openai/x\"]",
+                "either rules or candidates",
+            ),
+            (
+                "[providers.openai]\n[routes.r]\nweights = { cost = -1 }\ncandidates = [\"openai/x\"]",
+                "routes.r.weights",
             ),
             (
                 "[providers.openai]\n[routes.r]\nnever-leaves-this-machine = true\ncandidates = [\"openai/x\"]",

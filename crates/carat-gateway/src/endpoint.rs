@@ -46,6 +46,8 @@ pub(crate) struct Called {
     pub(crate) model: Option<String>,
     /// Whether the answer streams, where the path says so.
     pub(crate) stream: Option<bool>,
+    /// It is only to be told who would be asked.
+    pub(crate) is_dry: bool,
 }
 
 impl Called {
@@ -64,10 +66,11 @@ impl Called {
                 endpoint: Endpoint::Generate,
                 model: Some(decoded(model)?),
                 stream: Some(stream),
+                is_dry: false,
             });
         }
         let endpoint = match path.strip_prefix("/v1").unwrap_or(path) {
-            "/chat/completions" => Endpoint::Chat,
+            "/chat/completions" | "/route" => Endpoint::Chat,
             "/completions" => Endpoint::Completions,
             "/responses" => Endpoint::Responses,
             "/embeddings" => Endpoint::Embeddings,
@@ -82,6 +85,7 @@ impl Called {
             endpoint,
             model: None,
             stream: None,
+            is_dry: path.ends_with("/route"),
         })
     }
 }

@@ -300,7 +300,7 @@ fn stated_wait(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 /// `6m0s`, `2m59.56s`, `120ms`, `34s`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let (mut seconds, mut rest) = (0.0, text.trim());
     while !rest.is_empty() {
         let end = rest.find(|c: char| c.is_ascii_alphabetic())?;
@@ -328,19 +328,23 @@ fn http_date(text: &str) -> Option<Duration> {
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
     ];
     let mut words = text.split_once(", ")?.1.split_ascii_whitespace();
-    let day: u64 = words.next()?.parse().ok().filter(|day| (1..=31).contains(day))?;
+    let day: u64 = words.next()?.parse().ok()?;
     let month = words.next()?;
     let month = MONTHS.iter().position(|name| *name == month)? as u64 + 1;
-    let year: u64 = words
-        .next()?
-        .parse()
-        .ok()
-        .filter(|year| (1970..=9999).contains(year))?;
-    let mut clock = words
-        .next()?
-        .split(':')
-        .map(|part| part.parse::<u64>().ok().filter(|part| *part <= 60));
-    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    let year: u64 = words.next()?.parse().ok()?;
+    let mut clock = words.next()?.split(':').map(|part| part.parse::<u64>().ok());
+    let clock = (clock.next()??, clock.next()??, clock.next()??);
+    seconds_of((year, month, day), clock).map(Duration::from_secs)
+}
+
+/// Seconds since 1970 of a date (year, month, day) and a time of day, both in UTC.
+pub(crate) fn seconds_of(date: (u64, u64, u64), clock: (u64, u64, u64)) -> Option<u64> {
+    let (year, month, day) = date;
+    let (hour, minute, second) = clock;
+    let is_date = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !is_date || hour > 24 || minute > 60 || second > 60 {
+        return None;
+    }
     // Days since 1970 of the proleptic calendar, years beginning in March.
     let (year, month) = if month > 2 {
         (year, month - 3)
@@ -349,9 +353,7 @@ fn http_date(text: &str) -> Option<Duration> {
     };
     let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
     let days = days.checked_sub(719_468)?;
-    Some(Duration::from_secs(
-        days * 86400 + hour * 3600 + minute * 60 + second,
-    ))
+    Some(days * 86400 + hour * 3600 + minute * 60 + second)
 }
 
 /// A provider's message without what is nobody's business: its keys, and names of the organisation that pays.

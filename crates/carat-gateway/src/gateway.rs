@@ -17,23 +17,34 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::access::{self, Gate};
-use crate::attempt::{self, Answer, Call, Lost, Means, RetryBudget, Trail, Won};
+use crate::attempt::{self, Answer, Call, CallBudget, Lost, Means, Trail, Wish, Won};
 use crate::config::Config;
 use crate::endpoint::{Called, Dialect, Endpoint};
+use crate::explain::{self, Chosen};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
 use crate::health::HealthBook;
+use crate::needs::Needs;
+use crate::policy::Known;
 use crate::reply::{self, Body};
 use crate::route::{Policy, Route};
 use crate::upstream::{self, Upstream};
-use crate::{Error, metrics};
+use crate::variants::Variants;
+use crate::waiting::Priority;
+use crate::{Error, metrics, sticky};
+
+/// One request in so many may be retried, and one in so many hedged.
+const RETRIED: i64 = 5;
+const HEDGED: i64 = 20;
 
 /// One endpoint over many providers.
 pub struct Gateway {
     config: RwLock<Arc<Config>>,
     upstream: Upstream,
     book: HealthBook,
-    retries: RetryBudget,
+    retries: CallBudget,
+    hedges: CallBudget,
+    pub(crate) variants: Variants,
     ledger: Option<Ledger>,
     ids: Ids,
     pub(crate) counts: Counts,
@@ -89,7 +100,9 @@ impl Gateway {
             upstream: Upstream::new(config.timeouts.connect)?,
             config: RwLock::new(Arc::new(config)),
             book: HealthBook::default(),
-            retries: RetryBudget::default(),
+            retries: CallBudget::one_in(RETRIED),
+            hedges: CallBudget::one_in(HEDGED),
+            variants: Variants::default(),
             ledger,
             ids: Ids::default(),
             counts: Counts::default(),
@@ -235,6 +248,12 @@ impl Gateway {
         let endpoint = called.endpoint;
         let deadline = Instant::now() + config.timeouts.total;
         let (head, body) = request.into_parts();
+        // Nobody without a key has a body read for him.
+        if let Some(ledger) = &self.ledger
+            && access::bearer(ledger, &head.headers).is_none()
+        {
+            return Err(access::no_key());
+        }
         let body = whole(&head.headers, body, config.body_bytes, deadline).await?;
         let fields = Fields::read(&body).map_err(|error| {
             Failure::new(
@@ -243,29 +262,38 @@ impl Gateway {
                 format!("the body is not the JSON object expected: {error}"),
             )
         })?;
-        let named = || Failure {
-            param: Some("model".into()),
-            ..Failure::new(
-                Class::BadRequest,
-                400,
-                "`model` must name a route or a model, as `provider/model`",
-            )
-        };
         let name: Cow<'_, str> = match &called.model {
             Some(name) => Cow::Borrowed(name),
-            None => fields.get("model").ok_or_else(named)?,
+            None => fields.get("model").ok_or_else(no_model)?,
         };
-        let mut route = find(config, &name).ok_or_else(|| unknown_model(&name))?;
+        let max_tokens = max_tokens(endpoint, &fields);
+        let needs = Needs::read(endpoint, &fields, max_tokens);
+        let (mut route, rule) = chosen(config, &name, &needs, &fields)?;
         let mut told = Vec::new();
         let call = Call {
             endpoint,
             body_bytes: body.len(),
             is_stream: is_stream(called, &fields),
-            max_tokens: max_tokens(endpoint, &fields),
+            max_tokens,
             forwarded: upstream::forwarded(&head.headers),
             deadline: deadline.min(own_deadline(&head.headers)),
+            wish: Wish {
+                needs,
+                key: key(&route, &head.headers, &fields),
+                priority: priority(&head.headers),
+            },
             fields: &fields,
         };
+        let name = name.as_ref();
+        if called.is_dry || head.headers.contains_key("x-carat-dry-run") {
+            let known = Known {
+                book: &self.book,
+                prices: &config.prices,
+                now: std::time::Instant::now(),
+            };
+            let route = route.as_ref();
+            return Ok(explain::response(&Chosen { name, route, rule }, &call, &known));
+        }
         let entry = match &self.ledger {
             Some(ledger) => {
                 let gate = Gate {
@@ -273,7 +301,7 @@ impl Gateway {
                     config,
                     route: &route,
                 };
-                let admitted = gate.admit(&head.headers, id, &name, &call).await?;
+                let admitted = gate.admit(&head.headers, id, name, &call).await?;
                 told = admitted.headers;
                 route = admitted.instead.unwrap_or(route);
                 Some(admitted.entry)
@@ -284,18 +312,73 @@ impl Gateway {
             upstream: &self.upstream,
             book: &self.book,
             retries: &self.retries,
+            hedges: &self.hedges,
+            variants: &self.variants,
             config,
+        };
+        let way = Way {
+            endpoint,
+            route: &route,
+            rule: rule.map(|rule| (name, rule)),
         };
         // On the heap, since it is large and most of a connection's life is spent without it.
         let mut response = match Box::pin(attempt::answer(&means, &route, &call, entry)).await {
-            Ok(won) => answered(endpoint, won, &route),
-            Err(lost) => refused(endpoint, *lost, &route),
+            Ok(won) => way.answered(won),
+            Err(lost) => way.refused(*lost),
         };
         for (name, value) in told {
             insert(response.headers_mut(), name, &value);
         }
         Ok(response)
     }
+}
+
+fn no_model() -> Failure {
+    Failure {
+        param: Some("model".into()),
+        ..Failure::new(
+            Class::BadRequest,
+            400,
+            "`model` must name a route or a model, as `provider/model`",
+        )
+    }
+}
+
+/// The route that answers a request for `name`, and the rule that chose it if there are any.
+fn chosen(
+    config: &Config,
+    name: &str,
+    needs: &Needs,
+    fields: &Fields<'_>,
+) -> Result<(Arc<Route>, Option<usize>), Failure> {
+    let route = find(config, name).ok_or_else(|| unknown_model(name))?;
+    let Some(rules) = &route.rules else {
+        return Ok((route, None));
+    };
+    let (target, rule) = rules.choose(needs, fields);
+    let found = config.routes.get(target).cloned();
+    let found = found.or_else(|| {
+        config
+            .target(target)
+            .map(|target| Arc::new(Route::direct(target)))
+    });
+    let route = found.ok_or_else(|| unknown_model(target))?;
+    Ok((route, Some(rule.unwrap_or(0))))
+}
+
+/// What the request belongs to, where the policy keeps such together.
+fn key(route: &Route, headers: &HeaderMap, fields: &Fields<'_>) -> Option<u64> {
+    match route.policy {
+        Policy::Sticky => Some(sticky::conversation(headers, fields)),
+        // Who is not known is assigned by the key of the gateway that he uses, and at random without one.
+        Policy::Ab => sticky::user(headers, fields)
+            .or_else(|| access::key_of(headers).map(|key| sticky::hash(key.as_bytes()))),
+        _ => None,
+    }
+}
+
+fn priority(headers: &HeaderMap) -> Option<Priority> {
+    Priority::of_name(headers.get("x-carat-priority")?.to_str().ok()?)
 }
 
 /// Whether the answer comes as it is made.
@@ -338,11 +421,7 @@ pub(crate) fn find(config: &Config, name: &str) -> Option<Arc<Route>> {
         return Some(Arc::clone(route));
     }
     let target = config.target(name).filter(|_| config.direct)?;
-    Some(Arc::new(Route {
-        name: "direct".into(),
-        policy: Policy::Ordered,
-        candidates: vec![target],
-    }))
+    Some(Arc::new(Route::direct(target)))
 }
 
 /// The whole body, if it is not too large and comes in time.
@@ -389,75 +468,106 @@ fn own_deadline(headers: &HeaderMap) -> Instant {
             .min(FAR)
 }
 
-fn answered(endpoint: Endpoint, won: Won, route: &Route) -> Response<Body> {
-    let mut response = match won.answer {
-        Answer::Whole { bytes } => {
-            let mut response = Response::new(Body::whole(bytes));
-            let kind = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(CONTENT_TYPE, kind);
-            response
-        }
-        Answer::Stream(relay) => {
-            let mut response = Response::new(Body::Stream(relay));
-            let headers = response.headers_mut();
-            let kind = match endpoint {
-                Endpoint::OllamaChat => "application/x-ndjson",
-                _ => "text/event-stream",
-            };
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-            response
-        }
-    };
-    let headers = response.headers_mut();
-    insert(
-        headers,
-        "x-carat-route",
-        &explained(Some(&won.target), &won.trail, route),
-    );
-    if !won.dropped.is_empty() {
-        insert(headers, "x-carat-dropped", &won.dropped.join(", "));
-    }
-    if let Some(id) = won.upstream_id {
-        headers.insert("x-carat-upstream-id", id);
-    }
-    response
+/// Where a request went.
+struct Way<'a> {
+    endpoint: Endpoint,
+    route: &'a Route,
+    /// The route of rules that was asked for, and the rule that held; 0 is none.
+    rule: Option<(&'a str, usize)>,
 }
 
-fn refused(endpoint: Endpoint, lost: Lost, route: &Route) -> Response<Body> {
-    let mut failure = lost.failure;
-    // A provider's quarrel with this gateway's key is not the client's.
-    if failure.class == Class::BadKey {
-        failure = Failure::new(
-            Class::BadKey,
-            502,
-            "the provider does not accept this gateway's key for it",
+impl Way<'_> {
+    fn answered(&self, won: Won) -> Response<Body> {
+        let mut response = match won.answer {
+            Answer::Whole { bytes } => {
+                let mut response = Response::new(Body::whole(bytes));
+                let kind = HeaderValue::from_static("application/json");
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Answer::Stream(relay) => {
+                let mut response = Response::new(Body::Stream(relay));
+                stream_headers(self.endpoint, response.headers_mut());
+                response
+            }
+        };
+        let headers = response.headers_mut();
+        insert(
+            headers,
+            "x-carat-route",
+            &self.explained(Some(&won.target), &won.trail),
         );
+        if !won.dropped.is_empty() {
+            insert(headers, "x-carat-dropped", &won.dropped.join(", "));
+        }
+        if let Some(id) = won.upstream_id {
+            headers.insert("x-carat-upstream-id", id);
+        }
+        response
     }
-    let mut response = reply::refusal(endpoint.dialect(), &failure);
-    insert(
-        response.headers_mut(),
-        "x-carat-route",
-        &explained(None, &lost.trail, route),
-    );
-    response
+
+    fn refused(&self, lost: Lost) -> Response<Body> {
+        let mut failure = lost.failure;
+        // A provider's quarrel with this gateway's key is not the client's.
+        if failure.class == Class::BadKey {
+            failure = Failure::new(
+                Class::BadKey,
+                502,
+                "the provider does not accept this gateway's key for it",
+            );
+        }
+        let mut response = reply::refusal(self.endpoint.dialect(), &failure);
+        insert(
+            response.headers_mut(),
+            "x-carat-route",
+            &self.explained(None, &lost.trail),
+        );
+        response
+    }
+
+    /// Where an answer came from and why.
+    fn explained(&self, target: Option<&str>, trail: &Trail) -> String {
+        let name = target.unwrap_or("none");
+        let mut text = format!(
+            "{name}; route={}; policy={}; attempts={}",
+            self.route.name,
+            self.route.policy.name(),
+            trail.n_attempts
+        );
+        match self.rule {
+            Some((name, 0)) => text.push_str(&format!("; rule={name}:otherwise")),
+            Some((name, rule)) => text.push_str(&format!("; rule={name}:{rule}")),
+            None => {}
+        }
+        let passed = trail
+            .passed
+            .iter()
+            .filter(|(other, _)| Some(other.as_str()) != target);
+        let passed: Vec<String> = passed.map(|(name, why)| format!("{name}:{why}")).collect();
+        if !passed.is_empty() {
+            text.push_str("; passed=");
+            text.push_str(&passed.join(","));
+        }
+        if !trail.failed.is_empty() {
+            text.push_str("; failed=");
+            text.push_str(&trail.text());
+        }
+        if let Some(abandoned) = &trail.abandoned {
+            text.push_str("; hedged=");
+            text.push_str(abandoned);
+        }
+        text
+    }
 }
 
-/// Where an answer came from and why.
-fn explained(target: Option<&str>, trail: &Trail, route: &Route) -> String {
-    let target = target.unwrap_or("none");
-    let mut text = format!(
-        "{target}; route={}; policy={}; attempts={}",
-        route.name,
-        route.policy.name(),
-        trail.n_attempts
-    );
-    if !trail.failed.is_empty() {
-        text.push_str("; failed=");
-        text.push_str(&trail.text());
-    }
-    text
+fn stream_headers(endpoint: Endpoint, headers: &mut HeaderMap) {
+    let kind = match endpoint {
+        Endpoint::OllamaChat => "application/x-ndjson",
+        _ => "text/event-stream",
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
 }
 
 /// Names may hold what no header can; such a header is left out.

@@ -2,8 +2,9 @@
 //!
 //! A target is one model at one provider. Five failures in a row, or more than half of at least ten lately, open its
 //! breaker: it rests for 2 s, doubling up to a minute, and then one request probes it. A stated wait (429) lets it rest
-//! for that long. Times are means that fade with a time constant of a minute, so that what happened long ago counts for
-//! little however few requests came since.
+//! for that long. Requests that were under way when a rest began say nothing about what comes after it: neither do their
+//! answers end it, nor their failures lengthen it. Times are means that fade with a time constant of a minute, so that
+//! what happened long ago counts for little however few requests came since.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -11,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::failure::{Class, Failure};
+use crate::quota::Quota;
 use crate::usage::Usage;
+use crate::waiting::Waiting;
 
 /// Time constant of means, in seconds.
 const FADE_S: f64 = 60.0;
@@ -70,19 +73,86 @@ pub(crate) enum Readiness {
     Full,
 }
 
+/// How somebody comes to a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comes {
+    /// On its way.
+    Newly,
+    /// Though it rests, since nobody else is left: to probe it.
+    Forced,
+    /// From among those who wait.
+    Called,
+}
+
+/// A request that finds out whether a target is well again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    /// Its rest was over.
+    Due(u64),
+    /// It rested still, but so did everybody else.
+    Forced(u64),
+}
+
+impl Probe {
+    fn id(self) -> u64 {
+        match self {
+            Self::Due(id) | Self::Forced(id) => id,
+        }
+    }
+}
+
+/// The latest times, of which a percentile can be told.
+#[derive(Debug, Default)]
+struct Recent {
+    seconds: Vec<f32>,
+    next: usize,
+}
+
+impl Recent {
+    /// How many are kept.
+    const KEPT: usize = 64;
+    /// How few say nothing.
+    const FEW: usize = 20;
+
+    fn add(&mut self, seconds: f64) {
+        if self.seconds.len() < Self::KEPT {
+            self.seconds.push(seconds as f32);
+        } else {
+            self.seconds[self.next] = seconds as f32;
+        }
+        self.next = (self.next + 1) % Self::KEPT;
+    }
+
+    fn percentile_95(&self) -> Option<Duration> {
+        if self.seconds.len() < Self::FEW {
+            return None;
+        }
+        let mut sorted = self.seconds.clone();
+        sorted.sort_by(f32::total_cmp);
+        let at = sorted.len() * 95 / 100;
+        Duration::try_from_secs_f32(*sorted.get(at)?).ok()
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     failures_in_row: u32,
     /// 1 for a failure, 0 for an answer.
     failing: Fading,
+    /// It is not asked until then, and probed after it.
     resting_until: Option<Instant>,
     n_rests: u32,
-    /// A request is finding out whether it is well again.
-    is_probed: bool,
+    /// The request that is finding out whether it is well again.
+    probed_by: Option<u64>,
+    n_probes: u64,
     /// Seconds to the first token, for prompts that are short and long.
     first_token: [Fading; 2],
+    recent: Recent,
     /// Seconds a token after the first.
     per_token: Fading,
+    /// Tokens of an answer.
+    answer_tokens: Fading,
+    quota: Quota,
 }
 
 /// A target's state, shared by all who call it.
@@ -90,6 +160,8 @@ struct State {
 pub(crate) struct Health {
     state: Mutex<State>,
     in_flight: AtomicUsize,
+    /// Requests that wait for a place at it.
+    pub(crate) waiting: Waiting,
     pub(crate) counts: Counts,
 }
 
@@ -133,6 +205,40 @@ impl Health {
         first + n_tokens * state.per_token.mean(now).unwrap_or(0.0)
     }
 
+    /// Seconds to the first token, and tokens a second after it, as far as they are known.
+    pub(crate) fn speed(&self, prompt_bytes: usize, now: Instant) -> (Option<f64>, Option<f64>) {
+        let state = self.state();
+        let first = state.first_token[size_class(prompt_bytes)].mean(now);
+        let per_token = state.per_token.mean(now).filter(|seconds| *seconds > 0.0);
+        (first, per_token.map(|seconds| 1.0 / seconds))
+    }
+
+    /// Tokens of an answer lately.
+    pub(crate) fn answer_tokens(&self, now: Instant) -> Option<f64> {
+        self.state().answer_tokens.mean(now)
+    }
+
+    /// The time within which 95 of 100 of the latest answers began.
+    pub(crate) fn percentile_95(&self) -> Option<Duration> {
+        self.state().recent.percentile_95()
+    }
+
+    /// What its provider says is left of a limit.
+    pub(crate) fn learn(&self, headers: &http::HeaderMap, now: Instant) {
+        let others = self.in_flight().saturating_sub(1) as u64;
+        self.state().quota.learn(headers, others, now);
+    }
+
+    /// Until when a request of so many tokens would pass a limit of its provider, as far as it has said so.
+    pub(crate) fn is_dry_until(&self, tokens: u64, now: Instant) -> Option<Instant> {
+        self.state().quota.is_dry_until(tokens, now)
+    }
+
+    /// The part of its provider's limits that is left, 1 if nothing is known.
+    pub(crate) fn quota_left(&self, now: Instant) -> f64 {
+        self.state().quota.left(now)
+    }
+
     /// Part of the requests lately that failed.
     pub(crate) fn failing(&self, now: Instant) -> f64 {
         self.state().failing.mean(now).unwrap_or(0.0)
@@ -147,47 +253,61 @@ impl Health {
         match state.resting_until {
             Some(until) if until > now => Readiness::Resting(until),
             // It answers a probe first.
-            Some(_) if state.is_probed => Readiness::Resting(now + RESTS.0),
-            _ if self.in_flight() >= max_in_flight => Readiness::Full,
+            Some(_) if state.probed_by.is_some() => Readiness::Resting(now + RESTS.0),
+            // Who waits is before who comes.
+            _ if self.in_flight() >= max_in_flight || self.waiting.is_used() => Readiness::Full,
             _ => Readiness::Ready,
         }
     }
 
-    /// Takes a place. Whoever is first after a rest is the probe; `is_forced` makes a probe of somebody during it.
+    /// Takes a place. Whoever is first after a rest is the probe.
     pub(crate) fn admit(
         self: &Arc<Self>,
         max_in_flight: usize,
-        is_forced: bool,
+        comes: Comes,
         now: Instant,
     ) -> Result<Permit, Readiness> {
         let mut state = self.state();
+        let has_place = self.in_flight() < max_in_flight;
         match self.readiness_of(&state, max_in_flight, now) {
             Readiness::Ready => {}
-            Readiness::Resting(_) if is_forced && !state.is_probed => {}
+            Readiness::Resting(_) if comes == Comes::Forced && state.probed_by.is_none() && has_place => {}
+            Readiness::Full if comes == Comes::Called && has_place => {}
             other => return Err(other),
         }
-        let is_probe = state.resting_until.is_some();
-        state.is_probed = is_probe;
+        let probe = state.resting_until.map(|until| {
+            state.n_probes += 1;
+            if until > now {
+                Probe::Forced(state.n_probes)
+            } else {
+                Probe::Due(state.n_probes)
+            }
+        });
+        if probe.is_some() {
+            state.probed_by = probe.map(Probe::id);
+        }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         drop(state);
-        Ok(Permit {
-            health: Arc::clone(self),
-            is_probe,
-            started: now,
-        })
+        Ok(Permit::new(self, probe, now))
     }
 
-    fn answered(&self, now: Instant) {
-        let mut state = self.state();
-        state.failures_in_row = 0;
-        state.n_rests = 0;
-        state.resting_until = None;
-        state.failing.add(0.0, now);
-        drop(state);
+    /// Counts tokens against what the provider says is left.
+    pub(crate) fn spend(&self, tokens: u64) {
+        self.state().quota.spend(tokens);
+    }
+
+    fn answered(&self, probe: Option<Probe>, now: Instant) {
         self.counts.answers.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.state();
+        state.failing.add(0.0, now);
+        if state.resting_until.is_none() {
+            state.failures_in_row = 0;
+        } else if probe.is_some() {
+            state.recover();
+        }
     }
 
-    fn failed(&self, failure: &Failure, now: Instant) {
+    fn failed(&self, failure: &Failure, probe: Option<Probe>, now: Instant) {
         self.counts.failures[failure.class as usize].fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         if let Some(rest) = failure.class.rest(failure.wait) {
@@ -195,18 +315,42 @@ impl Health {
             return;
         }
         if !failure.class.is_illness() {
+            // Whoever refuses a request for its own sake is well.
+            if probe.is_some() {
+                state.recover();
+            }
             return;
         }
         state.failing.add(1.0, now);
-        state.failures_in_row += 1;
-        let lately = state.failing;
-        let is_mostly_failing = lately.weight >= FAILURES_OF && lately.sum > lately.weight / 2.0;
-        let was_resting = state.resting_until.is_some();
-        if was_resting || is_mostly_failing || state.failures_in_row >= FAILURES_IN_ROW {
-            let rest = RESTS.0.saturating_mul(1 << state.n_rests.min(10)).min(RESTS.1);
-            state.n_rests += 1;
-            state.resting_until = now.checked_add(rest);
+        match (state.resting_until, probe) {
+            (Some(_), Some(Probe::Due(_))) => state.take_rest(now),
+            // It was thought ill anyway, and this request was sent before that or in spite of it.
+            (Some(_), _) => {}
+            (None, _) => {
+                state.failures_in_row += 1;
+                let lately = state.failing;
+                let is_mostly_failing = lately.weight >= FAILURES_OF && lately.sum > lately.weight / 2.0;
+                if is_mostly_failing || state.failures_in_row >= FAILURES_IN_ROW {
+                    state.take_rest(now);
+                }
+            }
         }
+    }
+}
+
+impl State {
+    fn take_rest(&mut self, now: Instant) {
+        let rest = RESTS.0.saturating_mul(1 << self.n_rests.min(10)).min(RESTS.1);
+        self.n_rests += 1;
+        self.resting_until = now.checked_add(rest);
+    }
+
+    /// It is well again: what was before its rest no longer counts.
+    fn recover(&mut self) {
+        self.failures_in_row = 0;
+        self.n_rests = 0;
+        self.resting_until = None;
+        self.failing = Fading::default();
     }
 }
 
@@ -214,26 +358,40 @@ impl Health {
 #[derive(Debug)]
 pub(crate) struct Permit {
     health: Arc<Health>,
-    is_probe: bool,
+    probe: Option<Probe>,
     started: Instant,
 }
 
 impl Permit {
+    fn new(health: &Arc<Health>, probe: Option<Probe>, started: Instant) -> Self {
+        Self {
+            health: Arc::clone(health),
+            probe,
+            started,
+        }
+    }
+
     pub(crate) fn health(&self) -> &Arc<Health> {
         &self.health
     }
 
     /// The target failed.
     pub(crate) fn failed(&self, failure: &Failure) {
-        self.health.failed(failure, Instant::now());
+        self.health.failed(failure, self.probe, Instant::now());
     }
 
-    /// The target began to answer: it is well.
-    pub(crate) fn began(&self, prompt_bytes: usize) {
+    /// The target began to answer: it is well. `n_whole`: tokens of an answer that came whole; what they took after the
+    /// first is no part of the time to it.
+    pub(crate) fn began(&self, prompt_bytes: usize, n_whole: u64) {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.started);
-        self.health.answered(now);
-        self.health.state().first_token[size_class(prompt_bytes)].add(took.as_secs_f64(), now);
+        self.health.answered(self.probe, now);
+        let mut state = self.health.state();
+        let rest = n_whole as f64 * state.per_token.mean(now).unwrap_or(0.0);
+        let first = (took.as_secs_f64() - rest).max(0.0);
+        state.first_token[size_class(prompt_bytes)].add(first, now);
+        state.recent.add(took.as_secs_f64());
+        drop(state);
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_MS
             .iter()
@@ -253,19 +411,28 @@ impl Permit {
             .counts
             .output_tokens
             .fetch_add(usage.output, Ordering::Relaxed);
+        let now = Instant::now();
+        let mut state = self.health.state();
+        state.answer_tokens.add(usage.output as f64, now);
         if let Some(spoken) = spoken.filter(|_| usage.output > 1) {
-            let per_token = spoken.as_secs_f64() / usage.output as f64;
-            self.health.state().per_token.add(per_token, Instant::now());
+            state
+                .per_token
+                .add(spoken.as_secs_f64() / usage.output as f64, now);
         }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if self.is_probe {
-            self.health.state().is_probed = false;
+        if let Some(probe) = self.probe {
+            let mut state = self.health.state();
+            // A later probe is somebody else's.
+            if state.probed_by == Some(probe.id()) {
+                state.probed_by = None;
+            }
         }
+        self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.health.waiting.call();
     }
 }
 
@@ -316,22 +483,28 @@ mod tests {
         let start = Instant::now();
         for _ in 0..FAILURES_IN_ROW {
             assert_eq!(health.readiness(9, start), Readiness::Ready);
-            health.failed(&failure(Class::ServerFault), start);
+            health.failed(&failure(Class::ServerFault), None, start);
         }
         assert_eq!(health.readiness(9, start), Readiness::Resting(start + RESTS.0));
-        assert!(health.admit(9, false, start).is_err());
+        assert!(health.admit(9, Comes::Newly, start).is_err());
         let later = start + RESTS.0;
-        let probe = health.admit(9, false, later).unwrap();
-        assert!(health.admit(9, false, later).is_err(), "one probe at a time");
-        health.failed(&failure(Class::Network), later);
+        let probe = health.admit(9, Comes::Newly, later).unwrap();
+        assert!(
+            health.admit(9, Comes::Newly, later).is_err(),
+            "one probe at a time"
+        );
+        health.failed(&failure(Class::Network), probe.probe, later);
         drop(probe);
         assert_eq!(
             health.readiness(9, later),
             Readiness::Resting(later + RESTS.0 * 2)
         );
-        let forced = health.admit(9, true, later).unwrap();
-        assert!(health.admit(9, true, later).is_err(), "one probe at a time");
-        forced.began(10);
+        let forced = health.admit(9, Comes::Forced, later).unwrap();
+        assert!(
+            health.admit(9, Comes::Forced, later).is_err(),
+            "one probe at a time"
+        );
+        forced.began(10, 0);
         assert_eq!(health.readiness(9, later), Readiness::Ready);
         drop(forced);
         assert_eq!(health.in_flight(), 0);
@@ -341,29 +514,31 @@ mod tests {
     fn a_probe_whose_client_left_decides_nothing() {
         let health = Arc::new(Health::default());
         let start = Instant::now();
-        (0..5).for_each(|_| health.failed(&failure(Class::Slow), start));
+        (0..5).for_each(|_| health.failed(&failure(Class::Slow), None, start));
         let later = start + RESTS.0;
-        drop(health.admit(9, false, later).unwrap());
-        assert!(health.admit(9, false, later).is_ok());
+        drop(health.admit(9, Comes::Newly, later).unwrap());
+        assert!(health.admit(9, Comes::Newly, later).is_ok());
     }
 
     #[test]
     fn a_stated_wait_is_kept_and_bad_requests_are_nobodys_illness() {
         let health = Arc::new(Health::default());
         let start = Instant::now();
-        (0..20).for_each(|_| health.failed(&failure(Class::BadRequest), start));
+        (0..20).for_each(|_| health.failed(&failure(Class::BadRequest), None, start));
         assert_eq!(health.readiness(1, start), Readiness::Ready);
         let limited = Failure {
             wait: Some(Duration::from_secs(7)),
             ..failure(Class::RateLimited)
         };
-        health.failed(&limited, start);
+        health.failed(&limited, None, start);
         assert_eq!(
             health.readiness(1, start),
             Readiness::Resting(start + Duration::from_secs(7))
         );
-        let permit = health.admit(1, false, start + Duration::from_secs(8)).unwrap();
-        permit.began(1);
+        let permit = health
+            .admit(1, Comes::Newly, start + Duration::from_secs(8))
+            .unwrap();
+        permit.began(1, 0);
         assert_eq!(
             health.readiness(1, start + Duration::from_secs(8)),
             Readiness::Full
@@ -376,12 +551,59 @@ mod tests {
         let start = Instant::now();
         for i in 0..12 {
             if i % 3 == 0 {
-                health.answered(start);
+                health.answered(None, start);
             } else {
-                health.failed(&failure(Class::ServerFault), start);
+                health.failed(&failure(Class::ServerFault), None, start);
             }
         }
         assert!(matches!(health.readiness(9, start), Readiness::Resting(_)));
+    }
+
+    #[test]
+    fn what_was_sent_before_a_rest_neither_ends_nor_lengthens_it() {
+        let health = Arc::new(Health::default());
+        let start = Instant::now();
+        let now = start + Duration::from_secs(1);
+        let limited = Failure {
+            wait: Some(Duration::from_secs(30)),
+            ..failure(Class::RateLimited)
+        };
+        health.failed(&limited, None, now);
+        health.answered(None, now);
+        let until = Readiness::Resting(now + Duration::from_secs(30));
+        assert_eq!(health.readiness(9, now), until, "an older answer does not end it");
+        let other = Arc::new(Health::default());
+        // A hundred under way when it dies: it rests for as long as after five.
+        (0..100).for_each(|_| other.failed(&failure(Class::Network), None, now));
+        assert_eq!(other.readiness(9, now), Readiness::Resting(now + RESTS.0));
+        // A forced probe that fails leaves the rest as it is, and so does any number of them.
+        for _ in 0..10 {
+            let forced = other.admit(9, Comes::Forced, now).unwrap();
+            other.failed(&failure(Class::Network), forced.probe, now);
+        }
+        assert_eq!(other.readiness(9, now), Readiness::Resting(now + RESTS.0));
+    }
+
+    #[test]
+    fn one_failure_after_a_recovery_is_one_failure() {
+        let health = Arc::new(Health::default());
+        let start = Instant::now();
+        (0..20).for_each(|_| health.failed(&failure(Class::Slow), None, start));
+        let later = start + RESTS.0;
+        health.admit(9, Comes::Newly, later).unwrap().began(1, 0);
+        health.failed(&failure(Class::Slow), None, later);
+        assert_eq!(health.readiness(9, later), Readiness::Ready);
+    }
+
+    #[test]
+    fn the_slowest_of_twenty_are_told() {
+        let mut recent = Recent::default();
+        (0..19).for_each(|i| recent.add(f64::from(i)));
+        assert_eq!(recent.percentile_95(), None);
+        (19..1000).for_each(|i| recent.add(f64::from(i)));
+        let at = recent.percentile_95().unwrap().as_secs();
+        assert!((990..=997).contains(&at), "{at}");
+        assert_eq!(recent.seconds.len(), Recent::KEPT);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::Gateway;
 use crate::failure::Class;
 use crate::health::{BOUNDS_MS, Health, Readiness};
 use crate::reply::Body;
+use crate::variants::Variant;
 
 /// All metrics as text.
 pub(crate) fn response(gateway: &Gateway) -> Response<Body> {
@@ -74,13 +75,14 @@ fn text(gateway: &Gateway) -> String {
         }
     }
     out.first_tokens(&targets);
+    out.variants(&gateway.variants.all());
     out.0
 }
 
 type Value = fn(&Health) -> u64;
 
 /// One number for each target.
-const TARGETS: [(&str, &str, &str, Value); 8] = [
+const TARGETS: [(&str, &str, &str, Value); 9] = [
     (
         "carat_target_answers_total",
         "counter",
@@ -124,6 +126,12 @@ const TARGETS: [(&str, &str, &str, Value); 8] = [
         |health| health.in_flight() as u64,
     ),
     (
+        "carat_target_requests_waiting",
+        "gauge",
+        "Requests that wait for a place",
+        |health| health.waiting.length() as u64,
+    ),
+    (
         "carat_target_resting",
         "gauge",
         "1 while it is not asked",
@@ -139,6 +147,43 @@ const TARGETS: [(&str, &str, &str, Value); 8] = [
 fn read(count: &AtomicU64) -> u64 {
     count.load(Ordering::Relaxed)
 }
+
+type VariantValue = fn(&Variant) -> u64;
+
+/// One number for each candidate of routes that compare theirs.
+const VARIANTS: [(&str, &str, VariantValue); 7] = [
+    (
+        "carat_variant_answers_total",
+        "Whole answers of a variant",
+        |one| read(&one.answers),
+    ),
+    (
+        "carat_variant_cut_total",
+        "Answers of a variant that broke off",
+        |one| read(&one.cut),
+    ),
+    (
+        "carat_variant_failures_total",
+        "Calls of a variant after which somebody else had to answer",
+        |one| read(&one.failures),
+    ),
+    ("carat_variant_input_tokens_total", "Tokens of prompts", |one| {
+        read(&one.input_tokens)
+    }),
+    ("carat_variant_output_tokens_total", "Tokens of answers", |one| {
+        read(&one.output_tokens)
+    }),
+    (
+        "carat_variant_cost_micros_total",
+        "What the answers cost, in millionths of a dollar",
+        |one| read(&one.cost_micros),
+    ),
+    (
+        "carat_variant_first_token_ms_total",
+        "Milliseconds to the first words, all answers together",
+        |one| read(&one.first_token_ms),
+    ),
+];
 
 struct Text(String);
 
@@ -160,6 +205,15 @@ impl Text {
         }
         let end = if labels.is_empty() { "" } else { "}" };
         let _written = writeln!(self.0, "{end} {value}");
+    }
+
+    fn variants(&mut self, variants: &[((String, String), std::sync::Arc<Variant>)]) {
+        for (name, help, value) in VARIANTS.iter().filter(|_| !variants.is_empty()) {
+            self.family(name, "counter", help);
+            for ((route, target), variant) in variants {
+                self.line(name, &[("route", route), ("target", target)], value(variant));
+            }
+        }
     }
 
     fn first_tokens(&mut self, targets: &[(String, std::sync::Arc<Health>)]) {

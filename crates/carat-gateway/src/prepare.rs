@@ -252,6 +252,7 @@ mod tests {
             max_tokens: None,
             forwarded: Vec::new(),
             deadline: tokio::time::Instant::now(),
+            wish: crate::attempt::Wish::default(),
         };
         let prepared = prepare(&config.target("p/m").unwrap(), &call)?;
         assert_eq!(

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use carat_ledger::{Price, PriceList};
 
 use crate::Error;
+use crate::provider::Provider;
 use crate::route::Candidate;
 
 /// Most prices that are remembered; beyond it they are looked up every time.
@@ -18,6 +19,7 @@ pub(crate) struct Prices {
     /// The configuration's own.
     own: HashMap<String, Arc<Price>>,
     found: Mutex<HashMap<String, Option<Arc<Price>>>>,
+    contexts: Mutex<HashMap<String, Option<u64>>>,
 }
 
 impl Prices {
@@ -27,7 +29,25 @@ impl Prices {
             list: PriceList::builtin().map_err(Error::Ledger)?,
             own,
             found: Mutex::default(),
+            contexts: Mutex::default(),
         })
+    }
+
+    /// Tokens that a model takes, if the list knows it.
+    pub(crate) fn context(&self, provider: &Provider, model: &str) -> Option<u64> {
+        let name = format!("{}/{model}", provider.prices);
+        let mut contexts = self.contexts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(context) = contexts.get(&name) {
+            return *context;
+        }
+        let context = self
+            .list
+            .find(&provider.prices, model)
+            .and_then(|listed| listed.context);
+        if contexts.len() < MAX_FOUND {
+            contexts.insert(name, context);
+        }
+        context
     }
 
     /// A target's price. What is on this machine costs nothing unless the configuration says otherwise.

@@ -56,6 +56,16 @@ impl Records {
         }
     }
 
+    /// Nothing more comes: ends a last record that lacks its end.
+    pub(crate) fn end(&mut self) -> Result<(), TooLarge> {
+        let is_empty = self.start == self.buffer.len();
+        match self.framing {
+            Framing::Events if !is_empty => self.feed(b"\n\n"),
+            Framing::Lines if !is_empty => self.feed(b"\n"),
+            _ => Ok(()),
+        }
+    }
+
     /// Takes what has come.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), TooLarge> {
         if self.start == self.buffer.len() {

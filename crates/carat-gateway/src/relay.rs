@@ -22,6 +22,9 @@ use crate::records::{Framing, Records};
 use crate::stream::{Step, Transform};
 use crate::upstream::AnswerBody;
 
+/// How long an upstream may take to close a stream after its last word.
+const CLOSING: Duration = Duration::from_secs(1);
+
 /// A stream under way.
 pub(crate) struct Relay {
     upstream: AnswerBody,
@@ -88,7 +91,7 @@ impl Relay {
     }
 
     /// From here on the client is told of everything, and the account is settled at the end.
-    pub(crate) fn commit(mut self, account: Account) -> Self {
+    pub(crate) fn commit(mut self: Box<Self>, account: Account) -> Box<Self> {
         self.account = Some(account);
         if self.is_done {
             self.settle(&Outcome::Complete);
@@ -129,8 +132,11 @@ impl Relay {
                 }
                 Poll::Ready(Some(Err(_))) => self.end(Some(cut())),
                 Poll::Ready(None) => {
-                    let is_whole = self.transform.end(&mut self.ready);
-                    self.end((!is_whole).then(cut));
+                    self.take_rest();
+                    if !self.is_over {
+                        let is_whole = self.transform.end(&mut self.ready);
+                        self.end((!is_whole).then(cut));
+                    }
                 }
                 Poll::Pending => {
                     if self.timer.as_mut().poll(cx).is_pending() {
@@ -139,6 +145,13 @@ impl Relay {
                     self.timer_rang();
                 }
             }
+        }
+    }
+
+    /// A last record may lack what ends it.
+    fn take_rest(&mut self) {
+        if !self.is_done && self.records.end().is_ok() {
+            self.take_late(b"");
         }
     }
 
@@ -152,14 +165,23 @@ impl Relay {
         match result {
             Err(failure) => self.end(Some(failure)),
             // Before its last words go out, so that what a client has whole is written down.
-            Ok(()) if self.is_done => self.settle(&Outcome::Complete),
+            Ok(()) if self.is_done => {
+                self.settle(&Outcome::Complete);
+                self.timer.as_mut().reset(Instant::now() + CLOSING);
+            }
             Ok(()) => {}
         }
     }
 
     /// The timer is set for the earliest moment that may matter, and only moved when it has rung.
     fn timer_rang(&mut self) {
-        let due = self.deadline.min(self.last_event + self.idle);
+        // After the last word an upstream may still close its stream, so that the connection can be used again.
+        let patience = if self.is_done {
+            self.idle.min(CLOSING)
+        } else {
+            self.idle
+        };
+        let due = self.deadline.min(self.last_event + patience);
         if Instant::now() < due {
             self.timer.as_mut().reset(due);
         } else {

@@ -1,20 +1,13 @@
-//! A route: a name with candidates, and the order in which they are asked.
-//!
-//! The order is made for every request; who is ill or resting is passed over later ([`crate::attempt`]), so that a
-//! policy only says what is best, not what is possible.
+//! A route: a name with candidates, and what is to become of requests for it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::health::HealthBook;
 use crate::provider::Provider;
-
-/// Part of the requests that a policy of measured times sends anywhere, so that it sees who has become better.
-const EXPLORED: f64 = 0.03;
-/// Tokens of an answer whose length nobody knows.
-const TYPICAL_TOKENS: f64 = 300.0;
+use crate::rules::Rules;
+use crate::waiting::Priority;
 
 /// How candidates are ordered.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -29,6 +22,18 @@ pub(crate) enum Policy {
     LeastBusy,
     /// Shortest expected time first.
     Latency,
+    /// Cheapest first.
+    Cost,
+    /// By cost, speed and reliability together.
+    Joint,
+    /// Who has most left of its provider's limits first.
+    LimitAware,
+    /// The same candidate for the same conversation.
+    Sticky,
+    /// Those on this machine first, as long as they are not busy, slow, or the prompt too long for them.
+    LocalFirst,
+    /// The same candidate for the same user, by weight, counted apart.
+    Ab,
 }
 
 impl Policy {
@@ -38,8 +43,42 @@ impl Policy {
             Self::Weighted => "weighted",
             Self::LeastBusy => "least-busy",
             Self::Latency => "latency",
+            Self::Cost => "cost",
+            Self::Joint => "joint",
+            Self::LimitAware => "limit-aware",
+            Self::Sticky => "sticky",
+            Self::LocalFirst => "local-first",
+            Self::Ab => "ab",
         }
     }
+
+    /// Whether requests that belong together go to the same candidate.
+    pub(crate) fn keeps_together(self) -> bool {
+        matches!(self, Self::Sticky | Self::Ab)
+    }
+}
+
+/// When a candidate is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Role {
+    #[default]
+    Regular,
+    /// Only after the prompt was too long for another.
+    ForLongPrompts,
+    /// Only after another refused for the content's sake.
+    ForRefused,
+}
+
+/// What a model is known to be able to do. What is not known is taken to be possible.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Abilities {
+    /// Tokens of prompt and answer together.
+    pub(crate) context: Option<u64>,
+    pub(crate) images: Option<bool>,
+    pub(crate) audio: Option<bool>,
+    pub(crate) tools: Option<bool>,
+    pub(crate) json_schema: Option<bool>,
 }
 
 /// One model at one provider.
@@ -51,6 +90,8 @@ pub(crate) struct Candidate {
     /// As the provider calls it.
     pub(crate) model: String,
     pub(crate) weight: u32,
+    pub(crate) role: Role,
+    pub(crate) abilities: Abilities,
 }
 
 impl Candidate {
@@ -60,8 +101,60 @@ impl Candidate {
             provider,
             model: model.to_string(),
             weight,
+            role: Role::Regular,
+            abilities: Abilities::default(),
         }
     }
+}
+
+/// How much each counts where they are weighed against each other.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Weights {
+    pub(crate) cost: f64,
+    pub(crate) speed: f64,
+    pub(crate) reliability: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            cost: 1.0,
+            speed: 1.0,
+            reliability: 1.0,
+        }
+    }
+}
+
+/// What a candidate on this machine may have to do before others help.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct Overflow {
+    pub(crate) in_flight: Option<usize>,
+    pub(crate) first_token_ms: Option<u64>,
+    pub(crate) prompt_tokens: Option<u64>,
+}
+
+/// When a second candidate is asked though the first may still answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hedge {
+    /// When the first takes longer than 95 of 100 lately did.
+    Slowest,
+    After(Duration),
+}
+
+/// What holds for all requests of a route.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ways {
+    pub(crate) weights: Weights,
+    /// Candidates that are slower are asked last.
+    pub(crate) max_first_token: Option<Duration>,
+    pub(crate) min_tokens_per_s: Option<f64>,
+    pub(crate) overflow: Overflow,
+    /// How long a request waits for a place where all are taken.
+    pub(crate) queue: Duration,
+    pub(crate) priority: Priority,
+    pub(crate) hedge: Option<Hedge>,
 }
 
 /// A name with candidates.
@@ -70,104 +163,20 @@ pub(crate) struct Route {
     pub(crate) name: String,
     pub(crate) policy: Policy,
     pub(crate) candidates: Vec<Candidate>,
-}
-
-/// What a policy may know of a request.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
-    pub(crate) prompt_bytes: usize,
-    pub(crate) max_tokens: Option<u64>,
+    pub(crate) ways: Ways,
+    /// For a route that sends requests to others; it has no candidates.
+    pub(crate) rules: Option<Rules>,
 }
 
 impl Route {
-    /// Indexes of candidates, best first. Those of weight 0 are never asked.
-    pub(crate) fn order(&self, asked: Asked, book: &HealthBook) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.candidates.len())
-            .filter(|&i| self.candidates[i].weight > 0)
-            .collect();
-        if order.len() < 2 {
-            return order;
+    /// A route of one candidate that no configuration names.
+    pub(crate) fn direct(candidate: Candidate) -> Self {
+        Self {
+            name: "direct".into(),
+            policy: Policy::Ordered,
+            candidates: vec![candidate],
+            ways: Ways::default(),
+            rules: None,
         }
-        match self.policy {
-            Policy::Ordered => {}
-            // Exponential times with the weights as rates come in exactly the wanted order.
-            Policy::Weighted => self.sort(&mut order, |candidate| {
-                -(1.0 - fastrand::f64()).ln() / f64::from(candidate.weight)
-            }),
-            Policy::LeastBusy => self.sort(&mut order, |candidate| {
-                book.of(&candidate.name).in_flight() as f64 + fastrand::f64() * 0.5
-            }),
-            Policy::Latency => {
-                let now = Instant::now();
-                let n_tokens = asked
-                    .max_tokens
-                    .map_or(TYPICAL_TOKENS, |n| (n as f64).min(TYPICAL_TOKENS));
-                self.sort(&mut order, |candidate| {
-                    let health = book.of(&candidate.name);
-                    let expected = health.expected_s(asked.prompt_bytes, n_tokens, now);
-                    // A little noise, so that equals share the load and nobody is overrun by all at once.
-                    expected * (1.0 + health.failing(now)) * (0.95 + 0.1 * fastrand::f64())
-                });
-                if fastrand::f64() < EXPLORED {
-                    let lucky = fastrand::usize(..order.len());
-                    order[..=lucky].rotate_right(1);
-                }
-            }
-        }
-        order
-    }
-
-    fn sort(&self, order: &mut [usize], mut key: impl FnMut(&Candidate) -> f64) {
-        let keys: Vec<f64> = self.candidates.iter().map(&mut key).collect();
-        order.sort_by(|&a, &b| keys[a].total_cmp(&keys[b]));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Config;
-
-    fn route(policy: &str) -> Arc<Route> {
-        let text = format!(
-            "[providers.a]\nbase-url = \"http://a\"\n[routes.r]\npolicy = \"{policy}\"\n\
-             candidates = [{{ model = \"a/x\", weight = 3 }}, \"a/y\", {{ model = \"a/z\", weight = 0 }}]"
-        );
-        let env: crate::config::Env = Arc::new(|_| None);
-        Arc::clone(&Config::parse(&text, &env).unwrap().routes["r"])
-    }
-
-    const ASKED: Asked = Asked {
-        prompt_bytes: 100,
-        max_tokens: None,
-    };
-
-    #[test]
-    fn weights_decide_how_often_one_is_first() {
-        let (route, book) = (route("weighted"), HealthBook::default());
-        fastrand::seed(7);
-        let firsts = (0..4000).filter(|_| route.order(ASKED, &book)[0] == 0).count();
-        assert!(
-            (2850..3150).contains(&firsts),
-            "{firsts} of 4000 at weight 3 of 4"
-        );
-        assert_eq!(route.order(ASKED, &book).len(), 2, "weight 0 is never asked");
-    }
-
-    #[test]
-    fn the_fastest_and_the_least_busy_are_asked_first() {
-        let book = HealthBook::default();
-        let slow = book.of("a/x");
-        let permit = slow.admit(9, false, Instant::now()).unwrap();
-        assert_eq!(route("least-busy").order(ASKED, &book), [1, 0]);
-        assert_eq!(route("ordered").order(ASKED, &book), [0, 1]);
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        permit.began(100);
-        book.of("a/y").admit(9, false, Instant::now()).unwrap().began(100);
-        fastrand::seed(1);
-        let firsts = (0..100)
-            .filter(|_| route("latency").order(ASKED, &book)[0] == 1)
-            .count();
-        assert!(firsts > 90, "{firsts}");
     }
 }

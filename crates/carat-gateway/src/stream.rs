@@ -51,6 +51,15 @@ pub(crate) trait Transform: Send {
     fn is_counted(&self) -> bool;
 }
 
+/// A whole answer in the client's words.
+#[derive(Debug)]
+pub(crate) struct Whole {
+    pub(crate) bytes: Bytes,
+    pub(crate) usage: Usage,
+    /// Whether the provider has said what it took; else it is an estimate.
+    pub(crate) is_counted: bool,
+}
+
 /// How an answer gets from a provider to a client.
 #[derive(Debug, Clone)]
 pub(crate) struct Forwarding {
@@ -85,6 +94,7 @@ impl Forwarding {
                 usage: None,
                 n_bytes: 0,
                 is_finished: false,
+                is_done: false,
             }),
         }
     }
@@ -93,17 +103,33 @@ impl Forwarding {
     ///
     /// # Errors
     /// When it is none, or an error in disguise.
-    pub(crate) fn whole(&self, body: Bytes) -> Result<(Bytes, Usage), Failure> {
+    pub(crate) fn whole(&self, body: Bytes) -> Result<Whole, Failure> {
         if self.is_translated {
             return translate::translated_whole(self, &body);
         }
-        let usage = match self.endpoint {
+        let counted = match self.endpoint {
             Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat => {
                 translate::passed_whole(self, &body)?
             }
             _ => whole_usage(&body, self.reasoning_apart, self.secret.as_deref())?,
         };
-        Ok((body, usage))
+        // Vectors and scores are no tokens.
+        let is_text = !matches!(
+            self.endpoint,
+            Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Moderations | Endpoint::CountTokens
+        );
+        let guessed = || {
+            if is_text {
+                estimated(body.len() as u64)
+            } else {
+                Usage::default()
+            }
+        };
+        Ok(Whole {
+            usage: counted.unwrap_or_else(guessed),
+            is_counted: counted.is_some() || !is_text,
+            bytes: body,
+        })
     }
 
     /// How the provider's stream is cut.
@@ -140,6 +166,8 @@ struct Chunks {
     usage: Option<Usage>,
     n_bytes: u64,
     is_finished: bool,
+    /// `[DONE]` has come.
+    is_done: bool,
 }
 
 #[derive(Deserialize)]
@@ -217,7 +245,7 @@ impl Transform for Chunks {
             return Step::Quiet;
         }
         if data.starts_with(b"[DONE]") {
-            self.is_finished = true;
+            (self.is_finished, self.is_done) = (true, true);
             out.extend_from_slice(record.raw);
             return Step::Done;
         }
@@ -250,7 +278,10 @@ impl Transform for Chunks {
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> bool {
-        let _nothing_to_add = out;
+        // Some providers leave it out, and some clients wait for it.
+        if self.is_finished && !self.is_done {
+            out.extend_from_slice(b"data: [DONE]\n\n");
+        }
         self.is_finished
     }
 
@@ -367,7 +398,7 @@ struct BaseResponse {
 }
 
 /// Reads what a whole answer took, and whether it is an error in disguise.
-fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Usage, Failure> {
+fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Option<Usage>, Failure> {
     use crate::failure::Class;
     let answer: WholeAnswer<'_> = serde_json::from_slice(body).map_err(|_| {
         Failure::new(
@@ -387,10 +418,7 @@ fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Usag
         };
         return Err(Failure::new(class, 502, base.status_msg));
     }
-    Ok(answer
-        .usage
-        .and_then(|usage| read_usage(usage, is_apart))
-        .unwrap_or_default())
+    Ok(answer.usage.and_then(|usage| read_usage(usage, is_apart)))
 }
 
 #[cfg(test)]
@@ -484,6 +512,7 @@ mod tests {
             None,
         )
         .unwrap();
+        let usage = usage.unwrap();
         assert_eq!((usage.input, usage.output), (2, 1));
         assert_eq!(
             whole_usage(b"<html>", false, None).unwrap_err().class,

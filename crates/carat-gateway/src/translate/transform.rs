@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Answer, Event, Reader, Writer, reader, whole, writer};
 use crate::failure::{Class, Failure};
 use crate::records::Record;
-use crate::stream::{Forwarding, Step, Transform, estimated};
+use crate::stream::{Forwarding, Step, Transform, Whole, estimated};
 use crate::usage::Usage;
 
 /// What is counted of events.
@@ -193,24 +193,28 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
 ///
 /// # Errors
 /// What the provider says went wrong.
-pub(crate) fn passed_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Usage, Failure> {
+pub(crate) fn passed_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Option<Usage>, Failure> {
     let mut counted = Counted::default();
     for event in read_whole(forwarding, body)? {
         counted.count(&event);
     }
-    Ok(counted.usage())
+    Ok(counted.usage)
 }
 
 /// A whole answer in the client's words, and what it took.
 ///
 /// # Errors
 /// What the provider says went wrong.
-pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<(Bytes, Usage), Failure> {
+pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Whole, Failure> {
     let events = read_whole(forwarding, body)?;
     let mut counted = Counted::default();
     for event in &events {
         counted.count(event);
     }
     let answer = whole(forwarding.endpoint, &Answer::of(events));
-    Ok((Bytes::from(answer.to_string()), counted.usage()))
+    Ok(Whole {
+        bytes: Bytes::from(answer.to_string()),
+        usage: counted.usage(),
+        is_counted: counted.usage.is_some(),
+    })
 }

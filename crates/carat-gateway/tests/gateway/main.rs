@@ -6,4 +6,5 @@ mod dialects;
 mod failing;
 mod forwarding;
 mod money;
+mod routing;
 mod support;

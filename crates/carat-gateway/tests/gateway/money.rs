@@ -110,6 +110,31 @@ async fn every_ending_has_its_row() {
 }
 
 #[tokio::test]
+async fn an_answer_that_says_nothing_of_usage_is_estimated() {
+    let more = "[prices.\"m/no-usage\"]\ninput = 4\noutput = 1\n";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    let reply = rig.chat("m/no-usage", false).await;
+    assert_eq!(reply.status, 200);
+    let mut admin = stopped(rig, &folder).await;
+    let complete = admin.requests(Some(Outcome::Complete)).unwrap();
+    let prompt = chat("m/no-usage", false).len().div_ceil(4) as u64;
+    let answer = reply.text.len().div_ceil(4) as u64;
+    assert_eq!(complete.spent, Micros(prompt * 4 + answer));
+}
+
+#[tokio::test]
+async fn who_is_not_heard_to_the_end_is_paid_too() {
+    let more = "[routes.r]\nhedge = 60\ncandidates = [\"m/slow=3000\", \"m/ok\"]\n\
+                [prices.\"m/ok\"]\ninput = 0\noutput = 1\n[prices.\"m/slow=3000\"]\ninput = 2\noutput = 1\n";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    assert_eq!(rig.chat("r", false).await.status, 200);
+    let mut admin = stopped(rig, &folder).await;
+    let complete = admin.requests(Some(Outcome::Complete)).unwrap();
+    let prompt = chat("r", false).len().div_ceil(4) as u64;
+    assert_eq!(complete.spent, Micros(4 + prompt * 2));
+}
+
+#[tokio::test]
 async fn keys_are_asked_for_and_limits_are_told() {
     let rights = limited(Limits {
         models: vec!["m/ok".into()],

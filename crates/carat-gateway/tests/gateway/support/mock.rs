@@ -11,6 +11,9 @@
 //! | `events=N`, `gap=MS` | so many words in the stream (4), and the time between them (0) |
 //! | `role-stall`, `stall=K`, `cut=K`, `end=K`, `fail=K` | after the role or K words: silence, a closed connection, an end without an end, an error event |
 //! | `half-utf8` | a character arrives in two pieces |
+//! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
+//! | `no-usage` | a whole answer that does not say what it took |
+//! | `left=N`, `of=N` | says that so many requests of so many are left for ten minutes |
 //! | `times=N` | the first N requests are treated so, later ones well |
 //!
 //! | `tool` | a call of `weather` instead of words |
@@ -284,6 +287,25 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
             &body,
         )
         .await;
+    }
+    let codes = [
+        ("too-long", "context_length_exceeded"),
+        ("refused", "content_filter"),
+    ];
+    if let Some((_, code)) = codes.iter().find(|(part, _)| command.has(part)) {
+        let body = format!("{{\"error\":{{\"message\":\"mock says no\",\"code\":\"{code}\"}}}}");
+        return whole(stream, "400 Mock", "", "application/json", &body).await;
+    }
+    if command.has("no-usage") && !command.is_stream {
+        let end = WHOLE.find(",\"usage\"").unwrap();
+        let body = format!("{}}}", &WHOLE[..end]);
+        return whole(stream, "200 OK", "", "application/json", &body).await;
+    }
+    if let (Some(left), Some(all)) = (command.number("left"), command.number("of")) {
+        let told = format!(
+            "x-ratelimit-remaining-requests: {left}\r\nx-ratelimit-limit-requests: {all}\r\nx-ratelimit-reset-requests: 10m0s\r\n"
+        );
+        return whole(stream, "200 OK", &told, "application/json", WHOLE).await;
     }
     if command.has("html") {
         return whole(stream, "200 OK", "", "text/html", "<html>welcome</html>").await;
