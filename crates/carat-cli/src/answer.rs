@@ -55,6 +55,8 @@ pub(crate) struct PromptRead {
     pub(crate) is_whole: bool,
     /// Whether anything was read that was not known before.
     pub(crate) is_news: bool,
+    /// Its figures.
+    pub(crate) finished: Finished,
 }
 
 /// A model with its conversation.
@@ -171,6 +173,7 @@ impl Answerer {
         Ok(PromptRead {
             is_whole: finished.reason != FinishReason::Cancelled,
             is_news: finished.usage.n_reused < finished.usage.n_prompt - 1 || n_before == 0,
+            finished,
         })
     }
 
@@ -360,6 +363,18 @@ fn with_hint(error: carat_engine::Error) -> anyhow::Error {
     Hinted::new(error.to_string(), hint).into()
 }
 
+/// How long the prompt took, for `--verbose`.
+pub(crate) fn print_reading(what: &str, finished: &Finished) {
+    let (usage, timings) = (finished.usage, finished.timings);
+    output::note(&format!(
+        "{what:7} {} tokens ({} reused), {:.2} s, {:.1} tokens/s",
+        usage.n_prompt,
+        usage.n_reused,
+        timings.prefill.as_secs_f64(),
+        timings.prefill_tok_per_s()
+    ));
+}
+
 /// Speed and context use of an answer, for `--verbose`.
 pub(crate) fn print_statistics(finished: &Finished) {
     let (usage, timings) = (finished.usage, finished.timings);
@@ -371,13 +386,7 @@ pub(crate) fn print_statistics(finished: &Finished) {
         FinishReason::Cancelled => "interrupted",
         FinishReason::Deadline => "out of time",
     };
-    output::note(&format!(
-        "prompt  {} tokens ({} reused), {:.2} s, {:.1} tokens/s",
-        usage.n_prompt,
-        usage.n_reused,
-        timings.prefill.as_secs_f64(),
-        timings.prefill_tok_per_s()
-    ));
+    print_reading("prompt", finished);
     output::note(&format!(
         "answer  {} tokens ({reason}), {:.2} s, {:.1} tokens/s",
         usage.n_generated,

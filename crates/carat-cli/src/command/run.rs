@@ -13,7 +13,7 @@ use carat_text::{Message, Role};
 use clap::Args;
 use serde_json::json;
 
-use crate::answer::{Answer, AnswerOptions, Answerer, print_statistics};
+use crate::answer::{Answer, AnswerOptions, Answerer, print_reading, print_statistics};
 use crate::chat::Chat;
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::draft_args::DraftArgs;
@@ -279,7 +279,7 @@ impl Run {
             ));
         }
         if let Some(file) = prompt_file {
-            Self::read_first(&mut answerer, file, &ids, options, interrupt)?;
+            self.read_first(&mut answerer, file, &ids, options, interrupt)?;
         }
         let streams = !self.json;
         let answer = answerer.answer(ids, options, interrupt, &mut |text| {
@@ -302,6 +302,7 @@ impl Run {
 
     /// Reads the prompt on top of what `file` has of it, and keeps that before anything is answered.
     fn read_first(
+        &self,
         answerer: &mut Answerer,
         file: &PromptFile,
         prompt: &Prompt,
@@ -310,6 +311,9 @@ impl Run {
     ) -> Result<()> {
         answerer.read_from(file, options)?;
         let read = answerer.read(prompt, options, interrupt)?;
+        if self.verbose {
+            print_reading("file", &read.finished);
+        }
         if read.is_news {
             match answerer.write_to(file) {
                 // The answer is worth more than the file.
