@@ -297,14 +297,27 @@ impl Entry {
         self.asking = None;
     }
 
+    /// The answer was kept from an earlier request, of which `target` gave it. It costs nothing.
+    pub(crate) fn cached(mut self, target: &str) {
+        let usage = Usage::default();
+        let began = Some(Instant::now());
+        let target = format!("cache:{target}");
+        self.settle(target, Ended::Complete, &usage, true, Some(Micros(0)), began);
+    }
+
+    /// Something else than the answer itself cost so much.
+    pub(crate) fn also(&mut self, cost: Micros) {
+        self.extra = Micros(self.extra.0.saturating_add(cost.0));
+    }
+
     /// A target was asked too and is not waited for: it will want the prompt's price.
     pub(crate) fn abandoned(&mut self, loser: &Candidate, prices: &Prices, body_bytes: usize) {
         let prompt = Usage {
             input: body_bytes.div_ceil(4) as u64,
             ..Usage::default()
         };
-        let cost = prices.of(loser).map_or(0, |price| price.cost(&prompt).0);
-        self.extra = Micros(self.extra.0.saturating_add(cost));
+        let cost = prices.of(loser).map(|price| price.cost(&prompt));
+        self.also(cost.unwrap_or_default());
     }
 
     /// Nobody answered.

@@ -5,6 +5,7 @@
 //! hedges, a second target is asked when the first takes longer than usual; the first answer counts, the other call is
 //! ended and paid for as far as is known.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ use crate::config::{Config, Timeouts};
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
-use crate::health::{HealthBook, Permit};
+use crate::guard::{self, Guard, Guarded};
+use crate::health::HealthBook;
 use crate::limits::ERROR_BYTES;
 use crate::needs::Needs;
 use crate::policy::{Asked, Known, Standing, ranked};
@@ -27,8 +29,9 @@ use crate::prepare::{self, Prepared};
 use crate::queue::{Place, Queue, nobody};
 use crate::relay::Relay;
 use crate::route::{Candidate, Hedge, Policy, Route};
-use crate::stream::{Forwarding, Whole};
+use crate::stream::{Forwarding, Transform, Whole};
 use crate::upstream::{self, AnswerBody, Upstream};
+use crate::usage::Usage;
 use crate::variants::Variants;
 use crate::waiting::Priority;
 
@@ -77,7 +80,7 @@ pub(crate) struct Won {
 
 /// What a target answered.
 pub(crate) enum Answer {
-    Whole { bytes: Bytes },
+    Whole { bytes: Bytes, usage: Usage },
     Stream(Box<Relay>),
 }
 
@@ -152,6 +155,8 @@ pub(crate) struct Means<'a> {
     pub(crate) retries: &'a CallBudget,
     pub(crate) hedges: &'a CallBudget,
     pub(crate) variants: &'a Variants,
+    /// Looks at answers.
+    pub(crate) guard: Option<&'a Arc<Guard>>,
     pub(crate) config: &'a Config,
 }
 
@@ -267,7 +272,7 @@ async fn raced(
 ) -> Raced {
     trail.n_attempts += 1;
     let after = hedged_after(means, route, call, permit.health().percentile_95());
-    let mut first = Box::pin(attempt(means, &route.candidates[i], permit, call));
+    let mut first = Box::pin(attempt(means, route, (i, permit), call));
     let second = match after {
         None => None,
         Some(after) => match tokio::time::timeout(after, &mut first).await {
@@ -279,7 +284,7 @@ async fn raced(
         return Raced::one(i, first.await);
     };
     trail.n_attempts += 1;
-    let mut second = Box::pin(attempt(means, &route.candidates[j], permit, call));
+    let mut second = Box::pin(attempt(means, route, (j, permit), call));
     let (k, other, result) = tokio::select! {
         result = &mut first => (i, j, result),
         result = &mut second => (j, i, result),
@@ -353,9 +358,10 @@ impl Begun {
         let mut account = self.account;
         let answer = match self.what {
             Beginning::Whole(whole) => {
-                account.began(bill, whole.usage.output);
-                account.settle(&Outcome::Complete, whole.usage, whole.is_counted);
-                Answer::Whole { bytes: whole.bytes }
+                let (bytes, usage) = (whole.bytes, whole.usage);
+                account.began(bill, usage.output);
+                account.settle(&Outcome::Complete, usage, whole.is_counted);
+                Answer::Whole { bytes, usage }
             }
             Beginning::Stream(relay) => {
                 account.began(bill, 0);
@@ -375,10 +381,14 @@ impl Begun {
 /// Asks one target once.
 async fn attempt(
     means: &Means<'_>,
-    candidate: &Candidate,
-    permit: Permit,
+    route: &Route,
+    (i, permit): Place,
     call: &Call<'_>,
 ) -> Result<Begun, Failure> {
+    let candidate = &route.candidates[i];
+    if means.guard.is_some() && call.is_stream && !call.endpoint.is_conversation() {
+        return Err(guard::unreadable());
+    }
     let Prepared {
         request,
         dropped,
@@ -386,14 +396,16 @@ async fn attempt(
     } = prepare::prepare(candidate, call)?;
     permit.health().spend(call.wish.needs.room());
     let timeouts = &means.config.timeouts;
-    let until = if call.is_stream {
-        call.deadline.min(Instant::now() + timeouts.first_token)
+    let patience = if call.is_stream {
+        timeouts.first_token
     } else {
-        call.deadline
+        timeouts.whole
     };
+    let until = call.deadline.min(Instant::now() + patience);
     let account = Account::new(permit, &candidate.name, call.body_bytes);
     let reading = Reading {
         call,
+        guard: means.guard,
         timeouts,
         until,
         body_limit: means.config.body_bytes,
@@ -426,6 +438,8 @@ fn too_slow() -> Failure {
 /// Reading what a target answers.
 struct Reading<'a> {
     call: &'a Call<'a>,
+    /// Looks at the answer.
+    guard: Option<&'a Arc<Guard>>,
     timeouts: &'a Timeouts,
     /// When the first words, or the whole answer, must be there.
     until: Instant,
@@ -469,7 +483,10 @@ impl Reading<'_> {
 
     async fn stream(&self, body: AnswerBody, forwarding: Forwarding) -> Result<Beginning, Failure> {
         let framing = forwarding.framing();
-        let transform = forwarding.transform();
+        let transform: Box<dyn Transform> = match self.guard {
+            Some(guard) => Box::new(Guarded::new(forwarding, Arc::clone(guard))),
+            None => forwarding.transform(),
+        };
         let mut relay = Relay::new(body, framing, transform, self.timeouts.idle, self.call.deadline);
         relay.begin(self.until, self.account).await?;
         Ok(Beginning::Stream(Box::new(relay)))

@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::engine;
 use crate::limits::CONFIG_BYTES;
 use crate::prices::Prices;
 use crate::provider::{self, Provider, ProviderText};
@@ -48,6 +49,8 @@ pub struct Config {
     /// Tokens of an answer whose length the request leaves open.
     pub(crate) expected_output: u64,
     pub(crate) prices: Prices,
+    /// Most bytes of answers that are kept.
+    pub(crate) cache_bytes: usize,
     /// What models can do, by `provider/model`.
     pub(crate) abilities: BTreeMap<String, Abilities>,
 }
@@ -69,6 +72,8 @@ pub(crate) struct Timeouts {
     pub(crate) connect: Duration,
     /// From the call to the first words of a stream.
     pub(crate) first_token: Duration,
+    /// From the call to the end of a whole answer.
+    pub(crate) whole: Duration,
     /// Between two events of a stream.
     pub(crate) idle: Duration,
     /// All attempts together.
@@ -89,6 +94,19 @@ struct File {
     ledger: LedgerText,
     prices: BTreeMap<String, PriceText>,
     models: BTreeMap<String, Abilities>,
+    cache: CacheText,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct CacheText {
+    max_mb: usize,
+}
+
+impl Default for CacheText {
+    fn default() -> Self {
+        Self { max_mb: 64 }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -125,6 +143,7 @@ impl Default for File {
             ledger: LedgerText::default(),
             prices: BTreeMap::new(),
             models: BTreeMap::new(),
+            cache: CacheText::default(),
         }
     }
 }
@@ -134,6 +153,7 @@ impl Default for File {
 struct TimeoutsText {
     connect_ms: u64,
     first_token_ms: u64,
+    whole_ms: u64,
     idle_ms: u64,
     total_ms: u64,
 }
@@ -143,6 +163,7 @@ impl Default for TimeoutsText {
         Self {
             connect_ms: 5_000,
             first_token_ms: 120_000,
+            whole_ms: 300_000,
             idle_ms: 60_000,
             total_ms: 600_000,
         }
@@ -212,6 +233,7 @@ impl Config {
             expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
             prices,
             abilities: file.models,
+            cache_bytes: file.cache.max_mb.saturating_mul(1_000_000),
             listen: file.listen,
             drain: Duration::from_secs(file.drain_s),
             body_bytes: file.max_body_mb * 1_000_000,
@@ -221,6 +243,12 @@ impl Config {
             providers,
             routes,
         })
+    }
+
+    /// Whether a provider is the engine of the gateway's own process.
+    pub fn uses_engine(&self) -> bool {
+        let mut providers = self.providers.values();
+        providers.any(|provider| provider.base.authority.host() == engine::HOST)
     }
 
     /// The ledger's database, if one is kept.
@@ -253,6 +281,7 @@ impl TimeoutsText {
         Ok(Timeouts {
             connect: time("connect-ms", self.connect_ms)?,
             first_token: time("first-token-ms", self.first_token_ms)?,
+            whole: time("whole-ms", self.whole_ms)?,
             idle: time("idle-ms", self.idle_ms)?,
             total: time("total-ms", self.total_ms)?,
         })

@@ -35,6 +35,13 @@ impl<'a> Fields<'a> {
         serde_json::from_str(self.raw(name)?).ok()
     }
 
+    /// Names and values as they stand.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| (name.as_ref(), value.get()))
+    }
+
     /// All of it, read to the ground.
     pub(crate) fn value(&self) -> Result<Value, serde_json::Error> {
         let mut object = serde_json::Map::new();

@@ -260,6 +260,15 @@ impl Health {
         }
     }
 
+    /// Whether somebody who waits could have a place.
+    pub(crate) fn has_place(&self, max_in_flight: usize, now: Instant) -> bool {
+        let state = self.state();
+        let rests = state
+            .resting_until
+            .is_some_and(|until| until > now || state.probed_by.is_some());
+        !rests && self.in_flight() < max_in_flight
+    }
+
     /// Takes a place. Whoever is first after a rest is the probe.
     pub(crate) fn admit(
         self: &Arc<Self>,

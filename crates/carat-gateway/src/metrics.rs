@@ -57,6 +57,31 @@ fn text(gateway: &Gateway) -> String {
         &[("result", "refused")],
         read(&counts.refused_reloads),
     );
+    let cache = &gateway.cache;
+    out.family(
+        "carat_gateway_cache_lookups_total",
+        "counter",
+        "Requests that might be answered from the cache",
+    );
+    for (result, count) in [("hit", &cache.hits), ("miss", &cache.misses)] {
+        out.line(
+            "carat_gateway_cache_lookups_total",
+            &[("result", result)],
+            read(count),
+        );
+    }
+    out.family(
+        "carat_gateway_cache_bytes",
+        "gauge",
+        "Memory of answers that are kept",
+    );
+    out.line("carat_gateway_cache_bytes", &[], cache.n_bytes() as u64);
+    out.family(
+        "carat_gateway_guarded_total",
+        "counter",
+        "Requests and answers that a guard refused",
+    );
+    out.line("carat_gateway_guarded_total", &[], read(&counts.guarded));
     let targets = gateway.book().all();
     for (name, kind, help, value) in TARGETS {
         out.family(name, kind, help);

@@ -1,10 +1,10 @@
 //! Who is asked next.
 //!
 //! First everybody who has not been asked, in the order of the policy. Where all of them are full a request waits for a
-//! place, if its route lets it; where they rest, the one whose rest ends first is probed, since a refusal without asking
-//! would make an outage total. Only when all have failed is somebody asked again, after the stated wait or a growing
-//! random one, as long as the retry budget allows it: at most one retry for five requests, so that an outage is not made
-//! worse.
+//! place, if its route lets it. Where they rest, the one whose rest ends first is probed, since a refusal without asking
+//! would make an outage total; who finds others probing waits a few seconds for what they find. Only when all have failed
+//! is somebody asked again, after the stated wait or a growing random one, as long as the retry budget allows it: at most
+//! one retry for five requests, so that an outage is not made worse.
 
 use std::time::Duration;
 
@@ -20,6 +20,13 @@ use crate::waiting::Ticket;
 
 /// How often one who waits looks whether somebody has ended a rest.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long a request waits for one of those to recover that others are probing.
+const RECOVERY: Duration = Duration::from_secs(3);
+/// How often it looks meanwhile, on average.
+const GLANCE: Duration = Duration::from_millis(80);
+/// Times that those are asked again who have all failed.
+const MOST_ROUNDS: u32 = 5;
 
 /// A candidate, and a place at it.
 pub(crate) type Place = (usize, Permit);
@@ -37,6 +44,8 @@ pub(crate) struct Queue<'a> {
     n_rounds: u32,
     /// Until when this request waits for a place.
     waits_until: Instant,
+    /// Until when it waits for somebody to recover, once it does.
+    looks_until: Option<Instant>,
 }
 
 /// What is said when nobody can be asked.
@@ -65,6 +74,7 @@ impl<'a> Queue<'a> {
             failed: Vec::new(),
             n_rounds: 0,
             waits_until: Instant::now() + route.ways.queue,
+            looks_until: None,
         }
     }
 
@@ -133,26 +143,44 @@ impl<'a> Queue<'a> {
         if self.order.is_empty() && last.is_none() {
             return Err(self.unable());
         }
-        let untried = self.untried();
-        if let Some(place) = self.admitted(&untried, Comes::Newly) {
-            return Ok(place);
+        loop {
+            let untried = self.untried();
+            if let Some(place) = self.admitted(&untried, Comes::Newly) {
+                return Ok(place);
+            }
+            if let Some(place) = self.waited(&untried).await {
+                return Ok(place);
+            }
+            let resting = self.resting(&untried);
+            let order: Vec<usize> = resting.iter().map(|(i, _)| *i).collect();
+            if let Some(place) = self.admitted(&order, Comes::Forced) {
+                return Ok(place);
+            }
+            // Others are finding out whether somebody is well again: they will soon know.
+            if !resting.is_empty() && self.may_look_again().await {
+                continue;
+            }
+            match last {
+                Some(last) => self.again(last).await?,
+                None => {
+                    return Err(Failure {
+                        wait: resting.first().map(|(_, wait)| *wait),
+                        ..nobody()
+                    });
+                }
+            }
         }
-        if let Some(place) = self.waited(&untried).await {
-            return Ok(place);
+    }
+
+    /// Waits a moment, as long as there is patience for it.
+    async fn may_look_again(&mut self) -> bool {
+        let now = Instant::now();
+        let until = *self.looks_until.get_or_insert(now + RECOVERY);
+        let may = now < until.min(self.call.deadline);
+        if may {
+            tokio::time::sleep(GLANCE.mul_f64(0.5 + fastrand::f64())).await;
         }
-        let soonest = self.soonest(&untried);
-        if let Some((i, _)) = soonest
-            && let Some(place) = self.admitted(&[i], Comes::Forced)
-        {
-            return Ok(place);
-        }
-        match last {
-            Some(last) => self.again(last).await,
-            None => Err(Failure {
-                wait: soonest.map(|(_, wait)| wait),
-                ..nobody()
-            }),
-        }
+        may
     }
 
     /// Nobody can do what is asked, whenever.
@@ -163,15 +191,17 @@ impl<'a> Queue<'a> {
         Failure::new(Class::BadRequest, 400, message)
     }
 
-    /// Asks somebody who failed a while ago, or has rested meanwhile.
-    async fn again(&mut self, last: &Failure) -> Result<Place, Failure> {
-        let may_be_asked = |i: &usize| {
+    /// Waits until those who failed may be asked again.
+    async fn again(&mut self, last: &Failure) -> Result<(), Failure> {
+        let may_retry = self.order.iter().any(|i| {
             let failed = self.failed.iter().find(|(other, _)| other == i);
             failed.is_none_or(|(_, class)| class.may_retry())
-        };
-        let again: Vec<usize> = self.order.iter().copied().filter(may_be_asked).collect();
+        });
         let wait = self.wait(last);
-        let is_possible = !again.is_empty() && wait <= PATIENCE && Instant::now() + wait < self.call.deadline;
+        let is_possible = may_retry
+            && self.n_rounds < MOST_ROUNDS
+            && wait <= PATIENCE
+            && Instant::now() + wait < self.call.deadline;
         if !is_possible || !self.means.retries.spend() {
             return Err(nobody());
         }
@@ -179,12 +209,7 @@ impl<'a> Queue<'a> {
         self.n_rounds += 1;
         // Once round again: then everybody who may be asked anew has been.
         self.failed.retain(|(_, class)| !class.may_retry());
-        if let Some(place) = self.admitted(&again, Comes::Newly) {
-            return Ok(place);
-        }
-        let soonest = self.soonest(&again).map(|(i, _)| [i]);
-        let forced = soonest.and_then(|soonest| self.admitted(&soonest, Comes::Forced));
-        forced.ok_or_else(nobody)
+        Ok(())
     }
 
     /// Half a second, doubling up to eight, less up to a quarter at random; the stated wait if that is longer.
@@ -206,31 +231,41 @@ impl<'a> Queue<'a> {
             let mut ticket = Ticket::new(priority, since);
             let mut has_joined = false;
             for &i in among {
-                let candidate = self.candidate(i);
-                let health = self.means.book.of(&candidate.name);
-                has_joined |= candidate.provider.max_in_flight < usize::MAX && ticket.join(&health);
+                let (health, most) = self.health(i);
+                has_joined |= most < usize::MAX && ticket.join(&health, most);
             }
             if !has_joined {
                 return None;
             }
-            // A place may have become free before this stood in line.
-            if ticket.is_first_everywhere()
-                && let Some(place) = self.admitted(among, Comes::Called)
-            {
-                ticket.leave(Some(place.1.health()));
+            // A place may have become free before this stood in line, or when a rest ended.
+            if let Some(place) = self.taken(among, &mut ticket) {
                 return Some(place);
             }
             let look = until.min(Instant::now() + LOOK);
-            let was_called = tokio::time::timeout_at(look, ticket.called()).await.is_ok();
-            let comes = if was_called { Comes::Called } else { Comes::Newly };
-            if let Some(place) = self.admitted(among, comes) {
-                ticket.leave(Some(place.1.health()));
+            let _called_or_not = tokio::time::timeout_at(look, ticket.called()).await;
+            if let Some(place) = self.taken(among, &mut ticket) {
                 return Some(place);
             }
             if Instant::now() >= until {
                 return None;
             }
         }
+    }
+
+    /// A place for one who has waited.
+    fn taken(&self, among: &[usize], ticket: &mut Ticket) -> Option<Place> {
+        let now = std::time::Instant::now();
+        let (i, permit) = among.iter().find_map(|&i| {
+            let (health, most) = self.health(i);
+            let comes = if ticket.may_take(&health) {
+                Comes::Called
+            } else {
+                Comes::Newly
+            };
+            health.admit(most, comes, now).ok().map(|permit| (i, permit))
+        })?;
+        ticket.leave(Some(permit.health()));
+        Some((i, permit))
     }
 
     fn is_somebody_full(&self, among: &[usize]) -> bool {
@@ -258,8 +293,8 @@ impl<'a> Queue<'a> {
         })
     }
 
-    /// Who of those that rest does so for the shortest time, and how long.
-    fn soonest(&self, among: &[usize]) -> Option<(usize, Duration)> {
+    /// Who of these rests, and how long still; the shortest rest first.
+    fn resting(&self, among: &[usize]) -> Vec<(usize, Duration)> {
         let now = std::time::Instant::now();
         let resting = among.iter().filter_map(|&i| {
             let (health, most) = self.health(i);
@@ -268,6 +303,8 @@ impl<'a> Queue<'a> {
                 Readiness::Ready | Readiness::Full => None,
             }
         });
-        resting.min_by_key(|(_, wait)| *wait)
+        let mut resting: Vec<_> = resting.collect();
+        resting.sort_by_key(|(_, wait)| *wait);
+        resting
     }
 }

@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
 
 use crate::account::{Account, Outcome};
+use crate::cache::Tape;
 use crate::failure::{Class, Failure};
 use crate::limits::HELD_BYTES;
 use crate::records::{Framing, Records};
@@ -42,6 +43,10 @@ pub(crate) struct Relay {
     /// Nothing more comes.
     is_over: bool,
     account: Option<Account>,
+    /// The stream is to be kept.
+    tape: Option<Tape>,
+    /// How it ended, once it has.
+    is_whole: bool,
 }
 
 impl Relay {
@@ -66,6 +71,8 @@ impl Relay {
             is_done: false,
             is_over: false,
             account: None,
+            tape: None,
+            is_whole: false,
         }
     }
 
@@ -99,6 +106,11 @@ impl Relay {
         self
     }
 
+    /// What goes out is written down, and kept if it ends well.
+    pub(crate) fn record(&mut self, tape: Tape) {
+        self.tape = Some(tape);
+    }
+
     /// Takes bytes from the upstream.
     fn take(&mut self, data: &[u8], account: &Account) -> Result<(), Failure> {
         let too_large = |_| Failure::new(Class::ServerFault, 502, "the provider sent an event without end");
@@ -118,9 +130,14 @@ impl Relay {
     pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             if !self.ready.is_empty() {
-                return Poll::Ready(Some(std::mem::take(&mut self.ready).into()));
+                let ready = std::mem::take(&mut self.ready);
+                if self.tape.as_mut().is_some_and(|tape| !tape.record(&ready)) {
+                    self.tape = None;
+                }
+                return Poll::Ready(Some(ready.into()));
             }
             if self.is_over {
+                self.keep();
                 return Poll::Ready(None);
             }
             match Pin::new(&mut self.upstream).poll_frame(cx) {
@@ -191,6 +208,16 @@ impl Relay {
         }
     }
 
+    /// Keeps what was written down, if it is all and well.
+    fn keep(&mut self) {
+        if let Some(tape) = self.tape.take()
+            && self.is_whole
+            && self.ready.is_empty()
+        {
+            tape.keep(self.transform.usage());
+        }
+    }
+
     fn end(&mut self, failure: Option<Failure>) {
         self.is_over = true;
         // After its last word an upstream may close as it likes.
@@ -198,6 +225,7 @@ impl Relay {
         if let Some(failure) = &failure {
             self.transform.fail(failure, &mut self.ready);
         }
+        self.is_whole = failure.is_none();
         let outcome = failure.map_or(Outcome::Complete, Outcome::Cut);
         self.settle(&outcome);
     }

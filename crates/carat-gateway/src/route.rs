@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::cache::Keeping;
+use crate::guard::Guard;
 use crate::provider::Provider;
 use crate::rules::Rules;
 use crate::waiting::Priority;
@@ -164,6 +166,10 @@ pub(crate) struct Route {
     pub(crate) policy: Policy,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) ways: Ways,
+    /// How its answers are kept, if they are.
+    pub(crate) cache: Option<Keeping>,
+    /// What is let in and out, if not everything.
+    pub(crate) guard: Option<Arc<Guard>>,
     /// For a route that sends requests to others; it has no candidates.
     pub(crate) rules: Option<Rules>,
 }
@@ -176,6 +182,8 @@ impl Route {
             policy: Policy::Ordered,
             candidates: vec![candidate],
             ways: Ways::default(),
+            cache: None,
+            guard: None,
             rules: None,
         }
     }

@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::Error;
 use crate::endpoint::Dialect;
+use crate::engine::{Doors, Engine};
 use crate::failure::{Class, Failure};
 use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
 use crate::predictions;
@@ -33,13 +34,14 @@ pub(crate) const FORWARDED: [&str; 6] = [
 pub(crate) type AnswerBody = Either<Incoming, Full<Bytes>>;
 
 /// A pool of connections.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<Doors>, Full<Bytes>>,
 }
 
 impl Upstream {
-    pub(crate) fn new(connect: Duration) -> Result<Self, Error> {
+    /// Connections over the network, and to the engine of this process if there is one.
+    pub(crate) fn new(connect: Duration, engine: Option<Engine>) -> Result<Self, Error> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -55,7 +57,7 @@ impl Upstream {
             .with_tls_config(tls)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(tcp);
+            .wrap_connector(Doors::new(tcp, engine));
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIME)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)

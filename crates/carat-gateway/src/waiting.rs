@@ -103,7 +103,8 @@ impl Waiting {
 pub(crate) struct Ticket {
     place: Place,
     bell: Arc<Notify>,
-    lines: Vec<Arc<Health>>,
+    /// Targets, and the most requests that each takes.
+    lines: Vec<(Arc<Health>, usize)>,
 }
 
 impl Ticket {
@@ -116,21 +117,21 @@ impl Ticket {
     }
 
     /// Stands in a target's line, unless that is too long.
-    pub(crate) fn join(&mut self, health: &Arc<Health>) -> bool {
+    pub(crate) fn join(&mut self, health: &Arc<Health>, max_in_flight: usize) -> bool {
         let joined = health.waiting.join(self.place, &self.bell);
         if joined {
-            self.lines.push(Arc::clone(health));
+            self.lines.push((Arc::clone(health), max_in_flight));
         }
         joined
     }
 
-    /// Whether nobody has stood longer, or is more important, anywhere.
-    pub(crate) fn is_first_everywhere(&self) -> bool {
-        self.lines.iter().all(|health| {
-            let line = health.waiting.line();
-            line.first_key_value()
-                .is_some_and(|(first, _)| *first == self.place)
-        })
+    /// Whether a place at this target would be this one's: it was called there, or is the first of the line.
+    pub(crate) fn may_take(&self, health: &Health) -> bool {
+        let line = health.waiting.line();
+        let is_first = line
+            .first_key_value()
+            .is_some_and(|(first, _)| *first == self.place);
+        is_first || !line.contains_key(&self.place)
     }
 
     /// Waits until a target calls.
@@ -138,11 +139,14 @@ impl Ticket {
         self.bell.notified().await;
     }
 
-    /// Leaves all lines. `taken`: where it has got a place.
+    /// Leaves all lines. `taken`: where it has got a place. Who was called elsewhere calls the next, if there is a place
+    /// to be had.
     pub(crate) fn leave(&mut self, taken: Option<&Arc<Health>>) {
-        for health in self.lines.drain(..) {
+        let now = Instant::now();
+        for (health, max_in_flight) in self.lines.drain(..) {
             let was_called = !health.waiting.leave(&self.place);
-            if was_called && !taken.is_some_and(|taken| Arc::ptr_eq(taken, &health)) {
+            let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(taken, &health));
+            if was_called && !is_taken && health.has_place(max_in_flight, now) {
                 health.waiting.call();
             }
         }
@@ -176,7 +180,7 @@ mod tests {
             .enumerate()
             .map(|(i, priority)| Ticket::new(priority, now + std::time::Duration::from_millis(i as u64)))
             .collect();
-        assert!(tickets.iter_mut().all(|ticket| ticket.join(&health)));
+        assert!(tickets.iter_mut().all(|ticket| ticket.join(&health, 1)));
         drop(place);
         assert_eq!(
             health.admit(1, Comes::Newly, now).unwrap_err(),
@@ -203,10 +207,26 @@ mod tests {
         let health = Arc::new(Health::default());
         let now = Instant::now();
         let (mut gone, mut next) = (Ticket::new(Priority::High, now), Ticket::new(Priority::Low, now));
-        assert!(gone.join(&health) && next.join(&health));
+        assert!(gone.join(&health, 1) && next.join(&health, 1));
         health.waiting.call();
         assert!(!is_called(&next));
         drop(gone);
+        assert!(is_called(&next));
+    }
+
+    #[test]
+    fn where_nobody_can_have_a_place_nobody_is_called() {
+        let health = Arc::new(Health::default());
+        let now = Instant::now();
+        let (mut first, mut next) = (Ticket::new(Priority::High, now), Ticket::new(Priority::Low, now));
+        assert!(first.join(&health, 1) && next.join(&health, 1));
+        assert!(first.may_take(&health) && !next.may_take(&health));
+        let place = health.admit(1, Comes::Called, now).unwrap();
+        health.waiting.call();
+        drop(first);
+        assert!(!is_called(&next), "the place was taken by another");
+        assert!(next.may_take(&health));
+        drop(place);
         assert!(is_called(&next));
     }
 
@@ -218,7 +238,7 @@ mod tests {
             .collect();
         let joined = tickets
             .iter_mut()
-            .filter_map(|ticket| ticket.join(&health).then_some(()));
+            .filter_map(|ticket| ticket.join(&health, 1).then_some(()));
         assert_eq!(joined.count(), LONGEST);
         drop(tickets);
         assert_eq!(health.waiting.length(), 0);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::cache::Keeping;
+use crate::guard::{Guard, GuardText};
 use crate::prices::Prices;
 use crate::provider::Provider;
 use crate::route::{Abilities, Candidate, Hedge, Overflow, Policy, Role, Route, Ways, Weights};
@@ -44,6 +46,8 @@ pub(super) struct RouteText {
     #[serde(default)]
     priority: Priority,
     hedge: Option<HedgeText>,
+    cache: Option<Keeping>,
+    guard: Option<GuardText>,
     /// Instead of candidates: other routes, by what the request is.
     #[serde(default)]
     rules: Vec<Rule>,
@@ -127,6 +131,8 @@ impl RouteText {
                 policy: self.policy,
                 candidates: Vec::new(),
                 ways,
+                cache: None,
+                guard: None,
                 rules: Some(rules),
             });
         }
@@ -164,6 +170,8 @@ impl RouteText {
             policy: self.policy,
             candidates,
             ways,
+            cache: self.cache,
+            guard: self.guard.map(|text| Arc::new(Guard::from(text))),
             rules: None,
         })
     }
@@ -197,6 +205,11 @@ impl RouteText {
         if self.rules.is_empty() && self.otherwise.is_none() {
             return Ok(None);
         }
+        if self.cache.is_some() || self.guard.is_some() {
+            let message =
+                "a route with rules keeps and guards nothing itself; the routes that it leads to do";
+            return Err(Error::config(field("rules"), message));
+        }
         let others = [&self.candidates, &self.long_fallbacks, &self.refused_fallbacks];
         if others.iter().any(|list| !list.is_empty()) {
             let message =
@@ -214,20 +227,27 @@ impl RouteText {
     }
 }
 
-/// Rules lead to routes with candidates or to targets, never to rules again.
+/// Rules lead to routes with candidates or to targets, never to rules again; so do guards to those that judge.
 pub(super) fn check_rules(
     routes: &HashMap<String, Arc<Route>>,
     is_target: impl Fn(&str) -> bool,
 ) -> Result<(), Error> {
     for (name, route) in routes {
-        for target in route.rules.iter().flat_map(Rules::targets) {
+        let judge = route.guard.as_ref().and_then(|guard| guard.classifier.as_ref());
+        let judge = judge.map(|classifier| classifier.route.as_str());
+        for target in route.rules.iter().flat_map(Rules::targets).chain(judge) {
             let is_fine = match routes.get(target) {
                 Some(other) => other.rules.is_none(),
                 None => is_target(target),
             };
             if !is_fine {
                 let message = format!("`{target}` is no route with candidates and no provider/model");
-                return Err(Error::config(format!("routes.{name}.rules"), message));
+                let field = if route.rules.is_some() {
+                    "rules"
+                } else {
+                    "guard.classifier"
+                };
+                return Err(Error::config(format!("routes.{name}.{field}"), message));
             }
         }
     }

@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what goes wrong in the rig is a failed test")]
 
+mod chaos;
 mod dialects;
 mod failing;
 mod forwarding;
+mod keeping;
 mod money;
 mod routing;
 mod support;

@@ -17,7 +17,7 @@ fn limited(limits: Limits) -> NewKey {
 }
 
 /// A gateway with a ledger and one key. A million tokens of output cost a dollar: a token a millionth.
-async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
+pub(crate) async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("l.db");
     let mut admin = Admin::open(&path).unwrap();
@@ -28,7 +28,7 @@ async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
 }
 
 /// What the ledger says when the gateway has stopped.
-async fn stopped(mut rig: Rig, folder: &tempfile::TempDir) -> Admin {
+pub(crate) async fn stopped(mut rig: Rig, folder: &tempfile::TempDir) -> Admin {
     rig.stop.take().unwrap().send(()).unwrap();
     drop(rig.client);
     rig.running.await.unwrap();

@@ -12,7 +12,7 @@ use crate::support::{Reply, Rig, chat, rig};
 
 impl Rig {
     /// A chat request with another header.
-    async fn chat_with(&self, model: &str, header: (&str, &str)) -> Reply {
+    pub(crate) async fn chat_with(&self, model: &str, header: (&str, &str)) -> Reply {
         let started = std::time::Instant::now();
         let request = Request::post(format!("http://{}/v1/chat/completions", self.address))
             .header("content-type", "application/json")
@@ -230,6 +230,19 @@ async fn a_second_is_asked_when_the_first_takes_long() {
 }
 
 #[tokio::test]
+async fn a_whole_answer_that_does_not_come_is_asked_of_another() {
+    let rig =
+        rig("---[timeouts]\nwhole-ms = 150\n[routes.r]\ncandidates = [\"m/slow=3000\", \"m/ok\"]").await;
+    let reply = rig.chat("r", false).await;
+    assert!(
+        reply.route().ends_with("failed=m/slow=3000:slow"),
+        "{}",
+        reply.route()
+    );
+    assert!(reply.took < Duration::from_secs(1), "{:?}", reply.took);
+}
+
+#[tokio::test]
 async fn who_rests_is_asked_before_the_client_is_refused() {
     // The first is well again, but nobody knows; the second has just died.
     let rig = rig(
@@ -241,4 +254,40 @@ async fn who_rests_is_asked_before_the_client_is_refused() {
     let reply = rig.chat("s", false).await;
     assert_eq!(reply.status, 200, "{}", reply.text);
     assert!(reply.took < Duration::from_millis(400), "{:?}", reply.took);
+}
+
+#[tokio::test]
+async fn an_engine_in_this_process_is_a_provider_like_any() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let n_connections = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counted = Arc::clone(&n_connections);
+    let engine: carat_gateway::Engine = Arc::new(move |mut stream| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 4096];
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                let head = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                assert!(head.starts_with("POST /v1/chat/completions") && !head.contains("authorization"));
+                let body = crate::support::mock::WHOLE;
+                let text = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(text.as_bytes()).await.unwrap();
+            }
+        });
+    });
+    let more = "---[providers.local]\nlike = \"engine\"\n[routes.r]\nnever-leaves-this-machine = true\ncandidates = [\"local/gemma\"]";
+    let rig = crate::support::rig_around(more, "client-key", Some(engine)).await;
+    for _ in 0..3 {
+        let reply = rig.chat("r", false).await;
+        assert_eq!(
+            (reply.status, reply.text.as_str()),
+            (200, crate::support::mock::WHOLE)
+        );
+    }
+    assert_eq!(n_connections.load(Ordering::Relaxed), 1, "it is kept");
+    // Without one it is a provider that cannot be reached.
+    let rig = crate::support::rig(more).await;
+    assert_eq!(rig.chat("r", false).await.status, 502);
 }

@@ -14,6 +14,7 @@
 //! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
 //! | `no-usage` | a whole answer that does not say what it took |
 //! | `left=N`, `of=N` | says that so many requests of so many are left for ten minutes |
+//! | `say=words_like_these` | these words, in a stream three letters an event |
 //! | `times=N` | the first N requests are treated so, later ones well |
 //!
 //! | `tool` | a call of `weather` instead of words |
@@ -126,7 +127,7 @@ async fn connection(mut stream: TcpStream, seen: Arc<Seen>) {
 }
 
 /// Reads a request: the lengths of its head and its body.
-async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(usize, usize)> {
+pub(crate) async fn request(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<(usize, usize)> {
     loop {
         if let Some(end) = buffer.windows(4).position(|four| four == b"\r\n\r\n") {
             let head = std::str::from_utf8(&buffer[..end]).ok()?;
@@ -255,12 +256,14 @@ impl Command {
         self.name.split(';').any(|other| other == part)
     }
 
-    fn number(&self, name: &str) -> Option<u64> {
-        let value = self
-            .name
+    fn text(&self, name: &str) -> Option<&str> {
+        self.name
             .split(';')
-            .find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
-        value.and_then(|value| value.parse().ok())
+            .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.text(name).and_then(|value| value.parse().ok())
     }
 }
 
@@ -307,6 +310,9 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
         );
         return whole(stream, "200 OK", &told, "application/json", WHOLE).await;
     }
+    if let Some(words) = command.text("say") {
+        return say(stream, command, &words.replace('_', " ")).await;
+    }
     if command.has("html") {
         return whole(stream, "200 OK", "", "text/html", "<html>welcome</html>").await;
     }
@@ -334,6 +340,28 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
         WHOLE,
     )
     .await
+}
+
+/// Says certain words.
+async fn say(stream: &mut TcpStream, command: &Command, words: &str) -> Option<()> {
+    if !command.is_stream {
+        let body = WHOLE.replace("one two three four", words);
+        return whole(stream, "200 OK", "", "application/json", &body).await;
+    }
+    let mut out =
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    for piece in words.as_bytes().chunks(3) {
+        let piece = String::from_utf8_lossy(piece);
+        chunk(
+            &mut out,
+            event(&format!("{{\"content\":\"{piece}\"}}"), "null").as_bytes(),
+        );
+    }
+    chunk(&mut out, event("{}", "\"stop\"").as_bytes());
+    chunk(&mut out, usage(4).as_bytes());
+    chunk(&mut out, b"data: [DONE]\n\n");
+    out.extend_from_slice(b"0\r\n\r\n");
+    stream.write_all(&out).await.ok()
 }
 
 /// A whole answer.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use carat_gateway::{Config, Env, Gateway};
+use carat_gateway::{Config, Engine, Env, Gateway};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -61,11 +61,19 @@ pub(crate) async fn rig(more: &str) -> Rig {
 
 /// The same with a client's key.
 pub(crate) async fn rig_with(more: &str, secret: &str) -> Rig {
+    rig_around(more, secret, None).await
+}
+
+/// The same with an engine in the gateway's process.
+pub(crate) async fn rig_around(more: &str, secret: &str, engine: Option<Engine>) -> Rig {
     let (mock_address, mock) = mock::start(0, true).await;
     let config = Config::parse(&config(mock_address, more), &env()).unwrap();
     let listener = carat_gateway::listen(config.listen).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let gateway = Arc::new(Gateway::new(config).unwrap());
+    let gateway = Arc::new(match engine {
+        Some(engine) => Gateway::with_engine(config, engine).unwrap(),
+        None => Gateway::new(config).unwrap(),
+    });
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, async {
         let _dropped_is_stopped_too = stopped.await;

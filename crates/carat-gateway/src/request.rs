@@ -1,0 +1,552 @@
+//! What becomes of a request for a model: read, let in, answered from what is kept or by somebody, and told so.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::access::{self, Entry, Gate};
+use crate::attempt::{self, Answer, Call, Lost, Means, Trail, Wish, Won};
+use crate::cache::{Kept, Lookup, Tape};
+use crate::config::Config;
+use crate::endpoint::{Called, Endpoint};
+use crate::explain::{self, Chosen};
+use crate::failure::{Class, Failure};
+use crate::fields::Fields;
+use crate::gateway::{Gateway, find, unknown_model};
+use crate::guard::{self, Guard};
+use crate::needs::Needs;
+use crate::policy::Known;
+use crate::reply::{self, Body};
+use crate::route::{Policy, Route};
+use crate::sticky;
+use crate::upstream;
+use crate::waiting::Priority;
+
+/// Longest that somebody who judges requests may take.
+const JUDGING: Duration = Duration::from_secs(30);
+
+/// A request that was read.
+struct Asking<'a> {
+    headers: &'a HeaderMap,
+    /// What the client names.
+    name: &'a str,
+    route: Arc<Route>,
+    /// The rule that led to the route; 0 is none of them.
+    rule: Option<usize>,
+    id: [u8; 16],
+}
+
+impl Gateway {
+    pub(crate) async fn post(
+        &self,
+        called: &Called,
+        id: [u8; 16],
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let config = self.config();
+        match self.read(&config, called, id, request).await {
+            Ok(response) => response,
+            Err(failure) => {
+                if failure.code.as_deref() == Some("guardrail") {
+                    self.counts.guarded.fetch_add(1, Ordering::Relaxed);
+                }
+                reply::refusal(called.endpoint.dialect(), &failure)
+            }
+        }
+    }
+
+    /// Reads a request, and what its route's guard lets of it in.
+    async fn read(
+        &self,
+        config: &Config,
+        called: &Called,
+        id: [u8; 16],
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Failure> {
+        let deadline = Instant::now() + config.timeouts.total;
+        let (head, body) = request.into_parts();
+        // Nobody without a key has a body read for him.
+        if let Some(ledger) = &self.ledger
+            && access::bearer(ledger, &head.headers).is_none()
+        {
+            return Err(access::no_key());
+        }
+        let body = whole(&head.headers, body, config.body_bytes, deadline).await?;
+        let fields = fields(&body)?;
+        let name: Cow<'_, str> = match &called.model {
+            Some(name) => Cow::Borrowed(name),
+            None => fields.get("model").ok_or_else(no_model)?,
+        };
+        let max_tokens = max_tokens(called.endpoint, &fields);
+        let needs = Needs::read(called.endpoint, &fields, max_tokens);
+        let (route, rule) = chosen(config, &name, &needs, &fields)?;
+        let guard = route.guard.as_deref();
+        let changed = guard.map_or(Ok(None), |guard| guard.let_in(&fields, max_tokens))?;
+        let again = changed.as_deref().map(self::fields).transpose()?;
+        let call = Call {
+            endpoint: called.endpoint,
+            body_bytes: changed.as_ref().map_or(body.len(), Vec::len),
+            is_stream: is_stream(called, &fields),
+            max_tokens,
+            forwarded: upstream::forwarded(&head.headers),
+            deadline: deadline.min(own_deadline(&head.headers)),
+            wish: Wish {
+                needs,
+                key: key(&route, &head.headers, &fields),
+                priority: priority(&head.headers),
+            },
+            fields: again.as_ref().unwrap_or(&fields),
+        };
+        let asking = Asking {
+            headers: &head.headers,
+            name: &name,
+            route,
+            rule,
+            id,
+        };
+        if called.is_dry || head.headers.contains_key("x-carat-dry-run") {
+            let chosen = Chosen {
+                name: &name,
+                route: &asking.route,
+                rule,
+            };
+            return Ok(explain::response(&chosen, &call, &self.known(config)));
+        }
+        // On the heap, since it is large and most of a connection's life is spent without it.
+        Box::pin(self.serve(config, asking, &call)).await
+    }
+
+    fn known<'a>(&'a self, config: &'a Config) -> Known<'a> {
+        Known {
+            book: self.book(),
+            prices: &config.prices,
+            now: std::time::Instant::now(),
+        }
+    }
+
+    /// Lets a request in and has it answered.
+    async fn serve(
+        &self,
+        config: &Config,
+        asking: Asking<'_>,
+        call: &Call<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let guard = asking.route.guard.clone();
+        let (mut entry, route, told) = self.admit(config, &asking, call).await?;
+        if let Some(guard) = &guard
+            && let Err(failure) = self.judged(config, guard, call, &mut entry).await
+        {
+            if let Some(entry) = entry {
+                entry.fail();
+            }
+            return Err(failure);
+        }
+        let way = Way {
+            endpoint: call.endpoint,
+            route: &route,
+            rule: asking.rule.map(|rule| (asking.name, rule)),
+        };
+        let lookup = route.cache.as_ref().and_then(|keeping| {
+            let most = config.cache_bytes;
+            Lookup::new(&self.cache, keeping, most, &route.name, asking.headers, call)
+        });
+        if let Some((body, target, age)) = lookup.as_ref().and_then(Lookup::find) {
+            if let Some(entry) = entry {
+                entry.cached(&target);
+            }
+            return Ok(with(way.kept(call.is_stream, body, &target, age), told));
+        }
+        let means = Means {
+            // What was asked for decides what is let out, whoever answers in its place.
+            guard: route
+                .guard
+                .as_ref()
+                .or(guard.as_ref())
+                .filter(|guard| guard.looks_at_answers()),
+            ..self.means(config)
+        };
+        let answer = attempt::answer(&means, &route, call, entry).await;
+        let mut response = match answer {
+            Ok(won) => way.answered(won, means.guard, lookup)?,
+            Err(lost) => way.refused(*lost),
+        };
+        if route.cache.is_some() && !response.headers().contains_key("x-carat-cache") {
+            insert(response.headers_mut(), "x-carat-cache", "bypass");
+        }
+        Ok(with(response, told))
+    }
+
+    fn means<'a>(&'a self, config: &'a Config) -> Means<'a> {
+        Means {
+            upstream: &self.upstream,
+            book: self.book(),
+            retries: &self.retries,
+            hedges: &self.hedges,
+            variants: &self.variants,
+            guard: None,
+            config,
+        }
+    }
+
+    /// With a ledger, the key's limits decide; past a soft one another route may answer.
+    async fn admit(&self, config: &Config, asking: &Asking<'_>, call: &Call<'_>) -> Result<LetIn, Failure> {
+        let route = Arc::clone(&asking.route);
+        let Some(ledger) = &self.ledger else {
+            return Ok((None, route, Vec::new()));
+        };
+        let gate = Gate {
+            ledger,
+            config,
+            route: &route,
+        };
+        let admitted = gate.admit(asking.headers, asking.id, asking.name, call).await?;
+        let route = admitted.instead.unwrap_or(route);
+        Ok((Some(admitted.entry), route, admitted.headers))
+    }
+
+    /// Asks whoever judges requests for a route, if somebody does.
+    async fn judged(
+        &self,
+        config: &Config,
+        guard: &Guard,
+        call: &Call<'_>,
+        entry: &mut Option<Entry>,
+    ) -> Result<(), Failure> {
+        let Some(classifier) = &guard.classifier else {
+            return Ok(());
+        };
+        let body = classifier.body(call.fields);
+        let fields = fields(body.as_bytes())?;
+        let route = named(config, &classifier.route).ok_or_else(guard::unjudged)?;
+        let judging = Call {
+            endpoint: Endpoint::Chat,
+            body_bytes: body.len(),
+            is_stream: false,
+            max_tokens: Some(16),
+            forwarded: Vec::new(),
+            deadline: call.deadline.min(Instant::now() + JUDGING),
+            wish: Wish {
+                needs: Needs::read(Endpoint::Chat, &fields, Some(16)),
+                ..call.wish
+            },
+            fields: &fields,
+        };
+        let answer = Box::pin(attempt::answer(&self.means(config), &route, &judging, None)).await;
+        let answer = match answer {
+            Ok(Won {
+                answer: Answer::Whole { bytes, usage },
+                target,
+                ..
+            }) => {
+                let price = config
+                    .target(&target)
+                    .and_then(|target| config.prices.of(&target));
+                if let Some((entry, price)) = entry.as_mut().zip(price) {
+                    entry.also(price.cost(&usage));
+                }
+                classifier.refuses(&bytes)
+            }
+            _ => None,
+        };
+        match answer {
+            Some(false) => Ok(()),
+            Some(true) => Err(guard::unfit()),
+            None if classifier.open_on_failure => Ok(()),
+            None => Err(guard::unjudged()),
+        }
+    }
+}
+
+/// What is written down, who answers, and what the client is told.
+type LetIn = (Option<Entry>, Arc<Route>, Vec<(&'static str, String)>);
+
+fn fields(body: &[u8]) -> Result<Fields<'_>, Failure> {
+    Fields::read(body).map_err(|error| {
+        Failure::new(
+            Class::BadRequest,
+            400,
+            format!("the body is not the JSON object expected: {error}"),
+        )
+    })
+}
+
+fn with(mut response: Response<Body>, told: Vec<(&'static str, String)>) -> Response<Body> {
+    for (name, value) in told {
+        insert(response.headers_mut(), name, &value);
+    }
+    response
+}
+
+fn no_model() -> Failure {
+    Failure {
+        param: Some("model".into()),
+        ..Failure::new(
+            Class::BadRequest,
+            400,
+            "`model` must name a route or a model, as `provider/model`",
+        )
+    }
+}
+
+/// The route that answers a request for `name`, and the rule that chose it if there are any.
+fn chosen(
+    config: &Config,
+    name: &str,
+    needs: &Needs,
+    fields: &Fields<'_>,
+) -> Result<(Arc<Route>, Option<usize>), Failure> {
+    let route = find(config, name).ok_or_else(|| unknown_model(name))?;
+    let Some(rules) = &route.rules else {
+        return Ok((route, None));
+    };
+    let (target, rule) = rules.choose(needs, fields);
+    let route = named(config, target).ok_or_else(|| unknown_model(target))?;
+    Ok((route, Some(rule.unwrap_or(0))))
+}
+
+/// The route that the configuration itself names, which may be a target that clients cannot name.
+fn named(config: &Config, name: &str) -> Option<Arc<Route>> {
+    let route = config.routes.get(name).cloned();
+    route.or_else(|| config.target(name).map(|target| Arc::new(Route::direct(target))))
+}
+
+/// What the request belongs to, where the policy keeps such together.
+fn key(route: &Route, headers: &HeaderMap, fields: &Fields<'_>) -> Option<u64> {
+    match route.policy {
+        Policy::Sticky => Some(sticky::conversation(headers, fields)),
+        // Who is not known is assigned by the key of the gateway that he uses, and at random without one.
+        Policy::Ab => sticky::user(headers, fields)
+            .or_else(|| access::key_of(headers).map(|key| sticky::hash(key.as_bytes()))),
+        _ => None,
+    }
+}
+
+fn priority(headers: &HeaderMap) -> Option<Priority> {
+    Priority::of_name(headers.get("x-carat-priority")?.to_str().ok()?)
+}
+
+/// Whether the answer comes as it is made.
+fn is_stream(called: &Called, fields: &Fields<'_>) -> bool {
+    let default = called.endpoint == Endpoint::OllamaChat;
+    called
+        .stream
+        .unwrap_or_else(|| fields.get("stream").unwrap_or(default))
+}
+
+/// The most tokens that the answer may have, if the request says so.
+fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
+    let within = |object: &str, name: &str| {
+        let object: Option<serde_json::Value> = fields.get(object);
+        object.and_then(|object| object[name].as_u64())
+    };
+    match endpoint {
+        Endpoint::Generate => within("generationConfig", "maxOutputTokens"),
+        Endpoint::OllamaChat => within("options", "num_predict"),
+        // These have answers without tokens.
+        Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Moderations | Endpoint::CountTokens => Some(0),
+        _ => ["max_completion_tokens", "max_tokens", "max_output_tokens"]
+            .iter()
+            .find_map(|name| fields.get(name)),
+    }
+}
+
+/// The whole body, if it is not too large and comes in time.
+async fn whole(headers: &HeaderMap, body: Incoming, limit: usize, until: Instant) -> Result<Bytes, Failure> {
+    let too_large = || {
+        let message =
+            format!("the body has more than the {limit} bytes that this gateway takes (`max-body-mb`)");
+        Failure::new(Class::BadRequest, 413, message)
+    };
+    let stated = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if stated.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout_at(until, Limited::new(body, limit).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Failure::new(
+            Class::BadRequest,
+            400,
+            "the body did not come whole; send it again",
+        )),
+        Err(_) => Err(Failure::new(
+            Class::BadRequest,
+            408,
+            "the body took too long to come",
+        )),
+    }
+}
+
+/// When the client will have given up: OpenAI's and Anthropic's own libraries say so.
+fn own_deadline(headers: &HeaderMap) -> Instant {
+    const FAR: std::time::Duration = std::time::Duration::from_secs(86400);
+    let names = ["x-stainless-read-timeout", "x-stainless-timeout"];
+    let seconds = names
+        .iter()
+        .find_map(|name| headers.get(*name)?.to_str().ok()?.parse::<f64>().ok());
+    let patience = seconds.and_then(|seconds| std::time::Duration::try_from_secs_f64(seconds).ok());
+    Instant::now()
+        + patience
+            .filter(|patience| !patience.is_zero())
+            .unwrap_or(FAR)
+            .min(FAR)
+}
+
+/// Where a request went.
+struct Way<'a> {
+    endpoint: Endpoint,
+    route: &'a Route,
+    /// The route of rules that was asked for, and the rule that held; 0 is none.
+    rule: Option<(&'a str, usize)>,
+}
+
+impl Way<'_> {
+    /// An answer that was kept.
+    fn kept(&self, is_stream: bool, body: Bytes, target: &str, age: Duration) -> Response<Body> {
+        let mut response = Response::new(Body::whole(body));
+        let headers = response.headers_mut();
+        if is_stream {
+            stream_headers(self.endpoint, headers);
+        } else {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        headers.insert(AGE, HeaderValue::from(age.as_secs()));
+        insert(headers, "x-carat-cache", "hit");
+        insert(
+            headers,
+            "x-carat-route",
+            &self.explained(Some(target), &Trail::default()),
+        );
+        response
+    }
+
+    fn answered(
+        &self,
+        won: Won,
+        guard: Option<&Arc<Guard>>,
+        lookup: Option<Lookup>,
+    ) -> Result<Response<Body>, Failure> {
+        let is_kept = lookup.is_some();
+        let mut response = match won.answer {
+            Answer::Whole { bytes, usage } => {
+                let bytes = guard.map_or(Ok(bytes.clone()), |guard| guard.let_out(bytes))?;
+                if let Some(lookup) = lookup {
+                    lookup.keep(Kept {
+                        body: bytes.clone(),
+                        is_stream: false,
+                        target: won.target.clone(),
+                        usage,
+                    });
+                }
+                let mut response = Response::new(Body::whole(bytes));
+                let kind = HeaderValue::from_static("application/json");
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Answer::Stream(mut relay) => {
+                if let Some(lookup) = lookup {
+                    relay.record(Tape::new(lookup, &won.target));
+                }
+                let mut response = Response::new(Body::Stream(relay));
+                stream_headers(self.endpoint, response.headers_mut());
+                response
+            }
+        };
+        let headers = response.headers_mut();
+        insert(
+            headers,
+            "x-carat-route",
+            &self.explained(Some(&won.target), &won.trail),
+        );
+        if !won.dropped.is_empty() {
+            insert(headers, "x-carat-dropped", &won.dropped.join(", "));
+        }
+        if let Some(id) = won.upstream_id {
+            headers.insert("x-carat-upstream-id", id);
+        }
+        if is_kept {
+            insert(headers, "x-carat-cache", "miss");
+        }
+        Ok(response)
+    }
+
+    fn refused(&self, lost: Lost) -> Response<Body> {
+        let mut failure = lost.failure;
+        // A provider's quarrel with this gateway's key is not the client's.
+        if failure.class == Class::BadKey {
+            failure = Failure::new(
+                Class::BadKey,
+                502,
+                "the provider does not accept this gateway's key for it",
+            );
+        }
+        let mut response = reply::refusal(self.endpoint.dialect(), &failure);
+        insert(
+            response.headers_mut(),
+            "x-carat-route",
+            &self.explained(None, &lost.trail),
+        );
+        response
+    }
+
+    /// Where an answer came from and why.
+    fn explained(&self, target: Option<&str>, trail: &Trail) -> String {
+        let name = target.unwrap_or("none");
+        let mut text = format!(
+            "{name}; route={}; policy={}; attempts={}",
+            self.route.name,
+            self.route.policy.name(),
+            trail.n_attempts
+        );
+        match self.rule {
+            Some((name, 0)) => text.push_str(&format!("; rule={name}:otherwise")),
+            Some((name, rule)) => text.push_str(&format!("; rule={name}:{rule}")),
+            None => {}
+        }
+        let passed = trail
+            .passed
+            .iter()
+            .filter(|(other, _)| Some(other.as_str()) != target);
+        let passed: Vec<String> = passed.map(|(name, why)| format!("{name}:{why}")).collect();
+        if !passed.is_empty() {
+            text.push_str("; passed=");
+            text.push_str(&passed.join(","));
+        }
+        if !trail.failed.is_empty() {
+            text.push_str("; failed=");
+            text.push_str(&trail.text());
+        }
+        if let Some(abandoned) = &trail.abandoned {
+            text.push_str("; hedged=");
+            text.push_str(abandoned);
+        }
+        text
+    }
+}
+
+fn stream_headers(endpoint: Endpoint, headers: &mut HeaderMap) {
+    let kind = match endpoint {
+        Endpoint::OllamaChat => "application/x-ndjson",
+        _ => "text/event-stream",
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+}
+
+/// Names may hold what no header can; such a header is left out.
+fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
