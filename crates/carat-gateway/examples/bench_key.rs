@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a tool for the bench")]
 
+use std::path::Path;
+
 use carat_ledger::{Admin, Budget, Limits, Micros, NewKey, Period};
 
 fn main() {
@@ -10,7 +12,7 @@ fn main() {
         limit: Micros(1_000_000_000_000),
         period: Period::Month,
     });
-    let mut admin = Admin::open(path.as_ref()).unwrap();
+    let mut admin = Admin::open(Path::new(&path)).unwrap();
     admin.set_team("bench", budget).unwrap();
     let key = NewKey {
         name: "bench".into(),

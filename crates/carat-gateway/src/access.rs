@@ -117,7 +117,7 @@ impl Gate<'_> {
         let mut instead: Option<(String, Option<Arc<Route>>)> = None;
         loop {
             let settled = self.ledger.settled();
-            let refusal = match self.ledger.admit(key, &asked) {
+            let refusal = match self.ledger.admit(key, &asked).await {
                 Ok(hold) => {
                     let headers = told(&hold, name, instead.as_ref());
                     let entry = Entry {
@@ -152,9 +152,11 @@ impl Gate<'_> {
                 }
                 Refusal::Held => {
                     let left = PATIENCE.saturating_sub(arrived.elapsed());
-                    if tokio::time::timeout(left, settled).await.is_err() {
+                    if left.is_zero() {
                         return Err(failure(&Refusal::Held));
                     }
+                    // Whether it came or not, it is asked again.
+                    let _settled = tokio::time::timeout(left.min(self.ledger.nap()), settled).await;
                 }
                 refusal => return Err(failure(&refusal)),
             }

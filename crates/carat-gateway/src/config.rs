@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use carat_ledger::Place;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::admin::{AdminSettings, AdminText};
 use crate::engine;
 use crate::limits::CONFIG_BYTES;
 use crate::prices::Prices;
@@ -42,9 +44,11 @@ pub struct Config {
     pub(crate) providers: HashMap<String, Arc<Provider>>,
     pub(crate) routes: HashMap<String, Arc<Route>>,
     /// Where keys, budgets and requests are kept, if they are.
-    pub(crate) ledger: Option<PathBuf>,
+    pub(crate) ledger: Option<Place>,
     /// How long rows of requests are kept, if not for ever.
     pub(crate) ledger_keep: Option<Duration>,
+    /// The admin API, if there is one.
+    pub(crate) admin: Option<AdminSettings>,
     pub(crate) unknown_price: UnknownPrice,
     /// Tokens of an answer whose length the request leaves open.
     pub(crate) expected_output: u64,
@@ -92,6 +96,7 @@ struct File {
     providers: BTreeMap<String, ProviderText>,
     routes: BTreeMap<String, RouteText>,
     ledger: LedgerText,
+    admin: Option<AdminText>,
     prices: BTreeMap<String, PriceText>,
     models: BTreeMap<String, Abilities>,
     cache: CacheText,
@@ -113,6 +118,10 @@ impl Default for CacheText {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct LedgerText {
     path: Option<PathBuf>,
+    /// Variable with the address of a PostgreSQL server.
+    url_env: Option<String>,
+    /// Folder of this gateway's own, beside a server.
+    journal: Option<PathBuf>,
     unknown_price: UnknownPrice,
     expected_output: Option<u64>,
     keep_days: Option<u32>,
@@ -141,6 +150,7 @@ impl Default for File {
             providers: BTreeMap::new(),
             routes: BTreeMap::new(),
             ledger: LedgerText::default(),
+            admin: None,
             prices: BTreeMap::new(),
             models: BTreeMap::new(),
             cache: CacheText::default(),
@@ -198,10 +208,15 @@ impl Config {
         if !(1..=4096).contains(&file.max_body_mb) {
             return Err(Error::config("max-body-mb", "must be between 1 and 4096"));
         }
-        if file.ledger.path.is_none() && !file.listen.ip().is_loopback() {
+        let ledger = file.ledger.place(env)?;
+        if ledger.is_none() && !file.listen.ip().is_loopback() {
             let message = "beyond this machine clients need keys; add [ledger] with a path";
             return Err(Error::config("listen", message));
         }
+        let admin = file
+            .admin
+            .map(|admin| admin.checked(ledger.is_some(), env))
+            .transpose()?;
         let mut own = HashMap::new();
         for (name, text) in file.prices {
             let price = carat_ledger::Price::of(text.input, text.output);
@@ -224,7 +239,8 @@ impl Config {
             provider.is_some_and(|provider| providers.contains_key(provider))
         })?;
         Ok(Self {
-            ledger: file.ledger.path,
+            ledger,
+            admin,
             ledger_keep: file
                 .ledger
                 .keep_days
@@ -252,8 +268,8 @@ impl Config {
     }
 
     /// The ledger's database, if one is kept.
-    pub fn ledger(&self) -> Option<&Path> {
-        self.ledger.as_deref()
+    pub fn ledger(&self) -> Option<&Place> {
+        self.ledger.as_ref()
     }
 
     /// The target that `provider/model` names.
@@ -266,6 +282,27 @@ impl Config {
             prices: &self.prices,
         };
         (!model.is_empty()).then(|| parts.candidate(provider, model, 1))
+    }
+}
+
+impl LedgerText {
+    /// Where it is kept, if it is.
+    fn place(&self, env: &Env) -> Result<Option<Place>, Error> {
+        match (&self.path, &self.url_env, &self.journal) {
+            (None, None, None) => Ok(None),
+            (Some(path), None, None) => Ok(Some(Place::from(path))),
+            (None, Some(name), Some(journal)) => {
+                // An address holds a password, so that it never stands in the file.
+                let message = || Error::config("ledger.url-env", format!("the variable {name} is not set"));
+                let url = env(name).ok_or_else(message)?;
+                let journal = journal.clone();
+                Ok(Some(Place::Postgres { url, journal }))
+            }
+            _ => {
+                let message = "say `path` for a file, or `url-env` and `journal` for a PostgreSQL server";
+                Err(Error::config("ledger", message))
+            }
+        }
     }
 }
 
@@ -357,6 +394,9 @@ mod tests {
         let cases = [
             ("attemts = 3", "attemts"),
             ("attempts = 0", "attempts"),
+            ("[ledger]\npath = \"a\"\nurl-env = \"b\"", "ledger"),
+            ("[ledger]\nurl-env = \"b\"", "journal"),
+            ("[ledger]\nurl-env = \"b\"\njournal = \"j\"", "the variable b"),
             ("[timeouts]\nidle-ms = 0", "timeouts.idle-ms"),
             ("[providers.\"a/b\"]\nbase-url = \"http://x\"", "providers.a/b"),
             ("[routes.r]\ncandidates = []", "routes.r.candidates"),

@@ -138,7 +138,7 @@ pub(crate) fn encoded(name: &str) -> String {
 }
 
 /// The name that a part of a path stands for.
-fn decoded(text: &str) -> Option<String> {
+pub(crate) fn decoded(text: &str) -> Option<String> {
     let (mut bytes, mut rest) = (Vec::with_capacity(text.len()), text.as_bytes());
     while let Some((&first, after)) = rest.split_first() {
         if first != b'%' {

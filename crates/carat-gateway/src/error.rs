@@ -45,6 +45,12 @@ pub enum Error {
     /// The ledger cannot be used.
     #[error("the ledger cannot be used")]
     Ledger(#[source] carat_ledger::Error),
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread {
+        /// Why.
+        source: std::io::Error,
+    },
     /// Certificates of this machine cannot be used.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),

@@ -39,6 +39,7 @@ pub struct Gateway {
     pub(crate) cache: Arc<Cache>,
     pub(crate) variants: Variants,
     pub(crate) ledger: Option<Ledger>,
+    pub(crate) began: Instant,
     ids: Ids,
     pub(crate) counts: Counts,
     pub(crate) is_stopping: AtomicBool,
@@ -96,8 +97,8 @@ impl Gateway {
     fn with(config: Config, engine: Option<Engine>) -> Result<Self, Error> {
         let ledger = config
             .ledger
-            .as_deref()
-            .map(|path| Ledger::open(path, config.ledger_keep))
+            .as_ref()
+            .map(|place| Ledger::open(place, config.ledger_keep))
             .transpose()
             .map_err(Error::Ledger)?;
         if let Some(n) = ledger.as_ref().map(Ledger::n_lost).filter(|n| *n > 0) {
@@ -112,6 +113,7 @@ impl Gateway {
             cache: Arc::default(),
             variants: Variants::default(),
             ledger,
+            began: Instant::now(),
             ids: Ids::default(),
             counts: Counts::default(),
             is_stopping: AtomicBool::new(false),
@@ -129,6 +131,10 @@ impl Gateway {
     /// The configuration in force.
     pub(crate) fn config(&self) -> Arc<Config> {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
     }
 
     pub(crate) fn book(&self) -> &HealthBook {

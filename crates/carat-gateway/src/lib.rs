@@ -8,6 +8,7 @@
 
 mod access;
 mod account;
+mod admin;
 mod attempt;
 mod cache;
 mod clock;
@@ -49,8 +50,9 @@ mod usage;
 mod variants;
 mod waiting;
 
+pub use admin::administer;
 pub use config::{Config, Env};
 pub use engine::Engine;
 pub use error::Error;
 pub use gateway::Gateway;
-pub use server::{follow, listen, run};
+pub use server::{Source, follow, listen, run};

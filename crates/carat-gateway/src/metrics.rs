@@ -24,7 +24,7 @@ pub(crate) fn response(gateway: &Gateway) -> Response<Body> {
     response
 }
 
-fn text(gateway: &Gateway) -> String {
+pub(crate) fn text(gateway: &Gateway) -> String {
     let mut out = Text(String::new());
     let counts = &gateway.counts;
     out.family("carat_gateway_requests_in_flight", "gauge", "Requests under way");

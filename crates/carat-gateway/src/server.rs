@@ -88,30 +88,51 @@ async fn serve(gateway: Arc<Gateway>, stream: TcpStream, mut orders: watch::Rece
     }
 }
 
-/// Reads the configuration file anew whenever it changes, until dropped. A file that makes no sense is refused, and the
-/// configuration in force stays.
-pub async fn follow(gateway: Arc<Gateway>, path: PathBuf, env: Env) {
-    let mut seen = stamp(&path);
-    let mut ticks = tokio::time::interval(LOOK);
-    loop {
-        ticks.tick().await;
-        let now = stamp(&path);
-        if now.is_none() || now == seen {
-            continue;
-        }
-        seen = now;
-        match Config::open(&path, &env) {
+/// Where the configuration comes from.
+#[derive(Clone)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// The environment.
+    pub env: Env,
+}
+
+impl Source {
+    /// Reads the configuration anew. One that makes no sense is refused, and the one in force stays.
+    ///
+    /// # Errors
+    /// What makes no sense.
+    pub(crate) fn reload(&self, gateway: &Gateway) -> Result<(), Error> {
+        match Config::open(&self.path, &self.env) {
             Ok(config) => {
                 gateway.replace(config);
                 gateway.counts.reloads.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(path = %path.display(), "serving by the changed configuration");
+                tracing::info!(path = %self.path.display(), "serving by the changed configuration");
+                Ok(())
             }
             Err(error) => {
                 gateway.counts.refused_reloads.fetch_add(1, Ordering::Relaxed);
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(%error, source, "the changed configuration is refused; the one before stays in force");
+                Err(error)
             }
         }
+    }
+}
+
+/// Reads the configuration file anew whenever it changes, until dropped.
+pub async fn follow(gateway: Arc<Gateway>, source: Source) {
+    let mut seen = stamp(&source.path);
+    let mut ticks = tokio::time::interval(LOOK);
+    loop {
+        ticks.tick().await;
+        let now = stamp(&source.path);
+        if now.is_none() || now == seen {
+            continue;
+        }
+        seen = now;
+        // What is wrong with it has been told.
+        let _refused = source.reload(&gateway);
     }
 }
 

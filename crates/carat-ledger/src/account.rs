@@ -187,6 +187,7 @@ pub struct Credit {
     /// Whose it is: `key:NUMBER`, `user:NAME`, `team:NAME` or `project:NAME`.
     pub scope: String,
     /// How much.
+    #[serde(rename = "micros")]
     pub amount: Micros,
     /// What people want to remember of it.
     pub note: String,

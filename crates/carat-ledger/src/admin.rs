@@ -3,8 +3,6 @@
 //! Every act that changes something is written to the audit log in the same step, with who did it. Texts of keys are
 //! never part of it.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use crate::account::{Credit, check_name, key_scope};
@@ -14,7 +12,7 @@ use crate::key::{self, KeyInfo, NewKey, Secret};
 use crate::ledger::now_ms;
 use crate::row::Outcome;
 use crate::store::{Store, Total, key_info};
-use crate::{Account, Error, Kind, Limits, Micros, Role};
+use crate::{Account, Error, Kind, Limits, Micros, Place, Role};
 
 /// Longest time for which a rotated key's old text stays good: 90 days, in milliseconds.
 const MAX_OVERLAP_MS: u64 = 90 * 86_400_000;
@@ -48,6 +46,8 @@ fn audit(db: &mut Db, actor: &str, act: &str, subject: &str, detail: &str) -> Re
         "INSERT INTO audit (at_ms, actor, act, subject, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
         values![now_ms(), actor, act, subject, detail],
     )?;
+    // Gateways that run look at this number; it is changed in the same step, so that none sees it too early.
+    db.execute("UPDATE changes SET n = n + 1", &[])?;
     Ok(())
 }
 
@@ -66,9 +66,9 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error`], as for everything here: the database.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(place: impl Into<Place>) -> Result<Self, Error> {
         Ok(Self {
-            store: Store::open(path)?,
+            store: Store::open(&place.into())?,
             actor: "command".into(),
         })
     }

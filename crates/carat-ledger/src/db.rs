@@ -3,13 +3,20 @@
 //! Statements have numbered places (`?1`), values go in as [`Value`]s, and what comes back is a [`Record`] whose columns
 //! are taken in their order. Every number is a signed integer of 64 bits: money, times and counts alike.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::fmt;
 use std::time::Duration;
 
+use postgres::types::{IsNull, Type};
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
-use crate::{Error, Micros};
+use crate::{Error, Micros, Place};
+
+/// Statements that are kept prepared.
+const MAX_STATEMENTS: usize = 64;
+/// How long connecting to a server may take.
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// A value on its way into a statement.
 #[derive(Debug, Clone, Copy)]
@@ -85,6 +92,28 @@ impl rusqlite::ToSql for Value<'_> {
     }
 }
 
+impl postgres::types::ToSql for Value<'_> {
+    fn to_sql(
+        &self,
+        kind: &Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self {
+            Self::Null => Ok(IsNull::Yes),
+            Self::Int(n) => n.to_sql(kind, out),
+            Self::Text(text) => text.to_sql(kind, out),
+            Self::Blob(bytes) => bytes.to_sql(kind, out),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        // The schema has no other kinds, and what is sent for another is refused there.
+        true
+    }
+
+    postgres::types::to_sql_checked!();
+}
+
 /// A value that came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Cell {
@@ -151,43 +180,126 @@ impl Record {
 }
 
 /// A connection.
-#[derive(Debug)]
-pub(crate) struct Db {
-    connection: Connection,
+pub(crate) enum Db {
+    /// A file of this machine.
+    Sqlite(Connection),
+    /// A server.
+    Postgres(Box<Postgres>),
+}
+
+/// A connection to a server, with the statements that it has prepared.
+pub(crate) struct Postgres {
+    client: postgres::Client,
+    statements: HashMap<String, postgres::Statement>,
+}
+
+impl fmt::Debug for Db {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite(_) => "Db::Sqlite",
+            Self::Postgres(_) => "Db::Postgres",
+        })
+    }
+}
+
+impl Postgres {
+    fn prepared(&mut self, sql: &str) -> Result<postgres::Statement, Error> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        // Places are `$1` there, and `?` stands for nothing else in any statement.
+        let statement = self.client.prepare(&sql.replace('?', "$"))?;
+        if self.statements.len() < MAX_STATEMENTS {
+            self.statements.insert(sql.to_string(), statement.clone());
+        }
+        Ok(statement)
+    }
 }
 
 impl Db {
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(10))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.set_prepared_statement_cache_capacity(64);
-        Ok(Self { connection })
+    pub(crate) fn open(place: &Place) -> Result<Self, Error> {
+        match place {
+            Place::Sqlite(path) => {
+                let connection = Connection::open(path)?;
+                connection.busy_timeout(Duration::from_secs(10))?;
+                connection.pragma_update(None, "journal_mode", "WAL")?;
+                connection.pragma_update(None, "synchronous", "FULL")?;
+                connection.set_prepared_statement_cache_capacity(MAX_STATEMENTS);
+                Ok(Self::Sqlite(connection))
+            }
+            Place::Postgres { url, .. } => {
+                let mut config: postgres::Config = url.parse().map_err(Error::Address)?;
+                config.connect_timeout(CONNECT).application_name("carat");
+                let mut client = config.connect(postgres::NoTls)?;
+                // Somebody else's lock must not stop the gateway for ever.
+                client.batch_execute("SET lock_timeout = '10s'; SET statement_timeout = '30s'")?;
+                Ok(Self::Postgres(Box::new(Postgres {
+                    client,
+                    statements: HashMap::new(),
+                })))
+            }
+        }
+    }
+
+    pub(crate) fn is_postgres(&self) -> bool {
+        matches!(self, Self::Postgres(_))
     }
 
     /// Runs a statement; gives how many rows it changed.
     pub(crate) fn execute(&mut self, sql: &str, values: &[Value<'_>]) -> Result<u64, Error> {
-        let mut statement = self.connection.prepare_cached(sql)?;
-        Ok(statement.execute(rusqlite::params_from_iter(values))? as u64)
+        match self {
+            Self::Sqlite(connection) => {
+                let mut statement = connection.prepare_cached(sql)?;
+                Ok(statement.execute(rusqlite::params_from_iter(values))? as u64)
+            }
+            Self::Postgres(postgres) => {
+                let statement = postgres.prepared(sql)?;
+                let values: Vec<&(dyn postgres::types::ToSql + Sync)> = values
+                    .iter()
+                    .map(|value| value as &(dyn postgres::types::ToSql + Sync))
+                    .collect();
+                Ok(postgres.client.execute(&statement, &values)?)
+            }
+        }
     }
 
     /// Runs several statements without values.
     pub(crate) fn batch(&mut self, sql: &str) -> Result<(), Error> {
-        Ok(self.connection.execute_batch(sql)?)
+        match self {
+            Self::Sqlite(connection) => connection.execute_batch(sql)?,
+            Self::Postgres(postgres) => postgres.client.batch_execute(sql)?,
+        }
+        Ok(())
     }
 
     /// All rows of a query.
     pub(crate) fn query(&mut self, sql: &str, values: &[Value<'_>]) -> Result<Vec<Record>, Error> {
-        let mut statement = self.connection.prepare_cached(sql)?;
-        let n_columns = statement.column_count();
-        let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-        let mut records = Vec::new();
-        while let Some(row) = rows.next()? {
-            let cells = (0..n_columns).map(|i| cell(row.get_ref(i)?));
-            records.push(Record(cells.collect::<Result<Vec<_>, Error>>()?.into_iter()));
+        match self {
+            Self::Sqlite(connection) => {
+                let mut statement = connection.prepare_cached(sql)?;
+                let n_columns = statement.column_count();
+                let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+                let mut records = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let cells = (0..n_columns).map(|i| sqlite_cell(row.get_ref(i)?));
+                    records.push(Record(cells.collect::<Result<Vec<_>, Error>>()?.into_iter()));
+                }
+                Ok(records)
+            }
+            Self::Postgres(postgres) => {
+                let statement = postgres.prepared(sql)?;
+                let values: Vec<&(dyn postgres::types::ToSql + Sync)> = values
+                    .iter()
+                    .map(|value| value as &(dyn postgres::types::ToSql + Sync))
+                    .collect();
+                let rows = postgres.client.query(&statement, &values)?;
+                let record = |row: &postgres::Row| {
+                    let cells = (0..row.len()).map(|i| postgres_cell(row, i));
+                    Ok(Record(cells.collect::<Result<Vec<_>, Error>>()?.into_iter()))
+                };
+                rows.iter().map(record).collect()
+            }
         }
-        Ok(records)
     }
 
     /// The first row of a query, if there is one.
@@ -206,7 +318,10 @@ impl Db {
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.batch("BEGIN IMMEDIATE")?;
+        self.batch(match self {
+            Self::Sqlite(_) => "BEGIN IMMEDIATE",
+            Self::Postgres(_) => "BEGIN",
+        })?;
         match work(self) {
             Ok(result) => {
                 self.batch("COMMIT")?;
@@ -220,13 +335,21 @@ impl Db {
         }
     }
 
-    /// Changes when another connection has written.
+    /// Changes when somebody has changed keys or accounts.
     pub(crate) fn version(&mut self) -> Result<i64, Error> {
-        self.one("PRAGMA data_version", &[])?.int()
+        self.one(
+            match self {
+                // Changes with every write of another connection, a person's own included.
+                Self::Sqlite(_) => "PRAGMA data_version",
+                Self::Postgres(_) => "SELECT CAST(coalesce(max(n), 0) AS BIGINT) FROM changes",
+            },
+            &[],
+        )?
+        .int()
     }
 }
 
-fn cell(value: ValueRef<'_>) -> Result<Cell, Error> {
+fn sqlite_cell(value: ValueRef<'_>) -> Result<Cell, Error> {
     Ok(match value {
         ValueRef::Null => Cell::Null,
         ValueRef::Integer(n) => Cell::Int(n),
@@ -234,5 +357,18 @@ fn cell(value: ValueRef<'_>) -> Result<Cell, Error> {
         ValueRef::Blob(bytes) => Cell::Blob(bytes.to_vec()),
         // A sum too large for an integer becomes one; amounts are bounded so that none does.
         ValueRef::Real(x) => return Err(Error::Shape(format!("a whole number was expected, and {x} came"))),
+    })
+}
+
+fn postgres_cell(row: &postgres::Row, i: usize) -> Result<Cell, Error> {
+    let kind = row.columns()[i].type_();
+    Ok(if *kind == Type::INT8 {
+        row.try_get::<_, Option<i64>>(i)?.map_or(Cell::Null, Cell::Int)
+    } else if *kind == Type::BYTEA {
+        row.try_get::<_, Option<Vec<u8>>>(i)?
+            .map_or(Cell::Null, Cell::Blob)
+    } else {
+        row.try_get::<_, Option<String>>(i)?
+            .map_or(Cell::Null, Cell::Text)
     })
 }

@@ -9,6 +9,12 @@ pub enum Error {
     /// The database failed.
     #[error("the ledger's database failed")]
     Database(#[from] rusqlite::Error),
+    /// The server failed, or cannot be reached.
+    #[error("the ledger's PostgreSQL server failed or cannot be reached")]
+    Server(#[from] postgres::Error),
+    /// The server's address makes no sense. It is not repeated, since it may hold a password.
+    #[error("the ledger's address is none of a PostgreSQL server, such as postgres://user@host/database")]
+    Address(#[source] postgres::Error),
     /// The database was made by a newer version.
     #[error(
         "the ledger has version {found}, newer than the {known} that this carat knows; use a newer carat"

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{Error, Limits};
@@ -46,24 +47,30 @@ pub(crate) fn hash(text: &str) -> [u8; 32] {
 }
 
 /// What a new key may do.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NewKey {
     /// By which people know it; unique among keys in force.
     pub name: String,
     /// Whose it is.
+    #[serde(default)]
     pub user: Option<String>,
     /// What it is for.
+    #[serde(default)]
     pub project: Option<String>,
     /// Whose budget it spends besides its own; if none is named, that of its project or its user.
+    #[serde(default)]
     pub team: Option<String>,
     /// What it may ask and spend.
+    #[serde(default)]
     pub limits: Limits,
     /// When it ends, in milliseconds since 1970.
+    #[serde(default)]
     pub expires_ms: Option<u64>,
 }
 
 /// A key, without its text.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct KeyInfo {
     /// Its number.
     pub id: i64,

@@ -1,7 +1,9 @@
-//! The ledger of a running gateway: decisions in memory, lines in the journal, a thread that feeds the database.
+//! The ledger of a running gateway: who may ask is known in memory; what is decided where depends on the place.
+//!
+//! Alone on its database (`local.rs`) a gateway decides in memory, and a thread feeds the database from the journal.
+//! Where several share one (`shared.rs`) each decision is a transaction there, made for all who wait together.
 
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,20 +13,12 @@ use tokio::sync::futures::Notified;
 
 use crate::directory::{Directory, Holder};
 use crate::hold::{Asked, Hold, Refusal, Warning};
-use crate::journal::{Journal, Segment};
-use crate::meter::{self, Meters, Moment};
-use crate::row::{Entry, Open, Row, clip, day_of};
-use crate::store::Store;
-use crate::{Error, Role};
+use crate::journal::Journal;
+use crate::local::Local;
+use crate::row::{Entry, Open, Row, clip};
+use crate::shared::Shared;
+use crate::{Error, Place, Role};
 
-/// How long lines wait for others before the database gets them together.
-const GROUP: Duration = Duration::from_millis(50);
-/// How often the database is asked whether somebody changed keys.
-const LOOK: Duration = Duration::from_millis(500);
-/// How often old rows are looked for, where they are not kept for ever.
-const PRUNE: Duration = Duration::from_secs(60);
-/// Most segments that wait for a database that does not take them, before requests are refused.
-const MAX_SEGMENTS: usize = 1000;
 /// Most warnings that wait to be written down.
 const MAX_WARNINGS: usize = 1000;
 
@@ -38,21 +32,26 @@ pub(crate) fn now_ms() -> u64 {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     directory: RwLock<Arc<Directory>>,
-    meters: Mutex<Meters>,
     warnings: Mutex<Vec<(u64, Warning)>>,
-    journal: Journal,
-    /// The database is so far behind that no more may begin.
-    is_behind: std::sync::atomic::AtomicBool,
-    settled: Notify,
-    began: Instant,
+    pub(crate) journal: Journal,
+    /// The database is so far behind, or away, that no more may begin.
+    pub(crate) is_behind: AtomicBool,
+    pub(crate) is_stopping: AtomicBool,
+    pub(crate) settled: Notify,
+    pub(crate) way: Way,
+}
+
+/// Where decisions are made.
+#[derive(Debug)]
+pub(crate) enum Way {
+    Local(Local),
+    Shared(Shared),
 }
 
 /// Keys, budgets and requests of a running gateway.
 #[derive(Debug)]
 pub struct Ledger {
     keeper: Arc<Keeper>,
-    /// Dropped to end the thread.
-    stop: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     n_lost: u64,
 }
@@ -73,49 +72,42 @@ impl Ledger {
     /// of requests are kept for `keep`, or for ever.
     ///
     /// # Errors
-    /// [`Error::InUse`] if another gateway writes to it; the database's and the journal's.
-    pub fn open(path: &Path, keep: Option<Duration>) -> Result<Self, Error> {
-        let mut store = Store::open(path)?;
-        let mut folder = PathBuf::from(path).into_os_string();
-        folder.push(".journal");
-        let (journal, left) = Journal::open(Path::new(&folder))?;
-        for segment in left {
-            store.apply(&segment.entries)?;
-            segment.remove()?;
-        }
-        let n_lost = store.end_lost()?;
+    /// [`Error::InUse`] if another gateway uses its file or its journal; the database's and the journal's.
+    pub fn open(place: impl Into<Place>, keep: Option<Duration>) -> Result<Self, Error> {
+        let place = place.into();
+        let folder = place.journal();
+        let (journal, left) = Journal::open(&folder)?;
+        let way = match &place {
+            Place::Sqlite(_) => Way::Local(Local::new()),
+            Place::Postgres { .. } => Way::Shared(Shared::new(&folder)?),
+        };
         let keeper = Arc::new(Keeper {
-            directory: RwLock::new(Arc::new(Directory::load(&mut store)?)),
-            meters: Mutex::new(store.meters(day_of(now_ms()))?),
+            directory: RwLock::default(),
             warnings: Mutex::default(),
             journal,
-            is_behind: std::sync::atomic::AtomicBool::new(false),
+            is_behind: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
             settled: Notify::new(),
-            began: Instant::now(),
+            way,
         });
-        let (stop, stopped) = mpsc::channel();
-        let feeding = Feeding {
-            keeper: Arc::clone(&keeper),
-            version: store.db.version()?,
-            store,
-            waiting: Vec::new(),
-            looked: Instant::now(),
-            keep,
-            pruned: None,
+        // The thread opens the database itself: a server's client must live on one.
+        let (opened, is_open) = std::sync::mpsc::channel();
+        let shared = Arc::clone(&keeper);
+        let run = move || match &shared.way {
+            Way::Local(_) => crate::local::run(&shared, &place, left, keep, &opened),
+            Way::Shared(_) => crate::shared::run(&shared, &place, left, keep, &opened),
         };
-        let thread = std::thread::Builder::new()
-            .name("ledger".into())
-            .spawn(move || feeding.run(&stopped))
-            .map_err(|source| Error::File {
-                path: path.to_path_buf(),
-                source,
-            })?;
-        Ok(Self {
-            keeper,
-            stop: Some(stop),
-            thread: Some(thread),
-            n_lost,
-        })
+        let thread = std::thread::Builder::new().name("ledger".into()).spawn(run);
+        let thread = thread.map_err(|source| Error::File { path: folder, source })?;
+        match is_open.recv() {
+            Ok(Ok(n_lost)) => Ok(Self {
+                keeper,
+                thread: Some(thread),
+                n_lost,
+            }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(Error::Shape("its thread ended before it was open".into())),
+        }
     }
 
     /// Requests that an earlier process left open.
@@ -127,28 +119,15 @@ impl Ledger {
     ///
     /// # Errors
     /// Why not.
-    pub fn admit(&self, secret: &str, asked: &Asked<'_>) -> Result<Hold, Refusal> {
-        let now = self.keeper.now();
+    pub async fn admit(&self, secret: &str, asked: &Asked<'_>) -> Result<Hold, Refusal> {
         let directory = self.keeper.directory();
-        let holder = directory.find(secret, now.wall_ms).ok_or(Refusal::Key)?;
-        if self.keeper.is_behind.load(std::sync::atomic::Ordering::Relaxed) || self.keeper.journal.is_full() {
+        let holder = directory.find(secret, now_ms()).ok_or(Refusal::Key)?;
+        if self.keeper.is_behind.load(Ordering::Relaxed) || self.keeper.journal.is_full() {
             return Err(Refusal::Broken);
         }
-        let warnings = meter::admit(holder, &mut self.keeper.meters(), asked, now)?;
-        let open = opened(holder, asked, now.wall_ms);
-        // From here on whatever happens gives back what was taken.
-        let hold = Hold {
-            keeper: Arc::clone(&self.keeper),
-            open: Some(open.clone()),
-            warnings,
-        };
-        self.keeper.note(now.wall_ms, &hold.warnings);
-        match self.keeper.journal.append(Entry::Open(open)) {
-            Ok(()) => Ok(hold),
-            Err(error) => {
-                tracing::error!(%error, "the ledger's journal cannot be written");
-                Err(Refusal::Broken)
-            }
+        match &self.keeper.way {
+            Way::Local(local) => local.admit(&self.keeper, holder, asked),
+            Way::Shared(shared) => shared.admit(Arc::clone(holder), asked).await,
         }
     }
 
@@ -163,40 +142,32 @@ impl Ledger {
         })
     }
 
-    /// Waits for the next request to settle; made before [`Ledger::admit`] it misses none.
+    /// Waits for the next request to settle here; made before [`Ledger::admit`] it misses none.
     pub fn settled(&self) -> Notified<'_> {
         self.keeper.settled.notified()
+    }
+
+    /// How long to wait for that before asking again, since requests may settle elsewhere.
+    pub fn nap(&self) -> Duration {
+        match &self.keeper.way {
+            Way::Local(_) => Duration::from_secs(60),
+            Way::Shared(_) => Duration::from_millis(100),
+        }
     }
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        self.keeper.is_stopping.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
             // A panic in it was told where it happened.
             let _ended = thread.join();
         }
     }
 }
 
-/// A request that begins.
-fn opened(holder: &Holder, asked: &Asked<'_>, started_ms: u64) -> Open {
-    let mut route = asked.route.to_string();
-    clip(&mut route);
-    Open {
-        id: asked.id,
-        key: holder.id,
-        team: holder.team.clone(),
-        user: holder.user.clone(),
-        project: holder.project.clone(),
-        route,
-        held: asked.cost.unwrap_or_default(),
-        tokens: asked.tokens,
-        started_ms,
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -205,20 +176,12 @@ impl Keeper {
         Arc::clone(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn meters(&self) -> MutexGuard<'_, Meters> {
-        locked(&self.meters)
-    }
-
-    fn now(&self) -> Moment {
-        Moment {
-            wall_ms: now_ms(),
-            // A clock that nobody sets.
-            rate_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        }
+    pub(crate) fn set_directory(&self, directory: Directory) {
+        *self.directory.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(directory);
     }
 
     /// Has a soft limit's passing written down when it is news.
-    fn note(&self, now_ms: u64, warnings: &[Warning]) {
+    pub(crate) fn note(&self, now_ms: u64, warnings: &[Warning]) {
         for warning in warnings.iter().filter(|warning| warning.is_first) {
             tracing::warn!(scope = &*warning.scope, "{warning}: a soft limit is passed");
             let mut waiting = locked(&self.warnings);
@@ -228,80 +191,100 @@ impl Keeper {
         }
     }
 
-    pub(crate) fn settle(&self, open: Open, row: Row) {
-        meter::settle(&mut self.meters(), &open, &row, true);
-        if let Err(error) = self.journal.append(Entry::Settle(open, row)) {
+    pub(crate) fn take_warnings(&self) -> Vec<(u64, Warning)> {
+        std::mem::take(&mut *locked(&self.warnings))
+    }
+
+    /// Writes a line; one that cannot be written waits in memory.
+    pub(crate) fn append(&self, entry: Entry) {
+        if let Err(error) = self.journal.append(entry) {
             tracing::error!(%error, "the ledger's journal cannot be written; the row waits in memory");
         }
-        self.settled.notify_waiters();
+    }
+
+    pub(crate) fn settle(&self, open: Open, row: Row) {
+        match &self.way {
+            Way::Local(local) => {
+                local.settle(&open, &row);
+                self.append(Entry::Settle(open, row));
+                self.settled.notify_waiters();
+            }
+            // Others are told when the database has it.
+            Way::Shared(shared) => {
+                self.append(Entry::Settle(open, row));
+                shared.wake();
+            }
+        }
     }
 }
 
-/// The thread that feeds the database.
-struct Feeding {
-    keeper: Arc<Keeper>,
-    store: Store,
+impl Open {
+    /// A request that begins.
+    pub(crate) fn new(holder: &Holder, asked: &Asked<'_>, started_ms: u64) -> Self {
+        let mut route = asked.route.to_string();
+        clip(&mut route);
+        Self {
+            id: asked.id,
+            key: holder.id,
+            team: holder.team.clone(),
+            user: holder.user.clone(),
+            project: holder.project.clone(),
+            route,
+            held: asked.cost.unwrap_or_default(),
+            tokens: asked.tokens,
+            started_ms,
+        }
+    }
+}
+
+/// How often the database is asked whether somebody changed keys.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often old rows are looked for, where they are not kept for ever.
+const PRUNE: Duration = Duration::from_secs(60);
+
+/// What a ledger's thread does now and then.
+#[derive(Debug)]
+pub(crate) struct Chores {
     version: i64,
-    /// Segments that the database has not taken yet.
-    waiting: Vec<Segment>,
     looked: Instant,
     keep: Option<Duration>,
     pruned: Option<Instant>,
 }
 
-impl Feeding {
-    fn run(mut self, stopped: &mpsc::Receiver<()>) {
-        loop {
-            let is_last = !matches!(stopped.recv_timeout(GROUP), Err(RecvTimeoutError::Timeout));
-            if let Err(error) = self.feed() {
-                tracing::error!(%error, source = ?std::error::Error::source(&error), "the ledger's database did not take a group; it is tried again");
-            }
-            let is_behind = self.waiting.len() >= MAX_SEGMENTS;
-            let flag = &self.keeper.is_behind;
-            flag.store(is_behind, std::sync::atomic::Ordering::Relaxed);
-            if is_last {
-                return;
-            }
-            if self.looked.elapsed() >= LOOK {
-                self.looked = Instant::now();
-                if let Err(error) = self.look() {
-                    tracing::error!(%error, "the ledger's keys cannot be read");
-                }
-            }
-        }
+impl Chores {
+    /// Begins with the directory as it is.
+    pub(crate) fn begin(
+        keeper: &Keeper,
+        store: &mut crate::store::Store,
+        keep: Option<Duration>,
+    ) -> Result<Self, Error> {
+        let version = store.db.version()?;
+        keeper.set_directory(Directory::load(store)?);
+        Ok(Self {
+            version,
+            looked: Instant::now(),
+            keep,
+            pruned: None,
+        })
     }
 
-    fn feed(&mut self) -> Result<(), Error> {
-        // What waits already is bounded before more is taken up: the journal refuses when it is full.
-        if self.waiting.len() < MAX_SEGMENTS {
-            self.waiting.extend(self.keeper.journal.rotate()?);
+    /// Takes up what somebody changed, and removes what is no longer to be kept.
+    pub(crate) fn run(&mut self, keeper: &Keeper, store: &mut crate::store::Store) -> Result<(), Error> {
+        if self.looked.elapsed() < LOOK {
+            return Ok(());
         }
-        while let Some(segment) = self.waiting.first() {
-            self.store.apply(&segment.entries)?;
-            segment.remove()?;
-            self.waiting.remove(0);
-        }
-        let warnings = std::mem::take(&mut *locked(&self.keeper.warnings));
-        self.store.note_warnings(&warnings)
-    }
-
-    fn look(&mut self) -> Result<(), Error> {
-        let version = self.store.db.version()?;
+        self.looked = Instant::now();
+        let version = store.db.version()?;
         if version != self.version {
-            let directory = Arc::new(Directory::load(&mut self.store)?);
-            *self
-                .keeper
-                .directory
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = directory;
+            keeper.set_directory(Directory::load(store)?);
             self.version = version;
         }
         if let Some(keep) = self.keep
             && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE)
         {
             let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
-            // A part each time, so that nothing waits long; the next part at once if there is one.
-            if self.store.prune(now_ms().saturating_sub(keep_ms))? == 0 {
+            // A part each time, so that nothing waits long; the next part soon if there is one.
+            if store.prune(now_ms().saturating_sub(keep_ms))? == 0 {
                 self.pruned = Some(Instant::now());
             }
         }

@@ -32,6 +32,18 @@ impl Bucket {
         self.missing = (self.missing + used as f64 - taken as f64).max(0.0);
     }
 
+    /// As a database keeps it: thousandths that are missing, and when.
+    pub(crate) fn parts(&self) -> (u64, Option<u64>) {
+        ((self.missing * 1000.0) as u64, self.at)
+    }
+
+    pub(crate) fn of_parts(missing: u64, at: Option<u64>) -> Self {
+        Self {
+            missing: missing as f64 / 1000.0,
+            at,
+        }
+    }
+
     fn fill(&mut self, limit: f64, now: u64) {
         let age_ms = self.at.map_or(0, |at| now.saturating_sub(at));
         self.missing = (self.missing - limit * age_ms as f64 / 60_000.0).max(0.0);

@@ -2,7 +2,8 @@
 //! start.
 
 use std::collections::HashMap;
-use std::path::Path;
+
+use serde::Serialize;
 
 use crate::account::MAX_NAME;
 use crate::budget::{Budget, Period, first_day};
@@ -12,7 +13,7 @@ use crate::key::{KeyInfo, NewKey};
 use crate::meter::Meters;
 use crate::row::{Entry, Open, Outcome, Row};
 use crate::schema::migrate;
-use crate::{Account, Error, Kind, Limits, Micros, Role};
+use crate::{Account, Error, Kind, Limits, Micros, Place, Role};
 
 /// A database with the schema.
 #[derive(Debug)]
@@ -21,9 +22,10 @@ pub(crate) struct Store {
 }
 
 /// What was spent in all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Total {
     /// Money.
+    #[serde(rename = "spent_micros")]
     pub spent: Micros,
     /// Requests that ended.
     pub requests: u64,
@@ -46,12 +48,12 @@ pub(crate) enum Settled {
 #[derive(Debug, Default)]
 pub(crate) struct Sums {
     spent: HashMap<(String, i64), Total>,
-    usage: HashMap<Place, Used>,
+    usage: HashMap<Drawer, Used>,
 }
 
 /// By what use is summed up.
 #[derive(Debug, PartialEq, Eq, Hash)]
-struct Place {
+struct Drawer {
     day: i64,
     key: i64,
     team: String,
@@ -76,7 +78,7 @@ impl Sums {
             total.requests += 1;
         }
         let text = |name: &Option<String>| name.clone().unwrap_or_default();
-        let place = Place {
+        let drawer = Drawer {
             day,
             key: open.key,
             team: text(&open.team),
@@ -84,7 +86,7 @@ impl Sums {
             project: text(&open.project),
             target: row.target.clone(),
         };
-        let used = self.usage.entry(place).or_default();
+        let used = self.usage.entry(drawer).or_default();
         used.total.spent = used.total.spent.plus(cost);
         used.total.requests += 1;
         used.input += row.input;
@@ -99,7 +101,7 @@ impl Sums {
                 values![&scope, day, total.spent, total.requests],
             )?;
         }
-        for (place, used) in self.usage {
+        for (drawer, used) in self.usage {
             db.execute(
                 "INSERT INTO usage (day, key, team, user_name, project, target, requests, micros, input, output)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
@@ -107,12 +109,12 @@ impl Sums {
                  DO UPDATE SET requests = usage.requests + excluded.requests, micros = usage.micros + excluded.micros,
                  input = usage.input + excluded.input, output = usage.output + excluded.output",
                 values![
-                    place.day,
-                    place.key,
-                    &place.team,
-                    &place.user,
-                    &place.project,
-                    &place.target,
+                    drawer.day,
+                    drawer.key,
+                    &drawer.team,
+                    &drawer.user,
+                    &drawer.project,
+                    &drawer.target,
                     used.total.requests,
                     used.total.spent,
                     used.input,
@@ -125,8 +127,8 @@ impl Sums {
 }
 
 impl Store {
-    pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let mut db = Db::open(path)?;
+    pub(crate) fn open(place: &Place) -> Result<Self, Error> {
+        let mut db = Db::open(place)?;
         migrate(&mut db)?;
         Ok(Self { db })
     }
@@ -144,7 +146,7 @@ impl Store {
             let mut sums = Sums::default();
             for entry in entries {
                 match entry {
-                    Entry::Open(open) if !settled.contains(&open.id) => insert_open(db, open)?,
+                    Entry::Open(open) if !settled.contains(&open.id) => insert_open(db, open, None)?,
                     Entry::Open(_) => {}
                     Entry::Settle(open, row) => {
                         if settle(db, open, row)? != Settled::Already {
@@ -255,10 +257,11 @@ impl Store {
     }
 }
 
-pub(crate) fn insert_open(db: &mut Db, open: &Open) -> Result<(), Error> {
+/// Writes that a request has begun, at one of several gateways if there may be others.
+pub(crate) fn insert_open(db: &mut Db, open: &Open, instance: Option<&[u8; 16]>) -> Result<(), Error> {
     db.execute(
-        "INSERT INTO requests (id, key, team, user_name, project, route, held, started_ms, is_open)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 1) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO requests (id, key, team, user_name, project, route, held, started_ms, instance, is_open)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 1) ON CONFLICT (id) DO NOTHING",
         values![
             &open.id,
             open.key,
@@ -268,6 +271,7 @@ pub(crate) fn insert_open(db: &mut Db, open: &Open) -> Result<(), Error> {
             &open.route,
             open.held,
             open.started_ms,
+            instance,
         ],
     )?;
     Ok(())
@@ -285,7 +289,7 @@ pub(crate) fn settle(db: &mut Db, open: &Open, row: &Row) -> Result<Settled, Err
         },
     };
     if before == Settled::New {
-        insert_open(db, open)?;
+        insert_open(db, open, None)?;
     }
     db.execute(
         "UPDATE requests SET is_open = 0, outcome = ?2, target = ?3, tried = ?4, input = ?5, cache_read = ?6,

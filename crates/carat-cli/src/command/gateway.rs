@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use carat_gateway::{Config, Env, Gateway as Serving};
+use carat_gateway::{Config, Env, Gateway as Serving, Source};
 use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
 use clap::{Args, Subcommand};
 
@@ -199,7 +199,7 @@ impl Gateway {
             return task.run(&path, &config);
         }
         super::serve::start_log(self.log, self.log_format);
-        let address = config.listen;
+        let (address, admin_address) = (config.listen, config.admin());
         let gateway = Arc::new(Serving::new(config)?);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -209,9 +209,24 @@ impl Gateway {
             let listener = carat_gateway::listen(address).await?;
             let url = listener.local_addr().unwrap_or(address);
             output::note(&format!("the gateway is on http://{url}; Ctrl-C stops it"));
-            let following = tokio::spawn(carat_gateway::follow(Arc::clone(&gateway), path, env));
+            let source = Source { path, env };
+            let mut beside = tokio::task::JoinSet::new();
+            if let Some(address) = admin_address {
+                let listener = carat_gateway::listen(address).await?;
+                output::note(&format!(
+                    "its admin API is on http://{}",
+                    listener.local_addr().unwrap_or(address)
+                ));
+                let (gateway, source) = (Arc::clone(&gateway), source.clone());
+                beside.spawn(async move {
+                    if let Err(error) = carat_gateway::administer(gateway, listener, source).await {
+                        output::note(&format!("the admin API cannot be served: {error}"));
+                    }
+                });
+            }
+            beside.spawn(carat_gateway::follow(Arc::clone(&gateway), source));
             carat_gateway::run(gateway, listener, super::serve::stop_signal()).await;
-            following.abort();
+            beside.shutdown().await;
             Ok(())
         })
     }

@@ -205,8 +205,10 @@ async fn a_changed_file_is_taken_and_a_bad_one_refused() {
     std::fs::write(&path, crate::support::config(other, "---")).unwrap();
     let following = tokio::spawn(carat_gateway::follow(
         rig.gateway.clone(),
-        path.clone(),
-        crate::support::env(),
+        carat_gateway::Source {
+            path: path.clone(),
+            env: crate::support::env(),
+        },
     ));
     tokio::time::sleep(Duration::from_millis(100)).await;
     let metric = async |line: &str| {

@@ -42,7 +42,11 @@ impl Reply {
 }
 
 pub(crate) fn env() -> Env {
-    Arc::new(|name| (name == "MOCK_KEY").then(|| "sk-mock-secret".to_string()))
+    Arc::new(|name| match name {
+        "MOCK_KEY" => Some("sk-mock-secret".to_string()),
+        "CARAT_ADMIN_KEY" => Some("admin-key-of-the-tests".to_string()),
+        _ => None,
+    })
 }
 
 /// The configuration of a gateway over one mock, `m`, with more lines behind.

@@ -1,54 +1,16 @@
 //! Users, teams and projects, soft limits, credits, rotation, and databases of earlier versions.
 
-#![expect(clippy::unwrap_used, reason = "what goes wrong in the rig is a failed test")]
-
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use carat_ledger::{
-    Account, Admin, Asked, Budget, Credit, Kind, Ledger, Limits, Micros, NewKey, Outcome, Period, Refusal,
-    Role, Row,
+    Account, Admin, Asked, Budget, Credit, Kind, Ledger, Limits, Micros, NewKey, Period, Refusal, Role,
 };
 
-static NEXT: AtomicU64 = AtomicU64::new(1);
-
-fn asked(route: &str, cost: u64) -> Asked<'_> {
-    Asked {
-        id: u128::from(NEXT.fetch_add(1, Ordering::Relaxed)).to_be_bytes(),
-        route,
-        tokens: 10,
-        cost: Some(Micros(cost)),
-        is_downgraded: false,
-    }
-}
-
-fn row(cost: u64) -> Row {
-    Row {
-        target: "p/m".into(),
-        tried: String::new(),
-        outcome: Outcome::Complete,
-        input: 7,
-        cache_read: 0,
-        cache_write: 0,
-        output: 3,
-        reasoning: 0,
-        is_counted: true,
-        cost: Some(Micros(cost)),
-        duration_ms: 5,
-        first_token_ms: Some(1),
-    }
-}
+use crate::common::{Ground, Now, asked, row, until};
 
 fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     u64::try_from(now.as_millis()).unwrap()
-}
-
-fn place() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("l.db");
-    (folder, path)
 }
 
 fn budget(limit: u64, period: Period) -> Option<Budget> {
@@ -65,19 +27,13 @@ fn key(name: &str) -> NewKey {
     }
 }
 
-/// Waits until the running ledger has noticed.
-fn until(mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while !is_so() {
-        assert!(Instant::now() < end, "the running ledger notices");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 #[test]
 fn all_who_pay_must_allow_it() {
-    let (_folder, path) = place();
-    let mut admin = Admin::open(&path).unwrap();
+    Ground::all().iter().for_each(all_who_pay_must_allow_it_on);
+}
+
+fn all_who_pay_must_allow_it_on(ground: &Ground) {
+    let mut admin = Admin::open(&ground.place).unwrap();
     let limited = |kind, name: &str, team: Option<&str>, limits| Account {
         team: team.map(ToString::to_string),
         limits,
@@ -111,8 +67,8 @@ fn all_who_pay_must_allow_it() {
         ..key("other")
     };
     let other = admin.add_key(&other, 1).unwrap();
-    let ledger = Ledger::open(&path, None).unwrap();
-    let refused = |secret: &str, route, cost| ledger.admit(secret, &asked(route, cost)).err();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
+    let refused = |secret: &str, route, cost| ledger.admit(secret, &asked(route, cost)).now().err();
     assert_eq!(
         refused(secret.text(), "slow", 1),
         Some(Refusal::Model),
@@ -124,6 +80,7 @@ fn all_who_pay_must_allow_it() {
     );
     ledger
         .admit(secret.text(), &asked("chat2", 50))
+        .now()
         .unwrap()
         .settle(row(50));
     // The project's team has paid for it too.
@@ -133,6 +90,7 @@ fn all_who_pay_must_allow_it() {
     );
     ledger
         .admit(other.text(), &asked("slow", 50))
+        .now()
         .unwrap()
         .settle(row(50));
     assert_eq!(
@@ -166,8 +124,13 @@ fn all_who_pay_must_allow_it() {
 
 #[test]
 fn a_budget_that_is_raised_forgets_nothing_that_was_spent() {
-    let (_folder, path) = place();
-    let mut admin = Admin::open(&path).unwrap();
+    Ground::all()
+        .iter()
+        .for_each(a_budget_that_is_raised_forgets_nothing_that_was_spent_on);
+}
+
+fn a_budget_that_is_raised_forgets_nothing_that_was_spent_on(ground: &Ground) {
+    let mut admin = Admin::open(&ground.place).unwrap();
     let limits = |limit, period| Limits {
         budget: budget(limit, period),
         ..Limits::default()
@@ -177,13 +140,14 @@ fn a_budget_that_is_raised_forgets_nothing_that_was_spent() {
         ..key("k")
     };
     let secret = admin.add_key(&new, 1).unwrap();
-    let ledger = Ledger::open(&path, None).unwrap();
-    let refused = |cost| ledger.admit(secret.text(), &asked("chat", cost)).err();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
+    let refused = |cost| ledger.admit(secret.text(), &asked("chat", cost)).now().err();
     ledger
         .admit(secret.text(), &asked("chat", 90))
+        .now()
         .unwrap()
         .settle(row(90));
-    let hold = ledger.admit(secret.text(), &asked("chat", 10)).unwrap();
+    let hold = ledger.admit(secret.text(), &asked("chat", 10)).now().unwrap();
     // At once, while the database has not heard of the ninety.
     admin.set_key("k", &limits(150, Period::Month), None).unwrap();
     until(|| refused(40).is_none());
@@ -201,8 +165,13 @@ fn a_budget_that_is_raised_forgets_nothing_that_was_spent() {
 
 #[test]
 fn soft_limits_are_told_written_down_and_send_elsewhere() {
-    let (_folder, path) = place();
-    let mut admin = Admin::open(&path).unwrap();
+    Ground::all()
+        .iter()
+        .for_each(soft_limits_are_told_written_down_and_send_elsewhere_on);
+}
+
+fn soft_limits_are_told_written_down_and_send_elsewhere_on(ground: &Ground) {
+    let mut admin = Admin::open(&ground.place).unwrap();
     let limits = Limits {
         soft: budget(50, Period::Month),
         fallback: Some("small".into()),
@@ -210,18 +179,19 @@ fn soft_limits_are_told_written_down_and_send_elsewhere() {
         ..Limits::default()
     };
     let secret = admin.add_key(&NewKey { limits, ..key("k") }, 1).unwrap();
-    let ledger = Ledger::open(&path, None).unwrap();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
     ledger
         .admit(secret.text(), &asked("chat", 50))
+        .now()
         .unwrap()
         .settle(row(50));
-    let refusal = ledger.admit(secret.text(), &asked("chat", 1)).unwrap_err();
+    let refusal = ledger.admit(secret.text(), &asked("chat", 1)).now().unwrap_err();
     assert_eq!(refusal, Refusal::Downgrade { to: "small".into() });
     let instead = Asked {
         is_downgraded: true,
         ..asked("small", 1)
     };
-    let hold = ledger.admit(secret.text(), &instead).unwrap();
+    let hold = ledger.admit(secret.text(), &instead).now().unwrap();
     assert_eq!(
         hold.warnings()[0].to_string(),
         "key spent $0.000050 of $0.000050 a month"
@@ -238,15 +208,20 @@ fn soft_limits_are_told_written_down_and_send_elsewhere() {
 
 #[test]
 fn credits_are_paid_in_once_and_used_up() {
-    let (_folder, path) = place();
-    let mut admin = Admin::open(&path).unwrap();
+    Ground::all()
+        .iter()
+        .for_each(credits_are_paid_in_once_and_used_up_on);
+}
+
+fn credits_are_paid_in_once_and_used_up_on(ground: &Ground) {
+    let mut admin = Admin::open(&ground.place).unwrap();
     let limits = Limits {
         is_prepaid: true,
         ..Limits::default()
     };
     let secret = admin.add_key(&NewKey { limits, ..key("k") }, 1).unwrap();
-    let ledger = Ledger::open(&path, None).unwrap();
-    let refused = |cost| ledger.admit(secret.text(), &asked("chat", cost)).err();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
+    let refused = |cost| ledger.admit(secret.text(), &asked("chat", cost)).now().err();
     assert_eq!(refused(0), Some(Refusal::Budget { whose: "key" }));
     let credit = |id: &str| Credit {
         id: id.into(),
@@ -259,6 +234,7 @@ fn credits_are_paid_in_once_and_used_up() {
     until(|| refused(100).is_none());
     ledger
         .admit(secret.text(), &asked("chat", 80))
+        .now()
         .unwrap()
         .settle(row(80));
     assert_eq!(refused(21), Some(Refusal::Budget { whose: "key" }));
@@ -271,8 +247,8 @@ fn credits_are_paid_in_once_and_used_up() {
     assert!(admin.top_up(&nobody).is_err());
     assert_eq!(admin.credits().unwrap().len(), 2);
     drop(ledger);
-    let ledger = Ledger::open(&path, None).unwrap();
-    let left = ledger.admit(secret.text(), &asked("chat", 121)).err();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
+    let left = ledger.admit(secret.text(), &asked("chat", 121)).now().err();
     assert_eq!(
         left,
         Some(Refusal::Budget { whose: "key" }),
@@ -282,10 +258,15 @@ fn credits_are_paid_in_once_and_used_up() {
 
 #[test]
 fn a_rotated_key_has_two_texts_for_a_while() {
-    let (_folder, path) = place();
-    let mut admin = Admin::open(&path).unwrap();
+    Ground::all()
+        .iter()
+        .for_each(a_rotated_key_has_two_texts_for_a_while_on);
+}
+
+fn a_rotated_key_has_two_texts_for_a_while_on(ground: &Ground) {
+    let mut admin = Admin::open(&ground.place).unwrap();
     let first = admin.add_key(&key("k"), now_ms()).unwrap();
-    let ledger = Ledger::open(&path, None).unwrap();
+    let ledger = Ledger::open(&ground.place, None).unwrap();
     let second = admin.rotate_key("k", 60_000, now_ms()).unwrap();
     until(|| ledger.bearer(second.text()).is_some());
     assert!(ledger.bearer(first.text()).is_some(), "both are good");
@@ -311,7 +292,8 @@ const VERSION_1: &str = include_str!("version_1.sql");
 
 #[test]
 fn a_database_of_the_first_version_is_brought_up_to_date() {
-    let (_folder, path) = place();
+    let ground = Ground::sqlite();
+    let path = ground.folder.path().join("l.db");
     let old = rusqlite::Connection::open(&path).unwrap();
     old.execute_batch(VERSION_1).unwrap();
     // The key's text was `sk-carat-old`; another key names a team that was never set.
@@ -332,7 +314,7 @@ fn a_database_of_the_first_version_is_brought_up_to_date() {
     assert_eq!(teams[1].0.limits.budget, budget(100, Period::Total));
     let ledger = Ledger::open(&path, None).unwrap();
     assert_eq!(ledger.n_lost(), 1);
-    let refused = |cost| ledger.admit("sk-carat-old", &asked("chat", cost)).err();
+    let refused = |cost| ledger.admit("sk-carat-old", &asked("chat", cost)).now().err();
     assert_eq!(
         refused(31),
         Some(Refusal::Budget { whose: "team" }),
