@@ -31,7 +31,18 @@ def start(*command):
     return process, process.stdout.readline().strip().removeprefix("http://").removesuffix("/v1")
 
 
+def tree(pid):
+    """The process and all that it started."""
+    children = pathlib.Path(f"/proc/{pid}/task").glob("*/children")
+    pids = [int(child) for path in children for child in path.read_text().split()]
+    return [pid] + [each for child in pids for each in tree(child)]
+
+
 def cpu_s(pid):
+    return sum(cpu_of(each) for each in tree(pid))
+
+
+def cpu_of(pid):
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -46,10 +57,10 @@ class Bench:
     def __init__(self, folder, n):
         self.folder, self.n = folder, n
 
-    def load(self, address, mode, a, b, text, key=""):
+    def load(self, address, mode, a, b, text, key="", headers=""):
         path = self.folder / "body.json"
         path.write_text(text)
-        command = [BIN / "bench_load", address, mode, a, b, path] + ([key] if key else [])
+        command = [BIN / "bench_load", address, mode, a, b, path, key or "-", headers]
         out = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
         return json.loads(out)
 

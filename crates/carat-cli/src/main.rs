@@ -25,6 +25,8 @@ mod serve_settings;
 mod settings;
 mod text_input;
 mod thoughts;
+mod top;
+mod vault;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

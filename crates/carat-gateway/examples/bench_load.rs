@@ -53,8 +53,13 @@ fn main() {
     let key = args
         .get(6)
         .map_or(String::new(), |key| format!("authorization: Bearer {key}\r\n"));
+    // Lines of further headers, and another path than ours behind the address, as other gateways want them.
+    let more: String = args.get(7).map_or(String::new(), |lines| {
+        lines.lines().map(|line| format!("{line}\r\n")).collect()
+    });
+    let (address, path) = args[1].split_once('/').unwrap_or((&args[1], "v1"));
     let request = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{key}content-length: {}\r\n\r\n{body}",
+        "POST /{path}/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{key}{more}content-length: {}\r\n\r\n{body}",
         body.len()
     );
     let request = Arc::new(request.into_bytes());
@@ -62,7 +67,7 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let address = args[1].clone();
+    let address = address.to_string();
     let run = runtime.block_on(async {
         match args[2].as_str() {
             "closed" => closed(&address, number(3), number(4), request).await,

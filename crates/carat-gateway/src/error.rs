@@ -15,6 +15,22 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// A file cannot be written.
+    #[error("cannot write `{path}`", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store of secrets cannot be used.
+    #[error("the secrets in `{path}` cannot be used: {message}", path = path.display())]
+    Secrets {
+        /// The file.
+        path: PathBuf,
+        /// Why, without a word of a secret.
+        message: String,
+    },
     /// The file is larger than any configuration.
     #[error("`{path}` has more than {limit} bytes, which no configuration needs", path = path.display())]
     TooLarge {

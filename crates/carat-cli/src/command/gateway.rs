@@ -13,6 +13,7 @@ use crate::failure::Hinted;
 use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel};
 use crate::settings::{self, Settings};
+use crate::vault::Vault;
 
 /// Answer programs from many providers behind one endpoint
 #[derive(Debug, Args)]
@@ -33,6 +34,12 @@ pub(crate) struct Gateway {
     /// How log lines look [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Encrypted secrets, for variables that are not set [default: secrets.json in carat's folder]
+    #[arg(long, value_name = "FILE")]
+    secrets: Option<PathBuf>,
+    /// Key of that file, where CARAT_SECRETS_KEY is not set [default: secrets.key in carat's folder]
+    #[arg(long, value_name = "FILE")]
+    secrets_key: Option<PathBuf>,
     #[command(subcommand)]
     task: Option<Task>,
 }
@@ -72,6 +79,18 @@ enum Task {
     SetProject(AccountArgs),
     /// List users, teams and projects
     Accounts,
+    /// Keep a provider's key, encrypted, under the name of its variable; it is read from stdin
+    SetSecret {
+        /// Such as OPENAI_API_KEY
+        name: String,
+    },
+    /// Forget a secret
+    RemoveSecret {
+        /// Its name
+        name: String,
+    },
+    /// List the names of secrets
+    Secrets,
     /// Pay in for a key or an account that may spend only that (--prepaid)
     TopUp {
         /// Who: key:NAME, user:NAME, team:NAME or project:NAME
@@ -192,10 +211,25 @@ impl Gateway {
         let path = self
             .config
             .unwrap_or_else(|| settings.carat_dir.join("gateway.toml"));
-        let env: Env = Arc::new(settings::variable);
+        let vault = Vault {
+            store: self
+                .secrets
+                .unwrap_or_else(|| settings.carat_dir.join("secrets.json")),
+            key: self
+                .secrets_key
+                .unwrap_or_else(|| settings.carat_dir.join("secrets.key")),
+        };
+        let task = match self.task {
+            Some(task) => match vault.run(task)? {
+                Some(task) => Some(task),
+                None => return Ok(()),
+            },
+            None => None,
+        };
+        let env: Env = Arc::new(move |name| settings::variable(name).or_else(|| vault.secret(name)));
         let config =
             Config::open(&path, &env).with_context(|| format!("cannot serve by `{}`", path.display()))?;
-        if let Some(task) = self.task {
+        if let Some(task) = task {
             return task.run(&path, &config);
         }
         super::serve::start_log(self.log, self.log_format);
@@ -232,6 +266,31 @@ impl Gateway {
     }
 }
 
+impl Vault {
+    /// Does what concerns secrets alone; gives back all else.
+    fn run(&self, task: Task) -> Result<Option<Task>> {
+        match task {
+            Task::SetSecret { name } => {
+                let secret = crate::vault::read_secret(&name)?;
+                self.open_or_make()?.set(&name, &secret)?;
+                output::note(&format!(
+                    "`{name}` is kept; a running gateway takes it up when its configuration is read anew"
+                ));
+            }
+            Task::RemoveSecret { name } => {
+                anyhow::ensure!(self.open_or_make()?.remove(&name)?, "there is no secret `{name}`");
+            }
+            Task::Secrets => {
+                for name in self.open_or_make()?.names()? {
+                    output::line(&name)?;
+                }
+            }
+            task => return Ok(Some(task)),
+        }
+        Ok(None)
+    }
+}
+
 impl Task {
     fn run(self, path: &Path, config: &Config) -> Result<()> {
         if matches!(self, Self::Check) {
@@ -246,7 +305,8 @@ impl Task {
         })?;
         let mut admin = Admin::open(ledger)?;
         match self {
-            Self::Check => {}
+            // Done already, without a ledger.
+            Self::Check | Self::SetSecret { .. } | Self::RemoveSecret { .. } | Self::Secrets => {}
             Self::AddKey(new) => output::write(&format!("{}\n", new.add(&mut admin)?.text()))?,
             Self::RotateKey { name, overlap } => {
                 let secret = admin.rotate_key(&name, overlap * 3_600_000, now_ms())?;

@@ -17,6 +17,7 @@ mod run;
 mod serve;
 mod show;
 mod tokenize;
+mod top;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -30,6 +31,7 @@ pub(crate) enum Command {
     Run(run::Run),
     Serve(Box<serve::Serve>),
     Gateway(Box<gateway::Gateway>),
+    Top(top::Top),
     Models(models::Models),
     Pull(pull::Pull),
     List(list::List),
@@ -53,6 +55,7 @@ impl Command {
             Self::Run(command) => command.run(settings, interrupt),
             Self::Serve(command) => command.run(settings, interrupt),
             Self::Gateway(command) => command.run(settings),
+            Self::Top(command) => command.run(),
             Self::Models(command) => command.run(),
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),

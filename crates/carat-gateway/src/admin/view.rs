@@ -24,6 +24,7 @@ pub(super) fn status(gateway: &Gateway) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": gateway.began.elapsed().as_secs(),
+        "now_ms": super::acts::now_ms(),
         "waiting": read(&counts.in_flight),
         "answers_under_way": under_way,
         "responses": {

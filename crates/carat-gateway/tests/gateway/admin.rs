@@ -85,7 +85,7 @@ async fn keys_and_accounts_are_made_used_seen_and_taken_back() {
         .good(
             "PUT",
             "teams/research",
-            json!({"limits": {"budget": {"limit_micros": 1000, "period": "day"}}}),
+            json!({"limits": {"budget": {"limit_micros": 100000, "period": "day"}}}),
         )
         .await;
     let new = json!({"name": "alice", "team": "research", "limits": {"models": ["m/*"]}});
@@ -140,7 +140,7 @@ async fn keys_and_accounts_are_made_used_seen_and_taken_back() {
     );
     assert_eq!(
         office.get("teams/research").await["limits"]["budget"]["limit_micros"],
-        1000
+        100000
     );
     assert_eq!(office.get("targets").await["targets"][0]["answers"], 2);
     assert_eq!(office.get("status").await["responses"]["2xx"], 2);
@@ -301,4 +301,75 @@ fn an_admin_api_without_a_key_or_beyond_this_machine_is_refused() {
             .admin()
             .is_some()
     );
+}
+
+/// Everything that is logged while tests run, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_in_no_log_no_error_and_no_answer() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let mut office = Office::open().await;
+    let made = office.good("POST", "keys", json!({"name": "k"})).await;
+    let secret = made["key"].as_str().unwrap().to_string();
+    let rotated = office
+        .good("POST", "keys/k/rotate", json!({"overlap_s": 60}))
+        .await;
+    let rotated = rotated["key"].as_str().unwrap().to_string();
+    office.rig.secret = secret.clone();
+    let until = Instant::now() + Duration::from_secs(10);
+    while office.rig.chat("m/ok", false).await.status == 401 {
+        assert!(Instant::now() < until, "the gateway notices");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let mut seen = String::new();
+    for model in [
+        "m/ok",
+        "m/status=401",
+        "m/status=500",
+        "m/status=429",
+        "m/reset",
+        "m/html",
+        "m/bad-json",
+        "m/cut=2",
+        "m/fail=1",
+        "x/y",
+    ] {
+        for is_stream in [false, true] {
+            let reply = office.rig.chat(model, is_stream).await;
+            seen += &format!("{:?} {}", reply.headers, reply.text);
+        }
+    }
+    for path in [
+        "keys", "keys/k", "status", "targets", "requests", "spend", "audit", "users",
+    ] {
+        seen += &office.get(path).await.to_string();
+    }
+    for path in ["/v1/models", "/metrics", "/health", "/nothing"] {
+        seen += &office.rig.get(path).await.text;
+    }
+    let logged = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    assert!(logged.contains("a target failed"), "the log is heard");
+    for text in ["sk-mock-secret", ADMIN_KEY, &secret, &rotated] {
+        assert!(!seen.contains(text), "{text} in an answer");
+        assert!(!logged.contains(text), "{text} in the log");
+    }
 }
