@@ -129,7 +129,7 @@ impl Answerer {
 
     /// Goes on from what an earlier run has left in `file`, if it is there.
     pub(crate) fn read_from(&mut self, file: &PromptFile, options: &AnswerOptions) -> Result<()> {
-        if let Some((tokens, cache)) = file.read(&self.model, self.n_max(options))? {
+        if let Some((tokens, cache)) = file.read(self.n_max(options))? {
             self.session = Some(Session::resume(tokens, cache)?);
         }
         Ok(())

@@ -99,6 +99,12 @@ pub(crate) struct ServeSettings {
     /// Memory for the caches of all requests and of earlier prompts, such as 4GB [default: half of what is left]
     #[arg(long, value_name = "SIZE")]
     pub(crate) cache_memory: Option<String>,
+    /// Folder for the caches of prompts that memory has no room for; they survive a restart
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) cache_dir: Option<PathBuf>,
+    /// Largest size of that folder; what was used longest ago goes first [default: 20GB]
+    #[arg(long, value_name = "SIZE", requires = "cache_dir")]
+    pub(crate) cache_disk: Option<String>,
     /// Another name of the first model, or NAME=MODEL; may be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<String>,
@@ -196,6 +202,8 @@ impl ServeSettings {
             parallel: self.parallel.or(other.parallel),
             queue: self.queue.or(other.queue),
             cache_memory: self.cache_memory.or(other.cache_memory),
+            cache_dir: self.cache_dir.or(other.cache_dir),
+            cache_disk: self.cache_disk.or(other.cache_disk),
             alias: list(self.alias, other.alias),
             keep_alive: self.keep_alive.or(other.keep_alive),
             max_loaded: self.max_loaded.or(other.max_loaded),

@@ -32,6 +32,8 @@ pub struct Counters {
     pub prefilled: Counter,
     /// Tokens of prompts that came from the prefix cache.
     pub reused: Counter,
+    /// Of these, tokens whose keys and values were read from the prefix store.
+    pub restored: Counter,
     /// Tokens generated.
     pub generated: Counter,
     /// Tokens guessed ahead, by their position in the draft.

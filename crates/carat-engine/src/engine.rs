@@ -17,6 +17,7 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::job::{Job, Place};
 use crate::scheduler::{Limits, Scheduler};
+use crate::store::PrefixStore;
 
 enum Message {
     Generate(Box<Job>),
@@ -43,7 +44,27 @@ impl Engine {
         M: LanguageModel + Send + 'static,
         M::Cache: Send,
     {
-        let scheduler = Scheduler::new(model, tokenizer, limits);
+        Self::start_with(model, tokenizer, limits, None)
+    }
+
+    /// As [`Engine::start`], with a place for beginnings that memory has no room for.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the system gives no thread.
+    pub fn start_with<M>(
+        model: M,
+        tokenizer: Arc<Tokenizer>,
+        limits: Limits,
+        store: Option<Box<dyn PrefixStore<M::Cache>>>,
+    ) -> Result<Self, Error>
+    where
+        M: LanguageModel + Send + 'static,
+        M::Cache: Send,
+    {
+        let mut scheduler = Scheduler::new(model, tokenizer, limits);
+        if let Some(store) = store {
+            scheduler.set_store(store);
+        }
         let counters = Arc::clone(scheduler.counters());
         let (sender, receiver) = sync_channel(limits.n_waiting.saturating_add(limits.n_running));
         let has_stopped = Arc::new(AtomicBool::new(false));
@@ -137,6 +158,9 @@ where
         }));
         if !matches!(done, Ok(true)) {
             scheduler.fail_all(|| Error::Stopped);
+            if matches!(done, Ok(false)) {
+                scheduler.close();
+            }
             return;
         }
     }

@@ -34,6 +34,7 @@ mod selection;
 mod sequence;
 mod session;
 mod stop_strings;
+mod store;
 
 pub use constraint::{Constraint, Grammar, GrammarCompiler};
 pub use counters::{Counter, Counters};
@@ -49,3 +50,4 @@ pub use sampling_params::SamplingParams;
 pub use scheduler::{Limits, Scheduler};
 pub use score::{Perplexity, Windows, score};
 pub use session::{Session, generate, generate_batch};
+pub use store::PrefixStore;

@@ -41,6 +41,16 @@ struct Node<C> {
 struct Snapshot<C> {
     cache: C,
     used: u64,
+    /// Whether it was taken where a prompt or an answer ended or two prompts part, not only on the way.
+    is_mark: bool,
+}
+
+/// A beginning that has left the tree.
+pub(crate) struct Evicted<C> {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) cache: C,
+    /// Whether others may well begin with all of it.
+    pub(crate) is_mark: bool,
 }
 
 /// What the tree knows of a prompt.
@@ -112,8 +122,8 @@ impl<C: SequenceCache> PrefixCache<C> {
         walk.depth + walk.inside.map_or(0, |(_, n)| n)
     }
 
-    /// Keeps `cache`, which holds exactly `tokens`.
-    pub(crate) fn insert(&mut self, tokens: &[u32], cache: C) {
+    /// Keeps `cache`, which holds exactly `tokens`. `is_mark`: whether others may well begin with all of them.
+    pub(crate) fn insert(&mut self, tokens: &[u32], cache: C, is_mark: bool) {
         debug_assert_eq!(tokens.len(), cache.len());
         self.clock += 1;
         if tokens.is_empty() {
@@ -123,27 +133,42 @@ impl<C: SequenceCache> PrefixCache<C> {
         let used = self.clock;
         if let Some(old) = &mut self.nodes[node].snapshot {
             old.used = used;
+            old.is_mark |= is_mark;
             return;
         }
         self.count(&cache);
-        self.nodes[node].snapshot = Some(Snapshot { cache, used });
+        self.nodes[node].snapshot = Some(Snapshot { cache, used, is_mark });
         self.n_snapshots += 1;
-        while self.n_snapshots > MAX_SNAPSHOTS && self.evict() {}
+        while self.n_snapshots > MAX_SNAPSHOTS && self.evict().is_some() {}
     }
 
-    /// Lets the snapshot go that was used longest ago; `false` when there is none.
-    pub(crate) fn evict(&mut self) -> bool {
+    /// Lets the snapshot go that was used longest ago; `None` when there is none.
+    pub(crate) fn evict(&mut self) -> Option<Evicted<C>> {
         let held = self.nodes.iter().enumerate();
         let oldest = held
             .filter_map(|(i, node)| Some((node.snapshot.as_ref()?.used, i)))
             .min();
-        let Some((_, node)) = oldest else { return false };
-        if let Some(snapshot) = self.nodes[node].snapshot.take() {
-            self.discount(&snapshot.cache);
-            self.n_snapshots -= 1;
-        }
+        let (_, node) = oldest?;
+        let tokens = self.tokens_to(node);
+        let snapshot = self.nodes[node].snapshot.take()?;
+        self.discount(&snapshot.cache);
+        self.n_snapshots -= 1;
         self.tidy(node);
-        true
+        Some(Evicted {
+            tokens,
+            cache: snapshot.cache,
+            is_mark: snapshot.is_mark,
+        })
+    }
+
+    /// The tokens from the root to the end of `node`.
+    fn tokens_to(&self, mut node: usize) -> Vec<u32> {
+        let mut edges = Vec::new();
+        while node != ROOT {
+            edges.push(self.nodes[node].edge.as_slice());
+            node = self.nodes[node].parent;
+        }
+        edges.into_iter().rev().flatten().copied().collect()
     }
 
     fn walk(&self, tokens: &[u32]) -> Walk {
@@ -375,8 +400,8 @@ mod tests {
     #[test]
     fn a_prompt_continues_from_the_deepest_snapshot_that_can_go_back() {
         let mut tree = PrefixCache::new();
-        tree.insert(&[1, 2], fake(&[1, 2], 1));
-        tree.insert(&[1, 2, 3, 4, 5, 6], fake(&[1, 2, 3, 4, 5, 6], 1));
+        tree.insert(&[1, 2], fake(&[1, 2], 1), true);
+        tree.insert(&[1, 2, 3, 4, 5, 6], fake(&[1, 2, 3, 4, 5, 6], 1), true);
         let found = |tree: &mut PrefixCache<Fake>, tokens: &[u32]| {
             let found = tree.find(tokens);
             (found.cache.map_or(0, |cache| cache.len()), found.n_common)
@@ -400,7 +425,11 @@ mod tests {
             let mut tree: PrefixCache<Fake> = PrefixCache::new();
             for (tokens, action) in steps {
                 match action {
-                    0 => { tree.evict(); }
+                    0 => {
+                        if let Some(evicted) = tree.evict() {
+                            prop_assert_eq!(evicted.tokens, evicted.cache.tokens);
+                        }
+                    }
                     1..=4 => {
                         let found = tree.find(&tokens);
                         if let Some(cache) = found.cache {
@@ -409,7 +438,7 @@ mod tests {
                         }
                     }
                     _ => {
-                        tree.insert(&tokens, fake(&tokens, window));
+                        tree.insert(&tokens, fake(&tokens, window), true);
                         let own = tree.find(&tokens);
                         prop_assert_eq!(own.cache.map_or(0, |cache| cache.len()), tokens.len());
                     }
@@ -423,7 +452,7 @@ mod tests {
                 prop_assert_eq!(tree.bytes(), pieces.values().sum::<usize>());
                 prop_assert_eq!(tree.len(), n_snapshots);
             }
-            while tree.evict() {}
+            while tree.evict().is_some() {}
             prop_assert_eq!((tree.bytes(), tree.nodes.len() - tree.free.len()), (0, 1));
         }
     }

@@ -5,31 +5,35 @@
 //! token ids u32 ... | pages as they are in memory, layer by layer | SHA-256 of all before [32]
 //! ```
 //!
-//! Numbers are little-endian. `owner` is a digest of the model and of how it is run ([`CacheOwner`]): keys and values of
+//! Numbers are little-endian. `owner` is a digest of the model and of how it is run: keys and values of
 //! other weights, or in another format, mean nothing. A file is believed only when its digest is right, and no length
 //! in it is believed before it has been held against what the model and the wanted context allow.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 
-use carat_kernels::attention::KvPage;
+use carat_kernels::attention::{KvDType, KvPage};
 use sha2::{Digest, Sha256};
 
 use crate::kv_cache::KvCache;
-use crate::{Checkpoint, Error, Model, SequenceCache};
+use crate::{Checkpoint, Config, Error, Model, SequenceCache};
 
 const MAGIC: &[u8; 8] = b"caratkv1";
 /// Bytes from both ends of each tensor that tell models apart.
 const SAMPLE: usize = 1024;
 
-/// What a saved cache belongs to: the weights, and the arithmetic and format of the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CacheOwner([u8; 32]);
+/// Writes and reads the caches of one model, run in one way.
+#[derive(Clone, Debug)]
+pub struct CacheFiles {
+    owner: [u8; 32],
+    config: Config,
+    kv_dtype: KvDType,
+}
 
-impl CacheOwner {
-    /// The owner of caches that `model`, loaded from `checkpoint`, makes. Reads a little of every tensor.
+impl CacheFiles {
+    /// For caches that `model`, loaded from `checkpoint`, makes. Reads a little of every tensor.
     #[must_use]
-    pub fn new(checkpoint: &Checkpoint, model: &Model) -> CacheOwner {
+    pub fn new(checkpoint: &Checkpoint, model: &Model) -> CacheFiles {
         let mut digest = Sha256::new();
         let options = model.options();
         digest.update(format!("{:?} {}", options.precision, options.kv_dtype));
@@ -40,28 +44,37 @@ impl CacheOwner {
             digest.update(&bytes[..bytes.len().min(SAMPLE)]);
             digest.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
         }
-        CacheOwner(digest.finalize().into())
+        CacheFiles {
+            owner: digest.finalize().into(),
+            config: model.config().clone(),
+            kv_dtype: options.kv_dtype,
+        }
     }
-}
 
-impl KvCache {
-    /// Writes the cache and the `tokens` that it holds. What a drafter keeps is left out.
+    /// Eight bytes that tell the owners of files apart in their names.
+    #[must_use]
+    pub fn owner_id(&self) -> u64 {
+        self.owner
+            .iter()
+            .take(8)
+            .fold(0, |id, byte| id << 8 | u64::from(*byte))
+    }
+
+    /// Writes a cache and the `tokens` that it holds. What a drafter keeps is left out.
     ///
     /// # Errors
     /// Those of `to`.
     ///
     /// # Panics
     /// When there are not as many tokens as are cached.
-    pub fn save(&self, owner: &CacheOwner, tokens: &[u32], to: &mut dyn Write) -> io::Result<()> {
-        let (layers, high) = self.saved_state();
-        assert_eq!(tokens.len(), self.len(), "the tokens are not those of the cache");
+    pub fn write(&self, tokens: &[u32], cache: &KvCache, to: &mut dyn Write) -> io::Result<()> {
+        let (layers, high) = cache.saved_state();
+        assert_eq!(tokens.len(), cache.len(), "the tokens are not those of the cache");
         let mut to = Hashed::new(to);
         to.write_all(MAGIC)?;
-        to.write_all(&owner.0)?;
-        for n in [tokens.len(), high, layers.len()]
-            .into_iter()
-            .chain(layers.iter().map(|pages| pages.len()))
-        {
+        to.write_all(&self.owner)?;
+        let n_pages = layers.iter().map(|pages| pages.len());
+        for n in [tokens.len(), high, layers.len()].into_iter().chain(n_pages) {
             to.write_all(&(n as u64).to_le_bytes())?;
         }
         for token in tokens {
@@ -73,25 +86,41 @@ impl KvCache {
         let digest = to.digest();
         to.inner.write_all(&digest)
     }
-}
 
-impl Model {
-    /// Reads what [`KvCache::save`] wrote: the tokens, and a cache of them that has room for `max_tokens`.
+    /// Reads what [`CacheFiles::write`] wrote: the tokens, and a cache of them that has room for `max_tokens`.
     ///
     /// # Errors
     /// [`Error::SavedCache`] when the file is none, is damaged, belongs to another model or holds more tokens than there
     /// is room for; [`Error::CacheMemory`] when memory cannot be had.
-    pub fn restore_cache(
-        &self,
-        owner: &CacheOwner,
-        max_tokens: usize,
-        from: &mut dyn Read,
-    ) -> Result<(Vec<u32>, KvCache), Error> {
+    pub fn read(&self, max_tokens: usize, from: &mut dyn Read) -> Result<(Vec<u32>, KvCache), Error> {
         let mut from = Hashed::new(from);
+        let head = self.read_head(max_tokens, &mut from)?;
+        let mut cache = KvCache::new(&self.config, self.kv_dtype, max_tokens);
+        cache.fill_pages(&head, |page| {
+            from.read_exact(page.as_bytes_mut()).map_err(unreadable)
+        })?;
+        let digest = from.digest();
+        let mut written = [0; 32];
+        from.inner.read_exact(&mut written).map_err(unreadable)?;
+        if written != digest {
+            return Err(refused("its digest is wrong, so it is damaged"));
+        }
+        Ok((head.tokens, cache))
+    }
+
+    /// The tokens alone, from the begin of a file; what follows is not looked at.
+    ///
+    /// # Errors
+    /// As [`CacheFiles::read`].
+    pub fn read_tokens(&self, max_tokens: usize, from: &mut dyn Read) -> Result<Vec<u32>, Error> {
+        Ok(self.read_head(max_tokens, &mut Hashed::new(from))?.tokens)
+    }
+
+    fn read_head(&self, max_tokens: usize, from: &mut Hashed<&mut dyn Read>) -> Result<Head, Error> {
         if &from.array::<8>()? != MAGIC {
             return Err(refused("it is no file of carat's"));
         }
-        if from.array::<32>()? != owner.0 {
+        if from.array::<32>()? != self.owner {
             return Err(refused(
                 "it belongs to another model, or to other settings of --dtype and --kv-type",
             ));
@@ -101,41 +130,41 @@ impl Model {
             let reason = format!("it holds {n_tokens} tokens, and there is room for {max_tokens}");
             return Err(refused(&reason));
         }
-        let mut cache = KvCache::new(self.config(), self.options().kv_dtype, max_tokens);
-        if n_layers != self.config().layers.len() {
+        if n_layers != self.config.layers.len() {
             return Err(refused("it has another number of layers"));
         }
         let n_pages = (0..n_layers)
             .map(|_| from.number())
-            .collect::<Result<Vec<_>, Error>>()?;
+            .collect::<Result<_, Error>>()?;
         let mut tokens = Vec::new();
         for _ in 0..n_tokens {
             tokens.push(u32::from_le_bytes(from.array()?));
         }
-        cache.restore_state(n_tokens, high, &n_pages, |page: &mut KvPage| {
-            from.read_exact(page.as_bytes_mut()).map_err(unreadable)
-        })?;
-        let digest = from.digest();
-        let mut written = [0; 32];
-        from.inner.read_exact(&mut written).map_err(unreadable)?;
-        if written != digest {
-            return Err(refused("its digest is wrong, so it is damaged"));
-        }
-        Ok((tokens, cache))
+        Ok(Head {
+            tokens,
+            high,
+            n_pages,
+        })
     }
 }
 
+/// What a file says before its pages.
+struct Head {
+    tokens: Vec<u32>,
+    high: usize,
+    n_pages: Vec<usize>,
+}
+
 impl KvCache {
-    /// Gives an empty cache `n_pages` pages in each layer, filled by `fill`, of which `len` tokens count.
-    fn restore_state(
+    /// Gives an empty cache the pages that `head` tells of, filled by `fill`.
+    fn fill_pages(
         &mut self,
-        len: usize,
-        high: usize,
-        n_pages: &[usize],
+        head: &Head,
         mut fill: impl FnMut(&mut KvPage) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        for (layer, &n) in n_pages.iter().enumerate() {
-            if !self.may_have_pages(layer, len, high, n) {
+        let len = head.tokens.len();
+        for (layer, &n) in head.n_pages.iter().enumerate() {
+            if !self.may_have_pages(layer, len, head.high, n) {
                 return Err(refused("its pages are not those of so many tokens"));
             }
             let shape = *self.shape(layer);
@@ -148,7 +177,7 @@ impl KvCache {
                 self.push_page(layer, Arc::new(page));
             }
         }
-        self.set_state(len, high);
+        self.set_state(len, head.high);
         Ok(())
     }
 }

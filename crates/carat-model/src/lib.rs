@@ -37,7 +37,7 @@ pub use drafter::{DraftStep, DrafterKind};
 pub use error::Error;
 pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};
-pub use kv_file::CacheOwner;
+pub use kv_file::CacheFiles;
 pub use language_model::{
     DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
 };

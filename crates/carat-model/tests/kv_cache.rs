@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 use carat_model::{
-    CacheOwner, Checkpoint, Error, KvCache, KvDType, LanguageModel, LoadOptions, LogitRows, Model, ROLLBACK,
+    CacheFiles, Checkpoint, Error, KvCache, KvDType, LanguageModel, LoadOptions, LogitRows, Model, ROLLBACK,
     Segment, SequenceCache,
 };
 use carat_testkit::{fixture, relative_l2};
@@ -146,17 +146,16 @@ fn a_saved_cache_goes_on_as_if_nothing_had_happened() {
         let path = fixture("gemma3-text/config.json");
         let checkpoint = Checkpoint::open(path.parent().unwrap()).unwrap();
         let mut model = load(kv_dtype);
-        let owner = CacheOwner::new(&checkpoint, &model);
+        let files = CacheFiles::new(&checkpoint, &model);
         let mut cache = model.new_cache(400).unwrap();
         feed(&mut model, &mut cache, &ids[..n], 64);
         let mut file = Vec::new();
-        cache.save(&owner, &ids[..n], &mut file).unwrap();
+        files.write(&ids[..n], &cache, &mut file).unwrap();
+        assert_eq!(files.read_tokens(500, &mut file.as_slice()).unwrap(), ids[..n]);
         let expected = feed(&mut model, &mut cache, &ids[n..], 64);
 
         let mut restarted = load(kv_dtype);
-        let (read, mut cache) = restarted
-            .restore_cache(&owner, 500, &mut file.as_slice())
-            .unwrap();
+        let (read, mut cache) = files.read(500, &mut file.as_slice()).unwrap();
         assert_eq!(read, ids[..n]);
         assert_eq!((cache.len(), cache.max_tokens()), (n, 500));
         assert_eq!(
@@ -174,25 +173,25 @@ fn a_saved_cache_that_is_not_this_models_is_refused() {
     let path = fixture("gemma3-text/config.json");
     let checkpoint = Checkpoint::open(path.parent().unwrap()).unwrap();
     let mut model = load(KvDType::F16);
-    let owner = CacheOwner::new(&checkpoint, &model);
+    let files = CacheFiles::new(&checkpoint, &model);
     let mut cache = model.new_cache(400).unwrap();
     let ids = tokens(100, 6);
     feed(&mut model, &mut cache, &ids, 64);
     let mut file = Vec::new();
-    cache.save(&owner, &ids, &mut file).unwrap();
-    let refused = |owner: &CacheOwner, max_tokens, bytes: &[u8]| {
-        let result = model.restore_cache(owner, max_tokens, &mut &bytes[..]);
+    files.write(&ids, &cache, &mut file).unwrap();
+    let refused = |files: &CacheFiles, max_tokens, bytes: &[u8]| {
+        let result = files.read(max_tokens, &mut &bytes[..]);
         assert!(matches!(result, Err(Error::SavedCache { .. })), "{result:?}");
     };
-    let other = CacheOwner::new(&checkpoint, &load(KvDType::Q8_0));
+    let other = CacheFiles::new(&checkpoint, &load(KvDType::Q8_0));
     refused(&other, 400, &file);
-    refused(&owner, 100, &file);
+    refused(&files, 100, &file);
     for end in [0, 7, 39, 60, 200, file.len() / 2, file.len() - 1] {
-        refused(&owner, 400, &file[..end]);
+        refused(&files, 400, &file[..end]);
     }
     for at in [0, 41, 47, 55, 64, 80, 150, file.len() / 2, file.len() - 1] {
         let mut damaged = file.clone();
         damaged[at] ^= 0x41;
-        refused(&owner, 400, &damaged);
+        refused(&files, 400, &damaged);
     }
 }

@@ -14,7 +14,7 @@ const BOUNDS: [f64; 12] = [
 ];
 
 /// Totals of each model: name and meaning.
-const TOTALS: [(&str, &str); 9] = [
+const TOTALS: [(&str, &str); 10] = [
     ("carat_steps_total", "Forward passes."),
     (
         "carat_prompt_tokens_total",
@@ -23,6 +23,10 @@ const TOTALS: [(&str, &str); 9] = [
     (
         "carat_cached_tokens_total",
         "Tokens of prompts from the prefix cache.",
+    ),
+    (
+        "carat_restored_tokens_total",
+        "Of these, tokens whose cache was read from the disk.",
     ),
     ("carat_generated_tokens_total", "Tokens generated."),
     (
@@ -101,6 +105,7 @@ impl Totals {
             &counters.steps,
             &counters.prefilled,
             &counters.reused,
+            &counters.restored,
             &counters.generated,
             &counters.finished,
             &counters.cancelled,

@@ -1,6 +1,7 @@
 //! `carat serve`: models behind the APIs that programs already speak.
 
 mod models;
+mod prefix_folder;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use carat_model::LanguageModel;
+use carat_model::{LanguageModel, SequenceCache};
 
 use super::{Entry, Scheduler};
 
@@ -86,9 +86,12 @@ impl<M: LanguageModel> Scheduler<M> {
         }
         let sequence = &mut entry.generation.sequence;
         let n_tokens = sequence.n_tokens();
-        let found = self.prefix.find(&sequence.tokens()[..n_tokens.saturating_sub(1)]);
+        let tokens = &sequence.tokens()[..n_tokens.saturating_sub(1)];
+        let found = self.prefix.find(tokens);
+        let n_known = found.cache.as_ref().map_or(0, SequenceCache::len);
+        let cache = self.restore(tokens, n_known).or(found.cache);
         let mut n_reused = 0;
-        if let Some(cache) = found.cache
+        if let Some(cache) = cache
             && sequence.adopt(cache).is_ok()
         {
             n_reused = sequence.n_cached();

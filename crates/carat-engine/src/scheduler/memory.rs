@@ -5,6 +5,10 @@ use std::collections::HashSet;
 use carat_model::{LanguageModel, SequenceCache};
 
 use super::Scheduler;
+use crate::prefix::Evicted;
+
+/// Shorter beginnings, in tokens, are computed anew sooner than they are read.
+const LEAST_STORED: usize = 256;
 
 impl<M: LanguageModel> Scheduler<M> {
     /// Bytes of all caches, counting what sequences share with each other or with snapshots in each.
@@ -44,10 +48,42 @@ impl<M: LanguageModel> Scheduler<M> {
             {
                 return true;
             }
-            if !self.prefix.evict() {
+            let Some(evicted) = self.prefix.evict() else {
                 return false;
+            };
+            self.put_away(evicted, false);
+        }
+    }
+
+    /// Gives all beginnings that others may well begin with to the store, those used longest ago first. Nothing is run
+    /// after this.
+    pub fn close(&mut self) {
+        if self.store.is_some() {
+            while let Some(evicted) = self.prefix.evict() {
+                self.put_away(evicted, true);
             }
         }
+    }
+
+    fn put_away(&mut self, evicted: Evicted<M::Cache>, is_end: bool) {
+        let is_worth_it = evicted.is_mark && evicted.tokens.len() >= LEAST_STORED;
+        if let (Some(store), true) = (&mut self.store, is_worth_it) {
+            store.keep(evicted.tokens, evicted.cache, is_end);
+        }
+    }
+
+    /// A cache from the store for the first of `tokens`, if it holds many more than the `n_known` that memory has.
+    pub(super) fn restore(&mut self, tokens: &[u32], n_known: usize) -> Option<M::Cache> {
+        let store = self.store.as_mut()?;
+        if store.n_common(tokens) < n_known.saturating_add(LEAST_STORED) {
+            return None;
+        }
+        let cache = store.load(tokens).filter(|cache| cache.len() > n_known)?;
+        self.counters.restored.add(cache.len() - n_known);
+        if let Some(fork) = cache.fork(cache.len()) {
+            self.prefix.insert(&tokens[..cache.len()], fork, true);
+        }
+        Some(cache)
     }
 
     /// Preempts sequences, the latest first, while there is no room for all. The last one stays.

@@ -30,6 +30,7 @@ use crate::pace::Pace;
 use crate::prefix::PrefixCache;
 use crate::request::FinishReason;
 use crate::sequence::Sequence;
+use crate::store::PrefixStore;
 
 /// A snapshot is taken at least every so many tokens of a prompt.
 const SNAPSHOT_SPACING: usize = 512;
@@ -57,6 +58,7 @@ pub struct Scheduler<M: LanguageModel> {
     waiting: Vec<Entry<M::Cache>>,
     running: Vec<Entry<M::Cache>>,
     prefix: PrefixCache<M::Cache>,
+    store: Option<Box<dyn PrefixStore<M::Cache>>>,
     pace: Pace,
     planner: Planner,
     /// Work done for each client, divided by its weight.
@@ -100,6 +102,7 @@ impl<M: LanguageModel> Scheduler<M> {
             waiting: Vec::new(),
             running: Vec::new(),
             prefix: PrefixCache::new(),
+            store: None,
             pace: Pace::default(),
             planner: Planner::default(),
             served: HashMap::new(),
@@ -108,6 +111,11 @@ impl<M: LanguageModel> Scheduler<M> {
             logits: Vec::new(),
             shares: Vec::new(),
         }
+    }
+
+    /// Gives beginnings a place to go to when memory has no room for them, and at the end.
+    pub fn set_store(&mut self, store: Box<dyn PrefixStore<M::Cache>>) {
+        self.store = Some(store);
     }
 
     /// Totals and present state.
@@ -317,8 +325,9 @@ impl<M: LanguageModel> Scheduler<M> {
             let is_wanted = n_cached == n_prompt || Some(n_cached) == entry.next_snapshot();
             if is_wanted && n_cached >= LEAST_SNAPSHOT {
                 entry.last_snapshot = n_cached;
+                let is_mark = n_cached == n_prompt || entry.snapshot_at.contains(&n_cached);
                 if let Some(fork) = sequence.cache().fork(n_cached) {
-                    self.prefix.insert(&sequence.tokens()[..n_cached], fork);
+                    self.prefix.insert(&sequence.tokens()[..n_cached], fork, is_mark);
                 }
             }
             entry.snapshot_at.retain(|&at| at > n_cached);
@@ -356,7 +365,7 @@ impl<M: LanguageModel> Scheduler<M> {
             }
             let (tokens, cache) = sequence.into_cached();
             if tokens.len() >= LEAST_SNAPSHOT {
-                self.prefix.insert(&tokens, cache);
+                self.prefix.insert(&tokens, cache, true);
             }
         }
     }

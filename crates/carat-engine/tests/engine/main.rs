@@ -8,3 +8,4 @@ mod generation;
 mod sampler;
 mod scheduler;
 mod score;
+mod store;

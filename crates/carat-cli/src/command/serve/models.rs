@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use carat_engine::{Drafting, Engine, Limits, SamplingParams};
+use carat_engine::{Drafting, Engine, Limits, PrefixStore, SamplingParams};
 use carat_hub::{Hub, LocalModel};
-use carat_model::{Checkpoint, LoadOptions, MediaSource, Model};
+use carat_model::{CacheFiles, Checkpoint, KvCache, LoadOptions, MediaSource, Model};
 use carat_plan::{Choice, Wish};
 use carat_prompt::{Senses, SensesOptions};
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup, ModelStore};
 
+use super::prefix_folder::PrefixFolder;
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::draft_args::DraftArgs;
 use crate::failure::Hinted;
@@ -29,6 +30,8 @@ use crate::settings::Settings;
 
 /// Cache memory where the system does not say how much there is, in bytes.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
+/// Bytes of `--cache-dir` at most, if nobody says how many.
+const CACHE_DISK: u64 = 20_000_000_000;
 
 /// What has been read of models' files, with when these were written.
 type DetailsOf = HashMap<PathBuf, (Option<SystemTime>, ModelDetails)>;
@@ -113,12 +116,33 @@ impl LocalModels {
             &self.settings,
             &self.interrupt,
         )?;
-        let engine = Engine::start(model, Arc::clone(&setup.tokenizer), limits)?;
+        let store = self.prefix_store(&source, &model, limits.n_max)?;
+        let engine = Engine::start_with(model, Arc::clone(&setup.tokenizer), limits, store)?;
         Ok(Ok(LoadedModel {
             setup,
             engine,
             claim_bytes,
         }))
+    }
+
+    /// The folder for beginnings that memory has no room for, if there is to be one.
+    fn prefix_store(
+        &self,
+        source: &ModelSource,
+        model: &Model,
+        n_max: usize,
+    ) -> Result<Option<Box<dyn PrefixStore<KvCache>>>> {
+        let Some(folder) = &self.serving.cache_dir else {
+            return Ok(None);
+        };
+        let max_bytes = match &self.serving.cache_disk {
+            Some(text) => carat_plan::parse_bytes(text)
+                .with_context(|| format!("--cache-disk `{text}` cannot be used"))?,
+            None => CACHE_DISK,
+        };
+        let files = CacheFiles::new(&source.checkpoint, model);
+        let store = PrefixFolder::open(folder, files, n_max, max_bytes)?;
+        Ok(Some(Box::new(store)))
     }
 
     /// How to load the model, what requests may take, and what memory that may need: what the user said, else the best

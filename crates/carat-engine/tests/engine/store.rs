@@ -1,0 +1,143 @@
+//! Beginnings that memory has no room for go to the store, and come back from it, also in another scheduler.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use carat_engine::{Finished, Job, Limits, PrefixStore, Request, SamplingParams, Scheduler, Update};
+use carat_model::SequenceCache;
+
+use crate::fake::{BOS, FakeCache, FakeModel, tokenizer, word};
+
+type Kept = Vec<(Vec<u32>, FakeCache)>;
+
+/// Caches by their tokens.
+#[derive(Clone, Default)]
+struct Shelf(Arc<Mutex<Kept>>);
+
+impl Shelf {
+    fn lengths(&self) -> Vec<usize> {
+        let kept = self.0.lock().unwrap();
+        let mut lengths: Vec<usize> = kept.iter().map(|(tokens, _)| tokens.len()).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        lengths
+    }
+}
+
+impl PrefixStore<FakeCache> for Shelf {
+    fn n_common(&mut self, tokens: &[u32]) -> usize {
+        let kept = self.0.lock().unwrap();
+        let begins = kept.iter().filter(|(kept, _)| tokens.starts_with(kept));
+        begins.map(|(kept, _)| kept.len()).max().unwrap_or(0)
+    }
+
+    fn load(&mut self, tokens: &[u32]) -> Option<FakeCache> {
+        let n = self.n_common(tokens);
+        let kept = self.0.lock().unwrap();
+        let (_, cache) = kept.iter().find(|(kept, _)| *kept == tokens[..n])?;
+        cache.fork(n)
+    }
+
+    fn keep(&mut self, tokens: Vec<u32>, cache: FakeCache, _: bool) {
+        assert_eq!(tokens.len(), cache.len());
+        self.0.lock().unwrap().push((tokens, cache));
+    }
+}
+
+fn scheduler(shelf: &Shelf, cache_bytes: usize) -> Scheduler<FakeModel> {
+    let limits = Limits {
+        n_max: 1000,
+        n_running: 4,
+        n_waiting: 100,
+        cache_bytes,
+    };
+    let mut scheduler = Scheduler::new(FakeModel::chaotic(), Arc::new(tokenizer()), limits);
+    scheduler.set_store(Box::new(shelf.clone()));
+    scheduler
+}
+
+/// `<bos>` and letters that depend on `seed`.
+fn prompt(n: usize, seed: usize) -> Vec<u32> {
+    let letter = |i: usize| word(["a", "b", "c", "d", "e"][(i * 7 + i * i * seed) % 5]);
+    std::iter::once(BOS).chain((1..n).map(letter)).collect()
+}
+
+/// Answers one prompt; its text and what is told at the end.
+fn ask(scheduler: &mut Scheduler<FakeModel>, prompt: Vec<u32>) -> (String, Finished) {
+    let heard: Arc<Mutex<(String, Option<Finished>)>> = Arc::default();
+    let ear = Arc::clone(&heard);
+    let sink = move |update| {
+        let mut heard = ear.lock().unwrap();
+        match update {
+            Update::Token { text, .. } => heard.0.push_str(&text),
+            Update::Finished(finished) => {
+                heard.0.push_str(&finished.text);
+                heard.1 = Some(finished);
+            }
+            Update::Failed(error) => assert_eq!(error.to_string(), "", "no job fails here"),
+            Update::Embedded(_) => {}
+        }
+        ControlFlow::Continue(())
+    };
+    let request = Request {
+        prompt,
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(8),
+        ..Request::default()
+    };
+    scheduler.submit(Job::new(request, Box::new(sink)));
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    let mut heard = heard.lock().unwrap();
+    (std::mem::take(&mut heard.0), heard.1.take().unwrap())
+}
+
+#[test]
+fn a_new_scheduler_goes_on_from_what_the_last_one_put_away() {
+    let shelf = Shelf::default();
+    let mut first = scheduler(&shelf, 1 << 30);
+    let (text, finished) = ask(&mut first, prompt(600, 1));
+    ask(&mut first, prompt(100, 2));
+    assert_eq!(finished.usage.n_reused, 0);
+    assert!(shelf.lengths().is_empty(), "memory has room");
+    first.close();
+    let lengths = shelf.lengths();
+    assert!(lengths.contains(&600), "the prompt's end: {lengths:?}");
+    assert!(!lengths.contains(&512), "on the way only: {lengths:?}");
+    assert!(lengths.iter().all(|&n| n >= 256), "not worth it: {lengths:?}");
+
+    let mut second = scheduler(&shelf, 1 << 30);
+    let mut longer = prompt(600, 1);
+    longer.extend(&prompt(40, 3)[1..]);
+    let (_, finished) = ask(&mut second, longer);
+    assert_eq!(finished.usage.n_reused, 600);
+    assert_eq!(second.counters().restored.get(), 600);
+    // What was restored is in memory now.
+    let mut another = prompt(600, 1);
+    another.extend(&prompt(30, 4)[1..]);
+    assert_eq!(ask(&mut second, another).1.usage.n_reused, 600);
+    assert_eq!(second.counters().restored.get(), 600);
+    // The same prompt gives the same answer, whatever was read for it.
+    assert_eq!(ask(&mut second, prompt(600, 1)).0, text);
+}
+
+#[test]
+fn what_memory_has_no_room_for_is_put_away_while_it_runs() {
+    let shelf = Shelf::default();
+    let bytes = {
+        use carat_model::LanguageModel;
+        FakeModel::chaotic().cache_bytes(700)
+    };
+    let mut scheduler = scheduler(&shelf, 2 * bytes);
+    let texts: Vec<String> = (1..6)
+        .map(|seed| ask(&mut scheduler, prompt(600, seed)).0)
+        .collect();
+    assert!(shelf.lengths().contains(&600));
+    for (seed, text) in (1..6).zip(texts) {
+        let mut longer = prompt(600, seed);
+        longer.push(word("a"));
+        assert!(ask(&mut scheduler, longer).1.usage.n_reused >= 599, "{seed}");
+        assert_eq!(ask(&mut scheduler, prompt(600, seed)).0, text, "{seed}");
+    }
+}
