@@ -193,16 +193,19 @@ impl<'a> Queue<'a> {
 
     /// Waits until those who failed may be asked again.
     async fn again(&mut self, last: &Failure) -> Result<(), Failure> {
-        let may_retry = self.order.iter().any(|i| {
+        let may_be_asked = |i: &usize| {
             let failed = self.failed.iter().find(|(other, _)| other == i);
             failed.is_none_or(|(_, class)| class.may_retry())
-        });
+        };
+        let again: Vec<usize> = self.order.iter().copied().filter(may_be_asked).collect();
         let wait = self.wait(last);
-        let is_possible = may_retry
+        let is_possible = !again.is_empty()
             && self.n_rounds < MOST_ROUNDS
             && wait <= PATIENCE
             && Instant::now() + wait < self.call.deadline;
-        if !is_possible || !self.means.retries.spend() {
+        // Those that rest are probed by one request at a time: nobody needs to be spared.
+        let is_spared = || self.resting(&again).len() == again.len();
+        if !is_possible || !(is_spared() || self.means.retries.spend()) {
             return Err(nobody());
         }
         tokio::time::sleep(wait).await;

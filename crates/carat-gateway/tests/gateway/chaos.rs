@@ -145,8 +145,9 @@ async fn torment(moodies: Vec<Arc<Moody>>, time: Duration) {
 }
 
 fn config(moodies: &[Arc<Moody>]) -> String {
-    let mut text =
-        String::from("attempts = 8\n---[timeouts]\nfirst-token-ms = 400\nwhole-ms = 400\ntotal-ms = 15000\n");
+    let mut text = String::from(
+        "attempts = 16\n---[timeouts]\nfirst-token-ms = 400\nwhole-ms = 400\ntotal-ms = 15000\n",
+    );
     for (i, moody) in moodies.iter().enumerate() {
         text.push_str(&format!(
             "[providers.p{i}]\nbase-url = \"http://{}/v1\"\n",
