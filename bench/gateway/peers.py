@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 from run import BIN, Bench, body, cpu_s, memory_mib, start, tree
@@ -145,9 +146,12 @@ def main():
                 process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.DEVNULL, text=True, env=os.environ)
                 try:
                     if address is None:
-                        address = process.stdout.readline().strip().removeprefix("http://").rstrip("/")
+                        # Its log goes to the same place.
+                        address = next(line for line in process.stdout if line.startswith("http://"))
+                        address = address.strip().removeprefix("http://").rstrip("/")
+                        threading.Thread(target=process.stdout.read, daemon=True).start()
                     wait(bench, address, body(model_of("ok")), headers)
-                    print(f"{name}: ready after {(time.monotonic() - begun) * 1000:.0f} ms")
+                    print(f"{name}: ready after {(time.monotonic() - begun) * 1000:.0f} ms", flush=True)
                     # Those in Python need a hundredth of a second for a request.
                     n = options.requests // (10 if name == "litellm" else 1)
                     measure(bench, name, process.pid, address, headers, model_of, mock, n)
