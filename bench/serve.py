@@ -8,7 +8,9 @@
 
 Each client sends one request after the other: a prompt of 128 token ids of its own (so that no prefix cache helps), an
 answer of 128 tokens as a stream. Told are tokens per second over all clients, the time to the first token and the time
-between tokens (p50, p99). `--overhead` measures what HTTP itself costs: requests that are refused before the model.
+between tokens (p50, p99). `--overhead` measures what everything beside the model costs: a request that is refused, and an
+answer of one token over what the engine took for it. `--idle N --pid PID` measures the memory of streams that wait (serve
+with `--parallel 1 --queue 5000`). With `--clients` and nothing behind it only these are measured.
 `--prefix N` asks two questions behind the same N tokens and tells what the second one saves; `--gap N` tells the worst
 gap between tokens of 8 streams while a prompt of N tokens is computed, beside the undisturbed one.
 
@@ -19,6 +21,7 @@ import argparse
 import asyncio
 import json
 import random
+import socket
 import statistics
 import time
 import urllib.parse
@@ -81,21 +84,76 @@ async def measure(address, model, n_clients, seconds):
     }
 
 
-async def overhead(address, n=2000):
-    """Seconds of a request that is read, checked and refused, over one connection."""
-    reader, writer = await asyncio.open_connection(*address)
-    data = json.dumps({"messages": [{"role": "user", "content": "x"}], "temperature": 1000}).encode()
-    request = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
-    times = []
-    for _ in range(n):
+class Connection:
+    """One kept connection, read without an event loop: the client's own share stays small."""
+
+    def __init__(self, address):
+        self.socket = socket.create_connection(address, 60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def ask(self, request):
+        """Seconds until the answer is whole, and its body."""
         started = time.perf_counter()
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(next(line.split(b":")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")))
-        await reader.readexactly(length)
-        times.append(time.perf_counter() - started)
-    writer.close()
-    return {"overhead_us_p50": 1e6 * statistics.median(times), "overhead_us_p99": 1e6 * percentile(times, 0.99)}
+        self.socket.sendall(request)
+        data = self.socket.recv(65536)
+        while b"\r\n\r\n" not in data:
+            data += self.socket.recv(65536)
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        while len(body) < length:
+            body += self.socket.recv(65536)
+        return time.perf_counter() - started, body
+
+
+def request_of(path, body):
+    data = json.dumps(body).encode()
+    return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def overhead(address, n=1000):
+    """Microseconds beside the model: of requests that are read, checked and refused, and of answers of one token over
+    what the engine says that prefill and decode took."""
+    connection = Connection(address)
+    refused = request_of("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "temperature": 1000})
+    answered = request_of("/api/generate", {"model": "default", "prompt": "The capital of France is", "stream": False, "options": {"num_predict": 1, "temperature": 0}})
+    kinds = {"refused": [connection.ask(refused)[0] for _ in range(n)], "answered": []}
+    for _ in range(n):
+        took, body = connection.ask(answered)
+        told = json.loads(body)
+        if "error" in told:
+            raise SystemExit(f"the server answered {told}")
+        kinds["answered"].append(took - 1e-9 * (told["prompt_eval_duration"] + told["eval_duration"]))
+    connection.socket.close()
+    return {kind: {"us_p50": 1e6 * statistics.median(times), "us_p99": 1e6 * percentile(times, 0.99)} for kind, times in kinds.items()}
+
+
+def anonymous_kb(pid):
+    with open(f"/proc/{pid}/status") as file:
+        return int(dict(line.split(":", 1) for line in file)["RssAnon"].split()[0])
+
+
+def idle(address, pid, n):
+    """Kilobytes of a stream that waits: n of them behind one answer that goes on."""
+    body = {"model": "default", "prompt": [2, 1000, 2000], "stream": True, "temperature": 0, "logit_bias": {"1": -100, "106": -100}}
+    runs = Connection(address)
+    runs.socket.sendall(request_of("/v1/completions", body | {"max_tokens": 1500}))
+    runs.socket.recv(4096)
+    rows, streams = [], []
+    # The first round builds what all share.
+    for _ in range(3):
+        before = anonymous_kb(pid)
+        fresh = [Connection(address) for _ in range(n)]
+        for stream in fresh:
+            stream.socket.sendall(request_of("/v1/completions", body | {"max_tokens": 100}))
+        for stream in fresh:
+            head = stream.socket.recv(4096)
+            if b" 200 " not in head.split(b"\r\n")[0] + b" ":
+                raise SystemExit(f"a stream was refused; serve with --parallel 1 and a --queue of {3 * n + 1}: {head[:200]}")
+        rows.append((anonymous_kb(pid) - before) / n)
+        streams += fresh
+    for stream in [runs, *streams]:
+        stream.socket.close()
+    return {"n": n, "kb": min(rows[1:]), "first_kb": rows[0]}
 
 
 def random_ids(n, seed):
@@ -174,6 +232,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=20, help="of each number of clients")
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS)
     parser.add_argument("--overhead", action="store_true")
+    parser.add_argument("--idle", type=int, metavar="N")
+    parser.add_argument("--pid", type=int, help="of the server, for --idle")
     parser.add_argument("--prefix", type=int, metavar="N")
     parser.add_argument("--gap", type=int, metavar="N")
     parser.add_argument("--json")
@@ -186,8 +246,12 @@ def main():
     address = (url.hostname, url.port or 80)
     run = {"name": given.name, "rows": []}
     if given.overhead:
-        run |= asyncio.run(overhead(address))
-        print(f"{given.name}: HTTP {run['overhead_us_p50']:.0f} us (p50), {run['overhead_us_p99']:.0f} us (p99)")
+        run["overhead"] = overhead(address)
+        for kind, row in run["overhead"].items():
+            print(f"{given.name}: {kind} {row['us_p50']:.0f} us (p50) {row['us_p99']:.0f} us (p99)", flush=True)
+    if given.idle:
+        run["idle"] = idle(address, given.pid, given.idle)
+        print(f"{given.name}: {run['idle']['kb']:.1f} KB per idle stream ({run['idle']['first_kb']:.1f} in the first round)", flush=True)
     for name, probe in (("prefix", prefix), ("gap", gap)):
         if n := getattr(given, name):
             run[name] = asyncio.run(probe(address, n))

@@ -13,10 +13,16 @@ import threading
 import time
 import traceback
 
+from typing import Literal, Optional
+
 import anthropic
 import httpx
 import ollama
 import openai
+import pydantic
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI
 
 BASE = sys.argv[1].rstrip("/")
 OPENAI = openai.OpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
@@ -108,8 +114,6 @@ def stops_bias_and_limits():
 def json_mode_and_schema():
     json.loads(chat(response_format={"type": "json_schema", "json_schema": {"name": "c", "schema": CITY, "strict": True}},
                     max_tokens=80).choices[0].message.content)
-    import pydantic
-
     class Town(pydantic.BaseModel):
         name: str = pydantic.Field(max_length=12)
         large: bool
@@ -228,18 +232,40 @@ def ollama_client():
     assert len(OLLAMA.embed(MODEL, ["a", "b"]).embeddings) == 2
 
 
+def is_idle():
+    lines = httpx.get(BASE + "/metrics").text.splitlines()
+    return all(line.endswith(" 0") for line in lines if line.startswith("carat_sequences_running{"))
+
+
 @check
 def leaving_stops_the_work():
-    stream = OPENAI.completions.create(model=MODEL, prompt="One, two,", max_tokens=2000, stream=True, extra_body={"logit_bias": {"1": -100, "106": -100}})
-    next(iter(stream))
-    stream.close()
-    deadline = time.time() + 20
-    while time.time() < deadline:
-        lines = httpx.get(BASE + "/metrics").text.splitlines()
-        if all(line.endswith(" 0") for line in lines if line.startswith("carat_sequences_running{")):
-            return
-        time.sleep(0.1)
-    raise AssertionError("the sequence goes on")
+    endless = {"logit_bias": {"1": -100, "106": -100}}
+    ways = [
+        lambda: OPENAI.completions.create(model=MODEL, prompt="One, two,", max_tokens=2000, stream=True, extra_body=endless),
+        lambda: OPENAI.chat.completions.create(model=MODEL, messages=USER, max_tokens=2000, stream=True, extra_body=endless),
+        lambda: OPENAI.responses.create(model=MODEL, input="Hello.", max_output_tokens=2000, stream=True, extra_body=endless),
+    ]
+    for way in ways:
+        stream = way()
+        next(iter(stream))
+        assert not is_idle()
+        stream.close()
+        wait_for(is_idle)
+    # One that never reads, and one that gives up waiting for a whole answer.
+    body = {"model": MODEL, "prompt": "One, two,", "max_tokens": 2000} | endless
+    try:
+        httpx.post(BASE + "/v1/completions", json=body, timeout=0.5)
+        raise AssertionError("that was too fast to be left")
+    except httpx.TimeoutException:
+        pass
+    wait_for(is_idle)
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "the sequence goes on"
+        time.sleep(0.05)
 
 
 @check
@@ -265,57 +291,41 @@ def a_stream_of_small_events_does_not_stall():
     assert n_events >= 16 and time.time() - started < 30
 
 
-NONSENSE = [None, True, -1, 0, 3, 1e308, "", "x", "\u0000", [], [[]], [1, "a"], {}, {"type": "text"}, {"a": {"b": []}}, "\U0001f600" * 50]
+@check
+def langchain_chats_calls_and_binds():
+    llm = ChatOpenAI(model=MODEL, base_url=BASE + "/v1", api_key="none", temperature=0, max_tokens=60, max_retries=0)
+    answer = llm.invoke("Name three rivers of Europe.")
+    assert answer.usage_metadata["output_tokens"] and answer.response_metadata["finish_reason"]
+    assert "".join(str(chunk.content) for chunk in llm.stream("Name three rivers of Europe."))[:8] == answer.content[:8]
 
+    @tool
+    def weather(city: Literal["Rome", "Oslo"], days: int = 1) -> str:
+        """The weather of a city."""
+        return f"sun in {city} for {days} days"
 
-def random_value(schema, spec, dice, depth=0):
-    """A value of the schema, or now and then something else."""
-    if dice.random() < 0.08 or depth > 6:
-        return dice.choice(NONSENSE)
-    if "$ref" in schema:
-        schema = spec["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
-    if "oneOf" in schema:
-        schema = dice.choice(schema["oneOf"])
-    if "enum" in schema:
-        return dice.choice(schema["enum"])
-    kind = schema.get("type")
-    kind = kind[0] if isinstance(kind, list) else kind
-    if kind == "object":
-        fields = schema.get("properties", {})
-        wanted = [name for name in fields if name in schema.get("required", []) or dice.random() < 0.15]
-        return {name: random_value(fields[name], spec, dice, depth + 1) for name in wanted if name != "max_tokens"}
-    if kind == "array":
-        return [random_value(schema["items"], spec, dice, depth + 1) for _ in range(dice.randrange(1, 3))]
-    if kind in ("integer", "number"):
-        low, high = schema.get("minimum", -5), min(schema.get("maximum", 50), 50)
-        return dice.randint(int(low), int(max(low, high)))
-    if kind == "boolean":
-        return dice.random() < 0.5
-    return dice.choice(["", "user", "text", "Hi", "a b", "\n", "none"]) if kind == "string" else dice.choice(NONSENSE)
+    asked = llm.bind_tools([weather], tool_choice="weather", parallel_tool_calls=False).invoke("And in Rome?")
+    call = asked.tool_calls[0]
+    assert call["args"]["city"] in ("Rome", "Oslo"), asked
+    llm.bind_tools([weather], tool_choice="none").invoke([HumanMessage("And in Rome?"), asked, weather.invoke(call)])
+
+    class Town(pydantic.BaseModel):
+        name: str = pydantic.Field(max_length=12)
+        size: Optional[Literal["small", "large"]]
+
+    for method in ("json_schema", "function_calling"):
+        assert isinstance(llm.with_structured_output(Town, method=method).invoke("Describe Oslo."), Town), method
 
 
 @check
-def random_bodies_never_break_the_server():
-    import random
-
-    dice = random.Random(5)
-    spec = httpx.get(BASE + "/openapi.json").json()
-    statuses = {}
-    limits = {"/api/chat": ("options", {"num_predict": 2}), "/api/generate": ("options", {"num_predict": 2})}
-    for path, methods in spec["paths"].items():
-        for _ in range(40 if "post" in methods else 0):
-            schema = methods["post"]["requestBody"]["content"]["application/json"]["schema"]
-            body = random_value(schema, spec, dice)
-            if isinstance(body, dict):
-                name, value = limits.get(path, ("max_output_tokens" if "responses" in path else "max_tokens", 2))
-                body[name] = value
-                body.pop("max_completion_tokens", None)
-                body.pop("n", None)
-            data = json.dumps(body) if dice.random() < 0.95 else json.dumps(body)[:-2]
-            status = httpx.post(BASE + path, content=data, timeout=60).status_code
-            assert status < 500, (path, status, data)
-            statuses[status] = statuses.get(status, 0) + 1
-    assert statuses.get(200, 0) > 50 and statuses.get(400, 0) > 50, statuses
+def thoughts_have_budgets():
+    # A model that cannot think answers as it always does.
+    for effort in ("none", "low", "high"):
+        assert chat(reasoning_effort=effort, max_tokens=4).choices[0].message.content is not None
+    assert chat(extra_body={"thinking_budget": 100}, max_tokens=4).choices
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    assert ANTHROPIC.messages.create(model=MODEL, max_tokens=1025, messages=USER, thinking=thinking, stop_sequences=["e"]).content is not None
+    error = refused(anthropic.BadRequestError, lambda: ANTHROPIC.messages.create(model=MODEL, max_tokens=8, messages=USER, thinking=thinking))
+    assert "budget_tokens" in str(error)
 
 
 def main():

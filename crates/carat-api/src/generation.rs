@@ -183,6 +183,8 @@ pub struct GenerationRequest {
     pub logprobs: Option<usize>,
     /// Whether the model thinks before it answers; `None` leaves it to the model.
     pub thinking: Option<bool>,
+    /// Most tokens that are thought, if it thinks; `None` for as many as the answer has room for.
+    pub thinking_budget: Option<usize>,
     /// Whether the answer comes as events.
     pub stream: bool,
     /// Whether events end with the usage.

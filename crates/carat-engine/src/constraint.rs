@@ -5,6 +5,9 @@
 //! (beside the forward pass, see `generation`), and after it takes the chosen token. Where the grammar may end, the
 //! mask allows the tokenizer's stop tokens; where it must, the answer ends.
 //!
+//! A model may think first, between two tokens of its vocabulary ([`Thoughts`]): what it thinks is free, up to a budget,
+//! and the grammar begins behind it.
+//!
 //! JSON is written without line breaks and with one blank after `:` and `,`: a small model in doubt would else write
 //! blanks for ever.
 
@@ -41,6 +44,21 @@ pub enum Grammar {
 /// Compiles grammars for one tokenizer. Building it takes some tenths of a second and some tens of megabytes.
 pub struct GrammarCompiler {
     factory: ParserFactory,
+    /// A bit for each token that is text.
+    text: SimpleVob,
+}
+
+/// Where thoughts stand in an answer, and how long they may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thoughts {
+    /// The token that begins them.
+    pub open: u32,
+    /// The token that ends them.
+    pub close: u32,
+    /// Whether the prompt has begun them already.
+    pub are_open: bool,
+    /// Tokens between the two, the channel's name included; `None` for as many as the answer has room for.
+    pub budget: Option<usize>,
 }
 
 impl GrammarCompiler {
@@ -60,7 +78,40 @@ impl GrammarCompiler {
         let mut factory = ParserFactory::new_simple(&env).map_err(refused)?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory })
+        let mut text = SimpleVob::alloc(tokenizer.len());
+        for id in (0..n_tokens).filter(|&id| !tokenizer.is_special(id)) {
+            text.allow_token(id);
+        }
+        Ok(Self { factory, text })
+    }
+
+    /// What binds an answer that may begin with thoughts: these to their budget, and what follows them to `answer`.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`] when the vocabulary does not have the tokens around thoughts.
+    pub fn thoughtful(&self, answer: Option<Constraint>, thoughts: Thoughts) -> Result<Constraint, Error> {
+        let Thoughts { open, close, .. } = thoughts;
+        if [open, close].iter().any(|&id| id as usize >= self.text.len()) {
+            return Err(refused("the vocabulary lacks the tokens around thoughts"));
+        }
+        // No end of the answer among the thoughts: what is asked for would never come.
+        let mut free = self.text.clone();
+        free.allow_token(close);
+        let channel = Channel {
+            thoughts,
+            free,
+            n_thought: 0,
+            place: if thoughts.are_open {
+                Place::Inside
+            } else {
+                Place::Before
+            },
+        };
+        Ok(Constraint {
+            matcher: answer.and_then(|answer| answer.matcher),
+            mask: None,
+            channel: Some(channel),
+        })
     }
 
     /// The state at the beginning of an answer.
@@ -90,34 +141,67 @@ impl GrammarCompiler {
         let matcher = Matcher::new(self.factory.create_parser(top));
         match matcher.get_error() {
             Some(reason) => Err(refused(reason.trim().lines().next().unwrap_or_default())),
-            None => Ok(Constraint { matcher, mask: None }),
+            None => Ok(Constraint {
+                matcher: Some(matcher),
+                mask: None,
+                channel: None,
+            }),
         }
     }
 }
 
 /// How far one answer is in its grammar.
 pub struct Constraint {
-    matcher: Matcher,
-    mask: Option<Result<SimpleVob, String>>,
+    /// `None` where thoughts alone are bound.
+    matcher: Option<Matcher>,
+    mask: Option<Mask>,
+    channel: Option<Channel>,
+}
+
+/// What the next choice is bound to.
+enum Mask {
+    Free,
+    Bound(SimpleVob),
+    Failed(String),
 }
 
 impl Constraint {
     /// Computes the mask of the next choice, unless that is done.
     pub(crate) fn prepare(&mut self) {
-        let matcher = &mut self.matcher;
-        self.mask
-            .get_or_insert_with(|| matcher.compute_mask_or_eos().map_err(|error| error.to_string()));
+        if self.mask.is_none() {
+            self.mask = Some(self.next_mask());
+        }
     }
 
-    /// A bit for each token that may come next, lowest id first.
+    fn next_mask(&mut self) -> Mask {
+        let place = self.channel.as_ref().map(|channel| channel.place);
+        if let (Some(channel), Some(Place::Inside)) = (&self.channel, place) {
+            return Mask::Bound(channel.mask());
+        }
+        let Some(matcher) = &mut self.matcher else {
+            return Mask::Free;
+        };
+        match matcher.compute_mask_or_eos() {
+            Ok(mut mask) => {
+                if let (Some(channel), Some(Place::Before)) = (&self.channel, place) {
+                    mask.allow_token(channel.thoughts.open);
+                }
+                Mask::Bound(mask)
+            }
+            Err(error) => Mask::Failed(error.to_string()),
+        }
+    }
+
+    /// A bit for each token that may come next, lowest id first; `None` where all may.
     ///
     /// # Errors
     /// [`Error::Grammar`] when the grammar has become too costly to follow.
-    pub(crate) fn mask(&mut self) -> Result<&[u32], Error> {
+    pub(crate) fn mask(&mut self) -> Result<Option<&[u32]>, Error> {
         self.prepare();
         match &self.mask {
-            Some(Ok(mask)) => Ok(mask.as_slice()),
-            Some(Err(reason)) => Err(refused(reason)),
+            Some(Mask::Bound(mask)) => Ok(Some(mask.as_slice())),
+            Some(Mask::Free) => Ok(None),
+            Some(Mask::Failed(reason)) => Err(refused(reason)),
             None => Err(refused("no mask was computed")),
         }
     }
@@ -128,21 +212,109 @@ impl Constraint {
     /// [`Error::Grammar`] when the mask does not allow it.
     pub(crate) fn accept(&mut self, id: u32) -> Result<(), Error> {
         self.mask = None;
-        if self.matcher.is_stopped() {
+        if self.channel.as_mut().is_some_and(|channel| channel.takes(id)) {
             return Ok(());
         }
-        self.matcher.consume_token(id).map_err(refused)
+        match &mut self.matcher {
+            Some(matcher) if !matcher.is_stopped() => matcher.consume_token(id).map_err(refused),
+            _ => Ok(()),
+        }
     }
 
-    /// How many of `ids`, one after another, the grammar allows next.
+    /// How many of `ids`, one after another, are allowed next.
     pub(crate) fn n_allowed(&mut self, ids: &[u32]) -> usize {
-        // A grammar that cannot be followed any more is reported by `mask`.
-        self.matcher.validate_tokens(ids).unwrap_or(0)
+        let (n_thoughts, answer) = match &self.channel {
+            Some(channel) => channel.n_allowed(ids),
+            None => (0, true),
+        };
+        let rest = &ids[n_thoughts..];
+        n_thoughts
+            + match &mut self.matcher {
+                _ if !answer => 0,
+                // A grammar that cannot be followed any more is reported by `mask`.
+                Some(matcher) => matcher.validate_tokens(rest).unwrap_or(0),
+                None => rest.len(),
+            }
     }
 
     /// Whether nothing may follow.
     pub(crate) fn is_complete(&self) -> bool {
-        self.matcher.is_stopped()
+        let is_inside = self
+            .channel
+            .as_ref()
+            .is_some_and(|channel| channel.place == Place::Inside);
+        !is_inside && self.matcher.as_ref().is_some_and(Matcher::is_stopped)
+    }
+}
+
+/// How far an answer is in its thoughts.
+struct Channel {
+    thoughts: Thoughts,
+    /// What may be thought, and the end.
+    free: SimpleVob,
+    n_thought: usize,
+    place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing has come.
+    Before,
+    /// Among the thoughts.
+    Inside,
+    /// The answer has begun.
+    Behind,
+}
+
+impl Channel {
+    fn is_spent(&self, n_thought: usize) -> bool {
+        self.thoughts.budget.is_some_and(|budget| n_thought >= budget)
+    }
+
+    /// What may come next among the thoughts.
+    fn mask(&self) -> SimpleVob {
+        if !self.is_spent(self.n_thought) {
+            return self.free.clone();
+        }
+        let mut mask = SimpleVob::alloc(self.free.len());
+        mask.allow_token(self.thoughts.close);
+        mask
+    }
+
+    /// Whether a token belongs to the thoughts.
+    fn takes(&mut self, id: u32) -> bool {
+        match self.place {
+            Place::Before if id == self.thoughts.open => self.place = Place::Inside,
+            Place::Inside if id == self.thoughts.close => self.place = Place::Behind,
+            Place::Inside => self.n_thought += 1,
+            Place::Before | Place::Behind => {
+                self.place = Place::Behind;
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How many of `ids` the thoughts allow, and whether the answer follows these.
+    fn n_allowed(&self, ids: &[u32]) -> (usize, bool) {
+        let Thoughts { open, close, .. } = self.thoughts;
+        let mut n = match self.place {
+            Place::Behind => return (0, true),
+            Place::Before if ids.first() != Some(&open) => return (0, true),
+            Place::Before => 1,
+            Place::Inside => 0,
+        };
+        let mut n_thought = self.n_thought;
+        while let Some(&id) = ids.get(n) {
+            if id == close {
+                return (n + 1, true);
+            }
+            if self.is_spent(n_thought) || id as usize >= self.free.len() || !self.free.is_allowed(id) {
+                break;
+            }
+            (n, n_thought) = (n + 1, n_thought + 1);
+        }
+        (n, false)
     }
 }
 

@@ -267,7 +267,7 @@ impl<C: SequenceCache> Generation<C> {
     /// The next token; a constraint must have prepared its mask.
     fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
         let allowed = match &mut self.constraint {
-            Some(constraint) => Some(constraint.mask()?),
+            Some(constraint) => constraint.mask()?,
             None => None,
         };
         let id = self
@@ -292,9 +292,12 @@ impl<C: SequenceCache> Generation<C> {
         }
         self.sequence.push(id);
         answer.text.clear();
-        let flow = answer
-            .stops
-            .push(answer.decoder.push(tokenizer, id), &mut answer.text);
+        let piece = answer.decoder.push(tokenizer, id);
+        let flow = if tokenizer.is_special(id) {
+            answer.stops.push_mark(piece, &mut answer.text)
+        } else {
+            answer.stops.push(piece, &mut answer.text)
+        };
         let logprobs = self
             .request
             .logprobs

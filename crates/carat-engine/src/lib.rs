@@ -36,7 +36,7 @@ mod session;
 mod stop_strings;
 mod store;
 
-pub use constraint::{Constraint, Grammar, GrammarCompiler};
+pub use constraint::{Constraint, Grammar, GrammarCompiler, Thoughts};
 pub use counters::{Counter, Counters};
 pub use draft::{DraftCounts, Drafting, MAX_DRAFT};
 pub use engine::Engine;

@@ -55,6 +55,18 @@ impl StopStrings {
         Flow::Continue
     }
 
+    /// Takes the text of a token that is none: what waits before it is shown, and only a stop string that is just it
+    /// ends the text.
+    pub(crate) fn push_mark(&mut self, mark: &str, shown: &mut String) -> Flow {
+        self.finish(shown);
+        self.found = self.stops.iter().position(|stop| stop == mark);
+        if self.found.is_some() {
+            return Flow::Stop;
+        }
+        shown.push_str(mark);
+        Flow::Continue
+    }
+
     /// The text that waited for a stop string which did not come; to be shown at the end.
     pub(crate) fn finish(&mut self, shown: &mut String) {
         shown.push_str(&self.held);
@@ -112,6 +124,20 @@ mod tests {
         }
         matcher.finish(&mut shown);
         (shown, false)
+    }
+
+    #[test]
+    fn marks_are_no_text() {
+        let stops = [">".to_string(), "ab".to_string(), "<|end|>".to_string()];
+        let mut matcher = StopStrings::new(&stops).unwrap();
+        let mut shown = String::new();
+        assert_eq!(matcher.push("a", &mut shown), Flow::Continue);
+        assert_eq!(shown, "");
+        assert_eq!(matcher.push_mark("<|x|>", &mut shown), Flow::Continue);
+        assert_eq!(matcher.push("b", &mut shown), Flow::Continue);
+        assert_eq!(shown, "a<|x|>b");
+        assert_eq!(matcher.push_mark("<|end|>", &mut shown), Flow::Stop);
+        assert_eq!((shown.as_str(), matcher.found()), ("a<|x|>b", Some(2)));
     }
 
     /// Character by character, looking at all the text so far: the definition.

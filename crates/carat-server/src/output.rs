@@ -1,39 +1,60 @@
 //! From the engine's updates to the pieces of an answer: thoughts, text, tool calls.
 //!
-//! Gemma 4 writes its thoughts between `<|channel>thought` and `<channel|>`. These are tokens, so their ids are looked
-//! for, not their text: what an answer quotes is never taken for one.
+//! Gemma 4 writes its thoughts and its calls between tokens of its own, whose ids are looked for, not their text: what
+//! an answer quotes is never taken for one. Calls of other models are JSON in the text.
 
 use carat_api::{Delta, Finish, FinishKind, TokenLogprob, Usage};
 use carat_engine::{FinishReason, Finished, TokenLogprobs};
-use carat_text::Tokenizer;
+use carat_text::{AnswerPiece, AnswerReader, Tokenizer};
 
-use crate::tools::CallReader;
+use crate::model::ServedModel;
+use crate::tools::prompted::CallReader;
 
-/// The name of the channel of thoughts, with the line that ends it.
-const THOUGHT: &str = "thought\n";
+/// How calls are written, if they may come.
+pub(crate) enum Calls {
+    /// None are asked for: what looks like one is text.
+    None,
+    /// As JSON in the text.
+    Prompted(CallReader),
+    /// Between tokens of their own.
+    Native {
+        /// Calls are named after it.
+        id: String,
+        /// Calls so far.
+        n: usize,
+    },
+}
 
 /// Reads one answer as it comes.
 pub(crate) struct OutputReader {
     stop: Vec<String>,
-    calls: Option<CallReader>,
+    calls: Calls,
+    reader: AnswerReader,
     /// Ids of the two channel tokens, where the vocabulary has them.
     channel: Option<(u32, u32)>,
-    /// Inside a channel: what of its name has not come yet.
-    unnamed: Option<&'static str>,
     n_thoughts: usize,
+    pieces: Vec<AnswerPiece>,
 }
 
 impl OutputReader {
-    /// A reader for an answer that ends before one of `stop` and may call tools if `calls` reads them.
-    pub(crate) fn new(tokenizer: &Tokenizer, stop: &[String], calls: Option<CallReader>) -> Self {
-        let channel = tokenizer.id_of("<|channel>").zip(tokenizer.id_of("<channel|>"));
+    /// A reader for an answer that ends before one of `stop` and may call tools as `calls` says.
+    pub(crate) fn new(model: &ServedModel, stop: &[String], calls: Calls) -> Self {
         Self {
             stop: stop.to_vec(),
             calls,
-            channel: channel
-                .filter(|&(open, close)| tokenizer.is_special(open) && tokenizer.is_special(close)),
-            unnamed: None,
+            reader: AnswerReader::new(&model.setup.tokenizer),
+            channel: model.channel,
             n_thoughts: 0,
+            pieces: Vec::new(),
+        }
+    }
+
+    /// The same for an answer to a prompt that ends within thoughts.
+    pub(crate) fn start_thinking(&mut self) {
+        if let Some((open, _)) = self.channel {
+            self.reader.push(open, "", &mut self.pieces);
+            // The name has come with the prompt.
+            self.reader.push(u32::MAX, "thought\n", &mut self.pieces);
         }
     }
 
@@ -46,14 +67,19 @@ impl OutputReader {
         logprobs: Option<&TokenLogprobs>,
         out: &mut Vec<Delta>,
     ) {
-        match self.channel {
-            Some((open, _)) if id == open => self.unnamed = Some(THOUGHT),
-            Some((_, close)) if id == close => {
-                self.n_thoughts += usize::from(self.unnamed.is_some());
-                self.unnamed = None;
-            }
-            _ => self.text(text, out),
+        let was_thinking = self.reader.is_thinking();
+        let is_channel = self
+            .channel
+            .is_some_and(|(open, close)| id == open || id == close);
+        match self.calls {
+            Calls::Native { .. } => self.reader.push(id, &text, &mut self.pieces),
+            _ if is_channel => self.reader.push(id, &text, &mut self.pieces),
+            // No other mark means anything here.
+            _ if was_thinking => self.reader.push(u32::MAX, &text, &mut self.pieces),
+            _ => self.pieces.push(AnswerPiece::Text(text)),
         }
+        self.n_thoughts += usize::from(was_thinking);
+        self.put(out);
         if let Some(logprobs) = logprobs {
             let bytes = |id: u32| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
             out.push(Delta::Logprob(TokenLogprob {
@@ -68,35 +94,51 @@ impl OutputReader {
         }
     }
 
-    fn text(&mut self, mut text: String, out: &mut Vec<Delta>) {
-        let Some(unnamed) = &mut self.unnamed else {
-            match &mut self.calls {
-                Some(calls) => calls.push(&text, out),
-                None if text.is_empty() => {}
-                None => out.push(Delta::Text(text)),
+    /// Gives what was read.
+    fn put(&mut self, out: &mut Vec<Delta>) {
+        for piece in self.pieces.drain(..) {
+            match (piece, &mut self.calls) {
+                (AnswerPiece::Text(text), Calls::Prompted(calls)) => calls.push(&text, out),
+                (AnswerPiece::Text(text), _) if text.is_empty() => {}
+                (AnswerPiece::Text(text), _) => out.push(Delta::Text(text)),
+                (AnswerPiece::Thought(text), _) => out.push(Delta::Reasoning(text)),
+                (AnswerPiece::Call { name, arguments }, Calls::Native { id, n }) => {
+                    let index = *n;
+                    *n += 1;
+                    let id = format!("call_{id}{index}");
+                    out.push(Delta::ToolCall { index, id, name });
+                    let text = arguments.to_string();
+                    out.push(Delta::Arguments { index, text });
+                }
+                (AnswerPiece::Call { .. }, _) => {}
             }
-            return;
-        };
-        self.n_thoughts += 1;
-        // The channel's name comes first, over one token or several.
-        let n_shared = unnamed
-            .bytes()
-            .zip(text.bytes())
-            .take_while(|(a, b)| a == b)
-            .count();
-        text.drain(..n_shared);
-        *unnamed = if text.is_empty() { &unnamed[n_shared..] } else { "" };
-        if !text.is_empty() {
-            out.push(Delta::Reasoning(text));
         }
     }
 
     /// Takes the end.
     pub(crate) fn finish(&mut self, finished: &Finished, out: &mut Vec<Delta>) -> Finish {
-        if !finished.text.is_empty() {
-            self.text(finished.text.clone(), out);
+        let is_cut = matches!(
+            finished.reason,
+            FinishReason::Length | FinishReason::ContextFull | FinishReason::StopString
+        );
+        match self.calls {
+            Calls::Native { .. } => {
+                self.reader.finish(&finished.text, &mut self.pieces);
+                if is_cut {
+                    // Half a call is none: its arguments would not be what the tool wants.
+                    self.pieces
+                        .retain(|piece| !matches!(piece, AnswerPiece::Call { .. }));
+                }
+            }
+            _ if self.reader.is_thinking() => self.reader.push(u32::MAX, &finished.text, &mut self.pieces),
+            _ => self.pieces.push(AnswerPiece::Text(finished.text.clone())),
         }
-        let has_calls = self.calls.as_ref().is_some_and(|calls| calls.n_calls() > 0);
+        self.put(out);
+        let has_calls = match &self.calls {
+            Calls::None => false,
+            Calls::Prompted(calls) => calls.n_calls() > 0,
+            Calls::Native { n, .. } => *n > 0,
+        };
         let kind = match finished.reason {
             FinishReason::Length | FinishReason::ContextFull => FinishKind::Length,
             _ if has_calls => FinishKind::ToolCalls,

@@ -43,7 +43,7 @@ pub(crate) fn render(
     request: &GenerationRequest,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Prompt, ApiError> {
-    let conversation = conversation(request)?;
+    let conversation = conversation(model, request)?;
     let attached = attach(model, &conversation)?;
     let composed = composed(model, request, &conversation.messages, &attached)?;
     let prompt = composed
@@ -52,32 +52,38 @@ pub(crate) fn render(
     Ok(Prompt {
         ids: prompt.ids,
         media: prompt.media,
-        grammar: if tools::are_offered(request) {
-            Some((tools::grammar(request), "tools"))
-        } else {
-            grammar(&request.format)
+        grammar: match model.call_marks {
+            _ if !tools::are_offered(request) => grammar(&request.format),
+            Some(marks) => Some((tools::native::grammar(request, marks)?, "tools")),
+            None => Some((tools::prompted::grammar(request), "tools")),
         },
     })
 }
 
 /// How many tokens a conversation has; no tower runs.
 pub(crate) fn n_tokens(model: &ServedModel, request: &GenerationRequest) -> Result<usize, ApiError> {
-    let conversation = conversation(request)?;
+    let conversation = conversation(model, request)?;
     let attached = attach(model, &conversation)?;
     Ok(composed(model, request, &conversation.messages, &attached)?
         .ids()
         .len())
 }
 
-fn conversation(request: &GenerationRequest) -> Result<Conversation, ApiError> {
-    let mut turns = tools::as_text(&request.turns)?;
+fn conversation(model: &ServedModel, request: &GenerationRequest) -> Result<Conversation, ApiError> {
+    if model.call_marks.is_some() {
+        return messages(tools::native::settled(&request.turns)?);
+    }
+    let mut turns = tools::prompted::as_text(&request.turns)?;
     if tools::are_offered(request) {
         if request.format != Format::Text {
             let message = "`tools` and `response_format` cannot be used together yet; give one of them";
             return Err(ApiError::field("response_format", message));
         }
         let n_system = turns.iter().take_while(|turn| turn.role == Role::System).count();
-        turns.insert(n_system, Turn::text(Role::System, tools::instructions(request)));
+        turns.insert(
+            n_system,
+            Turn::text(Role::System, tools::prompted::instructions(request)),
+        );
     }
     messages(turns)
 }
@@ -96,9 +102,14 @@ fn composed<'a>(
     attached: &'a [Arc<Attached>],
 ) -> Result<carat_prompt::Composed<'a>, ApiError> {
     let setup = &model.setup;
+    let tools = match model.call_marks {
+        Some(_) if tools::are_offered(request) => tools::native::declarations(request),
+        _ => Vec::new(),
+    };
     let options = PromptOptions {
         render: RenderOptions {
             thinking: request.thinking == Some(true),
+            tools: &tools,
             ..RenderOptions::default()
         },
         n_max: model.context(),
@@ -199,43 +210,66 @@ fn check_length(model: &ServedModel, ids: &[u32]) -> Result<(), ApiError> {
 
 /// Turns as templates take them: one system text in front, neighbours of the same role joined; and what is attached.
 fn messages(turns: Vec<Turn>) -> Result<Conversation, ApiError> {
-    let mut messages: Vec<(Role, Vec<carat_text::Part>)> = Vec::new();
+    let mut messages: Vec<Message> = Vec::new();
     let mut attachments = Vec::new();
     for turn in turns {
         // Only the first place is the system's; later instructions speak as the user.
+        let is_start = messages
+            .iter()
+            .all(|message| message.role == carat_text::Role::System);
         let role = match turn.role {
-            Role::System if messages.iter().all(|(role, _)| *role == Role::System) => Role::System,
-            Role::System | Role::User | Role::Tool => Role::User,
-            Role::Assistant => Role::Assistant,
+            Role::System if is_start => carat_text::Role::System,
+            Role::System | Role::User => carat_text::Role::User,
+            Role::Tool => carat_text::Role::Tool,
+            Role::Assistant => carat_text::Role::Assistant,
         };
         let mut parts = Vec::with_capacity(turn.parts.len());
         for part in turn.parts {
             parts.push(place(part, role, &mut attachments)?);
         }
+        let calls = turn.tool_calls.into_iter().map(|call| carat_text::ToolCall {
+            id: call.id,
+            name: call.name,
+            arguments: call.arguments,
+        });
         match messages.last_mut() {
-            Some((last, all)) if *last == role => {
-                all.push(carat_text::Part::Text("\n\n".to_string()));
-                all.append(&mut parts);
+            Some(last) if last.role == role && role != carat_text::Role::Tool => {
+                if says_something(&last.content) && says_something(&parts) {
+                    last.content.push(carat_text::Part::Text("\n\n".to_string()));
+                }
+                last.content.append(&mut parts);
+                last.tool_calls.extend(calls);
+                last.reasoning = last.reasoning.take().or(turn.reasoning);
             }
-            _ => messages.push((role, parts)),
+            _ => {
+                let mut message = Message::new(role, parts);
+                message.tool_calls = calls.collect();
+                (message.reasoning, message.tool_call_id, message.name) =
+                    (turn.reasoning, turn.tool_call_id, turn.name);
+                messages.push(message);
+            }
         }
     }
-    let message = |(role, parts)| {
-        let role = match role {
-            Role::System => carat_text::Role::System,
-            Role::Assistant => carat_text::Role::Assistant,
-            Role::User | Role::Tool => carat_text::Role::User,
-        };
-        Message::new(role, joined(parts))
-    };
+    for message in &mut messages {
+        message.content = joined(std::mem::take(&mut message.content));
+    }
     Ok(Conversation {
-        messages: messages.into_iter().map(message).collect(),
+        messages,
         attachments,
     })
 }
 
+fn says_something(parts: &[carat_text::Part]) -> bool {
+    let is_silent = |part: &carat_text::Part| matches!(part, carat_text::Part::Text(text) if text.is_empty());
+    !parts.iter().all(is_silent)
+}
+
 /// A part's place in a message; what is no text is attached.
-fn place(part: Part, role: Role, attachments: &mut Vec<Attachment>) -> Result<carat_text::Part, ApiError> {
+fn place(
+    part: Part,
+    role: carat_text::Role,
+    attachments: &mut Vec<Attachment>,
+) -> Result<carat_text::Part, ApiError> {
     let (media, kind) = match part {
         Part::Text(text) => return Ok(carat_text::Part::Text(text)),
         Part::Image(media) => (media, carat_text::Part::Image),
@@ -245,7 +279,7 @@ fn place(part: Part, role: Role, attachments: &mut Vec<Attachment>) -> Result<ca
         let message = format!("`{}` was not fetched", media.path);
         return Err(ApiError::field(media.path, message));
     };
-    if role != Role::User {
+    if !matches!(role, carat_text::Role::User | carat_text::Role::Tool) {
         let message = format!("`{}` must be in a message of the user", media.path);
         return Err(ApiError::field(media.path, message));
     }

@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 
 use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
 use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
-use carat_text::Tokenizer;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::limits;
 use crate::model::ServedModel;
-use crate::output::OutputReader;
+use crate::output::{Calls, OutputReader};
 use crate::pool::Lease;
 use crate::prompt::Prompt;
 use crate::server::State;
-use crate::tools::{self, CallReader};
+use crate::tools::{self, prompted::CallReader};
 
 /// Who asks, and since when.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +66,8 @@ pub(crate) struct Start {
     pub(crate) constraints: Vec<Constraint>,
     /// One for each answer.
     pub(crate) readers: Vec<OutputReader>,
+    /// A token that no answer may have beside those of the model's own settings.
+    pub(crate) forbidden: Option<u32>,
 }
 
 impl Reply {
@@ -88,6 +89,7 @@ impl Reply {
             return Err(ApiError::field("n", message));
         }
         let sampling = sampling(state, &model, request)?;
+        let suppressed = [&model.setup.suppressed, start.forbidden.as_slice()].concat();
         let room = |prompt: &Prompt| model.context().saturating_sub(prompt.ids.len());
         let capacity: usize = start
             .prompts
@@ -129,7 +131,7 @@ impl Reply {
                 max_tokens: request.max_tokens,
                 stop_ids: reply.model.setup.tokenizer.stop_ids().to_vec(),
                 stop_strings: request.stop.clone(),
-                suppressed: reply.model.setup.suppressed.clone(),
+                suppressed: suppressed.clone(),
                 logprobs: request.logprobs,
                 drafting: reply.model.setup.drafting,
             };
@@ -372,17 +374,23 @@ pub(crate) fn engine_error(error: carat_engine::Error) -> ApiError {
 }
 
 impl State {
-    /// Readers for `n` answers to a request.
+    /// Readers for `n` answers of a conversation's request.
     pub(crate) fn readers(
         &self,
-        tokenizer: &Tokenizer,
+        model: &ServedModel,
         request: &GenerationRequest,
         n: usize,
     ) -> Vec<OutputReader> {
-        let calls =
-            || tools::are_offered(request).then(|| CallReader::new(format!("{:016x}", self.ids.number())));
+        let calls = || {
+            let id = format!("{:016x}", self.ids.number());
+            match model.call_marks {
+                _ if !tools::are_offered(request) => Calls::None,
+                Some(_) => Calls::Native { id, n: 0 },
+                None => Calls::Prompted(CallReader::new(id)),
+            }
+        };
         (0..n)
-            .map(|_| OutputReader::new(tokenizer, &request.stop, calls()))
+            .map(|_| OutputReader::new(model, &request.stop, calls()))
             .collect()
     }
 }

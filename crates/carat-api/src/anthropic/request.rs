@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::openai::tool;
+use crate::openai::{Thinking as Effort, effort, tool};
 use crate::read::{TextOr, parse};
 use crate::{
     ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
@@ -30,6 +30,7 @@ struct Wire {
 #[derive(Deserialize)]
 struct OutputConfig {
     format: Option<Value>,
+    effort: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +94,7 @@ struct Choice {
 #[derive(Deserialize)]
 struct Thinking {
     r#type: String,
+    budget_tokens: Option<u32>,
 }
 
 /// Reads a request for a message.
@@ -152,15 +154,11 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
         .tool_choice
         .as_ref()
         .and_then(|choice| choice.disable_parallel_tool_use);
-    let thinking = match wire.thinking.as_ref().map(|thinking| thinking.r#type.as_str()) {
-        None => None,
-        Some("enabled" | "adaptive") => Some(true),
-        Some("disabled") => Some(false),
-        Some(other) => {
-            let message = format!("`thinking.type` is `{other}`; give enabled or disabled");
-            return Err(ApiError::field("thinking.type", message));
-        }
-    };
+    let level = wire
+        .output_config
+        .as_ref()
+        .and_then(|config| config.effort.as_deref());
+    let thinking = thinking(wire.thinking, level, wire.max_tokens)?;
     Ok(GenerationRequest {
         model: wire.model.unwrap_or_default(),
         turns,
@@ -181,9 +179,39 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
         max_tokens: wire.max_tokens.map(|n| n as usize),
         stop: wire.stop_sequences.unwrap_or_default(),
         n: 1,
-        thinking,
+        thinking: thinking.wanted,
+        thinking_budget: thinking.budget,
         stream: wire.stream.unwrap_or(false),
         ..GenerationRequest::default()
+    })
+}
+
+/// Whether the model thinks; `level` is how much, where no budget says so.
+fn thinking(
+    thinking: Option<Thinking>,
+    level: Option<&str>,
+    max_tokens: Option<u32>,
+) -> Result<Effort, ApiError> {
+    let level = effort(level, "output_config.effort")?;
+    let Some(thinking) = thinking else {
+        return Ok(Effort::default());
+    };
+    let wanted = match thinking.r#type.as_str() {
+        "enabled" | "adaptive" => true,
+        "disabled" => false,
+        other => {
+            let message = format!("`thinking.type` is `{other}`; give enabled, adaptive or disabled");
+            return Err(ApiError::field("thinking.type", message));
+        }
+    };
+    let budget = thinking.budget_tokens.filter(|_| wanted);
+    if budget.is_some_and(|n| n == 0 || max_tokens.is_some_and(|most| n >= most)) {
+        let message = "`thinking.budget_tokens` must be at least 1 and less than `max_tokens`";
+        return Err(ApiError::field("thinking.budget_tokens", message));
+    }
+    Ok(Effort {
+        wanted: Some(wanted),
+        budget: budget.map(|n| n as usize).or(level.budget),
     })
 }
 
@@ -364,6 +392,31 @@ mod tests {
         assert_eq!(request.turns[2].reasoning.as_deref(), Some("hm"));
         assert_eq!(request.tool_choice, ToolChoice::Required);
         assert!(!request.parallel_tool_calls);
+    }
+
+    #[test]
+    fn thinking_has_a_budget() {
+        let read = |body: Value| {
+            let messages = json!([{"role": "user", "content": "x"}]);
+            let mut whole = json!({"max_tokens": 3000, "messages": messages});
+            whole
+                .as_object_mut()
+                .unwrap()
+                .extend(body.as_object().unwrap().clone());
+            let request = message_request(whole.to_string().as_bytes()).map_err(|error| error.param);
+            request.map(|request| (request.thinking, request.thinking_budget))
+        };
+        let enabled = |n: u32| read(json!({"thinking": {"type": "enabled", "budget_tokens": n}}));
+        assert_eq!(enabled(1024), Ok((Some(true), Some(1024))));
+        let refused = Err(Some("thinking.budget_tokens".to_string()));
+        assert_eq!((enabled(0), enabled(3000)), (refused.clone(), refused));
+        let adaptive = json!({"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}});
+        assert_eq!(read(adaptive), Ok((Some(true), Some(1024))));
+        assert_eq!(
+            read(json!({"thinking": {"type": "disabled"}})),
+            Ok((Some(false), None))
+        );
+        assert_eq!(read(json!({})), Ok((None, None)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::openai::tool;
+use crate::openai::{Thinking, effort, tool};
 use crate::read::{OneOrMany, parse};
 use crate::{
     ApiError, Format, GenerationRequest, KeepAlive, Media, Part, Role, Sampling, Tool, ToolCall, Turn,
@@ -214,16 +214,20 @@ fn common(
         }
     };
     let thinking = match think {
-        Value::Null => None,
-        Value::Bool(on) => Some(*on),
-        Value::String(_) => Some(true),
+        Value::Null => Thinking::default(),
+        Value::Bool(on) => Thinking {
+            wanted: Some(*on),
+            budget: None,
+        },
+        Value::String(level) => effort(Some(level), "think")?,
         _ => return Err(ApiError::field("think", "`think` must be true, false or a level")),
     };
     let all = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
     Ok(GenerationRequest {
         model: model.unwrap_or_default(),
         format,
-        thinking,
+        thinking: thinking.wanted,
+        thinking_budget: thinking.budget,
         sampling: Sampling {
             temperature: options.temperature,
             top_k: options.top_k.map(|k| usize::try_from(k).unwrap_or(0)),

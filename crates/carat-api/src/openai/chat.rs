@@ -12,6 +12,9 @@ use crate::{
 
 /// Most alternatives that may be asked for.
 const MAX_TOP_LOGPROBS: u32 = 20;
+/// Tokens that may be thought with low and with medium effort.
+const LOW_EFFORT: usize = 1024;
+const MEDIUM_EFFORT: usize = 8192;
 /// Most answers to one prompt.
 const MAX_CHOICES: u32 = 128;
 
@@ -44,6 +47,8 @@ struct ChatRequest {
     parallel_tool_calls: Option<bool>,
     response_format: Option<WireFormat>,
     reasoning_effort: Option<String>,
+    #[serde(alias = "thinking_token_budget", alias = "reasoning_budget")]
+    thinking_budget: Option<i64>,
     chat_template_kwargs: Option<TemplateArguments>,
 }
 
@@ -283,13 +288,16 @@ impl ChatRequest {
         let format = self
             .response_format
             .map_or(Ok(Format::Text), WireFormat::into_format)?;
-        let thinking = match self
+        let mut thinking = effort(self.reasoning_effort.as_deref(), "reasoning_effort")?;
+        if let Some(n) = self.thinking_budget {
+            thinking = thinking.within(n);
+        }
+        if let Some(enabled) = self
             .chat_template_kwargs
             .and_then(|kwargs| kwargs.enable_thinking)
         {
-            Some(enabled) => Some(enabled),
-            None => thinking(self.reasoning_effort.as_deref(), "reasoning_effort")?,
-        };
+            thinking.wanted = Some(enabled);
+        }
         Ok(GenerationRequest {
             model: self.model.unwrap_or_default(),
             tool_choice: tool_choice(self.tool_choice, &tools)?,
@@ -302,7 +310,8 @@ impl ChatRequest {
             stop: self.stop.unwrap_or_default().0,
             n: choices(self.n)?,
             logprobs: logprobs(self.logprobs, self.top_logprobs)?,
-            thinking,
+            thinking: thinking.wanted,
+            thinking_budget: thinking.budget,
             stream: self.stream.unwrap_or(false),
             keep_alive: None,
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
@@ -310,17 +319,41 @@ impl ChatRequest {
     }
 }
 
-/// Effort to thinking: Gemma 4 knows on and off.
-pub(super) fn thinking(effort: Option<&str>, field: &str) -> Result<Option<bool>, ApiError> {
-    match effort {
-        None => Ok(None),
-        Some("none" | "minimal") => Ok(Some(false)),
-        Some("low" | "medium" | "high" | "xhigh") => Ok(Some(true)),
-        Some(other) => {
-            let message = format!("`{field}` is `{other}`; give none, minimal, low, medium, high or xhigh");
-            Err(ApiError::field(field, message))
+/// Whether the model thinks, and how much.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Thinking {
+    pub(crate) wanted: Option<bool>,
+    pub(crate) budget: Option<usize>,
+}
+
+impl Thinking {
+    /// The same with a budget in tokens: 0 is not to think, below 0 there is none.
+    pub(crate) fn within(self, n: i64) -> Self {
+        Self {
+            wanted: if n == 0 {
+                Some(false)
+            } else {
+                self.wanted.or(Some(true))
+            },
+            budget: usize::try_from(n).ok().filter(|n| *n > 0),
         }
     }
+}
+
+/// Effort to thinking: Gemma 4 knows on and off, and budgets do the rest.
+pub(crate) fn effort(effort: Option<&str>, field: &str) -> Result<Thinking, ApiError> {
+    let (wanted, budget) = match effort {
+        None => (None, None),
+        Some("none" | "minimal") => (Some(false), None),
+        Some("low") => (Some(true), Some(LOW_EFFORT)),
+        Some("medium") => (Some(true), Some(MEDIUM_EFFORT)),
+        Some("high" | "xhigh" | "max") => (Some(true), None),
+        Some(other) => {
+            let message = format!("`{field}` is `{other}`; give none, minimal, low, medium, high or xhigh");
+            return Err(ApiError::field(field, message));
+        }
+    };
+    Ok(Thinking { wanted, budget })
 }
 
 pub(super) fn max_tokens(n: Option<u32>) -> Result<Option<usize>, ApiError> {

@@ -8,7 +8,7 @@ mod responses;
 mod responses_answer;
 
 pub use chat::chat_request;
-pub(crate) use chat::tool;
+pub(crate) use chat::{Thinking, effort, tool};
 pub use chat_answer::{ChatEvents, chat_completion};
 pub use completion::{CompletionEvents, CompletionRequest, Prompt, completion, completion_request};
 pub use embedding::{EmbeddingRequest, embedding_list, embedding_request};

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::{WireSampling, arguments, max_tokens, thinking, tool, tool_choice};
+use super::chat::{WireSampling, arguments, effort, max_tokens, tool, tool_choice};
 use crate::read::parse;
 use crate::{ApiError, Format, GenerationRequest, Media, Part, Role, Tool, ToolCall, Turn};
 
@@ -87,7 +87,8 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
         "tool_choice": wire.tool_choice.clone().unwrap_or_else(|| "auto".into()), "tools": given,
         "max_output_tokens": wire.max_output_tokens, "store": wire.store.unwrap_or(true),
     });
-    let effort = wire.reasoning.and_then(|reasoning| reasoning.effort);
+    let wish = wire.reasoning.and_then(|reasoning| reasoning.effort);
+    let thinking = effort(wish.as_deref(), "reasoning.effort")?;
     let generation = GenerationRequest {
         model: wire.model.unwrap_or_default(),
         turns: turns(&wire.input)?,
@@ -98,7 +99,8 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
         sampling: sampling.into_sampling()?,
         max_tokens: max_tokens(wire.max_output_tokens)?,
         n: 1,
-        thinking: thinking(effort.as_deref(), "reasoning.effort")?,
+        thinking: thinking.wanted,
+        thinking_budget: thinking.budget,
         stream: wire.stream.unwrap_or(false),
         ..GenerationRequest::default()
     };

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use carat_engine::{
-    Cancel, Engine, Error, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
-    SamplingParams, Scheduler, Sink, Update, generate,
+    Cancel, Drafting, Engine, Error, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
+    SamplingParams, Scheduler, Sink, Thoughts, Update, generate,
 };
 
 use crate::fake::{BOS, EOS, FakeModel, byte, tokenizer, word};
@@ -489,6 +489,73 @@ fn grammars_of_every_notation_are_followed() {
     );
     check(Grammar::Lark("start: /[a-z]/ /[a-z]/".into()), &is_word);
     check(Grammar::JsonObject, &|text| text.starts_with('{'));
+}
+
+/// Thoughts are free and end in time; the grammar binds what follows them.
+#[test]
+fn thoughts_are_free_and_the_answer_is_bound() {
+    let tokenizer = tokenizer();
+    let compiler = GrammarCompiler::new(&tokenizer).unwrap();
+    // Two letters play the tokens around thoughts. The fake begins to think at once, would never end it, and would
+    // rather end the answer.
+    let (open, close, hello) = (word("x"), word("y"), word("hello"));
+    let n_pieces = crate::fake::N_PIECES;
+    let script = move |seen: &[u32]| {
+        let mut logits = vec![0.0; n_pieces];
+        let next = if seen.len() == 5 { open } else { hello };
+        logits[next as usize] = 5.0;
+        logits[EOS as usize] = if seen.len() > 6 { 9.0 } else { -9.0 };
+        logits[close as usize] = -9.0;
+        logits
+    };
+    let thoughts = |budget, are_open| Thoughts {
+        open,
+        close,
+        are_open,
+        budget: Some(budget),
+    };
+    let answer = || Some(compiler.compile(&Grammar::Regex("[a-f]{3}".into())).unwrap());
+    for drafter in [None, Some(hello)] {
+        let mut model = FakeModel::new(n_pieces, script);
+        model.max_batch_tokens = 64;
+        if let Some(guess) = drafter {
+            model.drafter = Some(Box::new(move |_, n| vec![guess; n]));
+        }
+        let mut scheduler = scheduler(model, limits());
+        let constraints = [
+            compiler.thoughtful(answer(), thoughts(4, false)),
+            compiler.thoughtful(None, thoughts(0, false)),
+            compiler.thoughtful(answer(), thoughts(2, true)),
+        ];
+        let ears = constraints.map(|constraint| {
+            let drafting = drafter.map_or(Drafting::Off, |_| Drafting::Fixed(6));
+            let (mut job, ear) = job(Request {
+                drafting,
+                stop_ids: vec![EOS],
+                ..greedy(prompt(5, 0), 20)
+            });
+            job.constraint = Some(constraint.unwrap());
+            scheduler.submit(job);
+            ear
+        });
+        run(&mut scheduler);
+        let heard = ears.map(|ear| {
+            let heard = ear.lock().unwrap();
+            (heard.ids.clone(), heard.text.clone())
+        });
+        let [(bound, bound_text), (free, _), (begun, begun_text)] = heard;
+        let is_answer = |text: &str| text.len() == 3 && text.bytes().all(|b| (b'a'..=b'f').contains(&b));
+        assert_eq!(bound[..6], [open, hello, hello, hello, hello, close]);
+        assert!(is_answer(&bound_text[bound_text.len() - 3..]), "{bound_text}");
+        assert_eq!(free, [open, close]);
+        assert_eq!(begun[..3], [open, hello, close]);
+        assert!(is_answer(&begun_text[begun_text.len() - 3..]), "{begun_text}");
+    }
+    let outside = Thoughts {
+        open: 1 << 30,
+        ..thoughts(1, false)
+    };
+    assert!(compiler.thoughtful(None, outside).is_err());
 }
 
 /// A vector is the mean over all tokens, whatever the chunks, the company and the times that it was started anew.

@@ -19,13 +19,16 @@ use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use carat_api::{ApiError, ErrorKind, GenerationRequest, MediaSource, Part};
+use carat_engine::Constraint;
 use serde_json::Value;
 use tokio::sync::SemaphorePermit;
 
 use crate::access;
+use crate::output::OutputReader;
 use crate::prompt;
 use crate::reply::{Caller, Reply, Start};
 use crate::server::State;
+use crate::tools;
 
 pub(crate) use responses::ResponseStore;
 
@@ -154,16 +157,19 @@ async fn converse(
     let start = blocking(move || {
         let mut go_on = || !absent.load(Ordering::Relaxed);
         let prompt = prompt::render(&model, &wanted, &mut go_on)?;
-        let constraints = match &prompt.grammar {
-            None => Vec::new(),
-            Some((grammar, field)) => (0..wanted.n)
-                .map(|_| model.compile(grammar, field))
-                .collect::<Result<_, _>>()?,
-        };
+        let constraint = |_| model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids);
+        let constraints: Result<Vec<Option<Constraint>>, _> = (0..wanted.n).map(constraint).collect();
+        let mut readers = shared.readers(&model, &wanted, wanted.n);
+        if model.thoughts_are_open(&prompt.ids) {
+            readers.iter_mut().for_each(OutputReader::start_thinking);
+        }
+        // Nobody waits for a call.
+        let calls = model.call_marks.filter(|_| !tools::are_offered(&wanted));
         Ok(Start {
+            constraints: constraints?.into_iter().flatten().collect(),
+            readers,
+            forbidden: calls.map(|marks| marks.open),
             prompts: vec![prompt],
-            constraints,
-            readers: shared.readers(&model.setup.tokenizer, &wanted, wanted.n),
         })
     })
     .await?;
@@ -234,5 +240,20 @@ async fn path_of(uri: &OriginalUri) -> &'static str {
         path if path.starts_with("/v1/messages") => "/v1/messages",
         path if path.starts_with("/api/") => "/api/",
         _ => "/",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_describes_every_route() {
+        let spec: Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
+        let mut described: Vec<String> = spec["paths"].as_object().unwrap().keys().cloned().collect();
+        let mut served = ROUTES.map(|route| route.replace("{*", "{"));
+        described.sort();
+        served.sort();
+        assert_eq!(described, served);
     }
 }

@@ -119,11 +119,8 @@ pub(super) async fn complete(
         let mut start = Start {
             prompts: Vec::new(),
             constraints: Vec::new(),
-            readers: shared.readers(
-                &model.setup.tokenizer,
-                &wanted,
-                prompts.len().saturating_mul(wanted.n),
-            ),
+            readers: shared.readers(&model, &wanted, prompts.len().saturating_mul(wanted.n)),
+            forbidden: None,
         };
         let mut heads = Vec::new();
         for prompt in prompts {

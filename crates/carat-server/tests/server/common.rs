@@ -53,12 +53,25 @@ pub(crate) fn client_with(script: &str, options: ServerOptions) -> Client {
     Client::of(&Server::new(setup, engine, options.clone()), &options, n_computed)
 }
 
+/// The script of a model that says anything.
+pub(crate) const CHAOS: &str = "anything";
+
+/// A client of a server whose model speaks as Gemma 4 does.
+pub(crate) fn gemma4(script: &str) -> Client {
+    let n_computed = Arc::new(AtomicUsize::new(0));
+    let (mut setup, engine) = fake_model("fake", script, &n_computed);
+    setup.template = ChatTemplate::gemma4(false);
+    let options = ServerOptions::default();
+    Client::of(&Server::new(setup, engine, options.clone()), &options, n_computed)
+}
+
 /// A model called `id` that says `script`.
 pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) -> (ModelSetup, Engine) {
     let model = Fake {
         script: script.to_string(),
         n_computed: Arc::clone(n_computed),
         hidden: Vec::new(),
+        is_chaotic: script == CHAOS,
     };
     let tokenizer = Arc::new(tokenizer());
     let limits = Limits {

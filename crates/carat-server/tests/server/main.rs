@@ -8,6 +8,7 @@ mod common;
 mod fake;
 mod media;
 mod models;
+mod native;
 mod ollama;
 mod openai;
 mod tls;

@@ -7,19 +7,17 @@
 
 use std::fmt::Write;
 
-use carat_api::{ApiError, Delta, GenerationRequest, Part, Role, Tool, ToolCall, ToolChoice, Turn};
+use carat_api::{ApiError, Delta, GenerationRequest, Part, Role, ToolCall, ToolChoice, Turn};
 use carat_engine::Grammar;
 use serde_json::{Value, json};
+
+use super::{arguments_schema, callable, no_call};
+use crate::tools::schema::compact;
 
 /// What a call begins with, up to its name.
 const HEAD: &str = "{\"name\": \"";
 /// What stands between name and arguments.
 const MIDDLE: &str = "\", \"parameters\": ";
-
-/// Whether the model may call tools in this request.
-pub(crate) fn are_offered(request: &GenerationRequest) -> bool {
-    !request.tools.is_empty() && request.tool_choice != ToolChoice::None
-}
 
 /// What the model is told, to stand at the end of the system text.
 pub(crate) fn instructions(request: &GenerationRequest) -> String {
@@ -45,10 +43,7 @@ pub(crate) fn instructions(request: &GenerationRequest) -> String {
 
 /// What binds an answer that may call tools.
 pub(crate) fn grammar(request: &GenerationRequest) -> Grammar {
-    let tools: Vec<&Tool> = match &request.tool_choice {
-        ToolChoice::Named(name) => request.tools.iter().filter(|tool| tool.name == *name).collect(),
-        _ => request.tools.iter().collect(),
-    };
+    let tools = callable(request);
     let mut lark = String::new();
     lark.push_str(match (&request.tool_choice, request.parallel_tool_calls) {
         (ToolChoice::Auto, true) => "start: | TEXT | call (\"\\n\" call){0,15}\nTEXT: /[^{](.|\\n)*/\n",
@@ -64,25 +59,10 @@ pub(crate) fn grammar(request: &GenerationRequest) -> Grammar {
         let _infallible = writeln!(
             lark,
             "arguments_{i}: %json {}",
-            arguments_schema(&tool.parameters)
+            compact(&arguments_schema(&tool.parameters))
         );
     }
     Grammar::Lark(lark)
-}
-
-/// A tool's schema as that of an object, in the one way of writing blanks.
-fn arguments_schema(parameters: &Value) -> Value {
-    let mut schema = parameters.clone();
-    if let Some(fields) = schema.as_object_mut() {
-        fields.entry("type").or_insert_with(|| "object".into());
-        // Arguments that the function does not know help nobody, and small models make up many.
-        fields.entry("additionalProperties").or_insert(Value::Bool(false));
-        fields.insert(
-            "x-guidance".into(),
-            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
-        );
-    }
-    schema
 }
 
 /// Turns with calls and results written as text. Results must answer a call that the model made.
@@ -102,11 +82,7 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                 written.push(Turn::text(Role::Assistant, all.join("\n")));
             }
             Role::Tool => {
-                let name = result_of(turn, &calls).ok_or_else(|| {
-                    let path = format!("messages[{i}]");
-                    let message = format!("`{path}` is a tool's result, but no call before it has its id");
-                    ApiError::field(path, message)
-                })?;
+                let name = result_of(turn, &calls).ok_or_else(|| no_call(i))?;
                 let text = format!("Result of {name}: {}", text_of(turn));
                 let media = turn.parts.iter().filter(|part| !matches!(part, Part::Text(_)));
                 let parts = std::iter::once(Part::Text(text)).chain(media.cloned());

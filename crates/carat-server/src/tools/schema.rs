@@ -1,0 +1,435 @@
+//! JSON schemas as grammars of Gemma 4's way of writing values.
+//!
+//! `{city:<|"|>Rome<|"|>,days:3}`: keys stand bare and in the order of their names, strings between two tokens of their
+//! own and without escapes, no blanks. Objects, arrays, strings, numbers, enumerations, alternatives and references
+//! are written so. What a schema says beyond that (patterns, formats, ranges, conditions) is left to the compiler of
+//! JSON schemas: such a value is bound to JSON, which readers of calls take as well. A reference to what needs JSON
+//! makes the whole of the arguments JSON, since only then its target is in reach.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+/// Nested values of a schema, and of arguments that may be anything.
+const MAX_DEPTH: usize = 32;
+/// Nested values where anything may stand.
+const ANY_DEPTH: usize = 4;
+/// What says nothing about a value's form.
+const ANNOTATIONS: [&str; 15] = [
+    "$schema",
+    "$id",
+    "$comment",
+    "$defs",
+    "definitions",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "example",
+    "deprecated",
+    "readOnly",
+    "writeOnly",
+    "nullable",
+    "strict",
+];
+
+/// A value that this notation cannot bind.
+struct NeedsJson;
+
+/// Rules of a grammar in Lark's notation, as they are written.
+pub(super) struct Rules {
+    text: String,
+    /// The token around strings.
+    quote: u32,
+    n: usize,
+    has_any: bool,
+}
+
+/// The arguments of one tool.
+struct Arguments<'a> {
+    rules: &'a mut Rules,
+    root: &'a Value,
+    /// Rules of what references name.
+    references: HashMap<String, String>,
+}
+
+impl Rules {
+    /// Rules for a vocabulary where `quote` stands around strings.
+    pub(super) fn new(quote: u32) -> Self {
+        let mut text = String::from("CHARS: /(.|\\n)+/\n");
+        text.push_str("INTEGER: /-?(0|[1-9][0-9]{0,17})/\n");
+        // Short enough to be read as a number.
+        text.push_str("NUMBER: /-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?/\n");
+        let _infallible = writeln!(text, "string: <[{quote}]> CHARS? <[{quote}]>");
+        Self {
+            text,
+            quote,
+            n: 0,
+            has_any: false,
+        }
+    }
+
+    /// The rule of an object that is valid for a tool's schema.
+    pub(super) fn arguments(&mut self, schema: &Value) -> String {
+        let (n_bytes, n, has_any) = (self.text.len(), self.n, self.has_any);
+        let mut arguments = Arguments {
+            rules: self,
+            root: schema,
+            references: HashMap::new(),
+        };
+        if let Ok(rule) = arguments.value(schema, 0) {
+            return rule;
+        }
+        self.text.truncate(n_bytes);
+        (self.n, self.has_any) = (n, has_any);
+        self.json(schema)
+    }
+
+    /// All rules.
+    pub(super) fn into_text(self) -> String {
+        self.text
+    }
+
+    fn name(&mut self) -> String {
+        self.n += 1;
+        format!("v{}", self.n)
+    }
+
+    /// Writes a rule and gives its name.
+    fn rule(&mut self, body: &str) -> String {
+        let name = self.name();
+        let _infallible = writeln!(self.text, "{name}: {body}");
+        name
+    }
+
+    fn json(&mut self, schema: &Value) -> String {
+        self.rule(&format!("%json {}", compact(schema)))
+    }
+
+    /// The rule of any value, nested so deep.
+    fn any(&mut self, depth: usize) -> String {
+        if !std::mem::replace(&mut self.has_any, true) {
+            self.text.push_str("KEY: /[A-Za-z_][A-Za-z0-9_\\-]{0,63}/\n");
+            self.text
+                .push_str("any_0: string | NUMBER | \"true\" | \"false\" | \"null\"\n");
+            for i in 1..=ANY_DEPTH {
+                let inner = format!("any_{}", i - 1);
+                let _infallible = writeln!(
+                    self.text,
+                    "any_{i}: any_0 | \"[\" ({inner} (\",\" {inner})*)? \"]\" | {}",
+                    map_of(&inner)
+                );
+            }
+        }
+        format!("any_{}", depth.min(ANY_DEPTH))
+    }
+}
+
+impl Arguments<'_> {
+    fn value(&mut self, schema: &Value, depth: usize) -> Result<String, NeedsJson> {
+        if depth > MAX_DEPTH {
+            return Err(NeedsJson);
+        }
+        let fields = match schema {
+            Value::Object(fields) => fields,
+            Value::Bool(true) => return Ok(self.rules.any(ANY_DEPTH)),
+            _ => return Err(NeedsJson),
+        };
+        match self.native(fields, depth) {
+            Err(NeedsJson) if depth > 0 && !refers(schema) => Ok(self.rules.json(schema)),
+            result => result,
+        }
+    }
+
+    fn native(&mut self, fields: &Map<String, Value>, depth: usize) -> Result<String, NeedsJson> {
+        let says: Vec<&str> = fields
+            .keys()
+            .map(String::as_str)
+            .filter(|key| !ANNOTATIONS.contains(key) && !key.starts_with("x-"))
+            .collect();
+        if let Some(Value::String(target)) = fields.get("$ref") {
+            only(&says, &["$ref"])?;
+            return self.reference(target, depth);
+        }
+        if let Some(value) = fields.get("const") {
+            only(&says, &["const", "type"])?;
+            let body = self.literal(value)?;
+            return Ok(self.rules.rule(&body));
+        }
+        if let Some(Value::Array(values)) = fields.get("enum") {
+            only(&says, &["enum", "type"])?;
+            let all: Result<Vec<String>, _> = values.iter().map(|value| self.literal(value)).collect();
+            return self.one_of(all?);
+        }
+        for key in ["anyOf", "oneOf", "allOf"] {
+            if let Some(Value::Array(all)) = fields.get(key) {
+                only(&says, &[key])?;
+                let is_plain = match key {
+                    "anyOf" => true,
+                    "oneOf" => are_of_different_types(all),
+                    _ => all.len() == 1,
+                };
+                if !is_plain {
+                    return Err(NeedsJson);
+                }
+                let all: Result<Vec<String>, _> = all.iter().map(|one| self.value(one, depth + 1)).collect();
+                return self.one_of(all?);
+            }
+        }
+        let kinds: Vec<&str> = match fields.get("type") {
+            Some(Value::String(kind)) => vec![kind],
+            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+            _ if fields.contains_key("properties") => vec!["object"],
+            _ if fields.contains_key("items") => vec!["array"],
+            _ if says.is_empty() => return Ok(self.rules.any(ANY_DEPTH)),
+            _ => return Err(NeedsJson),
+        };
+        let all: Result<Vec<String>, _> = kinds
+            .iter()
+            .map(|kind| self.of_type(kind, fields, &says, depth))
+            .collect();
+        self.one_of(all?)
+    }
+
+    fn of_type(
+        &mut self,
+        kind: &str,
+        fields: &Map<String, Value>,
+        says: &[&str],
+        depth: usize,
+    ) -> Result<String, NeedsJson> {
+        match kind {
+            "string" => {
+                only(says, &["type", "minLength", "maxLength"])?;
+                self.string(fields)
+            }
+            "integer" | "number" => {
+                only(says, &["type"])?;
+                Ok(if kind == "integer" { "INTEGER" } else { "NUMBER" }.to_string())
+            }
+            "boolean" => Ok("(\"true\" | \"false\")".to_string()),
+            "null" => Ok("\"null\"".to_string()),
+            "array" => {
+                only(says, &["type", "items", "minItems", "maxItems"])?;
+                self.array(fields, depth)
+            }
+            "object" => {
+                only(says, &["type", "properties", "required", "additionalProperties"])?;
+                self.object(fields, depth)
+            }
+            _ => Err(NeedsJson),
+        }
+    }
+
+    fn one_of(&mut self, mut all: Vec<String>) -> Result<String, NeedsJson> {
+        match all.len() {
+            0 => Err(NeedsJson),
+            1 => Ok(all.remove(0)),
+            _ => Ok(self.rules.rule(&all.join(" | "))),
+        }
+    }
+
+    fn reference(&mut self, target: &str, depth: usize) -> Result<String, NeedsJson> {
+        if let Some(rule) = self.references.get(target) {
+            return Ok(rule.clone());
+        }
+        let schema = target.strip_prefix('#').and_then(|at| self.root.pointer(at));
+        let schema = schema.cloned().ok_or(NeedsJson)?;
+        // Named before it is written: it may refer to itself.
+        let name = self.rules.name();
+        self.references.insert(target.to_string(), name.clone());
+        let body = self.value(&schema, depth + 1)?;
+        if body == name {
+            return Err(NeedsJson);
+        }
+        let _infallible = writeln!(self.rules.text, "{name}: {body}");
+        Ok(name)
+    }
+
+    fn string(&mut self, fields: &Map<String, Value>) -> Result<String, NeedsJson> {
+        let Some((least, most)) = bounds(fields, "minLength", "maxLength")? else {
+            return Ok("string".to_string());
+        };
+        let quote = self.rules.quote;
+        let chars = match (least, most) {
+            (_, Some(0)) => String::new(),
+            (0, Some(most)) => format!("(/(.|\\n){{1,{most}}}/)?"),
+            (least, Some(most)) => format!("/(.|\\n){{{least},{most}}}/"),
+            (least, None) => format!("/(.|\\n){{{least},}}/"),
+        };
+        Ok(self.rules.rule(&format!("<[{quote}]> {chars} <[{quote}]>")))
+    }
+
+    fn array(&mut self, fields: &Map<String, Value>, depth: usize) -> Result<String, NeedsJson> {
+        let item = match fields.get("items") {
+            Some(items) => self.value(items, depth + 1)?,
+            None => self.rules.any(ANY_DEPTH - 1),
+        };
+        let (least, most) = bounds(fields, "minItems", "maxItems")?.unwrap_or((0, None));
+        let more = least.saturating_sub(1);
+        let items = match most {
+            Some(0) => String::new(),
+            Some(most) => format!("{item} (\",\" {item}){{{more},{}}}", most - 1),
+            None if more == 0 => format!("{item} (\",\" {item})*"),
+            None => format!("{item} (\",\" {item}){{{more},}}"),
+        };
+        let items = match (least, items.is_empty()) {
+            (0, false) => format!("({items})?"),
+            _ => items,
+        };
+        Ok(self.rules.rule(&format!("\"[\" {items} \"]\"")))
+    }
+
+    fn object(&mut self, fields: &Map<String, Value>, depth: usize) -> Result<String, NeedsJson> {
+        let none = Map::new();
+        let properties = match fields.get("properties") {
+            Some(Value::Object(properties)) => properties,
+            None => &none,
+            Some(_) => return Err(NeedsJson),
+        };
+        let required: Vec<&str> = match fields.get("required") {
+            Some(Value::Array(names)) => names.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        let others = fields
+            .get("additionalProperties")
+            .filter(|value| **value != Value::Bool(false));
+        if !properties.keys().all(|key| is_bare(key))
+            || required.iter().any(|key| !properties.contains_key(*key))
+        {
+            return Err(NeedsJson);
+        }
+        match (properties.is_empty(), others) {
+            (false, Some(_)) => return Err(NeedsJson),
+            (false, None) => {}
+            (true, _) if fields.get("additionalProperties") == Some(&Value::Bool(false)) => {
+                return Ok("\"{}\"".to_string());
+            }
+            (true, others) => {
+                let value = match others {
+                    Some(schema) => self.value(schema, depth + 1)?,
+                    None => self.rules.any(ANY_DEPTH - 1),
+                };
+                // Its key is a terminal of theirs.
+                let _any = self.rules.any(0);
+                return Ok(self.rules.rule(&map_of(&value)));
+            }
+        }
+        let mut sorted: Vec<(&String, &Value)> = properties.iter().collect();
+        sorted.sort_by_cached_key(|(key, _)| key.to_lowercase());
+        // From the last to the first: what may follow where no field has come yet, and where one has.
+        let (mut first, mut next) = (String::new(), String::new());
+        for (key, schema) in sorted.into_iter().rev() {
+            let value = self.value(schema, depth + 1)?;
+            let field = format!("{} {value} {next}", quoted(&format!("{key}:")));
+            let is_optional = !required.contains(&key.as_str());
+            let or = |rest: &str| match (is_optional, rest) {
+                (false, _) => String::new(),
+                (true, "") => " | \"\"".to_string(),
+                (true, rest) => format!(" | {rest}"),
+            };
+            first = self.rules.rule(&format!("{field}{}", or(&first)));
+            next = self.rules.rule(&format!("\",\" {field}{}", or(&next)));
+        }
+        Ok(self.rules.rule(&format!("\"{{\" {first} \"}}\"")))
+    }
+
+    /// A given value, as it is written.
+    fn literal(&self, value: &Value) -> Result<String, NeedsJson> {
+        let quote = self.rules.quote;
+        Ok(match value {
+            Value::String(text) => format!("<[{quote}]> {} <[{quote}]>", quoted(text)),
+            Value::Array(items) => {
+                let items: Result<Vec<String>, _> = items.iter().map(|item| self.literal(item)).collect();
+                format!("\"[\" {} \"]\"", items?.join(" \",\" "))
+            }
+            Value::Object(fields) => {
+                let field = |(key, value): (&String, &Value)| {
+                    let key = Some(key).filter(|key| is_bare(key)).ok_or(NeedsJson)?;
+                    Ok(format!("{} {}", quoted(&format!("{key}:")), self.literal(value)?))
+                };
+                let fields: Result<Vec<String>, _> = fields.iter().map(field).collect();
+                format!("\"{{\" {} \"}}\"", fields?.join(" \",\" "))
+            }
+            scalar => quoted(&scalar.to_string()),
+        })
+    }
+}
+
+/// An object of values of one rule.
+fn map_of(value: &str) -> String {
+    format!("\"{{\" (KEY \":\" {value} (\",\" KEY \":\" {value})*)? \"}}\"")
+}
+
+/// Whether a schema says nothing but this.
+fn only(says: &[&str], known: &[&str]) -> Result<(), NeedsJson> {
+    if says.iter().all(|key| known.contains(key)) {
+        Ok(())
+    } else {
+        Err(NeedsJson)
+    }
+}
+
+/// A least and a most number; `None` where neither is given.
+fn bounds(
+    fields: &Map<String, Value>,
+    least: &str,
+    most: &str,
+) -> Result<Option<(u64, Option<u64>)>, NeedsJson> {
+    let number = |key: &str| {
+        fields
+            .get(key)
+            .map(|value| value.as_u64().ok_or(NeedsJson))
+            .transpose()
+    };
+    let (least, most) = (number(least)?, number(most)?);
+    // More than a grammar should count; and what cannot be is for the compiler of schemas to refuse.
+    if least.max(most).is_some_and(|n| n > 10_000) || most.is_some_and(|most| least.unwrap_or(0) > most) {
+        return Err(NeedsJson);
+    }
+    Ok((least.is_some() || most.is_some()).then_some((least.unwrap_or(0), most)))
+}
+
+/// Whether a key can stand without quotes.
+fn is_bare(key: &str) -> bool {
+    let is_plain = |c: char| !matches!(c, ':' | '=' | ',' | '{' | '}' | '"') && !c.is_control();
+    !key.is_empty() && key.trim() == key && key.chars().all(is_plain)
+}
+
+fn are_of_different_types(schemas: &[Value]) -> bool {
+    let kinds: Vec<Option<&str>> = schemas.iter().map(|schema| schema["type"].as_str()).collect();
+    // An integer is a number too.
+    let name =
+        |kind: &Option<&str>| kind.map(|kind| if kind == "integer" { "number" } else { kind }.to_owned());
+    kinds
+        .iter()
+        .enumerate()
+        .all(|(i, kind)| kind.is_some() && kinds[..i].iter().all(|other| name(other) != name(kind)))
+}
+
+/// Whether it names something outside of itself, at any depth.
+fn refers(schema: &Value) -> bool {
+    match schema {
+        Value::Object(fields) => fields.contains_key("$ref") || fields.values().any(refers),
+        Value::Array(items) => items.iter().any(refers),
+        _ => false,
+    }
+}
+
+/// A text as Lark writes it.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
+/// A schema with the one way of writing blanks.
+pub(super) fn compact(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        fields.insert(
+            "x-guidance".into(),
+            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
+        );
+    }
+    schema
+}
