@@ -58,7 +58,7 @@ impl Rules {
     /// Rules for a vocabulary where `quote` stands around strings.
     pub(super) fn new(quote: u32) -> Self {
         let mut text = String::from("CHARS: /(.|\\n)+/\n");
-        text.push_str("INTEGER: /-?(0|[1-9][0-9]{0,17})/\n");
+        text.push_str("INTEGER: /0|-?[1-9][0-9]{0,17}/\n");
         // Short enough to be read as a number.
         text.push_str("NUMBER: /-?(0|[1-9][0-9]{0,17})(\\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?/\n");
         let _infallible = writeln!(text, "string: <[{quote}]> CHARS? <[{quote}]>");

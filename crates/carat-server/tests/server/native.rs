@@ -280,12 +280,12 @@ async fn thoughts_are_free_and_end_in_time() {
             >= 13
     );
 
-    // Eleven tokens: the channel's name, and a letter.
+    // The channel's name has eight tokens here.
     let answer = ask(&client, with(body, json!({"thinking_budget": 9}))).await;
     let message = &answer["choices"][0]["message"];
     assert_eq!(message["reasoning_content"], "h", "{answer}");
     let content: Value = serde_json::from_str(message["content"].as_str().unwrap()).unwrap();
-    assert!(content["a"].is_i64(), "{answer}");
+    assert!(content["a"].is_number(), "{answer}");
 
     let body = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 100, "temperature": 0,
         "thinking": {"type": "enabled", "budget_tokens": 10}});
