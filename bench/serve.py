@@ -134,7 +134,7 @@ def anonymous_kb(pid):
 
 def idle(address, pid, n):
     """Kilobytes of a stream that waits: n of them behind one answer that goes on."""
-    body = {"model": "default", "prompt": [2, 1000, 2000], "stream": True, "temperature": 0, "logit_bias": {"1": -100, "106": -100}}
+    body = {"model": "default", "prompt": [2, 300, 301], "stream": True, "temperature": 0, "logit_bias": {"1": -100, "106": -100}}
     runs = Connection(address)
     runs.socket.sendall(request_of("/v1/completions", body | {"max_tokens": 1500}))
     runs.socket.recv(4096)

@@ -29,7 +29,7 @@ SCHEMAS = [
 ]
 # How an answer is kept short, by route; chat and the rest by `max_tokens`.
 SHORT = {"/api/chat": ("options", {"num_predict": 3}), "/api/generate": ("options", {"num_predict": 3}), "/v1/responses": ("max_output_tokens", 3)}
-NONSENSE_SHARE = 0.06
+NONSENSE_SHARE = 0.03
 
 
 def value(schema, spec, depth=0):
@@ -51,7 +51,9 @@ def value(schema, spec, depth=0):
         if fields is None:
             return DICE.choice(SCHEMAS)
         needed = schema.get("required", [])
-        return {name: value(fields[name], spec, depth + 1) for name in fields if name in needed or DICE.random() < 0.15}
+        # Few at a time: most of many would contradict each other.
+        share = min(0.25, 2.5 / len(fields)) if fields else 0
+        return {name: value(fields[name], spec, depth + 1) for name in fields if name in needed or DICE.random() < share}
     if kind == "array":
         return [value(schema["items"], spec, depth + 1) for _ in range(DICE.randrange(1, 4))]
     if kind in ("integer", "number"):

@@ -48,7 +48,7 @@ const checks = {
     const run = (argument) => ((n += 1), `sunny in ${argument.city}`);
     const tool = { type: "function", function: { name: "weather", description: "now", parameters: city, function: run, parse: JSON.parse } };
     const runner = client.chat.completions.runTools(
-      { model, messages, tools: [tool], tool_choice: { type: "function", function: { name: "weather" } }, max_tokens: 60, temperature: 0 },
+      { model, messages, tools: [tool], tool_choice: { type: "function", function: { name: "weather" } }, max_tokens: 200, temperature: 0 },
       { maxChatCompletions: 2 },
     );
     await runner.done();

@@ -293,7 +293,7 @@ def a_stream_of_small_events_does_not_stall():
 
 @check
 def langchain_chats_calls_and_binds():
-    llm = ChatOpenAI(model=MODEL, base_url=BASE + "/v1", api_key="none", temperature=0, max_tokens=60, max_retries=0)
+    llm = ChatOpenAI(model=MODEL, base_url=BASE + "/v1", api_key="none", temperature=0, max_tokens=200, max_retries=0)
     answer = llm.invoke("Name three rivers of Europe.")
     assert answer.usage_metadata["output_tokens"] and answer.response_metadata["finish_reason"]
     assert "".join(str(chunk.content) for chunk in llm.stream("Name three rivers of Europe."))[:8] == answer.content[:8]

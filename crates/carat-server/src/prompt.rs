@@ -141,9 +141,16 @@ fn prompt_error(error: carat_prompt::Error) -> ApiError {
                 "the server made a mistake; its log says more",
             )
         }
+        Error::Media(_) => ApiError::field(named(&message).unwrap_or("messages").to_string(), message),
         Error::Cancelled => ApiError::new(ErrorKind::Unavailable, message),
         _ => ApiError::field("messages", message),
     }
+}
+
+/// The field that a message about a file begins with: files are called as the request names them.
+fn named(message: &str) -> Option<&str> {
+    let (name, _) = message.strip_prefix('`')?.split_once('`')?;
+    Some(name)
 }
 
 /// Ids of a text that is continued as it stands.

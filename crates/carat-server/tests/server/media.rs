@@ -314,7 +314,7 @@ async fn speech_is_written_down() {
         (&[("response_format", "srt")], Some(&bytes[..]), "response_format"),
         (&[("stream", "true")], Some(&bytes), "stream"),
         (&[("temperature", "hot")], Some(&bytes), "temperature"),
-        (&[], Some(b"no sound"), "messages"),
+        (&[], Some(b"no sound"), "file"),
     ] {
         let (status, text) = send(form(fields, file)).await;
         let told: Value = serde_json::from_str(&text).unwrap();
