@@ -411,7 +411,8 @@ pub(crate) fn run<M: LanguageModel>(
             logits,
             &mut |i, event| on_event(indices[i], event),
         );
-        work.iter_mut().for_each(|w| planner.record_outcome(w.generation));
+        work.iter_mut()
+            .for_each(|w| planner.record_outcome(&mut w.generation.draft));
         if let Some(error) = generations.iter_mut().find_map(|g| g.failure.take()) {
             return Err(error);
         }

@@ -3,6 +3,8 @@
 //! For each source and position the share of guesses that were right among those whose predecessors were all right,
 //! the latest counting most. Where little is known, a position is taken to be like the one before it, and the first
 //! like what other generations have seen of the source.
+//!
+//! A draft is no longer than twice the longest that was right so far: what nobody has seen yet is tried with one token.
 
 use super::MAX_DRAFT;
 
@@ -26,9 +28,9 @@ const N_SOURCES: usize = 5;
 /// What is assumed of a source that was never tried.
 const ASSUMED: [f64; N_SOURCES] = [0.25, 0.45, 0.65, 0.8, 0.55];
 /// Observations that an assumption weighs as much as.
-const WEIGHT: f64 = 2.0;
-/// What an observation still counts after the next: the last 30 or so matter.
-const DECAY: f64 = 0.97;
+const WEIGHT: f64 = 1.0;
+/// What an observation still counts after the next: the last fifteen or so matter.
+const DECAY: f64 = 0.93;
 
 impl Source {
     /// The source of guesses after a common past of so many tokens.
@@ -64,15 +66,24 @@ impl Share {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Acceptance {
     shares: [[Share; MAX_DRAFT]; N_SOURCES],
+    /// Most tokens of a draft that were right.
+    longest: [usize; N_SOURCES],
 }
 
 impl Acceptance {
     /// Takes note of a draft of which the first `n_tried` tokens were compared and the first `n_accepted` right.
     pub(crate) fn record(&mut self, source: Source, n_tried: usize, n_accepted: usize) {
+        let longest = &mut self.longest[source as usize];
+        *longest = n_accepted.max(*longest);
         let shares = &mut self.shares[source as usize];
         for (i, share) in shares.iter_mut().enumerate().take(n_tried.min(n_accepted + 1)) {
             share.record(i < n_accepted);
         }
+    }
+
+    /// Forgets how often a source's guesses were right.
+    pub(crate) fn forget(&mut self, source: Source) {
+        self.shares[source as usize] = Default::default();
     }
 
     /// For each position, how probable it is that a guess there will be reached and right. `others` is what is known
@@ -89,6 +100,12 @@ impl Acceptance {
             reached
         })
     }
+
+    /// Most tokens that may be guessed, after what was seen here and in other generations.
+    pub(crate) fn reach(&self, source: Source, others: &Self) -> usize {
+        let longest = self.longest[source as usize].max(others.longest[source as usize]);
+        (2 * longest).clamp(1, MAX_DRAFT)
+    }
 }
 
 #[cfg(test)]
@@ -103,7 +120,7 @@ mod tests {
         }
         let expected = own.expected(Source::Clause, &others);
         assert!(expected[1] > 0.9, "{expected:?}");
-        assert!(expected[2] < 0.06, "{expected:?}");
+        assert!(expected[2] < 0.08, "{expected:?}");
         assert!(expected.is_sorted_by(|a, b| a >= b));
     }
 
@@ -123,6 +140,19 @@ mod tests {
         let (own, mut others) = (Acceptance::default(), Acceptance::default());
         (0..100).for_each(|_| others.record(Source::Drafter, 2, 0));
         assert!(own.expected(Source::Drafter, &others)[0] < 0.05);
+    }
+
+    #[test]
+    fn drafts_grow_with_what_was_right() {
+        let (mut own, others) = (Acceptance::default(), Acceptance::default());
+        let mut reaches = vec![own.reach(Source::Drafter, &others)];
+        for n_accepted in [0, 1, 2, 4, 1, 8] {
+            own.record(Source::Drafter, 8, n_accepted);
+            reaches.push(own.reach(Source::Drafter, &others));
+        }
+        assert_eq!(reaches, [1, 1, 2, 4, 8, 8, 15]);
+        assert_eq!(others.reach(Source::Drafter, &own), 15);
+        assert_eq!(own.reach(Source::Pair, &others), 1);
     }
 
     #[test]

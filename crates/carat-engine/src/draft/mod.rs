@@ -18,6 +18,8 @@ mod acceptance;
 mod cost;
 mod lookup;
 mod plan;
+#[cfg(test)]
+mod simulation;
 
 use acceptance::{Acceptance, Source};
 use lookup::Lookup;
@@ -85,16 +87,20 @@ pub(crate) struct Draft {
     /// Of the present pass: guesses compared, and the right ones among them.
     n_tried: usize,
     n_accepted: usize,
-    /// Passes without a guess since the last one with.
+    /// Passes that had nothing to guess that pays, since the last try.
     n_idle: usize,
     /// So many of them before a guess is tried that is not expected to pay.
     patience: usize,
+    /// Whether the present pass's guess is such a try.
+    is_try: bool,
+    /// Tokens of the sequence when the drafter was asked last.
+    n_seen: usize,
     /// Of the last pass: where its guesses came from, how many were compared and how many right.
     outcome: Option<(Source, usize, usize)>,
 }
 
 /// Passes without a guess before one is tried, at first and at most: it doubles with every one that fails.
-const PATIENCE: std::ops::RangeInclusive<usize> = 16..=1024;
+const PATIENCE: std::ops::RangeInclusive<usize> = 16..=64;
 
 impl Draft {
     /// Nothing guessed yet.
@@ -110,6 +116,8 @@ impl Draft {
             n_accepted: 0,
             n_idle: 0,
             patience: *PATIENCE.start(),
+            is_try: false,
+            n_seen: 0,
             outcome: None,
         }
     }
@@ -154,14 +162,18 @@ impl Draft {
     /// Learns from the comparisons of the present pass and forgets its guesses.
     pub(crate) fn settle(&mut self) {
         let (n_tried, n_accepted) = (self.n_tried, self.n_accepted);
+        match n_accepted {
+            _ if !self.is_try => {}
+            0 => self.patience = (self.patience * 2).min(*PATIENCE.end()),
+            _ => {
+                // The text has changed: what is known of the source is of another one.
+                self.patience = *PATIENCE.start();
+                self.acceptance.forget(self.source);
+            }
+        }
         self.acceptance.record(self.source, n_tried, n_accepted);
         self.outcome = Some((self.source, n_tried, n_accepted));
-        if n_accepted > 0 {
-            self.patience = *PATIENCE.start();
-        } else if self.n_idle >= self.patience {
-            self.patience = (self.patience * 2).min(*PATIENCE.end());
-        }
-        (self.n_idle, self.n_tried, self.n_accepted) = (0, 0, 0);
+        (self.n_tried, self.n_accepted) = (0, 0);
         self.chain.clear();
     }
 }
@@ -194,8 +206,8 @@ mod tests {
     #[test]
     fn patience_grows_while_tries_fail() {
         let mut draft = Draft::new(Drafting::Adaptive);
-        for expected in [32, 64, 128] {
-            draft.n_idle = draft.patience;
+        for expected in [32, 64, 64] {
+            draft.is_try = true;
             pass(&mut draft, &[9]);
             assert_eq!(draft.patience, expected);
         }

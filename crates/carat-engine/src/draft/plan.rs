@@ -7,6 +7,9 @@
 //! stop by themselves.
 //!
 //! A sequence whose guesses do not pay tries one now and then, ever more rarely, if it could pay at all.
+//!
+//! No pass gets more rows than the model computes to the bit as it computes one: guesses would show in the answers of
+//! a batch otherwise. Where more sequences than that decode, nothing is guessed.
 
 use std::time::Instant;
 
@@ -14,7 +17,7 @@ use carat_model::{DraftSegment, LanguageModel, SequenceCache};
 
 use super::acceptance::{Acceptance, Source};
 use super::cost::Cost;
-use super::{Drafting, MAX_DRAFT};
+use super::{Draft, Drafting, MAX_DRAFT};
 use crate::error::Error;
 use crate::generation::Generation;
 
@@ -25,7 +28,7 @@ const COMPARED: usize = 4;
 
 /// What one sequence could guess.
 #[derive(Clone, Copy)]
-struct Offer {
+pub(super) struct Offer {
     source: Source,
     /// For each position, how probable it is that a guess there is reached and right.
     expected: [f64; MAX_DRAFT],
@@ -33,10 +36,48 @@ struct Offer {
     limit: usize,
 }
 
+/// What one sequence could guess, by who guesses.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Offers {
+    /// Its own text.
+    pub(super) text: Option<Offer>,
+    /// The model's drafter.
+    pub(super) drafter: Option<Offer>,
+}
+
+impl Offers {
+    /// The one that promises more; where lengths are fixed to be measured, the drafter's.
+    fn best(&self, mode: Drafting) -> Option<Offer> {
+        let promise = |offer: &Offer| offer.expected[..offer.limit.min(COMPARED)].iter().sum::<f64>();
+        match (self.text, self.drafter) {
+            (Some(text), Some(drafter))
+                if mode == Drafting::Adaptive && promise(&text) >= promise(&drafter) =>
+            {
+                Some(text)
+            }
+            (text, drafter) => drafter.or(text),
+        }
+    }
+}
+
+/// A sequence's next draft: whose guesses and how many of them, or none.
+#[derive(Clone, Copy)]
+pub(super) struct Choice {
+    offer: Option<Offer>,
+    pub(super) n: usize,
+}
+
+impl Choice {
+    /// Whose guesses.
+    pub(super) fn source(&self) -> Option<Source> {
+        self.offer.filter(|_| self.n > 0).map(|offer| offer.source)
+    }
+}
+
 /// Chooses drafts for all sequences of a model, from what was seen of them.
 #[derive(Debug, Default)]
 pub(crate) struct Planner {
-    cost: Cost,
+    pub(super) cost: Cost,
     /// Of all generations together.
     others: Acceptance,
 }
@@ -55,42 +96,26 @@ impl Planner {
         if generations.iter().all(|g| g.draft.mode == Drafting::Off) {
             return Ok(());
         }
-        let vocab_size = model.vocab_size();
-        // A draft is no longer than what is computed to the bit as without it.
-        let longest = MAX_DRAFT.min(model.n_alike_rows().saturating_sub(1));
-        let mut offers: Vec<Option<Offer>> = Vec::with_capacity(generations.len());
-        for generation in generations.iter_mut() {
-            offers.push(self.look_up(generation, vocab_size, longest));
-        }
-        let room = most_rows.saturating_sub(generations.len());
-        let (mut lengths, rate) = self.allot(&offers, room);
-        if model.drafts() {
-            let drafted: Vec<Option<Offer>> = (generations.iter().zip(&offers))
-                .map(|(generation, offer)| self.or_drafter(generation, offer.as_ref(), longest))
-                .collect();
-            let (with_drafter, rate_with) = self.allot(&drafted, room);
-            let is_fixed = |g: &&mut Generation<_>| matches!(g.draft.mode, Drafting::Fixed(_));
-            if rate_with > rate || generations.iter().any(is_fixed) {
-                (offers, lengths) = (drafted, with_drafter);
-            }
-        }
-        self.try_idle(generations, &offers, &mut lengths, room);
-        for ((generation, offer), length) in generations.iter_mut().zip(&offers).zip(&mut lengths) {
-            match (generation.draft.mode, offer) {
-                (Drafting::Off, _) | (_, None) => *length = 0,
-                (Drafting::Fixed(n), Some(offer)) => *length = n.min(offer.limit).min(room),
-                (Drafting::Adaptive, Some(_)) => {}
-            }
-            let draft = &mut generation.draft;
-            match offer {
-                Some(offer) if *length > 0 && offer.source != Source::Drafter => {
-                    draft.source = offer.source;
-                    draft.chain.truncate(*length + 1);
+        let room = most_rows
+            .min(model.n_alike_rows())
+            .saturating_sub(generations.len());
+        let (vocab_size, has_drafter) = (model.vocab_size(), model.drafts());
+        let offers: Vec<Offers> = generations
+            .iter_mut()
+            .map(|generation| self.offers(generation, vocab_size, room, has_drafter))
+            .collect();
+        let mut drafts: Vec<&mut Draft> = generations.iter_mut().map(|g| &mut g.draft).collect();
+        let choices = self.choose(&mut drafts, &offers, room);
+        for (draft, choice) in drafts.into_iter().zip(&choices) {
+            match choice.source() {
+                Some(Source::Drafter) | None => draft.clear(),
+                Some(source) => {
+                    draft.source = source;
+                    draft.shorten(choice.n);
                 }
-                _ => draft.clear(),
             }
         }
-        let result = self.ask_drafter(model, generations, &offers, &lengths);
+        let result = self.ask_drafter(model, generations, &choices);
         if result.is_err() {
             generations
                 .iter_mut()
@@ -105,66 +130,86 @@ impl Planner {
     }
 
     /// Takes note of what became of a generation's guesses.
-    pub(crate) fn record_outcome<C>(&mut self, generation: &mut Generation<C>) {
-        if let Some((source, n_tried, n_accepted)) = generation.draft.outcome.take() {
+    pub(crate) fn record_outcome(&mut self, draft: &mut Draft) {
+        if let Some((source, n_tried, n_accepted)) = draft.outcome.take() {
             self.others.record(source, n_tried, n_accepted);
         }
     }
 
-    /// What the sequence's own text suggests; its guesses are put into the chain.
-    fn look_up<C: SequenceCache>(
+    /// What a sequence could guess. The guesses of its own text are put into its chain.
+    fn offers<C: SequenceCache>(
         &self,
         generation: &mut Generation<C>,
         vocab_size: usize,
-        longest: usize,
-    ) -> Option<Offer> {
-        let limit = generation.draft_limit().min(longest);
-        let tokens = generation.sequence.tokens();
-        let draft = &mut generation.draft;
-        draft.clear();
-        if draft.mode == Drafting::Off || limit == 0 {
-            return None;
-        }
-        draft.lookup.extend(tokens);
-        let n_past = draft.lookup.guess(tokens, &mut draft.chain);
-        if n_past == 0 {
-            return None;
-        }
-        draft.chain.insert(0, *tokens.last()?);
-        let n_allowed = generation.keep_allowed_guesses(vocab_size);
-        let source = Source::after(n_past);
-        (n_allowed > 0).then(|| self.offer(generation, source, n_allowed.min(limit)))
-    }
-
-    /// The drafter's offer where it promises more than `other` or is to be measured, else that one.
-    fn or_drafter<C: SequenceCache>(
-        &self,
-        generation: &Generation<C>,
-        other: Option<&Offer>,
-        longest: usize,
-    ) -> Option<Offer> {
-        let limit = generation.draft_limit().min(longest);
+        room: usize,
+        has_drafter: bool,
+    ) -> Offers {
+        let limit = generation.draft_limit().min(room).min(MAX_DRAFT);
+        generation.draft.clear();
         if generation.draft.mode == Drafting::Off || limit == 0 {
-            return None;
+            return Offers::default();
         }
-        let drafter = self.offer(generation, Source::Drafter, limit);
-        let promise = |offer: &Offer| offer.expected[..offer.limit.min(COMPARED)].iter().sum::<f64>();
-        match other {
-            Some(other)
-                if generation.draft.mode == Drafting::Adaptive && promise(other) >= promise(&drafter) =>
-            {
-                Some(*other)
-            }
-            _ => Some(drafter),
+        let text = look_up(generation, vocab_size);
+        let draft = &generation.draft;
+        Offers {
+            text: text.map(|(source, n)| self.offer(draft, source, n.min(limit))),
+            drafter: has_drafter.then(|| self.offer(draft, Source::Drafter, limit)),
         }
     }
 
-    fn offer<C>(&self, generation: &Generation<C>, source: Source, limit: usize) -> Offer {
+    /// What is expected of a source, up to `limit` guesses.
+    pub(super) fn offer(&self, draft: &Draft, source: Source, limit: usize) -> Offer {
+        let reach = match draft.mode {
+            Drafting::Adaptive => draft.acceptance.reach(source, &self.others),
+            Drafting::Fixed(_) | Drafting::Off => limit,
+        };
         Offer {
             source,
-            expected: generation.draft.acceptance.expected(source, &self.others),
-            limit,
+            expected: draft.acceptance.expected(source, &self.others),
+            limit: limit.min(reach),
         }
+    }
+
+    /// Whose guesses and how many each sequence gets, `room` in all.
+    pub(super) fn choose(&self, drafts: &mut [&mut Draft], offers: &[Offers], room: usize) -> Vec<Choice> {
+        let texts: Vec<Option<Offer>> = offers.iter().map(|offers| offers.text).collect();
+        let (mut lengths, rate) = self.allot(&texts, room);
+        let mut chosen = texts;
+        if offers.iter().any(|offers| offers.drafter.is_some()) {
+            let best: Vec<Option<Offer>> = (offers.iter().zip(&*drafts))
+                .map(|(offers, draft)| offers.best(draft.mode))
+                .collect();
+            let (with_drafter, rate_with) = self.allot(&best, room);
+            if rate_with > rate {
+                lengths = with_drafter;
+            }
+            // Who is given nothing may still be given a try, of what promises most.
+            for ((chosen, best), length) in chosen.iter_mut().zip(best).zip(&lengths) {
+                if rate_with > rate || *length == 0 {
+                    *chosen = best;
+                }
+            }
+        }
+        if self.cost.is_known(drafts.len()) {
+            self.try_idle(drafts, &chosen, &mut lengths, room);
+        } else {
+            // What a pass without guesses takes is what everything is compared with.
+            lengths.fill(0);
+        }
+        let mut left = room;
+        let mut choices = Vec::with_capacity(drafts.len());
+        for ((draft, offer), length) in drafts.iter().zip(chosen).zip(lengths) {
+            let limit = offer.map_or(0, |offer| offer.limit);
+            let n = match draft.mode {
+                Drafting::Off => 0,
+                Drafting::Fixed(n) => n.min(limit),
+                Drafting::Adaptive => length,
+            };
+            let n = n.min(left);
+            left -= n;
+            choices.push(Choice { offer, n });
+        }
+        choices
     }
 
     /// The length of each sequence's draft with which most tokens per second are expected, and that number.
@@ -200,26 +245,31 @@ impl Planner {
     }
 
     /// Lets sequences whose guesses are not expected to pay try one after a while, where a right one would pay.
-    fn try_idle<C>(
+    fn try_idle(
         &self,
-        generations: &mut [&mut Generation<C>],
+        drafts: &mut [&mut Draft],
         offers: &[Option<Offer>],
         lengths: &mut [usize],
         room: usize,
     ) {
-        let n = generations.len();
-        let rate = |tokens: usize, rows: usize| count(tokens) / self.cost.pass(rows);
-        let could_pay = rate(n + 1, n + 1) > rate(n, n);
-        let mut left = room.saturating_sub(lengths.iter().sum());
-        for ((generation, offer), length) in generations.iter_mut().zip(offers).zip(lengths) {
-            if offer.is_none() || *length > 0 {
+        let n = count(drafts.len());
+        let plain = n / self.cost.pass(drafts.len());
+        let with_one = self.cost.pass(drafts.len() + 1);
+        let could_pay = |source: Source| {
+            let guess = usize::from(source == Source::Drafter);
+            (n + 1.0) / (with_one + self.cost.guesses(guess)) > plain
+        };
+        // Many sequences together try as often as one alone would: their rows would be felt.
+        let mut has_room = lengths.iter().sum::<usize>() < room;
+        for ((draft, offer), length) in drafts.iter_mut().zip(offers).zip(lengths) {
+            draft.is_try = false;
+            let Some(offer) = offer.filter(|_| *length == 0) else {
                 continue;
-            }
-            let draft = &mut generation.draft;
+            };
             draft.n_idle += 1;
-            if draft.n_idle >= draft.patience && could_pay && left > 0 {
+            if draft.n_idle >= draft.patience * offers.len() && has_room && could_pay(offer.source) {
+                (draft.n_idle, draft.is_try, has_room) = (0, true, false);
                 *length = 1;
-                left -= 1;
             }
         }
     }
@@ -229,24 +279,25 @@ impl Planner {
         &mut self,
         model: &mut M,
         generations: &mut [&mut Generation<M::Cache>],
-        offers: &[Option<Offer>],
-        lengths: &[usize],
+        choices: &[Choice],
     ) -> Result<(), Error> {
         let mut segments = Vec::new();
-        let mut deepest = 0;
-        for ((generation, offer), &n) in generations.iter_mut().zip(offers).zip(lengths) {
-            if n == 0 || offer.is_none_or(|offer| offer.source != Source::Drafter) {
+        let (mut deepest, mut has_followed) = (0, true);
+        for (generation, choice) in generations.iter_mut().zip(choices) {
+            if choice.source() != Some(Source::Drafter) {
                 continue;
             }
-            deepest = deepest.max(n);
+            deepest = deepest.max(choice.n);
             let Generation { sequence, draft, .. } = &mut **generation;
             let (tokens, cache) = sequence.all();
+            has_followed &= tokens.len() <= draft.n_seen + MAX_DRAFT + 1;
+            draft.n_seen = tokens.len();
             draft.source = Source::Drafter;
             draft.chain.extend(tokens.last());
             segments.push(DraftSegment {
                 tokens,
                 cache,
-                n,
+                n: choice.n,
                 guesses: &mut draft.chain,
             });
         }
@@ -255,11 +306,14 @@ impl Planner {
         }
         let started = Instant::now();
         model.draft(&mut segments).map_err(Error::model)?;
-        self.cost.record_guesses(deepest, started.elapsed().as_secs_f64());
+        // A drafter that had a prompt to read first says nothing of what its guesses cost.
+        if has_followed {
+            self.cost.record_guesses(deepest, started.elapsed().as_secs_f64());
+        }
         let vocab_size = model.vocab_size();
-        for ((generation, offer), &n) in generations.iter_mut().zip(offers).zip(lengths) {
-            if n > 0 && offer.is_some_and(|offer| offer.source == Source::Drafter) {
-                generation.draft.chain.truncate(n + 1);
+        for (generation, choice) in generations.iter_mut().zip(choices) {
+            if choice.source() == Some(Source::Drafter) {
+                generation.draft.shorten(choice.n);
                 if generation.keep_allowed_guesses(vocab_size) == 0 {
                     generation.draft.clear();
                 }
@@ -267,6 +321,20 @@ impl Planner {
         }
         Ok(())
     }
+}
+
+/// What the sequence's own text suggests, left in its chain: where from and how many guesses.
+fn look_up<C: SequenceCache>(generation: &mut Generation<C>, vocab_size: usize) -> Option<(Source, usize)> {
+    let tokens = generation.sequence.tokens();
+    let draft = &mut generation.draft;
+    draft.lookup.extend(tokens);
+    let n_past = draft.lookup.guess(tokens, &mut draft.chain);
+    if n_past == 0 {
+        return None;
+    }
+    draft.chain.insert(0, *tokens.last()?);
+    let n_allowed = generation.keep_allowed_guesses(vocab_size);
+    (n_allowed > 0).then(|| (Source::after(n_past), n_allowed))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
@@ -336,5 +404,34 @@ mod tests {
         let alone = planner.allot(&[offer(0.8, 15)], 100).0;
         assert!(alone[0] >= 5, "{alone:?}");
         assert_eq!(planner.allot(&[offer(0.8, 15); 16], 100).0, [0; 16]);
+    }
+
+    #[test]
+    fn fixed_lengths_stay_within_the_room() {
+        let mut drafts: Vec<Draft> = (0..3).map(|_| Draft::new(Drafting::Fixed(7))).collect();
+        let mut drafts: Vec<&mut Draft> = drafts.iter_mut().collect();
+        let offers = Offers {
+            text: None,
+            drafter: offer(0.5, 15),
+        };
+        let choices = planner(1.0, 0.1).choose(&mut drafts, &[offers; 3], 12);
+        assert_eq!(
+            choices.iter().map(|choice| choice.n).collect::<Vec<_>>(),
+            [7, 5, 0]
+        );
+    }
+
+    #[test]
+    fn a_drafter_that_failed_is_tried_again() {
+        let planner = planner(1.0, 0.1);
+        let mut draft = Draft::new(Drafting::Adaptive);
+        let offers = Offers {
+            text: None,
+            drafter: offer(0.01, 15),
+        };
+        let tries = (0..40).map(|_| planner.choose(&mut [&mut draft], &[offers], 15)[0].n);
+        let tries: Vec<usize> = tries.collect();
+        assert_eq!(tries.iter().sum::<usize>(), 2, "{tries:?}");
+        assert_eq!((tries[15], tries[31]), (1, 1));
     }
 }

@@ -430,7 +430,8 @@ fn run<M: LanguageModel>(
             advance(width, tokenizer, work, logits, &mut |i, event| {
                 tell(sinks[i], event)
             });
-            work.iter_mut().for_each(|w| planner.record_outcome(w.generation));
+            work.iter_mut()
+                .for_each(|w| planner.record_outcome(&mut w.generation.draft));
         }
         // Guesses must not be what a pass fails for.
         Err(Error::Model(_)) if work.iter().any(|w| w.generation.draft.chain().is_some()) => {

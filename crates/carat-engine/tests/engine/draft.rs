@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use carat_engine::{
     Drafting, Error, Event, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
-    SamplingParams, Scheduler, Session, Update, generate, generate_batch,
+    SamplingParams, Scheduler, Session, TokenLogprobs, Update, generate, generate_batch,
 };
 use proptest::prelude::*;
 
@@ -65,17 +65,66 @@ fn request(prompt: &[&str], drafting: Drafting, sampling: SamplingParams) -> Req
     }
 }
 
-/// The answer's ids and end.
-fn answer(model: &mut FakeModel, n_max: usize, request: &Request) -> (Vec<u32>, Finished) {
-    let mut ids = Vec::new();
+/// Everything that is told of an answer's tokens.
+type Told = Vec<(u32, String, Option<TokenLogprobs>)>;
+
+/// What is told of an answer, and its end; cancelled after `n_wanted` tokens.
+fn told(model: &mut FakeModel, n_max: usize, request: &Request, n_wanted: usize) -> (Told, Finished) {
+    let mut told = Vec::new();
     let finished = generate(model, &tokenizer(), n_max, request, |event| {
-        if let Event::Token { id, .. } = event {
-            ids.push(id);
+        if let Event::Token { id, text, logprobs } = event {
+            told.push((id, text.to_owned(), logprobs.cloned()));
         }
-        ControlFlow::Continue(())
+        if told.len() == n_wanted {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     })
     .unwrap();
-    (ids, finished)
+    (told, finished)
+}
+
+/// The answer's ids and end.
+fn answer(model: &mut FakeModel, n_max: usize, request: &Request) -> (Vec<u32>, Finished) {
+    let (told, finished) = told(model, n_max, request, usize::MAX);
+    (told.into_iter().map(|(id, ..)| id).collect(), finished)
+}
+
+/// Every stage of the sampler, each on or off.
+fn samplings() -> impl Strategy<Value = SamplingParams> {
+    let filters = (
+        prop_oneof![Just(0), 1..6usize],
+        prop_oneof![Just(1.0f32), 0.3..0.99f32],
+        prop_oneof![Just(0.0f32), 0.01..0.5f32],
+        prop_oneof![Just(1.0f32), 0.3..0.99f32],
+    );
+    let penalties = (
+        prop_oneof![Just(1.0f32), 0.8..1.5f32],
+        prop_oneof![Just(0.0f32), -0.5..0.5f32],
+        prop_oneof![Just(0.0f32), -0.5..0.5f32],
+        prop_oneof![Just(64usize), 0..8usize],
+    );
+    let bias = prop::collection::vec((0..4usize, -3.0..3.0f32), 0..3);
+    let temperature = prop_oneof![Just(0.0f32), 0.2..2.0f32];
+    (temperature, filters, penalties, bias, any::<u64>()).prop_map(
+        |(temperature, (top_k, top_p, min_p, typical_p), penalties, bias, seed)| SamplingParams {
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty: penalties.0,
+            frequency_penalty: penalties.1,
+            presence_penalty: penalties.2,
+            penalty_window: penalties.3,
+            logit_bias: bias
+                .into_iter()
+                .map(|(i, bias)| (word(LETTERS[i]), bias))
+                .collect(),
+            seed,
+        },
+    )
 }
 
 fn modes() -> impl Strategy<Value = Drafting> {
@@ -87,23 +136,26 @@ proptest! {
     fn an_answer_does_not_depend_on_drafts(
         drafting in modes(),
         with_drafter in any::<bool>(),
-        temperature in prop_oneof![Just(0.0f32), Just(1.0)],
-        seed in any::<u64>(),
+        sampling in samplings(),
         max_tokens in 1..80usize,
         n_max in 12..90usize,
         letters in prop::collection::vec(0..4usize, 3..10),
         stop in prop::option::of(prop_oneof![Just("ca"), Just("dd")]),
+        suppressed in prop::option::of(0..4usize),
+        n_wanted in prop_oneof![Just(usize::MAX), 1..40usize],
     ) {
         let prompt: Vec<&str> = letters.iter().map(|i| LETTERS[*i]).collect();
-        let sampling = SamplingParams { temperature, seed, repetition_penalty: 1.1, ..SamplingParams::default() };
+        let seed = sampling.seed;
         let mut plain = request(&prompt, Drafting::Off, sampling);
         plain.max_tokens = Some(max_tokens);
         plain.stop_strings = stop.into_iter().map(str::to_owned).collect();
-        let (want, end) = answer(&mut wavering(), n_max, &plain);
+        plain.suppressed = suppressed.into_iter().map(|i| word(LETTERS[i])).collect();
+        plain.logprobs = Some(2);
+        let (want, end) = told(&mut wavering(), n_max, &plain, n_wanted);
         prop_assert_eq!(end.drafts.n_drafted(), 0);
         let mut model = wavering();
         model.drafter = with_drafter.then(|| guesser(seed));
-        let (got, drafted_end) = answer(&mut model, n_max, &Request { drafting, ..plain });
+        let (got, drafted_end) = told(&mut model, n_max, &Request { drafting, ..plain }, n_wanted);
         prop_assert_eq!(&got, &want);
         prop_assert_eq!(drafted_end.reason, end.reason);
         prop_assert_eq!(drafted_end.usage, end.usage);
@@ -402,4 +454,93 @@ fn a_prompt_gets_on_beside_streams_that_guess() {
         scheduler.step();
     }
     assert_eq!(*ends.lock().unwrap(), ["prompt", "stream"]);
+}
+
+/// A pass with more rows would be computed otherwise, and the guesses would show.
+#[test]
+fn no_pass_has_more_rows_than_are_computed_alike() {
+    let requests: Vec<Request> = [Drafting::Fixed(9), Drafting::Fixed(3), Drafting::Adaptive]
+        .map(|drafting| request(&["a", "b"], drafting, SamplingParams::greedy()))
+        .to_vec();
+    let run = |n_alike_rows| {
+        let mut model = wavering();
+        model.n_alike_rows = n_alike_rows;
+        model.drafter = Some(guesser(9));
+        generate_batch(&mut model, &tokenizer(), 150, &requests, |_, _| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        // Without the prompts.
+        model.calls[1..].iter().copied().max().unwrap_or(0)
+    };
+    assert_eq!(run(8), 8);
+    assert_eq!(run(2), 3, "no fewer than there are sequences");
+    assert!(run(usize::MAX) > 12);
+}
+
+/// Common beginnings, places and memory for few, caches that go back only a little, jobs that are given up at any token.
+#[test]
+fn jobs_that_guess_say_what_they_say_alone() {
+    let n_jobs = 14;
+    let requests: Vec<Request> = (0..n_jobs)
+        .map(|i| {
+            let mut prompt = vec!["c"; 70];
+            prompt.extend(&LETTERS[..1 + i % 4]);
+            prompt.extend(vec!["a"; i % 3]);
+            let sampling = SamplingParams {
+                seed: i as u64,
+                temperature: (i % 2) as f32,
+                ..SamplingParams::default()
+            };
+            let drafting = [Drafting::Fixed(1 + i), Drafting::Adaptive, Drafting::Off][i % 3];
+            request(&prompt, drafting, sampling)
+        })
+        .collect();
+    let mut model = wavering();
+    model.window = 20;
+    model.n_alike_rows = 12;
+    model.drafter = Some(guesser(21));
+    let limits = Limits {
+        n_max: 180,
+        n_running: 5,
+        n_waiting: n_jobs,
+        cache_bytes: 500,
+    };
+    let mut scheduler = Scheduler::new(model, Arc::new(tokenizer()), limits);
+    let said: Arc<Mutex<Vec<Vec<u32>>>> = Arc::new(Mutex::new(vec![Vec::new(); n_jobs]));
+    // Every fourth is given up in the middle, mostly between two tokens of one pass.
+    let wanted = |i: usize| if i % 4 == 3 { 2 * i + 1 } else { usize::MAX };
+    for (i, request) in requests.iter().enumerate() {
+        let said = Arc::clone(&said);
+        scheduler.submit(Job::new(
+            request.clone(),
+            Box::new(move |update| {
+                let said = &mut said.lock().unwrap()[i];
+                if let Update::Token { id, .. } = update {
+                    said.push(id);
+                }
+                if said.len() < wanted(i) {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
+            }),
+        ));
+    }
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    let counters = Arc::clone(scheduler.counters());
+    assert!(counters.preempted.get() > 0 && counters.reused.get() > 0);
+    let accepted: u64 = counters.accepted.iter().map(|n| n.get()).sum();
+    assert!(accepted > 50, "{accepted} guesses were right");
+    for (i, request) in requests.into_iter().enumerate() {
+        let plain = Request {
+            drafting: Drafting::Off,
+            ..request
+        };
+        let mut want = answer(&mut wavering(), 180, &plain).0;
+        want.truncate(wanted(i));
+        assert_eq!(said.lock().unwrap()[i], want, "job {i}");
+    }
 }

@@ -56,6 +56,8 @@ pub(crate) struct FakeModel {
     pub(crate) predict: Predict,
     pub(crate) vocab_size: usize,
     pub(crate) max_batch_tokens: usize,
+    /// Rows of a pass that are computed as one alone.
+    pub(crate) n_alike_rows: usize,
     pub(crate) window: usize,
     /// Tokens of each forward call.
     pub(crate) calls: Vec<usize>,
@@ -73,6 +75,7 @@ impl FakeModel {
             predict: Box::new(predict),
             vocab_size,
             max_batch_tokens: 8,
+            n_alike_rows: usize::MAX,
             window: usize::MAX / 2,
             calls: Vec::new(),
             hidden: Vec::new(),
@@ -139,6 +142,10 @@ impl LanguageModel for FakeModel {
 
     fn cache_bytes(&self, n_tokens: usize) -> usize {
         n_tokens
+    }
+
+    fn n_alike_rows(&self) -> usize {
+        self.n_alike_rows
     }
 
     fn drafts(&self) -> bool {

@@ -90,6 +90,8 @@ impl Small {
                 cache: self.model.new_cache(limit)?,
             })),
         };
+        // A pass that failed has left a token without its keys.
+        own.tokens.truncate(own.cache.len());
         let n_last = segment.tokens.len() - 1;
         let pairs = own.tokens.iter().zip(&segment.tokens[..n_last]);
         let mut n_common = pairs.take_while(|(a, b)| a == b).count();

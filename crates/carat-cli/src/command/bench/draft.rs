@@ -257,6 +257,10 @@ impl LanguageModel for Forced {
         self.model.cache_bytes(n_tokens)
     }
 
+    fn n_alike_rows(&self) -> usize {
+        self.model.n_alike_rows()
+    }
+
     fn forward(&mut self, batch: &mut [Segment<'_, KvCache>], logits: &mut Vec<f32>) -> Result<(), Error> {
         self.model.forward(batch, logits)?;
         let width = self.model.vocab_size();
