@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+#[expect(dead_code, reason = "for text, which nobody makes here")]
+mod support;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -12,24 +15,21 @@ use carat_model::{
     SequenceCache,
 };
 use carat_testkit::fixture;
+use support::run;
 use tempfile::TempDir;
 
 const MODELS: [&str; 4] = ["gemma3-text", "gemma4-unified", "gemma4-edge", "gemma4-moe"];
-fn load(path: &Path, options: LoadOptions) -> Model {
-    Model::load(path, options).unwrap()
-}
 
 /// The small model in Q8_0: integer products.
 fn quantized() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let source = fixture("gemma3-text/config.json");
     let options = ConvertOptions {
         mix: Mix::Q8_0,
         pure: false,
         n_threads: 2,
     };
     let target = dir.path().join("model.gguf");
-    convert(source.parent().unwrap(), &target, &options, &mut |_| {
+    convert(&fixture("gemma3-text"), &target, &options, &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap();
@@ -38,18 +38,6 @@ fn quantized() -> TempDir {
 
 fn tokens(n: usize, seed: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 131 + seed * 17) % 500) as u32).collect()
-}
-
-fn run(model: &mut Model, cache: &mut KvCache, tokens: &[u32], logits: LogitRows) -> Vec<f32> {
-    let mut out = Vec::new();
-    let mut batch = [Segment {
-        tokens,
-        media: &[],
-        cache,
-        logits,
-    }];
-    model.forward(&mut batch, &mut out).unwrap();
-    out
 }
 
 /// Prefills `ids[..n]`, then decodes the rest: one row of logits for each.
@@ -82,7 +70,7 @@ fn chained(model: &mut Model, ids: &[u32], n: usize, longest: usize) -> Vec<f32>
 }
 
 fn check(path: &Path, options: LoadOptions) {
-    let mut model = load(path, options);
+    let mut model = Model::load(path, options).unwrap();
     let longest = model.n_alike_rows();
     assert!((4..=MAX_CHAIN).contains(&longest));
     let ids = tokens(240, 3);
@@ -104,8 +92,7 @@ fn check(path: &Path, options: LoadOptions) {
 #[test]
 fn a_chain_is_decoding_to_the_bit_on_every_kind_of_model() {
     for name in MODELS {
-        let config = fixture(format!("{name}/config.json"));
-        check(config.parent().unwrap(), LoadOptions::default());
+        check(&fixture(name), LoadOptions::default());
     }
 }
 
@@ -137,4 +124,53 @@ fn a_chain_is_decoding_to_the_bit_on_every_instruction_set() {
         };
         check(&path, options);
     }
+}
+
+/// As many rows in all as are computed alike, shared out among sequences of different lengths.
+#[test]
+fn chains_beside_each_other_are_decoding_to_the_bit() {
+    for name in MODELS {
+        for isa in Isa::available() {
+            let options = LoadOptions {
+                isa,
+                ..LoadOptions::default()
+            };
+            check_beside(&fixture(name), options);
+        }
+    }
+}
+
+fn check_beside(path: &Path, options: LoadOptions) {
+    let mut model = Model::load(path, options).unwrap();
+    // One goes on by a single token, the other by what is left; prompts before and beyond the window.
+    let n_rows = model.n_alike_rows();
+    let prompts = [tokens(7, 1), tokens(50, 2)];
+    let news = [tokens(1, 5), tokens(n_rows - 1, 6)];
+    let mut caches: Vec<KvCache> = Vec::new();
+    let mut want = Vec::new();
+    for (prompt, new) in prompts.iter().zip(&news) {
+        let ids = [&prompt[..], new].concat();
+        want.extend(plain(&mut model, &ids, prompt.len()));
+        let mut cache = model.new_cache(100).unwrap();
+        run(&mut model, &mut cache, prompt, LogitRows::None);
+        caches.push(cache);
+    }
+    let mut got = Vec::new();
+    let rows = caches.iter_mut().zip(&news);
+    let mut batch: Vec<Segment<'_, KvCache>> = rows
+        .map(|(cache, tokens)| Segment {
+            tokens,
+            media: &[],
+            cache,
+            logits: LogitRows::All,
+        })
+        .collect();
+    model.forward(&mut batch, &mut got).unwrap();
+    let is_same = got.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(
+        got.len() == want.len() && is_same,
+        "{} {}",
+        path.display(),
+        options.isa
+    );
 }

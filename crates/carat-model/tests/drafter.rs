@@ -3,16 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod support;
+
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use carat_format::{Array, GgufBuilder, Safetensors, Value};
+use carat_kernels::DType;
 use carat_model::convert::{ConvertOptions, Mix, convert};
 use carat_model::{
-    Checkpoint, DraftSegment, DrafterKind, Error, KvCache, LanguageModel, LoadOptions, LogitRows, Model,
-    Segment, SequenceCache, gguf_name,
+    Checkpoint, DraftSegment, DrafterKind, Error, Isa, KvCache, LanguageModel, LoadOptions, LogitRows, Model,
+    SequenceCache, gguf_name,
 };
 use carat_testkit::{Golden, assert_close, fixture};
+use support::{greedy, likeliest, run};
 
 /// Drafter, and the model that it drafts for.
 const PAIRS: [(&str, &str); 2] = [
@@ -23,42 +27,24 @@ const PAIRS: [(&str, &str); 2] = [
 const TOL_LOGITS: f32 = 2e-3;
 /// Of hidden states, whose rms is about one, after the target's layers and the drafter's.
 const TOL_HIDDEN: f32 = 2e-3;
+/// A drafter's tokens in the order of their clusters, and the number of 32-bit integers, in GGUF.
+const ORDER: &str = "masked_embd_ordering";
+const I32_ID: u32 = 26;
 /// Ids that stand for videos, sounds and images in the small models.
 const PLACEHOLDERS: [u32; 3] = [505, 510, 511];
 
-fn folder(name: &str) -> PathBuf {
-    fixture(format!("{name}/config.json"))
-        .parent()
-        .unwrap()
-        .to_owned()
-}
-
 fn load(target: &str, drafter: &str) -> Model {
-    let mut model = Model::load(&folder(target), LoadOptions::reference()).unwrap();
-    model.add_drafter(&folder(drafter)).unwrap();
+    load_on(Isa::detect(), target, drafter)
+}
+
+fn load_on(isa: Isa, target: &str, drafter: &str) -> Model {
+    let options = LoadOptions {
+        isa,
+        ..LoadOptions::reference()
+    };
+    let mut model = Model::load(&fixture(target), options).unwrap();
+    model.add_drafter(&fixture(drafter)).unwrap();
     model
-}
-
-fn ids(golden: &Golden, name: &str) -> Vec<u32> {
-    let ids = golden.i64s(name).data;
-    ids.iter().map(|id| u32::try_from(*id).unwrap()).collect()
-}
-
-fn run(model: &mut Model, cache: &mut KvCache, tokens: &[u32], logits: LogitRows) -> Vec<f32> {
-    let mut out = Vec::new();
-    let mut batch = [Segment {
-        tokens,
-        media: &[],
-        cache,
-        logits,
-    }];
-    model.forward(&mut batch, &mut out).unwrap();
-    out
-}
-
-fn likeliest(row: &[f32]) -> u32 {
-    let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
-    best.unwrap() as u32
 }
 
 fn guesses(model: &mut Model, cache: &mut KvCache, tokens: &[u32], n: usize) -> Vec<u32> {
@@ -74,17 +60,14 @@ fn guesses(model: &mut Model, cache: &mut KvCache, tokens: &[u32], n: usize) -> 
 }
 
 /// What the reference made of a prompt; with its plain causal window where the prompt is longer than that.
-fn check_round(drafter: &str, target: &str, prompt: &str, expected: &str) {
+fn check_round(isa: Isa, (drafter, target): (&str, &str), prompt: &str, expected: &str) {
     let golden = Golden::open(&fixture(format!("{drafter}/golden.safetensors")));
-    let mut model = load(target, drafter);
-    let mut tokens = ids(&golden, &format!("{prompt}.input_ids"));
+    let mut model = load_on(isa, target, drafter);
+    let mut tokens = golden.ids(&format!("{prompt}.input_ids"));
     let mut cache = model.new_cache(100).unwrap();
     let logits = run(&mut model, &mut cache, &tokens, LogitRows::Last);
     tokens.push(likeliest(&logits));
-    assert_eq!(
-        tokens.last(),
-        ids(&golden, &format!("{prompt}.first_token")).last()
-    );
+    assert_eq!(tokens.last(), golden.ids(&format!("{prompt}.first_token")).last());
     let (mut inputs, mut scored, mut states) = (Vec::new(), Vec::new(), Vec::new());
     let mut guesses = Vec::new();
     let mut batch = [DraftSegment {
@@ -100,7 +83,7 @@ fn check_round(drafter: &str, target: &str, prompt: &str, expected: &str) {
             states.extend_from_slice(step.hidden);
         })
         .unwrap();
-    assert_eq!(guesses, ids(&golden, &format!("{expected}.draft_ids")));
+    assert_eq!(guesses, golden.ids(&format!("{expected}.draft_ids")));
     let want = golden.f32s(&format!("{expected}.draft_logits")).data;
     for (want, (ids, scores)) in want.chunks(512).zip(&scored) {
         if ids.is_empty() {
@@ -124,10 +107,12 @@ fn check_round(drafter: &str, target: &str, prompt: &str, expected: &str) {
 }
 
 #[test]
-fn drafts_equal_the_reference() {
-    for (drafter, target) in PAIRS {
-        check_round(drafter, target, "short", "short");
-        check_round(drafter, target, "long", "long.window");
+fn drafts_equal_the_reference_on_every_instruction_set() {
+    for isa in Isa::available() {
+        for pair in PAIRS {
+            check_round(isa, pair, "short", "short");
+            check_round(isa, pair, "long", "long.window");
+        }
     }
 }
 
@@ -159,9 +144,9 @@ fn assisted(model: &mut Model, prompt: &[u32], n_tokens: usize, n: usize) -> (Ve
 fn assisted_text_is_greedy_text() {
     for (drafter, target) in PAIRS {
         let golden = Golden::open(&fixture(format!("{drafter}/golden.safetensors")));
-        let prompt = ids(&golden, "long.input_ids");
-        let want = ids(&golden, "greedy_ids");
-        let (plain, _) = assisted(&mut load(target, drafter), &prompt, want.len(), 0);
+        let prompt = golden.ids("long.input_ids");
+        let want = golden.ids("greedy_ids");
+        let plain = greedy(&mut load(target, drafter), &prompt, want.len());
         // The reference embeds padding for placeholders of media that it has said itself, and goes on otherwise then.
         let n_text = want.iter().position(|id| PLACEHOLDERS.contains(id));
         let n = n_text.map_or(want.len(), |i| i + 1);
@@ -207,44 +192,38 @@ fn a_smaller_model_s_cache_follows_forks_and_other_turns() {
 fn both_spellings_of_a_drafter_s_config_are_one_drafter() {
     for (drafter, target) in PAIRS {
         let dir = tempfile::tempdir().unwrap();
-        let source = folder(drafter);
+        let source = fixture(drafter);
         std::fs::copy(source.join("config.hub.json"), dir.path().join("config.json")).unwrap();
         std::fs::copy(
             source.join("model.safetensors"),
             dir.path().join("model.safetensors"),
         )
         .unwrap();
-        let prompt: Vec<u32> = (0..30).map(|i| (i * 37 + 5) % 500).collect();
-        let draft = |path: PathBuf| {
-            let mut model = Model::load(&folder(target), LoadOptions::reference()).unwrap();
-            assert_eq!(model.add_drafter(&path).unwrap(), DrafterKind::Mtp);
-            let mut cache = model.new_cache(100).unwrap();
-            run(&mut model, &mut cache, &prompt[..29], LogitRows::Last);
-            guesses(&mut model, &mut cache, &prompt, 6)
-        };
-        assert_eq!(draft(dir.path().to_owned()), draft(source));
+        let target = fixture(target);
+        assert_eq!(guessed(&target, dir.path()), guessed(&target, &source));
     }
 }
 
 #[test]
 fn a_drafter_of_another_model_is_refused_and_not_found() {
-    let mut model = Model::load(&folder("gemma4-dense"), LoadOptions::reference()).unwrap();
-    let refused = model.add_drafter(&folder("gemma4-assistant"));
+    let mut model = Model::load(&fixture("gemma4-dense"), LoadOptions::reference()).unwrap();
+    let refused = model.add_drafter(&fixture("gemma4-assistant"));
     assert!(
         matches!(refused, Err(Error::ForeignDrafter { .. })),
         "{refused:?}"
     );
-    let found = |name| Checkpoint::open(&folder(name)).unwrap().find_drafter();
-    assert_eq!(found("gemma4-unified"), Some(folder("gemma4-unified-assistant")));
+    let found = |name| Checkpoint::open(&fixture(name)).unwrap().find_drafter();
+    assert_eq!(found("gemma4-unified"), Some(fixture("gemma4-unified-assistant")));
     assert_eq!(found("gemma4-dense"), None);
     assert!(!model.drafts());
 }
 
-/// The drafter of `gemma4-unified` as llama.cpp's converter writes one.
-fn write_gguf(to: &Path) {
-    let source = Safetensors::open(&folder("gemma4-unified-assistant")).unwrap();
+/// A drafter as llama.cpp's converter writes one.
+fn write_gguf(drafter: &str, n_kv_heads: &[i32; 4], to: &Path) {
+    let source = Safetensors::open(&fixture(drafter)).unwrap();
     let name_of = |name: &str| match name {
         "pre_projection.weight" | "post_projection.weight" => format!("nextn.{name}"),
+        "masked_embedding.centroids.weight" => "masked_embd_centroids.weight".to_owned(),
         _ => gguf_name(name).unwrap(),
     };
     let mut builder = GgufBuilder::new();
@@ -267,22 +246,55 @@ fn write_gguf(to: &Path) {
     }
     key(
         "attention.head_count_kv",
-        Value::Array(Array::from_i32s(&[2, 2, 2, 1])),
+        Value::Array(Array::from_i32s(n_kv_heads)),
     );
     let is_local = Array::from_bools(&[true, true, true, false]);
     key("attention.sliding_window_pattern", Value::Array(is_local));
     key("rope.freq_base", Value::F32(1e6));
     key("rope.freq_base_swa", Value::F32(1e4));
     builder.metadata("general.architecture", Value::from("gemma4-assistant"));
-    let tensors: Vec<_> = source.tensors().map(Result::unwrap).collect();
+    let order = source.raw("masked_embedding.token_ordering");
+    let order: Option<Vec<u8>> = order.map(|order| {
+        let ids = order.bytes.as_chunks::<8>().0.iter();
+        ids.flat_map(|id| (i64::from_le_bytes(*id) as i32).to_le_bytes())
+            .collect()
+    });
+    // As f32, which has the size of the numbers that it holds; the builder knows no integers.
+    if let Some(order) = &order {
+        builder.tensor(ORDER, DType::F32, &[order.len() / 4]);
+    }
+    let tensors: Vec<_> = source.tensors().filter_map(Result::ok).collect();
     for tensor in &tensors {
         builder.tensor(&name_of(tensor.name), tensor.dtype, tensor.shape);
     }
     let mut writer = builder.create(to).unwrap();
+    if let Some(order) = &order {
+        writer.write_tensor(ORDER, order).unwrap();
+    }
     for tensor in &tensors {
         writer.write_tensor(&name_of(tensor.name), tensor.bytes).unwrap();
     }
     writer.finish().unwrap();
+    if order.is_some() {
+        let mut file = std::fs::read(to).unwrap();
+        let name = file
+            .windows(ORDER.len())
+            .position(|part| part == ORDER.as_bytes());
+        // Behind the name: the number of axes, the one axis, and the format.
+        let format = name.unwrap() + ORDER.len() + 4 + 8;
+        file[format..format + 4].copy_from_slice(&I32_ID.to_le_bytes());
+        std::fs::write(to, file).unwrap();
+    }
+}
+
+/// Guesses after a fixed prompt.
+fn guessed(target: &Path, drafter: &Path) -> Vec<u32> {
+    let prompt: Vec<u32> = (0..30).map(|i| (i * 37 + 5) % 500).collect();
+    let mut model = Model::load(target, LoadOptions::reference()).unwrap();
+    assert_eq!(model.add_drafter(drafter).unwrap(), DrafterKind::Mtp);
+    let mut cache = model.new_cache(100).unwrap();
+    run(&mut model, &mut cache, &prompt[..29], LogitRows::Last);
+    guesses(&mut model, &mut cache, &prompt, 6)
 }
 
 #[test]
@@ -294,21 +306,54 @@ fn a_drafter_s_gguf_is_found_beside_the_model_and_drafts_alike() {
         pure: false,
         n_threads: 2,
     };
-    convert(&folder("gemma4-unified"), &model_path, &options, &mut |_| {
+    convert(&fixture("gemma4-unified"), &model_path, &options, &mut |_| {
         ControlFlow::Continue(())
     })
     .unwrap();
-    write_gguf(&drafter_path);
+    write_gguf("gemma4-unified-assistant", &[2, 2, 2, 1], &drafter_path);
     let found = Checkpoint::open(&model_path).unwrap().find_drafter();
     assert_eq!(found, Some(drafter_path.clone()));
-    let prompt: Vec<u32> = (0..30).map(|i| (i * 37 + 5) % 500).collect();
-    let draft = |model_path: &Path, drafter_path: &Path| {
-        let mut model = Model::load(model_path, LoadOptions::reference()).unwrap();
-        model.add_drafter(drafter_path).unwrap();
-        let mut cache = model.new_cache(100).unwrap();
-        run(&mut model, &mut cache, &prompt[..29], LogitRows::Last);
-        guesses(&mut model, &mut cache, &prompt, 6)
-    };
-    let want = draft(&folder("gemma4-unified"), &folder("gemma4-unified-assistant"));
-    assert_eq!(draft(&model_path, &drafter_path), want);
+    let want = guessed(&fixture("gemma4-unified"), &fixture("gemma4-unified-assistant"));
+    assert_eq!(guessed(&model_path, &drafter_path), want);
+}
+
+/// GGUF does not say how many clusters are scored; 32 are, as in every released drafter.
+#[test]
+fn a_gguf_s_clusters_are_those_of_its_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = fixture("gemma4-assistant");
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let config = config.replace(
+        "\"centroid_intermediate_top_k\": 5",
+        "\"centroid_intermediate_top_k\": 32",
+    );
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let weights = "model.safetensors";
+    std::fs::copy(source.join(weights), dir.path().join(weights)).unwrap();
+    let gguf = dir.path().join("mtp-edge.gguf");
+    write_gguf("gemma4-assistant", &[1; 4], &gguf);
+    let target = fixture("gemma4-edge");
+    let want = guessed(&target, dir.path());
+    assert_eq!(want.len(), 6);
+    assert_eq!(guessed(&target, &gguf), want);
+    // A token that stands in two clusters is no order.
+    let mut file = std::fs::read(&gguf).unwrap();
+    let bytes = Safetensors::open(&source).unwrap();
+    let ids = bytes
+        .raw("masked_embedding.token_ordering")
+        .unwrap()
+        .bytes
+        .as_chunks::<8>()
+        .0;
+    let first: Vec<u8> = ids[..8]
+        .iter()
+        .flat_map(|id| (i64::from_le_bytes(*id) as i32).to_le_bytes())
+        .collect();
+    let at = file.windows(first.len()).position(|part| part == first).unwrap();
+    file.copy_within(at..at + 4, at + 4);
+    std::fs::write(&gguf, file).unwrap();
+    let refused = Model::load(&target, LoadOptions::reference())
+        .unwrap()
+        .add_drafter(&gguf);
+    assert!(matches!(refused, Err(Error::TokenOrder { .. })), "{refused:?}");
 }

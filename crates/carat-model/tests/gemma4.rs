@@ -6,11 +6,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod support;
+
 use carat_model::{
     Checkpoint, Config, Isa, KvDType, LanguageModel, LoadOptions, LogitRows, Model, Observed, Precision,
     Segment, SequenceCache,
 };
 use carat_testkit::{Golden, assert_close, fixture, relative_l2};
+use support::greedy;
 
 const MODELS: [&str; 4] = ["gemma4-unified", "gemma4-dense", "gemma4-edge", "gemma4-moe"];
 
@@ -33,13 +36,15 @@ fn golden(model: &str) -> Golden {
 }
 
 fn load(model: &str, options: LoadOptions) -> Model {
-    let config = fixture(format!("{model}/config.json"));
-    Model::load(config.parent().unwrap(), options).unwrap()
+    Model::load(&fixture(model), options).unwrap()
 }
 
-fn ids(golden: &Golden, name: &str) -> Vec<u32> {
-    let ids = golden.i64s(name).data;
-    ids.iter().map(|id| u32::try_from(*id).unwrap()).collect()
+/// The reference's arithmetic with the kernels of an instruction set.
+fn on(isa: Isa) -> LoadOptions {
+    LoadOptions {
+        isa,
+        ..LoadOptions::reference()
+    }
 }
 
 fn segment<'a, C>(tokens: &'a [u32], cache: &'a mut C, logits: LogitRows) -> Segment<'a, C> {
@@ -67,15 +72,9 @@ fn logits(model: &mut Model, tokens: &[u32], chunk: usize) -> Vec<f32> {
 fn logits_equal_the_reference_on_every_instruction_set() {
     for name in MODELS {
         let golden = golden(name);
-        let (tokens, want) = (ids(&golden, "input_ids"), golden.f32s("logits"));
+        let (tokens, want) = (golden.ids("input_ids"), golden.f32s("logits"));
         for isa in Isa::available() {
-            let mut model = load(
-                name,
-                LoadOptions {
-                    isa,
-                    ..LoadOptions::reference()
-                },
-            );
+            let mut model = load(name, on(isa));
             let got = logits(&mut model, &tokens, 512);
             let error = relative_l2(&got, &want.data);
             assert!(error < TOL_LOGITS, "{name} {isa}: {error}");
@@ -88,7 +87,7 @@ fn logits_equal_the_reference_on_every_instruction_set() {
 fn inner_numbers_equal_the_reference() {
     for name in MODELS {
         let golden = golden(name);
-        let tokens = ids(&golden, "input_ids");
+        let tokens = golden.ids("input_ids");
         let mut model = load(name, LoadOptions::reference());
         let n_layers = model.config().layers.len();
         let mut cache = model.new_cache(tokens.len()).unwrap();
@@ -131,23 +130,25 @@ fn inner_numbers_equal_the_reference() {
 fn incremental_decode_equals_the_reference_and_prefill() {
     for name in MODELS {
         let golden = golden(name);
-        let tokens = ids(&golden, "input_ids");
+        let tokens = golden.ids("input_ids");
         let want = golden.f32s("incremental_logits");
         let vocab = want.shape[1];
         let split = tokens.len() + 1 - want.shape[0];
-        let mut model = load(name, LoadOptions::reference());
-        let mut cache = model.new_cache(tokens.len()).unwrap();
-        let (mut got, mut row) = (Vec::new(), Vec::new());
-        for tokens in std::iter::once(&tokens[..split]).chain(tokens[split..].chunks(1)) {
-            let mut batch = [segment(tokens, &mut cache, LogitRows::Last)];
-            model.forward(&mut batch, &mut row).unwrap();
-            got.extend_from_slice(&row);
+        for isa in Isa::available() {
+            let mut model = load(name, on(isa));
+            let mut cache = model.new_cache(tokens.len()).unwrap();
+            let (mut got, mut row) = (Vec::new(), Vec::new());
+            for tokens in std::iter::once(&tokens[..split]).chain(tokens[split..].chunks(1)) {
+                let mut batch = [segment(tokens, &mut cache, LogitRows::Last)];
+                model.forward(&mut batch, &mut row).unwrap();
+                got.extend_from_slice(&row);
+            }
+            let error = relative_l2(&got, &want.data);
+            assert!(error < TOL_LOGITS, "{name} {isa}: {error}");
+            let prefill = logits(&mut model, &tokens, 512);
+            let error = relative_l2(&got, &prefill[(split - 1) * vocab..]);
+            assert!(error < TOL_REORDERED, "{name} {isa}: {error}");
         }
-        let error = relative_l2(&got, &want.data);
-        assert!(error < TOL_LOGITS, "{name}: {error}");
-        let prefill = logits(&mut model, &tokens, 512);
-        let error = relative_l2(&got, &prefill[(split - 1) * vocab..]);
-        assert!(error < TOL_REORDERED, "{name}: {error}");
     }
 }
 
@@ -155,25 +156,10 @@ fn incremental_decode_equals_the_reference_and_prefill() {
 fn greedy_text_is_the_reference_s() {
     for name in MODELS {
         let golden = golden(name);
-        let (mut tokens, want) = (ids(&golden, "input_ids"), ids(&golden, "greedy_ids"));
+        let (tokens, want) = (golden.ids("input_ids"), golden.ids("greedy_ids"));
         for isa in Isa::available() {
-            let mut model = load(
-                name,
-                LoadOptions {
-                    isa,
-                    ..LoadOptions::reference()
-                },
-            );
-            let mut cache = model.new_cache(tokens.len() + want.len()).unwrap();
-            let prompt = tokens.len();
-            let (mut next, mut row) = (0, Vec::new());
-            while tokens.len() < prompt + want.len() {
-                let mut batch = [segment(&tokens[next..], &mut cache, LogitRows::Last)];
-                model.forward(&mut batch, &mut row).unwrap();
-                next = tokens.len();
-                tokens.push((0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32);
-            }
-            assert_eq!(tokens.split_off(prompt), want, "{name} {isa}");
+            let mut model = load(name, on(isa));
+            assert_eq!(greedy(&mut model, &tokens, want.len()), want, "{name} {isa}");
         }
     }
 }
@@ -181,7 +167,7 @@ fn greedy_text_is_the_reference_s() {
 #[test]
 fn chunks_and_threads_change_only_rounding() {
     for name in MODELS {
-        let tokens = ids(&golden(name), "input_ids");
+        let tokens = golden(name).ids("input_ids");
         let f16 = LoadOptions {
             kv_dtype: KvDType::F16,
             ..LoadOptions::reference()
@@ -210,7 +196,7 @@ fn chunks_and_threads_change_only_rounding() {
 #[test]
 fn a_batch_of_all_kinds_changes_only_rounding() {
     for name in MODELS {
-        let tokens = ids(&golden(name), "input_ids");
+        let tokens = golden(name).ids("input_ids");
         let mut model = load(name, LoadOptions::reference());
         let vocab = model.vocab_size();
         let whole = logits(&mut model, &tokens, 512);
@@ -284,7 +270,7 @@ fn layers_on_others_keys_and_values_take_no_cache() {
 #[test]
 fn every_precision_runs() {
     for name in MODELS {
-        let tokens = ids(&golden(name), "input_ids");
+        let tokens = golden(name).ids("input_ids");
         let whole = logits(&mut load(name, LoadOptions::reference()), &tokens, 512);
         for precision in [Precision::Int8, Precision::Int16] {
             let options = LoadOptions {

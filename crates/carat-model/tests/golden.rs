@@ -3,10 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod support;
+
 use carat_model::{
     Checkpoint, Isa, LanguageModel, LoadOptions, LogitRows, Model, Observed, Segment, SequenceCache,
 };
 use carat_testkit::{Golden, assert_close, fixture, relative_l2};
+use support::greedy;
 
 /// Relative L2 of logits in f32: the issue of this model's accuracy.
 const TOL_LOGITS: f64 = 1e-4;
@@ -26,17 +29,7 @@ fn golden() -> Golden {
 }
 
 fn load(options: LoadOptions) -> Model {
-    let folder = fixture("gemma3-text/config.json");
-    Model::load(folder.parent().unwrap(), options).unwrap()
-}
-
-fn ids(golden: &Golden, name: &str) -> Vec<u32> {
-    golden
-        .i64s(name)
-        .data
-        .iter()
-        .map(|id| u32::try_from(*id).unwrap())
-        .collect()
+    Model::load(&fixture("gemma3-text"), options).unwrap()
 }
 
 /// Logits of every token, the prompt cut into chunks of `chunk`.
@@ -60,7 +53,7 @@ fn logits(model: &mut Model, tokens: &[u32], chunk: usize) -> Vec<f32> {
 #[test]
 fn logits_equal_the_reference_on_every_instruction_set() {
     let golden = golden();
-    let (tokens, want) = (ids(&golden, "input_ids"), golden.f32s("logits"));
+    let (tokens, want) = (golden.ids("input_ids"), golden.f32s("logits"));
     for isa in Isa::available() {
         let got = logits(
             &mut load(LoadOptions {
@@ -81,16 +74,22 @@ fn logits_equal_the_reference_on_every_instruction_set() {
 #[test]
 fn a_multimodal_checkpoint_s_text_equals_the_reference() {
     let golden = Golden::open(&fixture("gemma3-vision/golden.safetensors"));
-    let (tokens, want) = (ids(&golden, "input_ids"), golden.f32s("logits"));
-    let folder = fixture("gemma3-vision/config.json");
-    let mut model = Model::load(folder.parent().unwrap(), LoadOptions::reference()).unwrap();
-    assert!(relative_l2(&logits(&mut model, &tokens, 512), &want.data) < TOL_LOGITS);
+    let (tokens, want) = (golden.ids("input_ids"), golden.f32s("logits"));
+    for isa in Isa::available() {
+        let options = LoadOptions {
+            isa,
+            ..LoadOptions::reference()
+        };
+        let mut model = Model::load(&fixture("gemma3-vision"), options).unwrap();
+        let error = relative_l2(&logits(&mut model, &tokens, 512), &want.data);
+        assert!(error < TOL_LOGITS, "{isa}: {error}");
+    }
 }
 
 #[test]
 fn hidden_states_equal_the_reference() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     let mut model = load(LoadOptions::reference());
     let mut cache = model.new_cache(tokens.len()).unwrap();
     let mut batch = [Segment {
@@ -122,7 +121,7 @@ fn hidden_states_equal_the_reference() {
 #[test]
 fn last_hidden_states_are_given_without_logits() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     let mut model = load(LoadOptions::reference());
     let want = golden.f32s(&format!("hidden.{}", model.config().layers.len()));
     let alone = logits(&mut model, &tokens[..20], 512);
@@ -161,7 +160,7 @@ fn last_hidden_states_are_given_without_logits() {
 #[test]
 fn incremental_decode_equals_the_reference_and_prefill() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     let want = golden.f32s("incremental_logits");
     let vocab = want.shape[1];
     let split = tokens.len() + 1 - want.shape[0];
@@ -187,34 +186,20 @@ fn incremental_decode_equals_the_reference_and_prefill() {
 #[test]
 fn greedy_text_is_the_reference_s() {
     let golden = golden();
-    let (mut tokens, want) = (ids(&golden, "input_ids"), ids(&golden, "greedy_ids"));
+    let (tokens, want) = (golden.ids("input_ids"), golden.ids("greedy_ids"));
     for isa in Isa::available() {
         let mut model = load(LoadOptions {
             isa,
             ..LoadOptions::reference()
         });
-        let mut cache = model.new_cache(tokens.len() + want.len()).unwrap();
-        let prompt = tokens.len();
-        let (mut next, mut row) = (0, Vec::new());
-        while tokens.len() < prompt + want.len() {
-            let mut batch = [Segment {
-                tokens: &tokens[next..],
-                media: &[],
-                cache: &mut cache,
-                logits: LogitRows::Last,
-            }];
-            model.forward(&mut batch, &mut row).unwrap();
-            next = tokens.len();
-            tokens.push((0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as u32);
-        }
-        assert_eq!(tokens.split_off(prompt), want, "{isa}");
+        assert_eq!(greedy(&mut model, &tokens, want.len()), want, "{isa}");
     }
 }
 
 #[test]
 fn chunks_and_threads_change_only_rounding() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     for (options, tolerance) in [
         (LoadOptions::reference(), TOL_REORDERED),
         (LoadOptions::default(), TOL_REORDERED_F16),
@@ -239,7 +224,7 @@ fn chunks_and_threads_change_only_rounding() {
 #[test]
 fn a_batch_changes_only_rounding() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     let vocab = golden.f32s("logits").shape[2];
     let mut model = load(LoadOptions::reference());
     // Three sequences at different points: a prompt, a prompt's second chunk, a decode step.
@@ -281,7 +266,7 @@ fn a_batch_changes_only_rounding() {
 #[test]
 fn tokens_can_be_taken_back() {
     let golden = golden();
-    let tokens = ids(&golden, "input_ids");
+    let tokens = golden.ids("input_ids");
     let mut model = load(LoadOptions::reference());
     let whole = logits(&mut model, &tokens, 512);
     let mut cache = model.new_cache(100).unwrap();

@@ -25,21 +25,15 @@ struct Prompt {
     logits: Vec<f32>,
 }
 
-fn ids(golden: &Golden, name: &str) -> Vec<u32> {
-    let ids = golden.i64s(name).data;
-    ids.iter().map(|id| u32::try_from(*id).unwrap()).collect()
-}
-
 fn load(model: &str, options: LoadOptions) -> Model {
-    let config = fixture(format!("{model}/config.json"));
-    Model::load(config.parent().unwrap(), options).unwrap()
+    Model::load(&fixture(model), options).unwrap()
 }
 
 /// `kinds` names the tensor that says what each token is: 0 text, 1 image, 3 sound. `hidden.0` is what enters the
 /// first layer, soft tokens in their places.
 fn prompt(model: &str, kinds: &str) -> Prompt {
     let golden = Golden::open(&fixture(format!("{model}/multimodal.safetensors")));
-    let (kinds, embedded) = (ids(&golden, kinds), golden.f32s("hidden.0"));
+    let (kinds, embedded) = (golden.ids(kinds), golden.f32s("hidden.0"));
     let (mut spans, mut start) = (Vec::new(), 0);
     for run in kinds.chunk_by(|a, b| a == b) {
         let rows = start..start + run.len();
@@ -57,7 +51,7 @@ fn prompt(model: &str, kinds: &str) -> Prompt {
     }
     assert!(!spans.is_empty());
     Prompt {
-        tokens: ids(&golden, "input_ids"),
+        tokens: golden.ids("input_ids"),
         spans,
         logits: golden.f32s("logits").data,
     }

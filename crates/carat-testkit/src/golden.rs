@@ -87,6 +87,17 @@ impl Golden {
         elements(&raw, decode)
     }
 
+    /// Token ids.
+    ///
+    /// # Panics
+    /// As [`Golden::i64s`], and for numbers that are no ids.
+    #[must_use]
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let ids = self.i64s(name).data.into_iter();
+        ids.map(|id| u32::try_from(id).unwrap_or_else(|_| panic!("`{name}` holds {id}, which is no token")))
+            .collect()
+    }
+
     fn raw(&self, name: &str) -> RawTensor<'_> {
         self.file.raw(name).unwrap_or_else(|| {
             panic!(

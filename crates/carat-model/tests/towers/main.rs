@@ -208,11 +208,19 @@ fn the_conformer_equals_the_reference_layer_by_layer() {
     }
 }
 
-/// A prompt with media, from the processors' tensors to logits and 32 greedy tokens.
+/// A prompt with media, from the processors' tensors to logits and 32 greedy tokens, on every instruction set.
 fn check_whole(model_name: &str) {
+    Isa::available().for_each(|isa| check_whole_on(model_name, isa));
+}
+
+fn check_whole_on(model_name: &str, isa: Isa) {
     let checkpoint = checkpoint(model_name);
     let media = media(model_name);
-    let mut model = Model::from_checkpoint(&checkpoint, LoadOptions::reference()).unwrap();
+    let options = LoadOptions {
+        isa,
+        ..LoadOptions::reference()
+    };
+    let mut model = Model::from_checkpoint(&checkpoint, options).unwrap();
     let source = MediaSource::find(&checkpoint).unwrap().unwrap();
     let mut encoder = model.media_encoder(&source, EncoderPrecision::F32).unwrap();
     let (images, sounds) = encode(&mut encoder, &media);
@@ -248,7 +256,7 @@ fn check_whole(model_name: &str) {
     for (i, want) in greedy.iter().enumerate() {
         let last = &logits[logits.len() - vocab_size..];
         assert_close(
-            &format!("{model_name}: step {i}"),
+            &format!("{model_name} {isa}: step {i}"),
             last,
             steps.row(i),
             TOL_LOGITS_ABS,
@@ -256,7 +264,11 @@ fn check_whole(model_name: &str) {
         let best = (0..vocab_size)
             .max_by(|a, b| last[*a].total_cmp(&last[*b]))
             .unwrap();
-        assert_eq!(best, usize::try_from(*want).unwrap(), "{model_name}: token {i}");
+        assert_eq!(
+            best,
+            usize::try_from(*want).unwrap(),
+            "{model_name} {isa}: token {i}"
+        );
         // The reference embeds Gemma 4's placeholders that nothing takes the place of as padding.
         let is_padding = model_name.starts_with("gemma4") && PLACEHOLDERS.contains(&best);
         let token = if is_padding { 0 } else { best };
