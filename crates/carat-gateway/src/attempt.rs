@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use carat_ledger::Price;
 use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::time::Instant;
@@ -25,7 +26,7 @@ use crate::health::HealthBook;
 use crate::limits::ERROR_BYTES;
 use crate::needs::Needs;
 use crate::policy::{Asked, Known, Standing, ranked};
-use crate::prepare::{self, Prepared};
+use crate::prepare::{self, Ask, Prepared};
 use crate::queue::{Place, Queue, nobody};
 use crate::relay::Relay;
 use crate::route::{Candidate, Hedge, Policy, Route};
@@ -348,6 +349,8 @@ struct Begun {
 }
 
 enum Beginning {
+    /// Made here; nobody was asked.
+    Own(Bytes),
     Whole(Whole),
     Stream(Box<Relay>),
 }
@@ -357,6 +360,21 @@ impl Begun {
     fn finish(self, candidate: &Candidate, bill: Option<Bill>, trail: Trail) -> Won {
         let mut account = self.account;
         let answer = match self.what {
+            Beginning::Own(bytes) => {
+                if let Some(Bill { entry, .. }) = bill {
+                    let (name, free) = (candidate.name.clone(), Price::default());
+                    entry.end(
+                        name,
+                        Some(&free),
+                        &Outcome::Complete,
+                        &Usage::default(),
+                        true,
+                        None,
+                    );
+                }
+                let usage = Usage::default();
+                Answer::Whole { bytes, usage }
+            }
             Beginning::Whole(whole) => {
                 let (bytes, usage) = (whole.bytes, whole.usage);
                 account.began(bill, usage.output);
@@ -389,11 +407,21 @@ async fn attempt(
     if means.guard.is_some() && call.is_stream && !call.endpoint.is_conversation() {
         return Err(guard::unreadable());
     }
-    let Prepared {
+    let Ask {
         request,
         dropped,
         forwarding,
-    } = prepare::prepare(candidate, call)?;
+    } = match prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await? {
+        Prepared::Ask(ask) => *ask,
+        Prepared::Answer { bytes, dropped } => {
+            return Ok(Begun {
+                dropped,
+                upstream_id: None,
+                account: Account::new(permit, &candidate.name, call.body_bytes),
+                what: Beginning::Own(bytes),
+            });
+        }
+    };
     permit.health().spend(call.wish.needs.room());
     let timeouts = &means.config.timeouts;
     let patience = if call.is_stream {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use carat_fetch::{Fetcher, MediaUrls};
 use carat_ledger::Place;
 use serde::Deserialize;
 
@@ -36,6 +37,8 @@ pub struct Config {
     /// How long answers may go on after the order to stop.
     pub drain: Duration,
     pub(crate) body_bytes: usize,
+    /// Fetches images for providers that want data, if that is allowed.
+    pub(crate) fetcher: Option<Fetcher>,
     pub(crate) timeouts: Timeouts,
     /// Calls that one request may cost.
     pub(crate) attempts: u32,
@@ -90,6 +93,7 @@ struct File {
     listen: SocketAddr,
     max_body_mb: usize,
     drain_s: u64,
+    media_urls: MediaUrls,
     attempts: u32,
     direct: bool,
     timeouts: TimeoutsText,
@@ -144,6 +148,7 @@ impl Default for File {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090),
             max_body_mb: 100,
             drain_s: 30,
+            media_urls: MediaUrls::Refused,
             attempts: 4,
             direct: true,
             timeouts: TimeoutsText::default(),
@@ -252,6 +257,7 @@ impl Config {
             cache_bytes: file.cache.max_mb.saturating_mul(1_000_000),
             listen: file.listen,
             drain: Duration::from_secs(file.drain_s),
+            fetcher: (file.media_urls != MediaUrls::Refused).then(|| Fetcher::new(file.media_urls)),
             body_bytes: file.max_body_mb * 1_000_000,
             timeouts: file.timeouts.checked()?,
             attempts: file.attempts,

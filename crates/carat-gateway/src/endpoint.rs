@@ -35,7 +35,23 @@ pub(crate) enum Endpoint {
     Messages,
     CountTokens,
     Generate,
+    EmbedContent,
+    BatchEmbedContents,
+    GeminiCount,
     OllamaChat,
+    OllamaGenerate,
+    OllamaEmbed,
+}
+
+/// What can be told in more than one dialect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Conversation,
+    Embeddings,
+    /// How long a prompt is.
+    Count,
+    /// Nothing else.
+    Other,
 }
 
 /// What a POST to a path asks for.
@@ -53,19 +69,40 @@ pub(crate) struct Called {
 impl Called {
     /// Reads a path. Some clients leave OpenAI's `/v1` out.
     pub(crate) fn of(path: &str) -> Option<Self> {
-        if let Some((model, verb)) = path
-            .strip_prefix("/v1beta/models/")
-            .and_then(|rest| rest.rsplit_once(':'))
-        {
-            let stream = match verb {
-                "generateContent" => false,
-                "streamGenerateContent" => true,
+        // Google's own clients say v1beta or v1, by version.
+        let versions = ["/v1beta/models/", "/v1/models/", "/v1alpha/models/"];
+        let rest = versions.iter().find_map(|version| path.strip_prefix(version));
+        if let Some((model, verb)) = rest.and_then(|rest| rest.rsplit_once(':')) {
+            let (endpoint, stream) = match verb {
+                "generateContent" => (Endpoint::Generate, false),
+                "streamGenerateContent" => (Endpoint::Generate, true),
+                "embedContent" => (Endpoint::EmbedContent, false),
+                "batchEmbedContents" => (Endpoint::BatchEmbedContents, false),
+                "countTokens" => (Endpoint::GeminiCount, false),
                 _ => return None,
             };
             return Some(Self {
-                endpoint: Endpoint::Generate,
+                endpoint,
                 model: Some(decoded(model)?),
                 stream: Some(stream),
+                is_dry: false,
+            });
+        }
+        // Azure's clients name the model in the path, slashes and all.
+        if let Some(rest) = path.strip_prefix("/openai/deployments/") {
+            let operations = [
+                ("/chat/completions", Endpoint::Chat),
+                ("/completions", Endpoint::Completions),
+                ("/embeddings", Endpoint::Embeddings),
+            ];
+            let mut found = operations
+                .iter()
+                .filter_map(|(end, endpoint)| Some((rest.strip_suffix(end)?, *endpoint)));
+            let (model, endpoint) = found.next()?;
+            return Some(Self {
+                endpoint,
+                model: Some(decoded(model)?),
+                stream: None,
                 is_dry: false,
             });
         }
@@ -79,6 +116,8 @@ impl Called {
             "/messages" => Endpoint::Messages,
             "/messages/count_tokens" => Endpoint::CountTokens,
             "/api/chat" => Endpoint::OllamaChat,
+            "/api/generate" => Endpoint::OllamaGenerate,
+            "/api/embed" => Endpoint::OllamaEmbed,
             _ => return None,
         };
         Some(Self {
@@ -95,18 +134,43 @@ impl Endpoint {
     pub(crate) fn dialect(self) -> Dialect {
         match self {
             Self::Messages | Self::CountTokens => Dialect::Anthropic,
-            Self::Generate => Dialect::Gemini,
-            Self::OllamaChat => Dialect::Ollama,
+            Self::Generate | Self::EmbedContent | Self::BatchEmbedContents | Self::GeminiCount => {
+                Dialect::Gemini
+            }
+            Self::OllamaChat | Self::OllamaGenerate | Self::OllamaEmbed => Dialect::Ollama,
             _ => Dialect::OpenAi,
         }
     }
 
-    /// Whether it is a conversation, which can be told in every dialect.
+    /// Who else may be asked the same.
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Chat
+            | Self::Completions
+            | Self::Responses
+            | Self::Messages
+            | Self::Generate
+            | Self::OllamaChat
+            | Self::OllamaGenerate => Kind::Conversation,
+            Self::Embeddings | Self::EmbedContent | Self::BatchEmbedContents | Self::OllamaEmbed => {
+                Kind::Embeddings
+            }
+            Self::CountTokens | Self::GeminiCount => Kind::Count,
+            Self::Rerank | Self::Moderations => Kind::Other,
+        }
+    }
+
+    /// Whether an answer in its words can be read again, as caches and guards do.
     pub(crate) fn is_conversation(self) -> bool {
         matches!(
             self,
             Self::Chat | Self::Messages | Self::Generate | Self::OllamaChat
         )
+    }
+
+    /// Whether streams are lines, and come unless the request says otherwise.
+    pub(crate) fn has_lines(self) -> bool {
+        matches!(self, Self::OllamaChat | Self::OllamaGenerate)
     }
 
     /// Whether `stream_options` means something there.
@@ -167,6 +231,22 @@ mod tests {
         assert_eq!(
             Called::of("/chat/completions"),
             Called::of("/v1/chat/completions")
+        );
+        let azure = Called::of("/openai/deployments/my%2Dmodel/chat/completions").unwrap();
+        assert_eq!(
+            (azure.endpoint, azure.model.as_deref()),
+            (Endpoint::Chat, Some("my-model"))
+        );
+        let slash = Called::of("/openai/deployments/m/x/embeddings").unwrap();
+        assert_eq!(
+            (slash.endpoint, slash.model.as_deref()),
+            (Endpoint::Embeddings, Some("m/x"))
+        );
+        assert_eq!(Called::of("/openai/deployments/x/files"), None);
+        let stable = Called::of("/v1/models/gemini/x:generateContent").unwrap();
+        assert_eq!(
+            (stable.endpoint, stable.model.as_deref()),
+            (Endpoint::Generate, Some("gemini/x"))
         );
         assert_eq!(Called::of("/v1beta/models/x:delete"), None);
         assert_eq!(Called::of("/v1beta/models/%zz:generateContent"), None);

@@ -8,6 +8,8 @@ pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
 pub(crate) const EVENT_BYTES: usize = 32 << 20;
 /// Most of an upstream's error body that is read, in bytes.
 pub(crate) const ERROR_BYTES: usize = 64 << 10;
+/// Images fetched for one request, together, in bytes.
+pub(crate) const FETCHED_BYTES: usize = 40 << 20;
 /// Largest prediction, in bytes: texts, and addresses of all else.
 pub(crate) const PREDICTION_BYTES: usize = 16 << 20;
 /// Longest message of an upstream's error that is passed on, in characters.

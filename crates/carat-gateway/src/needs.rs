@@ -77,7 +77,7 @@ fn has_images(endpoint: Endpoint, text: &str) -> bool {
     match endpoint {
         Endpoint::Messages | Endpoint::CountTokens => has(text, "type", Some("image")),
         Endpoint::Generate => has_mime(text, "image/"),
-        Endpoint::OllamaChat => has(text, "images", None),
+        Endpoint::OllamaChat | Endpoint::OllamaGenerate => has(text, "images", None),
         _ => has(text, "image_url", None),
     }
 }

@@ -1,9 +1,10 @@
 //! Where an operation is asked for at a provider.
 
-use crate::endpoint::{Dialect, Endpoint, encoded};
+use crate::endpoint::{Dialect, Endpoint, Kind, encoded};
 use crate::provider::{Provider, Surface};
 
-/// The path under the provider's base URL.
+/// The path under the provider's base URL. `endpoint` is the client's own where the provider has it too; else one
+/// of the same kind.
 pub(crate) fn path(provider: &Provider, endpoint: Endpoint, model: &str, is_stream: bool) -> String {
     match (provider.dialect, &provider.surface) {
         (Dialect::OpenAi, Surface::Deployments(version)) => {
@@ -19,21 +20,29 @@ pub(crate) fn path(provider: &Provider, endpoint: Endpoint, model: &str, is_stre
             };
             format!("/models/{}:{verb}", encoded(model))
         }
-        (Dialect::Anthropic, _) => match endpoint {
-            Endpoint::CountTokens => "/v1/messages/count_tokens".into(),
+        (Dialect::Anthropic, _) => match endpoint.kind() {
+            Kind::Count => "/v1/messages/count_tokens".into(),
             _ => "/v1/messages".into(),
         },
-        (Dialect::Gemini, _) => {
-            let verb = if is_stream {
-                "streamGenerateContent?alt=sse"
-            } else {
-                "generateContent"
+        (Dialect::Gemini, surface) => {
+            let verb = match endpoint.kind() {
+                Kind::Embeddings if *surface == Surface::Vertex => "predict",
+                Kind::Embeddings if endpoint == Endpoint::EmbedContent => "embedContent",
+                Kind::Embeddings => "batchEmbedContents",
+                Kind::Count => "countTokens",
+                _ if is_stream => "streamGenerateContent?alt=sse",
+                _ => "generateContent",
             };
             format!("/models/{}:{verb}", encoded(model))
         }
-        (Dialect::Ollama, _) => "/api/chat".into(),
-        (Dialect::Cohere, _) => match endpoint {
-            Endpoint::Rerank => "/v2/rerank".into(),
+        (Dialect::Ollama, _) => match (endpoint.kind(), endpoint) {
+            (Kind::Embeddings, _) => "/api/embed".into(),
+            (_, Endpoint::OllamaGenerate) => "/api/generate".into(),
+            _ => "/api/chat".into(),
+        },
+        (Dialect::Cohere, _) => match (endpoint.kind(), endpoint) {
+            (Kind::Embeddings, _) => "/v2/embed".into(),
+            (_, Endpoint::Rerank) => "/v2/rerank".into(),
             _ => "/v2/chat".into(),
         },
         (Dialect::Replicate, _) => match model.split_once(':') {
@@ -41,7 +50,11 @@ pub(crate) fn path(provider: &Provider, endpoint: Endpoint, model: &str, is_stre
             None => predictions(model),
         },
         (Dialect::Bedrock, _) => {
-            let verb = if is_stream { "converse-stream" } else { "converse" };
+            let verb = match endpoint.kind() {
+                Kind::Embeddings => "invoke",
+                _ if is_stream => "converse-stream",
+                _ => "converse",
+            };
             format!("/model/{}/{verb}", encoded(model))
         }
     }
@@ -65,7 +78,7 @@ fn openai(endpoint: Endpoint) -> &'static str {
     match endpoint {
         Endpoint::Completions => "/completions",
         Endpoint::Responses => "/responses",
-        Endpoint::Embeddings => "/embeddings",
+        other if other.kind() == Kind::Embeddings => "/embeddings",
         Endpoint::Rerank => "/rerank",
         Endpoint::Moderations => "/moderations",
         _ => "/chat/completions",

@@ -1,22 +1,24 @@
 //! A client's request as a certain provider wants it.
 
 use bytes::Bytes;
+use carat_fetch::Fetcher;
 use http::{HeaderValue, Request};
 use serde_json::Value;
 
 use crate::attempt::Call;
-use crate::endpoint::{Dialect, Endpoint};
+use crate::endpoint::{Dialect, Endpoint, Kind};
 use crate::failure::{Class, Failure};
 use crate::fields::{Fate, Fields};
 use crate::paths;
 use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
-use crate::translate::Question;
+use crate::translate::embeddings::Texts;
+use crate::translate::{Question, count, images};
 use crate::upstream;
 
 /// A request that can be sent.
-pub(crate) struct Prepared {
+pub(crate) struct Ask {
     pub(crate) request: Request<Bytes>,
     /// Fields that the provider does not get.
     pub(crate) dropped: Vec<String>,
@@ -24,38 +26,68 @@ pub(crate) struct Prepared {
     pub(crate) forwarding: Forwarding,
 }
 
+/// What is to be done for a request.
+pub(crate) enum Prepared {
+    /// The provider is asked.
+    Ask(Box<Ask>),
+    /// The answer is known here.
+    Answer { bytes: Bytes, dropped: Vec<String> },
+}
+
+/// What a client is told instead of a count that nobody made.
+const ESTIMATE: &str = "exact count (this is an estimate)";
+
 /// Writes the request for a candidate.
 ///
 /// # Errors
 /// When the provider cannot be asked this: it has no such endpoint, or refuses a field and may not have it dropped.
-pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
+pub(crate) async fn prepare(
+    candidate: &Candidate,
+    call: &Call<'_>,
+    fetcher: Option<&Fetcher>,
+) -> Result<Prepared, Failure> {
     let provider = candidate.provider.as_ref();
     let refused = |message: String| Failure::new(Class::ModelGone, 404, message);
-    if call.endpoint == Endpoint::Responses && !provider.has_responses {
-        return Err(refused(format!(
-            "`{}` does not speak OpenAI's responses API",
-            provider.name
-        )));
-    }
-    // The one thing of Cohere's that everybody asks for in its own words.
-    let is_rerank = provider.dialect == Dialect::Cohere && call.endpoint == Endpoint::Rerank;
-    let is_translated = provider.dialect != call.endpoint.dialect() && !is_rerank;
-    if is_translated && !call.endpoint.is_conversation() {
+    let is_translated = !provider.has(call.endpoint);
+    let kind = call.endpoint.kind();
+    if is_translated && kind == Kind::Other {
         return Err(refused(format!(
             "`{}` cannot be asked by this API",
             provider.name
         )));
     }
-    let path = paths::path(provider, call.endpoint, &candidate.model, call.is_stream);
+    let asked = if is_translated {
+        common(kind)
+    } else {
+        call.endpoint
+    };
+    let path = paths::path(provider, asked, &candidate.model, call.is_stream);
     let uri = provider
         .base
         .join(&path)
         .ok_or_else(|| refused("the address makes no sense".into()))?;
-    let (body, dropped, hides_usage) = if is_translated {
-        told(candidate, call)?
-    } else {
-        copied(candidate, call)
+    let written = match (is_translated, kind) {
+        (false, _) => copied(candidate, call),
+        (true, Kind::Embeddings) => embedded(candidate, call)?,
+        (true, Kind::Count) => match counted(candidate, call)? {
+            Ok(written) => written,
+            Err(bytes) => {
+                let dropped = vec![ESTIMATE.to_string()];
+                return Ok(Prepared::Answer { bytes, dropped });
+            }
+        },
+        (true, _) => told(
+            candidate,
+            question(candidate, call, fetcher).await?,
+            call.is_stream,
+        )?,
     };
+    let Written {
+        body,
+        dropped,
+        hides_usage,
+        wants_base64,
+    } = written;
     if let (Unsupported::Refuse, Some(first)) = (provider.unsupported, dropped.first()) {
         let message = format!("`{}` does not take the field `{first}`", provider.name);
         return Err(Failure::new(Class::ModelGone, 400, message));
@@ -72,7 +104,7 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
             .headers_mut()
             .insert("prefer", HeaderValue::from_static("wait=60"));
     }
-    Ok(Prepared {
+    Ok(Prepared::Ask(Box::new(Ask {
         request,
         dropped,
         forwarding: Forwarding {
@@ -80,19 +112,36 @@ pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared
             dialect: provider.dialect,
             is_translated,
             hides_usage,
+            wants_base64,
             reasoning_apart: provider.reasoning_apart,
             secret: provider.secret.clone(),
             model: candidate.model.clone(),
         },
-    })
+    })))
+}
+
+/// What a provider is asked in the place of something that only the client's API has.
+fn common(kind: Kind) -> Endpoint {
+    match kind {
+        Kind::Embeddings => Endpoint::Embeddings,
+        Kind::Count => Endpoint::CountTokens,
+        Kind::Conversation | Kind::Other => Endpoint::Chat,
+    }
 }
 
 /// What Vertex wants to read in a body for Anthropic's models, as JSON.
 const VERTEX_VERSION: &str = "\"vertex-2023-10-16\"";
 
-/// The body with what this provider wants otherwise; the names of fields that it does not get; whether the client did
-/// not ask for the usage that will come.
-type Written = (Vec<u8>, Vec<String>, bool);
+/// A body for a provider.
+struct Written {
+    body: Vec<u8>,
+    /// Fields that it does not get.
+    dropped: Vec<String>,
+    /// The client did not ask for the usage that will come.
+    hides_usage: bool,
+    /// It asked for vectors as bytes.
+    wants_base64: bool,
+}
 
 /// A body in the client's own words.
 fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
@@ -100,7 +149,7 @@ fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
     let mut dropped = Vec::new();
     let stream_options = stream_options(provider, call);
     let mut added = Vec::new();
-    let is_vertex = provider.surface == Surface::Vertex;
+    let is_vertex = is_anthropic_at_vertex(provider);
     if is_vertex {
         added.push(("anthropic_version", VERTEX_VERSION.to_string()));
     } else if provider.dialect != Dialect::Gemini {
@@ -123,26 +172,81 @@ fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
         }
         fate
     });
-    (body, dropped, stream_options.hides_usage)
+    Written {
+        body,
+        dropped,
+        hides_usage: stream_options.hides_usage,
+        wants_base64: false,
+    }
+}
+
+fn is_anthropic_at_vertex(provider: &Provider) -> bool {
+    provider.dialect == Dialect::Anthropic && provider.surface == Surface::Vertex
+}
+
+/// The whole body, read to the ground.
+fn value(call: &Call<'_>) -> Result<Value, Failure> {
+    call.fields.value().map_err(unreadable)
+}
+
+fn unreadable(error: serde_json::Error) -> Failure {
+    Failure::new(
+        Class::BadRequest,
+        400,
+        format!("the body cannot be read: {error}"),
+    )
+}
+
+/// Texts for vectors, in the provider's words.
+fn embedded(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> {
+    let texts = Texts::read(call.endpoint, &value(call)?)?;
+    let (value, dropped) = texts.write(&candidate.provider, &candidate.model)?;
+    Ok(Written {
+        body: value.to_string().into_bytes(),
+        dropped,
+        hides_usage: false,
+        wants_base64: texts.wants_base64,
+    })
+}
+
+/// A prompt to be counted in the provider's words, or an estimate where it does not count.
+fn counted(candidate: &Candidate, call: &Call<'_>) -> Result<Result<Written, Bytes>, Failure> {
+    let question = count::question(call.endpoint, &value(call)?)?;
+    match count::request(&candidate.provider, &question, &candidate.model)? {
+        None => count::estimated(call.endpoint, &question).map(Err),
+        Some(value) => Ok(Ok(Written {
+            body: value.to_string().into_bytes(),
+            dropped: Vec::new(),
+            hides_usage: false,
+            wants_base64: false,
+        })),
+    }
+}
+
+/// What is asked, with images at hand where the provider wants them so and they may be fetched.
+async fn question(
+    candidate: &Candidate,
+    call: &Call<'_>,
+    fetcher: Option<&Fetcher>,
+) -> Result<Question, Failure> {
+    let mut question = Question::read(call.endpoint, &value(call)?)?;
+    if let Some(fetcher) = fetcher.filter(|_| images::wants_data(candidate.provider.dialect)) {
+        // On the heap, since few requests need it.
+        let filled = Box::pin(images::fill(&mut question, fetcher));
+        let filled = tokio::time::timeout_at(call.deadline, filled).await;
+        filled.map_err(|_| Failure::new(Class::Slow, 504, "the images took too long to be fetched"))??;
+    }
+    Ok(question)
 }
 
 /// A body in the provider's words.
-fn told(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> {
+fn told(candidate: &Candidate, mut question: Question, is_stream: bool) -> Result<Written, Failure> {
     let provider = candidate.provider.as_ref();
-    let unreadable = |error: serde_json::Error| {
-        Failure::new(
-            Class::BadRequest,
-            400,
-            format!("the body cannot be read: {error}"),
-        )
-    };
-    let value = call.fields.value().map_err(unreadable)?;
-    let mut question = Question::read(call.endpoint, &value)?;
-    question.stream = call.is_stream;
+    question.stream = is_stream;
     let (value, mut dropped) = question.write(provider.dialect, &candidate.model)?;
     let text = value.to_string();
     let fields = Fields::read(text.as_bytes()).map_err(unreadable)?;
-    let is_vertex = provider.surface == Surface::Vertex;
+    let is_vertex = is_anthropic_at_vertex(provider);
     let version = [("anthropic_version", VERTEX_VERSION.to_string())];
     let added = if is_vertex { &version[..] } else { &[] };
     let body = fields.compose(added, |name, value| {
@@ -158,7 +262,12 @@ fn told(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> {
         }
         fate
     });
-    Ok((body, dropped, !question.wants_usage))
+    Ok(Written {
+        body,
+        dropped,
+        hides_usage: !question.wants_usage,
+        wants_base64: false,
+    })
 }
 
 /// What becomes of one field.
@@ -227,6 +336,7 @@ fn stream_options(provider: &Provider, call: &Call<'_>) -> Options {
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future as _;
     use std::sync::Arc;
 
     use super::*;
@@ -254,18 +364,16 @@ mod tests {
             deadline: tokio::time::Instant::now(),
             wish: crate::attempt::Wish::default(),
         };
-        let prepared = prepare(&config.target("p/m").unwrap(), &call)?;
-        assert_eq!(
-            prepared.request.uri().path(),
-            format!(
-                "/v1{}",
-                if endpoint == Endpoint::Chat {
-                    "/chat/completions"
-                } else {
-                    "/responses"
-                }
-            )
-        );
+        let candidate = config.target("p/m").unwrap();
+        let mut preparing = std::pin::pin!(prepare(&candidate, &call, None));
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        let std::task::Poll::Ready(prepared) = preparing.as_mut().poll(&mut cx) else {
+            panic!("there is nothing to wait for")
+        };
+        let Prepared::Ask(prepared) = prepared? else {
+            panic!()
+        };
+        assert_eq!(prepared.request.uri().path(), "/v1/chat/completions");
         let text = String::from_utf8(prepared.request.into_body().to_vec()).unwrap();
         Ok((text, prepared.dropped, prepared.forwarding.hides_usage))
     }
@@ -315,7 +423,13 @@ mod tests {
 
     #[test]
     fn what_a_provider_does_not_speak_is_said() {
-        let failure = prepared("", Endpoint::Responses, r#"{"model":"r"}"#).unwrap_err();
-        assert!(failure.message.contains("responses"));
+        let config = "dialect = \"anthropic\"";
+        let failure = prepared(config, Endpoint::Moderations, r#"{"model":"r"}"#).unwrap_err();
+        assert!(failure.message.contains("`p` cannot be asked") && !failure.class.is_final());
+        let (text, ..) = prepared("", Endpoint::Responses, r#"{"model":"r","input":"Hi"}"#).unwrap();
+        assert!(
+            text.contains(r#""messages":[{"content":"Hi","role":"user"}]"#),
+            "{text}"
+        );
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::Error;
 use crate::credentials::{Aws, AwsText, Google, Proof};
-use crate::endpoint::{Dialect, is_unreserved};
+use crate::endpoint::{Dialect, Endpoint, is_unreserved};
 
 /// The providers that carat knows.
 const KNOWN: &str = include_str!("providers.toml");
@@ -42,7 +42,7 @@ pub(crate) enum Surface {
     Usual,
     /// Azure's older one: deployments in the path, and this `api-version`.
     Deployments(String),
-    /// Anthropic's models at Vertex.
+    /// Google's Vertex, with its own or Anthropic's models.
     Vertex,
 }
 
@@ -77,6 +77,7 @@ pub(crate) struct ProviderText {
     pub(crate) max_temperature: Option<f64>,
     pub(crate) reasoning_apart: Option<bool>,
     pub(crate) responses: Option<bool>,
+    pub(crate) completions: Option<bool>,
     pub(crate) prices: Option<String>,
     /// Whether requests to it stay on this machine or in this house.
     pub(crate) local: Option<bool>,
@@ -110,6 +111,7 @@ impl ProviderText {
             max_temperature: self.max_temperature.or(other.max_temperature),
             reasoning_apart: self.reasoning_apart.or(other.reasoning_apart),
             responses: self.responses.or(other.responses),
+            completions: self.completions.or(other.completions),
             prices: self.prices.or(other.prices),
             local: self.local.or(other.local),
             max_in_flight: self.max_in_flight,
@@ -137,9 +139,28 @@ pub(crate) struct Provider {
     pub(crate) max_temperature: Option<f64>,
     pub(crate) reasoning_apart: bool,
     pub(crate) has_responses: bool,
+    pub(crate) has_completions: bool,
     pub(crate) prices: String,
     pub(crate) is_local: bool,
     pub(crate) max_in_flight: usize,
+}
+
+impl Provider {
+    /// Whether it has what a client asks for in the client's own words.
+    pub(crate) fn has(&self, endpoint: Endpoint) -> bool {
+        let is_usual = self.surface == Surface::Usual;
+        match endpoint {
+            Endpoint::Responses => self.dialect == Dialect::OpenAi && self.has_responses,
+            Endpoint::Completions => self.dialect == Dialect::OpenAi && self.has_completions,
+            // The one thing of Cohere's that everybody asks for in its own words.
+            Endpoint::Rerank => matches!(self.dialect, Dialect::OpenAi | Dialect::Cohere),
+            Endpoint::CountTokens => self.dialect == Dialect::Anthropic && is_usual,
+            Endpoint::EmbedContent | Endpoint::BatchEmbedContents => {
+                self.dialect == Dialect::Gemini && is_usual
+            }
+            other => self.dialect == other.dialect(),
+        }
+    }
 }
 
 /// Where a provider's paths begin.
@@ -263,6 +284,7 @@ pub(crate) fn provider(
         max_temperature: text.max_temperature,
         reasoning_apart: text.reasoning_apart.unwrap_or(false),
         has_responses: text.responses.unwrap_or(false),
+        has_completions: text.completions.unwrap_or(true),
         prices: text.prices.unwrap_or(like),
         is_local,
         max_in_flight: text.max_in_flight.unwrap_or(usize::MAX),

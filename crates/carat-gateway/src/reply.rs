@@ -181,7 +181,7 @@ pub(crate) fn stream_error(endpoint: Endpoint, failure: &Failure, out: &mut Vec<
             format!("event: error\ndata: {value}\n\n")
         }
         Endpoint::Messages => format!("event: error\ndata: {value}\n\n"),
-        Endpoint::OllamaChat => format!("{value}\n"),
+        lines if lines.has_lines() => format!("{value}\n"),
         _ => format!("data: {value}\n\n"),
     };
     out.extend_from_slice(text.as_bytes());

@@ -16,7 +16,7 @@ use crate::access::{self, Entry, Gate};
 use crate::attempt::{self, Answer, Call, Lost, Means, Trail, Wish, Won};
 use crate::cache::{Kept, Lookup, Tape};
 use crate::config::Config;
-use crate::endpoint::{Called, Endpoint};
+use crate::endpoint::{Called, Endpoint, Kind};
 use crate::explain::{self, Chosen};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
@@ -335,7 +335,7 @@ fn priority(headers: &HeaderMap) -> Option<Priority> {
 
 /// Whether the answer comes as it is made.
 fn is_stream(called: &Called, fields: &Fields<'_>) -> bool {
-    let default = called.endpoint == Endpoint::OllamaChat;
+    let default = called.endpoint.has_lines();
     called
         .stream
         .unwrap_or_else(|| fields.get("stream").unwrap_or(default))
@@ -349,9 +349,9 @@ fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
     };
     match endpoint {
         Endpoint::Generate => within("generationConfig", "maxOutputTokens"),
-        Endpoint::OllamaChat => within("options", "num_predict"),
+        Endpoint::OllamaChat | Endpoint::OllamaGenerate => within("options", "num_predict"),
         // These have answers without tokens.
-        Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Moderations | Endpoint::CountTokens => Some(0),
+        other if other.kind() != Kind::Conversation => Some(0),
         _ => ["max_completion_tokens", "max_tokens", "max_output_tokens"]
             .iter()
             .find_map(|name| fields.get(name)),
@@ -536,7 +536,7 @@ impl Way<'_> {
 
 fn stream_headers(endpoint: Endpoint, headers: &mut HeaderMap) {
     let kind = match endpoint {
-        Endpoint::OllamaChat => "application/x-ndjson",
+        lines if lines.has_lines() => "application/x-ndjson",
         _ => "text/event-stream",
     };
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

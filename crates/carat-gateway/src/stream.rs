@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::endpoint::{Dialect, Endpoint};
+use crate::endpoint::{Dialect, Endpoint, Kind};
 use crate::failure::Failure;
 use crate::records::{Framing, Record};
 use crate::reply;
-use crate::translate::{self, Passing, Translated};
+use crate::translate::{self, Passing, Translated, count, embeddings};
 use crate::usage::{OpenAiUsage, Usage};
 
 /// What a record was.
@@ -70,6 +70,8 @@ pub(crate) struct Forwarding {
     pub(crate) is_translated: bool,
     /// Usage was asked for by the gateway alone: the client does not get it.
     pub(crate) hides_usage: bool,
+    /// Vectors go to the client as bytes in base64.
+    pub(crate) wants_base64: bool,
     pub(crate) reasoning_apart: bool,
     pub(crate) secret: Option<String>,
     /// As the provider calls it.
@@ -82,7 +84,9 @@ impl Forwarding {
             return Box::new(Translated::new(self));
         }
         match self.endpoint {
-            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat => Box::new(Passing::new(self)),
+            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat | Endpoint::OllamaGenerate => {
+                Box::new(Passing::new(self))
+            }
             Endpoint::Responses => Box::new(Responses {
                 forwarding: self,
                 usage: None,
@@ -104,20 +108,30 @@ impl Forwarding {
     /// # Errors
     /// When it is none, or an error in disguise.
     pub(crate) fn whole(&self, body: Bytes) -> Result<Whole, Failure> {
+        let kind = self.endpoint.kind();
         if self.is_translated {
-            return translate::translated_whole(self, &body);
+            return match kind {
+                Kind::Embeddings => embeddings::translated(self, &body),
+                Kind::Count => Ok(Whole {
+                    bytes: count::translated(self, &body)?,
+                    usage: Usage::default(),
+                    is_counted: true,
+                }),
+                Kind::Conversation | Kind::Other => translate::translated_whole(self, &body),
+            };
         }
         let counted = match self.endpoint {
-            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat => {
+            Endpoint::Messages | Endpoint::Generate | Endpoint::OllamaChat | Endpoint::OllamaGenerate => {
                 translate::passed_whole(self, &body)?
+            }
+            _ if kind == Kind::Embeddings && self.dialect != Dialect::OpenAi => {
+                let usage = embeddings::usage(&serde_json::from_slice(&body).unwrap_or_default());
+                Some(usage).filter(|usage| usage.input > 0)
             }
             _ => whole_usage(&body, self.reasoning_apart, self.secret.as_deref())?,
         };
         // Vectors and scores are no tokens.
-        let is_text = !matches!(
-            self.endpoint,
-            Endpoint::Embeddings | Endpoint::Rerank | Endpoint::Moderations | Endpoint::CountTokens
-        );
+        let is_text = kind == Kind::Conversation;
         let guessed = || {
             if is_text {
                 estimated(body.len() as u64)
@@ -127,7 +141,7 @@ impl Forwarding {
         };
         Ok(Whole {
             usage: counted.unwrap_or_else(guessed),
-            is_counted: counted.is_some() || !is_text,
+            is_counted: counted.is_some() || matches!(kind, Kind::Count | Kind::Other),
             bytes: body,
         })
     }
@@ -433,6 +447,7 @@ mod tests {
             dialect: Dialect::OpenAi,
             is_translated: false,
             hides_usage,
+            wants_base64: false,
             reasoning_apart: false,
             secret: None,
             model: "m".into(),

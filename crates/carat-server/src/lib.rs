@@ -28,7 +28,7 @@ mod stream;
 mod tls;
 mod tools;
 
-pub use fetch::MediaUrls;
+pub use carat_fetch::MediaUrls;
 pub use model::{ModelDetails, ModelSetup};
 pub use server::{Error, Server, ServerOptions, parse_keep_alive};
 pub use store::{ListedModel, LoadError, LoadedModel, ModelStore};

@@ -8,16 +8,6 @@ pub(crate) const BODY_BYTES: usize = 32 << 20;
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
 /// What clients are told to wait when the queue is full, in seconds.
 pub(crate) const RETRY_AFTER_S: u64 = 2;
-/// Images and sounds of one request that are fetched by address.
-pub(crate) const FETCHES: usize = 16;
-/// Largest of them, in bytes.
-pub(crate) const FETCHED_BYTES: usize = 20 << 20;
-/// Longest time for one, redirects included.
-pub(crate) const FETCH_TIME: Duration = Duration::from_secs(20);
-/// Longest time to a connection.
-pub(crate) const FETCH_CONNECT: Duration = Duration::from_secs(5);
-/// Redirects that are followed.
-pub(crate) const FETCH_REDIRECTS: usize = 3;
 /// Requests whose images and sounds are decoded and encoded at once; others wait for them.
 pub(crate) const ENCODINGS: usize = 2;
 /// TLS handshakes at work at once.

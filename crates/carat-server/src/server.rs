@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
+use carat_fetch::{Fetcher, MediaUrls};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use crate::fetch::{Fetcher, MediaUrls};
 use crate::ids::{self, Ids};
 use crate::limits;
 use crate::lockout::Lockout;

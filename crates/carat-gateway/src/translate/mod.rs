@@ -10,10 +10,15 @@
 pub(crate) mod anthropic;
 mod bedrock;
 mod cohere;
+mod completions;
+pub(crate) mod count;
+pub(crate) mod embeddings;
 pub(crate) mod gemini;
+pub(crate) mod images;
 pub(crate) mod ollama;
 pub(crate) mod openai;
 mod replicate;
+mod responses;
 mod transform;
 
 use serde_json::Value;
@@ -192,11 +197,16 @@ pub(crate) struct Question {
 impl Question {
     /// Reads a client's request.
     pub(crate) fn read(endpoint: Endpoint, body: &Value) -> Result<Self, Failure> {
-        match endpoint.dialect() {
-            Dialect::Anthropic => anthropic::question(body),
-            Dialect::Gemini => gemini::question(body),
-            Dialect::Ollama => ollama::question(body),
-            _ => openai::question(body),
+        match endpoint {
+            Endpoint::Responses => responses::question(body),
+            Endpoint::Completions => completions::question(body),
+            Endpoint::OllamaGenerate => ollama::prompt(body),
+            other => match other.dialect() {
+                Dialect::Anthropic => anthropic::question(body),
+                Dialect::Gemini => gemini::question(body),
+                Dialect::Ollama => ollama::question(body),
+                _ => openai::question(body),
+            },
         }
     }
 
@@ -330,21 +340,31 @@ pub(crate) fn reader(dialect: Dialect, is_apart: bool) -> Box<dyn Reader> {
 
 /// How a client's stream is written. `wants_usage`: it asked for the usage at the end.
 pub(crate) fn writer(endpoint: Endpoint, wants_usage: bool) -> Box<dyn Writer> {
-    match endpoint.dialect() {
-        Dialect::Anthropic => Box::<anthropic::EventWriter>::default(),
-        Dialect::Gemini => Box::<gemini::ContentWriter>::default(),
-        Dialect::Ollama => Box::<ollama::LineWriter>::default(),
-        _ => Box::new(openai::ChunkWriter::new(wants_usage)),
+    match endpoint {
+        Endpoint::Responses => Box::<responses::EventWriter>::default(),
+        Endpoint::Completions => Box::new(completions::TextWriter::new(wants_usage)),
+        Endpoint::OllamaGenerate => Box::new(ollama::LineWriter::of_prompt()),
+        other => match other.dialect() {
+            Dialect::Anthropic => Box::<anthropic::EventWriter>::default(),
+            Dialect::Gemini => Box::<gemini::ContentWriter>::default(),
+            Dialect::Ollama => Box::<ollama::LineWriter>::default(),
+            _ => Box::new(openai::ChunkWriter::new(wants_usage)),
+        },
     }
 }
 
 /// A whole answer in a client's words.
 pub(crate) fn whole(endpoint: Endpoint, answer: &Answer) -> Value {
-    match endpoint.dialect() {
-        Dialect::Anthropic => anthropic::answer(answer),
-        Dialect::Gemini => gemini::answer(answer),
-        Dialect::Ollama => ollama::answer(answer),
-        _ => openai::answer(answer),
+    match endpoint {
+        Endpoint::Responses => responses::answer(answer),
+        Endpoint::Completions => completions::answer(answer),
+        Endpoint::OllamaGenerate => ollama::prompt_answer(answer),
+        other => match other.dialect() {
+            Dialect::Anthropic => anthropic::answer(answer),
+            Dialect::Gemini => gemini::answer(answer),
+            Dialect::Ollama => ollama::answer(answer),
+            _ => openai::answer(answer),
+        },
     }
 }
 

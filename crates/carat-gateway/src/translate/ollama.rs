@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, refused, set, strings, text, unknown, unknown_in,
+    Writer, joined, media, new_id, refused, set, strings, text, unknown, unknown_in, words,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -70,6 +70,39 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         read_message(message, i, &mut calls, &mut question)?;
     }
     Ok(question)
+}
+
+const KNOWN_OF_PROMPTS: [&str; 8] = [
+    "model", "prompt", "system", "images", "format", "options", "stream", "think",
+];
+
+/// A request of `/api/generate`: what the user says, and nothing before it.
+pub(super) fn prompt(body: &Value) -> Result<Question, Failure> {
+    for name in ["suffix", "template"] {
+        if body[name].as_str().is_some_and(|text| !text.is_empty()) {
+            let message = format!("this provider converses and does not continue texts; leave `{name}` out");
+            return Err(refused(name, message));
+        }
+    }
+    if body["raw"] == true {
+        return Err(refused(
+            "raw",
+            "this provider takes no prompt as it stands; leave `raw` out",
+        ));
+    }
+    let mut message = json!({"role": "user", "content": body["prompt"]});
+    if !body["images"].is_null() {
+        message["images"] = body["images"].clone();
+    }
+    let mut chat = json!({"messages": [message]});
+    for name in ["format", "options", "stream", "think"] {
+        chat[name] = body[name].clone();
+    }
+    let mut made = question(&chat)?;
+    made.system.extend(words(&body["system"]).map(Piece::text));
+    made.unknown.extend(unknown(body, &KNOWN_OF_PROMPTS));
+    made.unknown.retain(|name| name != "raw");
+    Ok(made)
 }
 
 /// `calls`: names and ids of calls that have no result yet; results come in their order.
@@ -271,9 +304,15 @@ fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-fn line(model: &str, message: &Value, last: Option<(Finish, &Usage)>) -> Value {
-    let mut line =
-        json!({"model": model, "created_at": rfc3339(), "message": message, "done": last.is_some()});
+/// A line of a conversation, or of what follows a prompt, whose words stand at the top.
+fn line(is_prompt: bool, model: &str, message: &Value, last: Option<(Finish, &Usage)>) -> Value {
+    let mut line = json!({"model": model, "created_at": rfc3339(), "done": last.is_some()});
+    if is_prompt {
+        line["response"] = message["content"].clone();
+        set(&mut line, "thinking", words(&message["thinking"]));
+    } else {
+        line["message"] = message.clone();
+    }
     if let Some((finish, usage)) = last {
         line["done_reason"] = json!(finish_name(finish));
         for name in [
@@ -310,15 +349,25 @@ pub(super) fn answer(answer: &Answer) -> Value {
         message["tool_calls"] = Value::from(calls);
     }
     line(
+        false,
         &answer.model,
         &message,
         Some((answer.finish.unwrap_or(Finish::Stop), &answer.usage)),
     )
 }
 
+/// An answer of `/api/generate`.
+pub(super) fn prompt_answer(answer: &Answer) -> Value {
+    let message = json!({"content": answer.texts(), "thinking": answer.thoughts()});
+    let finish = answer.finish.unwrap_or(Finish::Stop);
+    line(true, &answer.model, &message, Some((finish, &answer.usage)))
+}
+
 /// Writes lines. Calls come whole, so their arguments are held.
 #[derive(Default)]
 pub(super) struct LineWriter {
+    /// Whether the lines are those of `/api/generate`.
+    is_prompt: bool,
     model: String,
     call: Option<(String, String)>,
     finish: Option<Finish>,
@@ -326,6 +375,13 @@ pub(super) struct LineWriter {
 }
 
 impl LineWriter {
+    pub(super) fn of_prompt() -> Self {
+        Self {
+            is_prompt: true,
+            ..Self::default()
+        }
+    }
+
     fn write(value: &Value, out: &mut Vec<u8>) {
         out.extend_from_slice(format!("{value}\n").as_bytes());
     }
@@ -334,7 +390,7 @@ impl LineWriter {
         if let Some((name, arguments)) = self.call.take() {
             let calls = [call(&name, &super::parsed(&arguments))];
             let message = json!({"role": "assistant", "content": "", "tool_calls": calls});
-            Self::write(&line(&self.model, &message, None), out);
+            Self::write(&line(self.is_prompt, &self.model, &message, None), out);
         }
     }
 }
@@ -357,8 +413,10 @@ impl Writer for LineWriter {
         };
         match event {
             Event::Begin { model, .. } => self.model.clone_from(model),
-            Event::Text(text) => Self::write(&line(&self.model, &said(text, ""), None), out),
-            Event::Thinking(text) => Self::write(&line(&self.model, &said("", text), None), out),
+            Event::Text(text) => Self::write(&line(self.is_prompt, &self.model, &said(text, ""), None), out),
+            Event::Thinking(text) => {
+                Self::write(&line(self.is_prompt, &self.model, &said("", text), None), out)
+            }
             Event::Call { name, .. } => self.call = Some((name.clone(), String::new())),
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.finish = Some(*finish),
@@ -370,7 +428,10 @@ impl Writer for LineWriter {
         self.end_call(out);
         let message = json!({"role": "assistant", "content": ""});
         let finish = self.finish.unwrap_or(Finish::Stop);
-        Self::write(&line(&self.model, &message, Some((finish, &self.usage))), out);
+        Self::write(
+            &line(self.is_prompt, &self.model, &message, Some((finish, &self.usage))),
+            out,
+        );
     }
 }
 
@@ -394,10 +455,15 @@ impl LineReader {
                 model: text(&value["model"]).unwrap_or_default(),
             });
         }
-        let message = &value["message"];
+        // `/api/generate` has the words at the top.
+        let message = if value["message"].is_object() {
+            &value["message"]
+        } else {
+            value
+        };
         let said = |name: &str| text(&message[name]).filter(|text| !text.is_empty());
         events.extend(said("thinking").map(Event::Thinking));
-        events.extend(said("content").map(Event::Text));
+        events.extend(said("content").or(said("response")).map(Event::Text));
         for call in message["tool_calls"].as_array().into_iter().flatten() {
             self.has_calls = true;
             events.push(Event::Call {

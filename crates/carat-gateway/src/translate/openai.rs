@@ -60,7 +60,10 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     }
     let tools = body["tools"].as_array().into_iter().flatten().map(tool);
     let mut question = Question {
-        tools: allowed(tools.collect::<Result<_, _>>()?, &body["tool_choice"]),
+        tools: allowed(
+            tools.collect::<Result<_, _>>()?,
+            &body["tool_choice"]["allowed_tools"]["tools"],
+        ),
         choice: choice(&body["tool_choice"]),
         parallel: body["parallel_tool_calls"].as_bool(),
         format: format(&body["response_format"]),
@@ -207,8 +210,8 @@ fn tool(tool: &Value) -> Result<Tool, Failure> {
 }
 
 /// Where only some tools may be called, the others are as good as absent.
-fn allowed(tools: Vec<Tool>, choice: &Value) -> Vec<Tool> {
-    let Some(names) = choice["allowed_tools"]["tools"].as_array() else {
+pub(super) fn allowed(tools: Vec<Tool>, names: &Value) -> Vec<Tool> {
+    let Some(names) = names.as_array() else {
         return tools;
     };
     let is_allowed = |tool: &Tool| {
@@ -408,7 +411,7 @@ fn call(piece: &Piece) -> Option<Value> {
     Some(call)
 }
 
-fn finish_name(finish: Finish) -> &'static str {
+pub(super) fn finish_name(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
@@ -426,7 +429,7 @@ fn finish_of(name: &str) -> Finish {
     }
 }
 
-fn usage_value(usage: &Usage) -> Value {
+pub(super) fn usage_value(usage: &Usage) -> Value {
     json!({
         "prompt_tokens": usage.input,
         "completion_tokens": usage.output,
@@ -693,5 +696,91 @@ impl Reader for ChatReader {
 
     fn end(&mut self, _events: &mut Vec<Event>) -> bool {
         self.is_done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(chunks: &[Value]) -> Vec<Event> {
+        let (mut reader, mut events) = (ChatReader::new(false), Vec::new());
+        chunks
+            .iter()
+            .for_each(|chunk| reader.read(chunk, "delta", &mut events));
+        events.remove(0);
+        events
+    }
+
+    #[test]
+    fn words_in_parts_and_calls_without_numbers_are_read() {
+        let parts = json!([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi"}]);
+        let delta = |delta: Value| json!({"id": "1", "choices": [{"delta": delta}]});
+        assert_eq!(
+            read(&[
+                delta(json!({"content": parts})),
+                delta(json!({"content": "", "refusal": "No"}))
+            ]),
+            [
+                Event::Thinking("hm".into()),
+                Event::Text("Hi".into()),
+                Event::Text("No".into())
+            ]
+        );
+        let call = |id: &str| {
+            let function = json!({"name": "f", "arguments": "{}"});
+            delta(json!({"tool_calls": [{"index": 0, "id": id, "function": function}]}))
+        };
+        let calls = read(&[call("a"), call("b")]);
+        let calls = calls.iter().filter(|event| matches!(event, Event::Call { .. }));
+        assert_eq!(calls.count(), 2, "two ids are two calls, whatever their index");
+    }
+
+    #[test]
+    fn only_schemas_that_fit_are_strict() {
+        let mut schema =
+            json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]});
+        assert!(!fits_strict(&schema));
+        schema["additionalProperties"] = json!(false);
+        assert!(fits_strict(&schema));
+        let within = json!({"type": "array", "items": {"type": "object", "properties": {"b": {}}, "additionalProperties": false}});
+        assert!(!fits_strict(&within), "`b` is not required");
+    }
+
+    #[test]
+    fn tools_that_are_not_allowed_are_not_offered() {
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let body = json!({"messages": [], "tools": [tool("a"), tool("b")],
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [tool("b")]}}});
+        let question = question(&body).unwrap();
+        assert_eq!((question.tools.len(), &question.choice), (1, &Choice::Required));
+        let (told, dropped) = question.write(crate::endpoint::Dialect::Anthropic, "m").unwrap();
+        assert_eq!((told["tools"][0]["name"].as_str(), dropped.len()), (Some("b"), 0));
+        for (field, value) in [
+            ("functions", json!([])),
+            ("function_call", json!("auto")),
+            ("n", json!(2)),
+        ] {
+            let mut old = json!({"messages": []});
+            old[field] = value;
+            let failure = super::question(&old).unwrap_err();
+            assert_eq!(
+                (failure.status, failure.class.is_final()),
+                (400, false),
+                "{field}"
+            );
+        }
+    }
+
+    #[test]
+    fn thoughts_are_not_asked_for_together_with_a_forced_call() {
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "reasoning_effort": "high", "tool_choice": "required",
+            "tools": [{"type": "function", "function": {"name": "a"}}]});
+        let (told, dropped) = question(&body)
+            .unwrap()
+            .write(crate::endpoint::Dialect::Anthropic, "claude-opus-5")
+            .unwrap();
+        assert!(told["thinking"].is_null());
+        assert_eq!(dropped, ["reasoning_effort"]);
     }
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::support::{Rig, mock, rig};
 
 /// Providers `m` (OpenAI's API) and one for every other API, all the mock.
-async fn all() -> Rig {
+pub(crate) async fn all() -> Rig {
     let rig = rig("").await;
     let mock = rig.mock_address;
     let account = concat!(
@@ -45,10 +45,10 @@ const PROVIDERS: [&str; 9] = [
     "azure-deployments",
     "cohere",
 ];
-const CLIENTS: [&str; 4] = ["openai", "anthropic", "gemini", "ollama"];
+const CLIENTS: [&str; 5] = ["openai", "anthropic", "gemini", "ollama", "responses"];
 
 /// A question in a client's words: a path and a body.
-fn asked(client: &str, model: &str, is_stream: bool) -> (String, Value) {
+pub(crate) fn asked(client: &str, model: &str, is_stream: bool) -> (String, Value) {
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
     let function = json!({"name": "weather", "description": "d", "parameters": schema});
     match client {
@@ -77,6 +77,13 @@ fn asked(client: &str, model: &str, is_stream: bool) -> (String, Value) {
                 "tools": [{"functionDeclarations": [function]}]});
             (format!("/v1beta/models/{model}:{verb}"), body)
         }
+        "responses" => {
+            let tools =
+                json!([{"type": "function", "name": "weather", "description": "d", "parameters": schema}]);
+            let body = json!({"model": model, "input": "Hi", "instructions": "Be kind", "stream": is_stream,
+                "max_output_tokens": 50, "tools": tools, "store": false});
+            ("/v1/responses".into(), body)
+        }
         _ => {
             let messages =
                 json!([{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi"}]);
@@ -89,14 +96,14 @@ fn asked(client: &str, model: &str, is_stream: bool) -> (String, Value) {
 
 /// What a client understands of an answer.
 #[derive(Debug, Default, PartialEq)]
-struct Understood {
-    text: String,
-    thoughts: String,
-    call: String,
-    arguments: String,
-    finish: String,
-    input: u64,
-    output: u64,
+pub(crate) struct Understood {
+    pub(crate) text: String,
+    pub(crate) thoughts: String,
+    pub(crate) call: String,
+    pub(crate) arguments: String,
+    pub(crate) finish: String,
+    pub(crate) input: u64,
+    pub(crate) output: u64,
 }
 
 fn records(text: &str) -> Vec<Value> {
@@ -111,7 +118,7 @@ fn add(text: &mut String, value: &Value) {
     text.push_str(value.as_str().unwrap_or_default());
 }
 
-fn understood(client: &str, is_stream: bool, text: &str) -> Understood {
+pub(crate) fn understood(client: &str, is_stream: bool, text: &str) -> Understood {
     let mut seen = Understood::default();
     let values = match (is_stream, client) {
         (false, _) => vec![serde_json::from_str(text).unwrap()],
@@ -142,6 +149,7 @@ fn understood(client: &str, is_stream: bool, text: &str) -> Understood {
                 seen.output += value["usage"]["completion_tokens"].as_u64().unwrap_or(0);
             }
             "anthropic" => understand_anthropic(value, &mut seen),
+            "responses" => understand_response(value, is_stream, &mut seen),
             "gemini" => {
                 let candidate = &value["candidates"][0];
                 for part in candidate["content"]["parts"].as_array().unwrap() {
@@ -187,6 +195,34 @@ fn understood(client: &str, is_stream: bool, text: &str) -> Understood {
         }
     }
     seen
+}
+
+fn understand_response(value: &Value, is_stream: bool, seen: &mut Understood) {
+    let whole = if is_stream { &value["response"] } else { value };
+    match value["type"].as_str() {
+        Some("response.output_text.delta") => add(&mut seen.text, &value["delta"]),
+        Some("response.reasoning_summary_text.delta") => add(&mut seen.thoughts, &value["delta"]),
+        Some("response.function_call_arguments.delta") => add(&mut seen.arguments, &value["delta"]),
+        Some("response.output_item.added") => add(&mut seen.call, &value["item"]["name"]),
+        _ => {}
+    }
+    if whole["usage"].is_object() {
+        let mut last = Understood::default();
+        for item in whole["output"].as_array().unwrap() {
+            add(&mut last.text, &item["content"][0]["text"]);
+            add(&mut last.thoughts, &item["summary"][0]["text"]);
+            add(&mut last.call, &item["name"]);
+            add(&mut last.arguments, &item["arguments"]);
+        }
+        add(&mut last.finish, &whole["status"]);
+        last.input = whole["usage"]["input_tokens"].as_u64().unwrap();
+        last.output = whole["usage"]["output_tokens"].as_u64().unwrap();
+        if is_stream {
+            assert_eq!((&last.text, &last.thoughts), (&seen.text, &seen.thoughts));
+            assert_eq!((&last.call, &last.arguments), (&seen.call, &seen.arguments));
+        }
+        *seen = last;
+    }
 }
 
 fn understand_anthropic(value: &Value, seen: &mut Understood) {
@@ -248,6 +284,7 @@ async fn every_client_understands_every_provider() {
                 let finish = match (client, is_tool) {
                     ("openai", false) | ("ollama", _) => "stop",
                     ("openai", true) => "tool_calls",
+                    ("responses", _) => "completed",
                     ("anthropic", false) => "end_turn",
                     ("anthropic", true) => "tool_use",
                     _ => "STOP",
@@ -527,6 +564,58 @@ async fn tokens_of_google_are_fetched_once_and_used_for_all() {
 }
 
 #[tokio::test]
+async fn images_by_address_are_fetched_only_where_that_is_allowed() {
+    let rig = all().await;
+    let mock = rig.mock_address;
+    let ask = |url: String| {
+        let body = json!({"model": "gemini/ok", "messages": [{"role": "user", "content": [
+            {"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]}]});
+        let rig = &rig;
+        async move { rig.post("/v1/chat/completions", &body.to_string()).await }
+    };
+    let here = format!("http://{mock}/picture.png");
+    let allow = |how: &str| {
+        let text =
+            format!("media-urls = \"{how}\"\n[providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\n");
+        let config = carat_gateway::Config::parse(&text, &crate::support::env()).unwrap();
+        rig.gateway.replace(config);
+    };
+    assert_eq!(
+        ask(here.clone()).await.status,
+        400,
+        "nothing is fetched unless it is allowed"
+    );
+    allow("public");
+    let reply = ask(here.clone()).await;
+    assert_eq!(
+        (reply.status, reply.text.contains("not a public one")),
+        (400, true),
+        "{}",
+        reply.text
+    );
+    let before = rig.mock.requests.load(std::sync::atomic::Ordering::Relaxed);
+    allow("any");
+    let reply = ask(here).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert_eq!(
+        rig.mock.requests.load(std::sync::atomic::Ordering::Relaxed),
+        before + 2
+    );
+    let told = rig.mock.last.lock().unwrap().1.clone();
+    assert!(
+        told.contains("{\"inlineData\":{\"data\":\"iVBORw==\",\"mimeType\":\"image/png\"}}"),
+        "{told}"
+    );
+    let reply = ask(format!("http://{mock}/ok")).await;
+    assert_eq!(
+        (reply.status, reply.text.contains("neither an image")),
+        (400, true),
+        "{}",
+        reply.text
+    );
+}
+
+#[tokio::test]
 async fn cohere_is_asked_in_its_own_words() {
     let rig = all().await;
     let body = json!({"model": "cohere/ok", "temperature": 0.5, "top_p": 1, "stop": "x", "user": "u", "frequency_penalty": -1,
@@ -643,6 +732,12 @@ async fn what_one_provider_cannot_be_told_is_answered_by_one_that_can() {
 #[tokio::test]
 async fn the_same_api_is_passed_on_untouched_and_broken_streams_are_told_in_it() {
     let rig = all().await;
+    let (path, body) = asked("responses", "anthropic/cut=9", true);
+    let broken = rig.post(&path, &body.to_string()).await.text;
+    assert!(
+        broken.contains("event: error\n") && !broken.contains("response.completed"),
+        "{broken}"
+    );
     for client in ["anthropic", "gemini", "ollama"] {
         let (path, body) = asked(client, &format!("{client}/ok"), true);
         let body = body.to_string().replacen('{', "{\"brand_new\":1,", 1);

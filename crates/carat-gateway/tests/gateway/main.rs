@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what goes wrong in the rig is a failed test")]
 
 mod admin;
+mod apis;
 mod chaos;
 mod dialects;
 mod failing;

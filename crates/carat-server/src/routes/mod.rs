@@ -189,7 +189,7 @@ async fn fetched(
         return Ok(Arc::clone(request));
     }
     let mut filled = GenerationRequest::clone(request);
-    state.fetcher.fill(&mut filled).await?;
+    crate::fetch::fill(&state.fetcher, &mut filled).await?;
     Ok(Arc::new(filled))
 }
 

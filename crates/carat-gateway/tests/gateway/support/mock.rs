@@ -159,6 +159,7 @@ enum Dialect {
     Anthropic,
     Gemini,
     Ollama,
+    OllamaPrompt,
     Bedrock,
     Cohere,
     Replicate,
@@ -176,6 +177,9 @@ struct Command {
     wants_usage: bool,
     is_rerank: bool,
     host: String,
+    is_picture: bool,
+    /// An answer that is always the same.
+    small: Option<&'static str>,
 }
 
 fn header(head: &[u8], name: &str) -> Option<String> {
@@ -189,12 +193,15 @@ impl Command {
     fn of(head: &[u8], body: &[u8]) -> Self {
         let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         let path = String::from_utf8_lossy(path);
+        let small = others::small(&path);
         let named = |name: &str, dialect, is_stream| Self {
+            small,
             name: name.replace("%3D", "=").replace("%3B", ";"),
             dialect,
             is_stream,
             wants_usage: true,
             is_rerank: false,
+            is_picture: false,
             host: header(head, "host").unwrap_or_default(),
         };
         if let Some(name) = path
@@ -223,6 +230,7 @@ impl Command {
         }
         let dialect = match path.as_ref() {
             "/api/chat" => Dialect::Ollama,
+            "/api/generate" => Dialect::OllamaPrompt,
             "/token" => Dialect::Token,
             "/v2/chat" | "/v2/rerank" => Dialect::Cohere,
             path if path.ends_with("/messages") => Dialect::Anthropic,
@@ -239,6 +247,8 @@ impl Command {
             dialect,
             is_stream: has("\"stream\":true"),
             is_rerank: path == "/v2/rerank",
+            is_picture: path == "/picture.png",
+            small,
             host: String::new(),
             wants_usage: has("\"include_usage\":true"),
         }
@@ -312,6 +322,16 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
     }
     if let Some(words) = command.text("say") {
         return say(stream, command, &words.replace('_', " ")).await;
+    }
+    if command.is_picture {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 4\r\n\r\n";
+        return stream
+            .write_all(&[head.as_bytes(), b"\x89PNG"].concat())
+            .await
+            .ok();
+    }
+    if let Some(body) = command.small {
+        return whole(stream, "200 OK", "", "application/json", body).await;
     }
     if command.has("html") {
         return whole(stream, "200 OK", "", "text/html", "<html>welcome</html>").await;
@@ -498,6 +518,7 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
         Dialect::Bedrock => clouds::bedrock_frames(is_tool),
         Dialect::Cohere => bytes(others::cohere_events(is_tool)),
         Dialect::Look => bytes(others::replicate_events()),
+        Dialect::OllamaPrompt => bytes(others::generate_lines()),
         _ => bytes(ollama_lines(is_tool)),
     };
     if !command.is_stream {
@@ -506,13 +527,14 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
             Dialect::Gemini => gemini_whole(is_tool),
             Dialect::Bedrock => clouds::bedrock_whole(is_tool),
             Dialect::Cohere => others::cohere_whole(is_tool),
+            Dialect::OllamaPrompt => others::generate_whole(),
             Dialect::Look => others::prediction(&command.host, "succeeded", false),
             _ => ollama_whole(is_tool),
         };
         return whole(stream, "200 OK", "", "application/json", &body).await;
     }
     let kind = match command.dialect {
-        Dialect::Ollama => "application/x-ndjson",
+        Dialect::Ollama | Dialect::OllamaPrompt => "application/x-ndjson",
         Dialect::Bedrock => "application/vnd.amazon.eventstream",
         _ => "text/event-stream",
     };

@@ -1,4 +1,4 @@
-//! What the mock says as Cohere and as Replicate.
+//! What the mock says as Cohere and as Replicate, and what everybody says of vectors and counts.
 
 use super::NATIVE;
 
@@ -108,4 +108,61 @@ pub(super) fn replicate_events() -> Vec<String> {
         format!("event: output\nid: 2\ndata: {second}\n\n"),
         "event: done\nid: 3\ndata: {}\n\n".into(),
     ]
+}
+
+/// Vectors and counts, by the end of the path.
+pub(super) fn small(path: &str) -> Option<&'static str> {
+    let known = [
+        (
+            "/v1/embeddings",
+            "{\"object\":\"list\",\"data\":[{\"object\":\"embedding\",\"index\":0,\"embedding\":[0.5,-1.25]}],\"usage\":{\"prompt_tokens\":3,\"total_tokens\":3}}",
+        ),
+        (
+            ":batchEmbedContents",
+            "{\"embeddings\":[{\"values\":[0.5,-1.25]}]}",
+        ),
+        (
+            ":predict",
+            "{\"predictions\":[{\"embeddings\":{\"values\":[0.5,-1.25],\"statistics\":{\"token_count\":3}}}]}",
+        ),
+        (
+            "/api/embed",
+            "{\"model\":\"x\",\"embeddings\":[[0.5,-1.25]],\"prompt_eval_count\":3}",
+        ),
+        (
+            "/v2/embed",
+            "{\"embeddings\":{\"float\":[[0.5,-1.25]]},\"meta\":{\"billed_units\":{\"input_tokens\":3.0}}}",
+        ),
+        ("/invoke", "{\"embedding\":[0.5,-1.25],\"inputTextTokenCount\":3}"),
+        (":countTokens", "{\"totalTokens\":7}"),
+        ("/count_tokens", "{\"input_tokens\":7}"),
+    ];
+    known
+        .iter()
+        .find(|(end, _)| path.ends_with(end))
+        .map(|(_, body)| *body)
+}
+
+/// A line of Ollama's `/api/generate`.
+pub(super) fn generate_lines() -> Vec<String> {
+    let [thought, first, second] = NATIVE;
+    let line =
+        |rest: &str| format!("{{\"model\":\"mock-1\",\"created_at\":\"2026-01-01T00:00:00.0Z\",{rest}}}\n");
+    vec![
+        line(&format!(
+            "\"response\":\"\",\"thinking\":\"{thought}\",\"done\":false"
+        )),
+        line(&format!("\"response\":\"{first}\",\"done\":false")),
+        line(&format!("\"response\":\"{second}\",\"done\":false")),
+        line(
+            "\"response\":\"\",\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":11,\"eval_count\":4",
+        ),
+    ]
+}
+
+pub(super) fn generate_whole() -> String {
+    let [thought, first, second] = NATIVE;
+    format!(
+        "{{\"model\":\"mock-1\",\"response\":\"{first}{second}\",\"thinking\":\"{thought}\",\"done\":true,\"done_reason\":\"stop\",\"prompt_eval_count\":11,\"eval_count\":4}}"
+    )
 }
