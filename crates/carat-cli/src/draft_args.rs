@@ -2,9 +2,12 @@
 //!
 //! Answers are the same with and without; only their speed differs. Without a drafter guesses come from the text itself.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use carat_engine::Drafting;
-use carat_model::{Checkpoint, DrafterKind, Model};
+use carat_hub::{Hub, LocalModel, Resolution};
+use carat_model::{DrafterKind, Model};
 use carat_text::Tokenizer;
 use clap::Args;
 
@@ -12,13 +15,14 @@ use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::model_source::{ModelSource, obtain};
 use crate::output;
+use crate::pull_progress::PullProgress;
 use crate::settings::Settings;
 
 /// Who guesses ahead.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DraftArgs {
     /// Model that guesses tokens ahead, which this one then checks together: a drafter that was made for it, or a smaller
-    /// model with the same tokenizer [default: a drafter beside the model, and the text itself]
+    /// model with the same tokenizer [default: a drafter beside the model or the catalogue's, and the text itself]
     #[arg(long, value_name = "MODEL", conflicts_with = "no_draft")]
     pub(crate) draft: Option<String>,
     /// Guess nothing ahead
@@ -26,47 +30,133 @@ pub(crate) struct DraftArgs {
     pub(crate) no_draft: bool,
 }
 
+/// A drafter on this machine.
+pub(crate) struct FoundDrafter {
+    pub(crate) local: LocalModel,
+    /// Whether the user named it: then it is used or the run fails.
+    is_asked: bool,
+}
+
 impl DraftArgs {
-    /// Gives `model` its drafter, if there is one.
+    /// Finds `model`, pulling it first when it is only in the catalogue; then its drafter comes with it.
+    pub(crate) fn obtain(
+        &self,
+        model: &str,
+        settings: &Settings,
+        interrupt: &Interrupt,
+    ) -> Result<LocalModel> {
+        let hub = Hub::new(settings.hub.clone())?;
+        let is_new = matches!(hub.resolve(model)?, Resolution::NeedsDownload(_));
+        let local = obtain(model, settings, interrupt)?;
+        if is_new && !self.no_draft && self.draft.is_none() {
+            pull_drafter(&hub, &local, interrupt)?;
+        }
+        Ok(local)
+    }
+
+    /// The drafter for a model: what the user named, else one beside it, else the catalogue's if it is here.
+    pub(crate) fn find(
+        &self,
+        source: &ModelSource,
+        settings: &Settings,
+        interrupt: &Interrupt,
+    ) -> Result<Option<FoundDrafter>> {
+        let found = |local| {
+            Some(FoundDrafter {
+                local,
+                is_asked: self.draft.is_some(),
+            })
+        };
+        if self.no_draft {
+            return Ok(None);
+        }
+        if let Some(name) = &self.draft {
+            return Ok(found(obtain(name, settings, interrupt)?));
+        }
+        Ok(drafter_here(source, settings)?.and_then(found))
+    }
+
+    /// Gives `model` the drafter that was found.
     pub(crate) fn prepare(
         &self,
         model: &mut Model,
-        source: &ModelSource,
+        found: Option<&FoundDrafter>,
         tokenizer: &Tokenizer,
-        settings: &Settings,
-        interrupt: &Interrupt,
     ) -> Result<Drafting> {
         if self.no_draft {
             return Ok(Drafting::Off);
         }
-        let Some(name) = &self.draft else {
-            // One that nobody asked for is no reason to fail.
-            if let Some(path) = source.checkpoint.find_drafter()
-                && let Err(error) = model.add_drafter(&path)
-            {
-                output::note(&format!(
-                    "the drafter `{}` cannot be used: {error}",
-                    path.display()
-                ));
-            }
+        let Some(found) = found else {
             return Ok(Drafting::Adaptive);
         };
-        let local = obtain(name, settings, interrupt)?;
-        let kind = model
-            .add_drafter(&local.path)
-            .with_context(|| format!("--draft `{name}` cannot be used"))?;
-        if kind == DrafterKind::Model {
-            let checkpoint = Checkpoint::open(&local.path)?;
-            let other = ModelSource { local, checkpoint }.tokenizer()?;
-            if !are_alike(tokenizer, &other) {
-                return Err(Hinted::wrong_arguments(
-                    format!("--draft `{name}` has another tokenizer than the model"),
-                    "take a smaller model of the same generation: Gemma 3 for Gemma 3, Gemma 4 for Gemma 4",
-                )
-                .into());
+        let FoundDrafter { local, is_asked } = found;
+        match model.add_drafter(&local.path) {
+            Ok(DrafterKind::Model) => {
+                let other = ModelSource::of(local.clone())?.tokenizer()?;
+                if !are_alike(tokenizer, &other) {
+                    return Err(Hinted::wrong_arguments(
+                        format!("--draft `{}` has another tokenizer than the model", local.name),
+                        "take a smaller model of the same generation: Gemma 3 for Gemma 3, Gemma 4 for Gemma 4",
+                    )
+                    .into());
+                }
             }
+            Ok(DrafterKind::Mtp) => {}
+            Err(error) if *is_asked => {
+                return Err(error).with_context(|| format!("--draft `{}` cannot be used", local.name));
+            }
+            // One that nobody asked for is no reason to fail.
+            Err(error) => output::note(&format!("the drafter `{}` cannot be used: {error}", local.name)),
         }
         Ok(Drafting::Adaptive)
+    }
+}
+
+/// The drafter beside a model, or the catalogue's if it is on this machine. One that cannot be had is none: nobody
+/// asked for it.
+pub(crate) fn drafter_here(source: &ModelSource, settings: &Settings) -> Result<Option<LocalModel>> {
+    let hub = Hub::new(settings.hub.clone())?;
+    let beside = source.checkpoint.find_drafter();
+    let found = match beside.as_deref().and_then(Path::to_str) {
+        Some(path) => hub.resolve(path).ok(),
+        None => hub.drafter_of(&source.local).ok().flatten(),
+    };
+    Ok(match found {
+        Some(Resolution::Local(local)) => Some(local),
+        Some(Resolution::NeedsDownload(_)) | None => None,
+    })
+}
+
+/// Pulls the catalogue's drafter for a model. A model can do without: only being stopped is an error.
+pub(crate) fn pull_drafter(hub: &Hub, model: &LocalModel, interrupt: &Interrupt) -> Result<()> {
+    let Some(Resolution::NeedsDownload(plan)) = hub.drafter_of(model)? else {
+        return Ok(());
+    };
+    output::note(&format!("{}, which makes its answers quicker", plan.name()));
+    match hub.pull(&plan, &mut PullProgress::new(), interrupt.flag()) {
+        Ok(_) => Ok(()),
+        Err(error @ carat_hub::Error::Cancelled) => Err(error.into()),
+        Err(error) => {
+            output::note(&format!(
+                "the drafter cannot be had, and answers are the same without: {error}"
+            ));
+            Ok(())
+        }
+    }
+}
+
+/// What `choose` says with the drafter that was found, or, where there is no room for one that nobody asked for,
+/// without: it is then given up.
+pub(crate) fn with_room<T, E>(
+    drafter: &mut Option<FoundDrafter>,
+    choose: impl Fn(Option<&FoundDrafter>) -> Result<T, E>,
+) -> Result<T, E> {
+    match choose(drafter.as_ref()) {
+        Err(_) if drafter.as_ref().is_some_and(|drafter| !drafter.is_asked) => {
+            *drafter = None;
+            choose(None)
+        }
+        result => result,
     }
 }
 

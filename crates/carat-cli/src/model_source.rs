@@ -78,7 +78,11 @@ pub(crate) fn obtain(model: &str, settings: &Settings, interrupt: &Interrupt) ->
 impl ModelSource {
     /// Finds and opens `model`.
     pub(crate) fn open(model: &str, settings: &Settings, interrupt: &Interrupt) -> Result<Self> {
-        let local = obtain(model, settings, interrupt)?;
+        Self::of(obtain(model, settings, interrupt)?)
+    }
+
+    /// Opens a model that was found.
+    pub(crate) fn of(local: LocalModel) -> Result<Self> {
         let checkpoint = Checkpoint::open(&local.path)?;
         Ok(Self { local, checkpoint })
     }

@@ -1,10 +1,12 @@
 //! From an opened model and this machine to what `carat-plan` asks, and from its answer to a run.
 
 use anyhow::Result;
+use carat_hub::LocalModel;
 use carat_kernels::DType;
 use carat_model::{Checkpoint, Config, Container, LoadOptions, MediaSource};
-use carat_plan::{Choice, Refusal, Setup, Weights, Wish};
+use carat_plan::{Choice, Drafter, Refusal, Setup, Weights, Wish, tower_buffers};
 
+use crate::draft_args::FoundDrafter;
 use crate::failure::Hinted;
 use crate::memory;
 use crate::model_source::ModelSource;
@@ -40,7 +42,32 @@ pub(crate) fn setup(config: &Config, options: &LoadOptions, context: usize) -> S
         max_batch_tokens: options.max_batch_tokens,
         precision: options.precision_for(config),
         tower_bytes: 0,
+        drafter: None,
     }
+}
+
+/// What a drafter takes beside a model of this shape.
+pub(crate) fn drafter(local: &LocalModel, target: &Config, setup: &Setup) -> Drafter {
+    // Only a model by itself can be opened without its target.
+    match Checkpoint::open(&local.path) {
+        Ok(own) => {
+            let weights = weights_of(&own, local.size_bytes).total();
+            Drafter::smaller_model(own.config(), weights, setup)
+        }
+        Err(_) => Drafter::made_for(target, local.size_bytes, setup),
+    }
+}
+
+/// The towers of an opened model and what they compute in; 0 for a model of text alone.
+fn towers_of(checkpoint: &Checkpoint, weights: &Weights) -> u64 {
+    if weights.vision == 0 {
+        return 0;
+    }
+    let source = MediaSource::find(checkpoint).ok().flatten();
+    let media = source.as_ref().map(MediaSource::config);
+    weights
+        .vision
+        .saturating_add(tower_buffers(checkpoint.config(), media))
 }
 
 /// Chooses context and cache format for a run on this machine, or refuses with what would fit. `None` where the
@@ -50,11 +77,12 @@ pub(crate) fn choose(
     options: &LoadOptions,
     wish: Wish,
     uses_towers: bool,
+    drafter: Option<&FoundDrafter>,
 ) -> Result<Option<Choice>> {
     let Some(usable) = memory::usable_bytes() else {
         return Ok(None);
     };
-    choose_of(source, options, wish, usable, uses_towers)
+    choose_of(source, options, wish, usable, (uses_towers, drafter))
         .map(Some)
         .map_err(|refusal| refused(&refusal).into())
 }
@@ -65,8 +93,9 @@ pub(crate) fn choose_within(
     options: &LoadOptions,
     wish: Wish,
     usable: u64,
+    drafter: Option<&FoundDrafter>,
 ) -> Result<Choice, Box<Refusal>> {
-    choose_of(source, options, wish, usable, true)
+    choose_of(source, options, wish, usable, (true, drafter))
 }
 
 fn choose_of(
@@ -74,13 +103,19 @@ fn choose_of(
     options: &LoadOptions,
     wish: Wish,
     usable: u64,
-    uses_towers: bool,
+    (uses_towers, found): (bool, Option<&FoundDrafter>),
 ) -> Result<Choice, Box<Refusal>> {
     let config = source.checkpoint.config();
     let weights = weights_of(&source.checkpoint, source.local.size_bytes);
+    let plain = setup(config, options, config.context_len);
     let setup = Setup {
-        tower_bytes: if uses_towers { weights.vision } else { 0 },
-        ..setup(config, options, config.context_len)
+        tower_bytes: if uses_towers {
+            towers_of(&source.checkpoint, &weights)
+        } else {
+            0
+        },
+        drafter: found.map(|found| drafter(&found.local, config, &plain)),
+        ..plain
     };
     carat_plan::choose(config, &weights, &setup, wish, usable)
 }

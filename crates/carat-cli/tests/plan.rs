@@ -57,7 +57,7 @@ fn a_name_of_the_catalogue_and_a_size_give_the_same_without_a_network() {
         ["weights_bytes", "kv_bytes", "buffers_bytes"].map(|key| by_name[key]["total"].as_u64().unwrap());
     let process = &by_name["process_bytes"];
     let process = process["program"].as_u64().unwrap() + process["tokenizer"].as_u64().unwrap();
-    let towers = by_name["vision_bytes"].as_u64().unwrap();
+    let towers = by_name["towers_bytes"].as_u64().unwrap();
     assert!(towers > 800_000_000, "{towers}");
     assert_eq!(
         by_name["peak_bytes"],
@@ -128,4 +128,30 @@ fn what_is_not_known_is_said() {
     assert!(fail(&["12B", "--ram", "lots"], 2).contains("no amount of memory"));
     assert!(fail(&["12B", "--context", "many"], 2).contains("no number of tokens"));
     assert!(fail(&["12B", "--quant", "q9"], 2).contains("Q4_K_M"));
+}
+
+/// The drafter of a name of the catalogue, and of a folder's model that has one beside it.
+#[test]
+fn drafters_and_what_towers_compute_in_are_counted() {
+    let with = json(&["gemma4:12b", "--ram", "16GB"]);
+    let without = json(&["gemma4:12b", "--ram", "16GB", "--no-draft"]);
+    let drafter = with["drafter_bytes"].as_u64().unwrap();
+    assert!((470_000_000..480_000_000).contains(&drafter), "{drafter}");
+    assert_eq!(without["drafter_bytes"], 0);
+    let peak = |plan: &Value| plan["peak_bytes"].as_u64().unwrap();
+    assert_eq!(peak(&with), peak(&without) + drafter);
+    let shown = text(&["gemma4:12b", "--ram", "16GB"]);
+    assert!(
+        shown.contains("drafter") && shown.contains("--no-draft"),
+        "{shown}"
+    );
+    assert!(with["towers_bytes"].as_u64() > with["vision_bytes"].as_u64());
+
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/gemma4-unified");
+    let small = json(&[folder, "--ram", "16GB"]);
+    let size = std::fs::metadata(format!("{folder}-assistant/model.safetensors"))
+        .unwrap()
+        .len();
+    assert!(small["drafter_bytes"].as_u64().unwrap() > size);
+    assert!(small["towers_bytes"].as_u64() > small["vision_bytes"].as_u64());
 }

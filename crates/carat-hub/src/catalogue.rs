@@ -18,7 +18,7 @@ const BUILT_IN: &str = include_str!("../catalogue.toml");
 /// A user's catalogue larger than this (bytes) is not one.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// Whether a model was trained to follow instructions.
+/// What a model was trained for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Tuning {
@@ -26,6 +26,8 @@ pub enum Tuning {
     Base,
     /// Follows instructions and chats.
     Instruct,
+    /// Guesses ahead for another model and is of no use alone.
+    Drafter,
 }
 
 /// One model of the catalogue.
@@ -41,8 +43,11 @@ pub struct Entry {
     pub description: String,
     /// Size of the network as people say it: `270M`, `12B`.
     pub params: String,
-    /// Base or instruct.
+    /// What it was trained for.
     pub tuning: Tuning,
+    /// Name of the entry that guesses ahead for it.
+    #[serde(default)]
+    pub drafter: Option<String>,
     /// Number format: `Q4_K_M`, `Q8_0`, `BF16`, …
     pub quant: String,
     /// Download size in GB (10⁹ bytes), rounded; for display only.
@@ -203,7 +208,17 @@ mod tests {
             assert!(entry.size_gb > 0.1 && entry.size_gb < 65.0, "{}", entry.name);
             assert!(!entry.hf.is_empty(), "{} has no source", entry.name);
             let instruct = entry.name.contains("-it");
-            assert_eq!(entry.tuning == Tuning::Instruct, instruct, "{}", entry.name);
+            assert_eq!(entry.tuning != Tuning::Base, instruct, "{}", entry.name);
+            let is_drafter = entry.name.ends_with("-assistant");
+            assert_eq!(entry.tuning == Tuning::Drafter, is_drafter, "{}", entry.name);
+            // Gemma 4 was published with a drafter for every model that follows instructions.
+            let drafts = entry.name.starts_with("gemma4:") && entry.tuning == Tuning::Instruct;
+            let drafter = entries
+                .iter()
+                .find(|other| Some(&other.name) == entry.drafter.as_ref());
+            assert_eq!(entry.drafter.is_some(), drafts, "{}", entry.name);
+            let fits = |d: &Entry| d.tuning == Tuning::Drafter && d.params == entry.params;
+            assert!(!drafts || drafter.is_some_and(fits), "{}", entry.name);
             // A file's name must tell the same number format as the entry.
             for file in entry.places().filter_map(|place| place.file.as_deref()) {
                 let quant = entry.quant.to_lowercase();

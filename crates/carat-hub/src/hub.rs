@@ -67,6 +67,16 @@ impl Hub {
         }
     }
 
+    /// Where the drafter is that the catalogue has for a model; `None` where it has none.
+    ///
+    /// # Errors
+    /// As [`Hub::resolve`], where a user's catalogue names one that is none.
+    pub fn drafter_of(&self, model: &LocalModel) -> Result<Option<Resolution>> {
+        let entry = self.catalogue.iter().find(|entry| model.is_entry(entry));
+        let drafter = entry.and_then(|entry| entry.drafter.as_deref());
+        drafter.map(|name| self.resolve(name)).transpose()
+    }
+
     /// All models on this machine: carat's own, then those of other programs whose name holds `gemma`.
     pub fn list(&self) -> Vec<LocalModel> {
         let mut models = self.store.list();

@@ -310,3 +310,28 @@ fn unknown_names_are_answered_with_near_ones() {
     );
     assert_eq!(plan.searched().len(), 1);
 }
+
+#[test]
+fn a_model_is_paired_with_the_catalogue_s_drafter() {
+    let dir = tempfile::tempdir().unwrap();
+    let studio = dir.path().join("studio");
+    for file in [
+        "ggml-org/gemma-4-12B-it-GGUF/gemma-4-12B-it-Q4_K_M.gguf",
+        "ggml-org/gemma-3-1b-it-GGUF/gemma-3-1b-it-Q4_K_M.gguf",
+    ] {
+        put(studio.join(file), &gguf(300));
+    }
+    let hub = with(dir.path(), |s| s.lmstudio_dirs = vec![studio.clone()]);
+    assert!(hub.drafter_of(&local(&hub, "gemma3:1b")).unwrap().is_none());
+    let target = local(&hub, "gemma4:12b");
+    match hub.drafter_of(&target).unwrap() {
+        Some(Resolution::NeedsDownload(plan)) => assert_eq!(plan.name(), "gemma4:12b-it-assistant"),
+        other => panic!("{other:?}"),
+    }
+    let file = "sjakek/gemma4-12b-mtp-assistant/gemma-4-12B-it-assistant-Q8_0.gguf";
+    let drafter = put(studio.join(file), &gguf(200));
+    match hub.drafter_of(&target).unwrap() {
+        Some(Resolution::Local(found)) => assert_eq!(found.path, drafter),
+        other => panic!("{other:?}"),
+    }
+}

@@ -263,6 +263,7 @@ mod tests {
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
+            drafter: None,
         };
         let weights = Weights::of_mix(&config, mix);
         let found = choose(&config, &weights, &setup, wish, usable);

@@ -108,6 +108,7 @@ mod tests {
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
+            drafter: None,
         };
         let grid = Grid::new(&config, &setup, Mix::all(), &CONTEXTS, 16_000_000_000, Plan::peak);
         assert_eq!(grid.rows.len(), 17);

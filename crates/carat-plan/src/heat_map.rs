@@ -175,6 +175,7 @@ mod tests {
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
+            drafter: None,
         };
         let config = Config::published("4B").unwrap();
         let grid = Grid::new(&config, &setup, Mix::all(), &CONTEXTS, 8_500_000_000, Plan::peak);

@@ -3,6 +3,7 @@
 //!
 //! - [`Weights`]: bytes by what they are for, of a file or of a mix that could be written.
 //! - [`Setup`] and [`Plan`]: a context, a cache format, threads; and what they cost beside the weights.
+//! - [`Drafter`]: what guessing ahead takes beside that.
 //! - [`Grid`]: plans of every mix by context, with a picture ([`heat_map`]) and a page ([`page`]) of them.
 //! - [`choose`]: the context and cache format for the memory that there is, or why there is none.
 //! - [`Machine`]: memory sizes and bandwidths of machines people own or rent.
@@ -12,6 +13,7 @@
 
 mod budget;
 mod choice;
+mod drafter;
 mod error;
 mod grid;
 mod heat_map;
@@ -23,11 +25,12 @@ mod weights;
 
 pub use budget::{Fit, parse_bytes, size};
 pub use choice::{Choice, Refusal, Remedy, Wish, choose};
+pub use drafter::Drafter;
 pub use error::Error;
 pub use grid::{CONTEXTS, Cell, Grid};
 pub use heat_map::heat_map;
 pub use machine::{Kind, Machine, Place, usable_ram};
 pub use page::{Page, page};
 pub use plan::{Buffers, Kv, Plan, Process, Setup, decode_bytes};
-pub use vision::vision_bytes;
+pub use vision::{tower_buffers, vision_bytes};
 pub use weights::Weights;

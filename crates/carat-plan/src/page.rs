@@ -26,7 +26,8 @@ const STYLE: &str = ":root{color-scheme:light dark;--paper:#fff;--ink:#14181d;--
     p{color:var(--faint);margin:.3rem 0}.chart{overflow-x:auto}svg{max-width:100%;height:auto;display:block}\
     table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}\
     th{font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
-    .bar{width:30%}.bar i{display:block;height:.7rem;border-radius:2px;background:var(--bar)}tfoot td{font-weight:600}";
+    .chart svg{min-width:38rem}.bar{width:30%}.bar i{display:block;height:.7rem;border-radius:2px;background:var(--bar)}tfoot td{font-weight:600}\
+    @media (max-width:40rem){.bar{display:none}}";
 
 /// The page.
 #[must_use]
@@ -37,7 +38,7 @@ pub fn page(page: &Page<'_>) -> String {
          content=\"width=device-width, initial-scale=1\">\n<title>{title}: memory plan</title>\n<style>{STYLE}</style>\n</head>\n\
          <body>\n<h1>{title}: memory plan</h1>\n<p>{subtitle}</p>\n"
     );
-    html += "<h2>Where the memory goes</h2>\n<table>\n<thead><tr><th>part</th><th class=\"n\">memory</th><th>share</th>\
+    html += "<h2>Where the memory goes</h2>\n<table>\n<thead><tr><th>part</th><th class=\"n\">memory</th><th class=\"bar\">share</th>\
              <th></th></tr></thead>\n<tbody>\n";
     for (name, bytes, remark) in page.parts {
         let percent = 100.0 * *bytes as f64 / page.sum.0.max(1) as f64;
@@ -54,7 +55,7 @@ pub fn page(page: &Page<'_>) -> String {
     push(
         &mut html,
         format_args!(
-            "</tbody>\n<tfoot><tr><td>peak</td><td class=\"n\">{}</td><td></td><td>{}</td></tr></tfoot>\n</table>\n",
+            "</tbody>\n<tfoot><tr><td>peak</td><td class=\"n\">{}</td><td class=\"bar\"></td><td>{}</td></tr></tfoot>\n</table>\n",
             size(page.sum.0),
             escape(page.sum.1)
         ),
@@ -72,7 +73,7 @@ fn machines(html: &mut String, page: &Page<'_>) {
         return;
     }
     *html += "<h2>Machines it fits on</h2>\n<p>Tokens a second of one sequence are an upper bound: the memory's published \
-              bandwidth over the bytes that each token reads.</p>\n<table>\n<thead><tr><th>machine</th><th class=\"n\">memory</th>\
+              bandwidth over the bytes that each token reads.</p>\n<div class=\"chart\">\n<table>\n<thead><tr><th>machine</th><th class=\"n\">memory</th>\
               <th class=\"n\">bandwidth</th><th class=\"n\">tokens/s at most, empty</th><th class=\"n\">context full</th></tr></thead>\n<tbody>\n";
     for (place, empty, full) in page.machines {
         push(
@@ -85,7 +86,7 @@ fn machines(html: &mut String, page: &Page<'_>) {
             ),
         );
     }
-    *html += "</tbody>\n</table>\n";
+    *html += "</tbody>\n</table>\n</div>\n";
 }
 
 #[cfg(test)]
@@ -106,6 +107,7 @@ mod tests {
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
+            drafter: None,
         };
         let grid = Grid::new(
             &config,

@@ -6,7 +6,8 @@
 //! peak = weights (mapped; every page is touched)
 //!      + KV cache of all sequences (local layers: their window; global layers: the context)
 //!      + buffers of one pass (activations of a chunk, scratch of each thread, logits)
-//!      + the towers that see and hear, where they are used (mapped)
+//!      + the towers that see and hear, where they are used (mapped), with their buffers
+//!      + the drafter that guesses ahead (mapped), with its cache and buffers
 //!      + the process (program, tokenizer)
 //! ```
 //!
@@ -15,7 +16,7 @@
 
 use carat_model::{Config, KvCache, KvDType, LayerConfig, Precision};
 
-use crate::Weights;
+use crate::{Drafter, Weights};
 
 /// How a model is to be run.
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +33,10 @@ pub struct Setup {
     pub max_batch_tokens: usize,
     /// Arithmetic of quantized weights.
     pub precision: Precision,
-    /// Bytes of the towers that see and hear for it; 0 for a run of text alone.
+    /// Bytes of the towers that see and hear for it, and of what they compute in; 0 for a run of text alone.
     pub tower_bytes: u64,
+    /// What guesses ahead for it.
+    pub drafter: Option<Drafter>,
 }
 
 /// Bytes of the KV caches of all sequences, filled to their context.
@@ -90,7 +93,7 @@ impl Buffers {
             .fold(0, u64::saturating_add)
     }
 
-    fn of(config: &Config, has_floats: bool, setup: &Setup) -> Buffers {
+    pub(crate) fn of(config: &Config, has_floats: bool, setup: &Setup) -> Buffers {
         let widest = Widths::of(config);
         let batch = setup.max_batch_tokens.min(setup.context.max(1)) as u64;
         let threads = setup.n_threads.max(1) as u64;
@@ -221,8 +224,10 @@ pub struct Plan {
     pub kv: Kv,
     /// What is computed in.
     pub buffers: Buffers,
-    /// The towers for images and sounds, mapped as the weights are.
+    /// The towers for images and sounds, mapped as the weights are, and what they compute in.
     pub towers: u64,
+    /// The drafter, mapped as the weights are, with its cache and what it computes in.
+    pub drafter: u64,
     /// The program.
     pub process: Process,
     /// Read from memory for each token that is decoded behind a full context, per sequence alone.
@@ -240,6 +245,7 @@ impl Plan {
             kv: Kv::of(config, setup.kv_dtype, setup.context, setup.n_sequences),
             buffers: Buffers::of(config, weights.has_floats, setup),
             towers: setup.tower_bytes,
+            drafter: setup.drafter.map_or(0, |drafter| drafter.total(setup)),
             process: Process {
                 program: PROGRAM_BYTES,
                 tokenizer: TOKENIZER_BYTES_PER_PIECE.saturating_mul(config.vocab_size as u64),
@@ -265,6 +271,7 @@ impl Plan {
             self.kv.total(),
             self.buffers.total(),
             self.towers,
+            self.drafter,
         ];
         parts.into_iter().fold(0, u64::saturating_add)
     }
@@ -297,6 +304,7 @@ mod tests {
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
+            drafter: None,
         }
     }
 

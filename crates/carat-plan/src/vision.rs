@@ -8,7 +8,7 @@
 //! 4B, 12B and 27B; a projection to the model's width after it. Published in 16 bits, and in GGUF as a file of its
 //! own, so these bytes come on top of the language model's.
 
-use carat_model::{Config, Family};
+use carat_model::{AudioConfig, Config, Family, MediaConfig, VisionConfig};
 
 const PATCH: u64 = 14;
 const PATCHES: u64 = 64 * 64;
@@ -18,6 +18,14 @@ const LAYERS: u64 = 27;
 /// BF16 or F16.
 const BYTES: u64 = 2;
 
+/// Rows of an image of Gemma 4 unless the user says otherwise, and the patches that they are pooled from.
+const SOFT_TOKENS: u64 = 280;
+const PATCHES_OF_GEMMA4: u64 = 9 * SOFT_TOKENS;
+/// Rows of the longest sound, and the bands of its spectrum.
+const SOUND_TOKENS: u64 = 750;
+const MEL_BANDS: u64 = 128;
+/// Layers of the 12B, which has embedders instead of towers.
+const LAYERS_OF_UNIFIED: usize = 48;
 /// Layers of the published sizes that see images.
 const LAYERS_OF_MULTIMODAL: [usize; 3] = [34, 48, 62];
 
@@ -41,6 +49,69 @@ pub fn vision_bytes(config: &Config) -> Option<u64> {
     sees.then(|| BYTES * (tower_parameters() + WIDTH * (config.d_model as u64 + 1)))
 }
 
+/// Bytes that the towers compute in while they look at an image of the usual size or listen to half a minute; 0 for a
+/// model without. `media` are the settings of its files; without them the published sizes count.
+#[must_use]
+pub fn tower_buffers(config: &Config, media: Option<&MediaConfig>) -> u64 {
+    match media {
+        Some(media) => {
+            let vision = media
+                .vision
+                .as_ref()
+                .map_or(0, |vision| vision_buffers(vision, config));
+            let audio = media.audio.as_ref().map_or(0, audio_buffers);
+            vision.max(audio)
+        }
+        None if vision_bytes(config).is_none() => 0,
+        None if config.family == Family::Gemma3 => encoder_buffers(PATCHES, WIDTH, MLP_WIDTH, 1),
+        None => match config.layers.len() {
+            LAYERS_OF_UNIFIED => embedder_buffers(48, config),
+            30 | 60 => encoder_buffers(PATCHES_OF_GEMMA4, WIDTH, MLP_WIDTH, 2),
+            _ => encoder_buffers(PATCHES_OF_GEMMA4, 768, 3072, 2),
+        },
+    }
+}
+
+fn vision_buffers(vision: &VisionConfig, config: &Config) -> u64 {
+    match vision {
+        VisionConfig::Siglip(c) => {
+            let side = (c.image_size / c.patch_size.max(1)) as u64;
+            encoder_buffers(side.saturating_mul(side), c.d_model as u64, c.d_ff as u64, 1)
+        }
+        VisionConfig::Gemma4(c) => {
+            let patches = SOFT_TOKENS.saturating_mul((c.pooling as u64).saturating_pow(2));
+            encoder_buffers(patches, c.d_model as u64, c.d_ff as u64, 2)
+        }
+        VisionConfig::Unified(c) => embedder_buffers((c.patch_size * c.pooling) as u64, config),
+    }
+}
+
+/// A tower over `patches`, `width` wide: six rows of its width and `n_wide` of its MLP's in f32, the input of a product
+/// and the keys and values in 16 bits.
+fn encoder_buffers(patches: u64, width: u64, mlp_width: u64, n_wide: u64) -> u64 {
+    let floats = 6 * width + n_wide * mlp_width;
+    let pairs = width.max(mlp_width) + 2 * width;
+    patches.saturating_mul(4 * floats + 2 * pairs)
+}
+
+/// An embedder of cells of `side` x `side` pixels: each cell as it comes, as the input of a product, and as two rows.
+fn embedder_buffers(side: u64, config: &Config) -> u64 {
+    let pixels = 3 * side.saturating_mul(side);
+    SOFT_TOKENS.saturating_mul(6 * pixels + 8 * config.d_model as u64)
+}
+
+fn audio_buffers(audio: &AudioConfig) -> u64 {
+    match audio {
+        // The layers, whose MLP is four times as wide; before them two convolutions over half of the frames and bands.
+        AudioConfig::Conformer(c) => {
+            let layers = encoder_buffers(SOUND_TOKENS, c.d_model as u64, 4 * c.d_model as u64, 2);
+            let subsampled = 4 * 2 * SOUND_TOKENS * (MEL_BANDS / 2) * c.channels[0] as u64;
+            layers.max(subsampled)
+        }
+        AudioConfig::Unified(c) => SOUND_TOKENS * 6 * c.frame_len as u64,
+    }
+}
+
 fn tower_parameters() -> u64 {
     let patches = 3 * PATCH * PATCH * WIDTH + WIDTH + PATCHES * WIDTH;
     let norm = 2 * WIDTH;
@@ -59,5 +130,16 @@ mod tests {
         let bytes = |size: &str| vision_bytes(&Config::published(size).unwrap());
         assert_eq!(bytes("1B"), None);
         assert_eq!(bytes("12B"), Some(2 * (tower_parameters() + 1152 * 3841)));
+    }
+
+    /// 4,096 patches of 1,152: 113 MB of rows, 71 MB of the MLP, the rest in 16 bits.
+    #[test]
+    fn an_image_of_gemma3_takes_a_quarter_of_a_gigabyte_for_a_while() {
+        let bytes = |size: &str| tower_buffers(&Config::published(size).unwrap(), None) / 1_000_000;
+        assert_eq!(bytes("4B"), 237);
+        assert_eq!(bytes("1B"), 0);
+        assert_eq!(bytes("31B"), 189);
+        assert_eq!(bytes("E4B"), 131);
+        assert_eq!(bytes("gemma4-12B"), 20);
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use carat_engine::{Engine, Job, Limits, Request, SamplingParams, Update, generate};
+use carat_engine::{Drafting, Engine, Job, Limits, Request, SamplingParams, Update, generate};
 use carat_media::{MediaOptions, TokenBudget};
 use carat_model::{Checkpoint, EncoderPrecision, LoadOptions, Model};
 use carat_prompt::{
@@ -139,26 +139,108 @@ fn files_and_messages_become_the_references_ids_and_rows() {
     }
 }
 
+/// Greedy ids after a prompt.
+fn answer(talk: &mut Talk, prompt: &Prompt, drafting: Drafting) -> Vec<u32> {
+    let request = Request {
+        drafting,
+        ..request(prompt.clone())
+    };
+    let mut ids = Vec::new();
+    generate(&mut talk.model, &talk.tokenizer, 512, &request, |event| {
+        if let carat_engine::Event::Token { id, .. } = event {
+            ids.push(id);
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    ids
+}
+
 #[test]
 fn answers_are_the_references_however_the_prompt_is_cut() {
     for name in MODELS {
         for max_batch_tokens in [512, 31, 7] {
             let mut talk = Talk::new(name, max_batch_tokens);
-            let request = request(talk.prompt());
-            let mut ids = Vec::new();
-            generate(&mut talk.model, &talk.tokenizer, 512, &request, |event| {
-                if let carat_engine::Event::Token { id, .. } = event {
-                    ids.push(id);
-                }
-                ControlFlow::Continue(())
-            })
-            .unwrap();
+            let prompt = talk.prompt();
+            let ids = answer(&mut talk, &prompt, Drafting::Off);
             assert_eq!(
                 ids, talk.chat.answer_ids,
                 "{name} in chunks of {max_batch_tokens}"
             );
         }
     }
+}
+
+/// With images and sounds in the context, by a drafter made for the model, by a model that knows no images, and from
+/// the text itself.
+#[test]
+fn answers_about_images_do_not_depend_on_guesses() {
+    for (name, drafter) in [
+        ("gemma3-vision", "gemma3-text"),
+        ("gemma4-unified", "gemma4-unified-assistant"),
+        ("gemma4-edge", "gemma4-assistant"),
+        ("gemma4-unified", ""),
+    ] {
+        let mut talk = Talk::new(name, 64);
+        if !drafter.is_empty() {
+            talk.model.add_drafter(&fixture(drafter)).unwrap();
+        }
+        for drafting in [Drafting::Fixed(1), Drafting::Fixed(5), Drafting::Adaptive] {
+            let prompt = talk.prompt();
+            let ids = answer(&mut talk, &prompt, drafting);
+            assert_eq!(ids, talk.chat.answer_ids, "{name} with `{drafter}`, {drafting:?}");
+        }
+    }
+}
+
+/// A video of the two images: the rows of its frames are those that the reference's images have, with the times of
+/// the frames before them, and the answer does not depend on how the prompt is cut or what is guessed.
+#[test]
+fn the_frames_of_a_video_are_seen_as_images_are() {
+    for name in MODELS {
+        let mut answers = Vec::new();
+        for (max_batch_tokens, drafting) in
+            [(512, Drafting::Off), (7, Drafting::Off), (31, Drafting::Fixed(4))]
+        {
+            let mut talk = Talk::new(name, max_batch_tokens);
+            let images = talk.prompt();
+            let n_runs = talk.senses.n_runs();
+            let video = video_of(&talk, [0, 1]);
+            assert_eq!(talk.senses.n_runs(), n_runs, "{name}: a frame was not known");
+            assert_eq!(video.media.len(), 2);
+            for (frame, image) in video.media.iter().zip(&images.media) {
+                assert!(Arc::ptr_eq(&frame.rows, &image.rows), "{name}");
+                assert_eq!(frame.tokens.len(), image.tokens.len());
+            }
+            if name != "gemma3-vision" {
+                let times = &video.ids[..video.media[0].tokens.start - 1];
+                let expected = talk.tokenizer.encode("00:00 ", Special::AsText);
+                assert!(times.ends_with(&expected), "{name}: {times:?}");
+                let placeholder = video.ids[video.media[1].tokens.start];
+                assert_eq!(talk.tokenizer.id_of("<|video|>"), Some(placeholder));
+            }
+            answers.push(answer(&mut talk, &video, drafting));
+            let swapped = video_of(&talk, [1, 0]);
+            assert_ne!(answer(&mut talk, &swapped, drafting), answers[0], "{name}");
+        }
+        assert_eq!(answers[0], answers[1], "{name}");
+        assert_eq!(answers[0], answers[2], "{name}");
+    }
+}
+
+/// A prompt with a folder of the fixture's images as a video.
+fn video_of(talk: &Talk, order: [usize; 2]) -> Prompt {
+    let folder = TempDir::new().unwrap();
+    for (i, image) in order.into_iter().enumerate() {
+        std::fs::copy(&talk.chat.images[image], folder.path().join(format!("{i}.png"))).unwrap();
+    }
+    let video = Attachment::Video(folder.path().to_path_buf());
+    let attached = talk.senses.attach_all(&[video], 1024).unwrap();
+    assert_eq!(attached[0].n_parts(), 2);
+    let messages = talk.messages(&attached);
+    let template = Some(&talk.template);
+    let composed = compose(&talk.tokenizer, template, &messages, &attached, options(1024)).unwrap();
+    composed.encode(&talk.senses, &mut || true).unwrap()
 }
 
 #[test]

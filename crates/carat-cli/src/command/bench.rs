@@ -126,7 +126,8 @@ impl Bench {
                 no_draft: false,
             };
             let tokenizer = source.tokenizer()?;
-            drafter.prepare(&mut model, &source, &tokenizer, settings, interrupt)?;
+            let found = drafter.find(&source, settings, interrupt)?;
+            drafter.prepare(&mut model, found.as_ref(), &tokenizer)?;
             let bench = draft::DraftBench {
                 lengths: &self.draft,
                 acceptances: &self.accept,

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use carat_format::read_limited;
-use carat_hub::{Hub, Resolution};
+use carat_hub::{Entry, Hub, LocalModel, Resolution};
 use carat_model::convert::Mix;
-use carat_model::{Checkpoint, Config, Family, KvDType, LoadOptions};
-use carat_plan::{CONTEXTS, Fit, Grid, Machine, Page, Plan as Costs, Setup, Weights};
+use carat_model::{Config, Family, KvDType, LoadOptions, MediaConfig, MediaSource};
+use carat_plan::{CONTEXTS, Drafter, Fit, Grid, Machine, Page, Plan as Costs, Setup, Weights};
 use clap::Args;
 
+use crate::draft_args::drafter_here;
 use crate::failure::Hinted;
+use crate::model_source::ModelSource;
 use crate::settings::Settings;
 use crate::{memory, output, planning};
 
@@ -52,6 +54,9 @@ pub(crate) struct Plan {
     /// Plan for this graphics card
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
+    /// Leave out the drafter that guesses ahead for the model
+    #[arg(long)]
+    no_draft: bool,
     /// Threads to compute with [default: CARAT_THREADS, else the physical cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -104,6 +109,17 @@ struct Subject {
     stored: Option<Weights>,
     /// The mix of the catalogue.
     mix: Option<Mix>,
+    /// The settings of the towers, where there are files of them.
+    media: Option<MediaConfig>,
+    /// Its drafter, where one is known.
+    drafter: Option<Guesser>,
+}
+
+/// The drafter of a model.
+enum Guesser {
+    Here(LocalModel),
+    /// Only known by its size in bytes.
+    InCatalogue(u64),
 }
 
 /// The memory that is planned for.
@@ -193,8 +209,16 @@ impl Plan {
         };
         // Of a file without towers beside it, they are only told about.
         let has_towers = weights.vision > 0 || subject.stored.is_none();
+        let towers = vision.filter(|_| has_towers).map(|bytes| {
+            bytes.saturating_add(carat_plan::tower_buffers(&subject.config, subject.media.as_ref()))
+        });
+        let drafter = subject.drafter.as_ref().filter(|_| !self.no_draft);
         let setup = Setup {
-            tower_bytes: vision.filter(|_| has_towers).unwrap_or(0),
+            tower_bytes: towers.unwrap_or(0),
+            drafter: drafter.map(|drafter| match drafter {
+                Guesser::Here(local) => planning::drafter(local, &subject.config, &setup),
+                Guesser::InCatalogue(bytes) => Drafter::made_for(&subject.config, *bytes, &setup),
+            }),
             ..setup
         };
         let plan = Costs::new(&subject.config, &weights, &setup);
@@ -277,6 +301,8 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
             config: Config::from_config_json(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?,
             stored: None,
             mix: None,
+            media: None,
+            drafter: None,
         });
     }
     if let Some(config) = Config::published(model) {
@@ -286,17 +312,24 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
             config,
             stored: None,
             mix: None,
+            media: None,
+            drafter: None,
         });
     }
-    match Hub::new(settings.hub.clone())?.resolve(model)? {
+    let hub = Hub::new(settings.hub.clone())?;
+    match hub.resolve(model)? {
         Resolution::Local(local) => {
-            let checkpoint = Checkpoint::open(&local.path)?;
+            let source = ModelSource::of(local)?;
+            let checkpoint = &source.checkpoint;
+            let media = MediaSource::find(checkpoint).ok().flatten();
             Ok(Subject {
-                stored: Some(planning::weights_of(&checkpoint, local.size_bytes)),
+                stored: Some(planning::weights_of(checkpoint, source.local.size_bytes)),
                 config: checkpoint.config().clone(),
-                name: local.name,
                 origin: "on this machine",
                 mix: None,
+                media: media.map(|media| media.config().clone()),
+                drafter: drafter_here(&source, settings)?.map(Guesser::Here),
+                name: source.local.name,
             })
         }
         Resolution::NeedsDownload(plan) => {
@@ -318,9 +351,19 @@ fn subject(model: &str, settings: &Settings) -> Result<Subject> {
                 config,
                 stored: None,
                 mix: Mix::from_name(&entry.quant).ok(),
+                media: None,
+                drafter: in_catalogue(&hub, entry),
             })
         }
     }
+}
+
+/// The drafter of an entry of the catalogue.
+fn in_catalogue(hub: &Hub, entry: &Entry) -> Option<Guesser> {
+    let name = entry.drafter.as_ref()?;
+    let drafter = hub.catalogue().iter().find(|other| other.name == *name)?;
+    // Rounded for display, and no more than some gigabytes.
+    Some(Guesser::InCatalogue((drafter.size_gb * 1e9) as u64))
 }
 
 /// What to call a published size.

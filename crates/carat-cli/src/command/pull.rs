@@ -4,6 +4,7 @@ use anyhow::Result;
 use carat_hub::{Hub, Resolution};
 use clap::Args;
 
+use crate::draft_args::pull_drafter;
 use crate::interrupt::Interrupt;
 use crate::output;
 use crate::pull_progress::PullProgress;
@@ -14,11 +15,15 @@ use crate::settings::Settings;
 #[command(
     after_help = "Examples:\n  carat pull gemma3:1b\n  carat pull gemma3:12b-it-q8_0\n  carat pull \
                         hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M\n\nAn interrupted pull goes on where it stopped when the \
-                        same command is given again. The path of the model is printed."
+                        same command is given again. A model of Gemma 4 \
+                        comes with its drafter. The path of the model is printed."
 )]
 pub(crate) struct Pull {
     /// Catalogue name or hf:OWNER/REPO[:FILE]
     model: String,
+    /// Leave out the drafter that guesses ahead for the model
+    #[arg(long)]
+    no_draft: bool,
 }
 
 impl Pull {
@@ -42,6 +47,9 @@ impl Pull {
                 hub.pull(&plan, &mut PullProgress::new(), interrupt.flag())?
             }
         };
+        if !self.no_draft {
+            pull_drafter(&hub, &local, interrupt)?;
+        }
         Ok(output::line(&local.path.display().to_string())?)
     }
 }

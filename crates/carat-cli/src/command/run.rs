@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::answer::{Answer, AnswerOptions, Answerer, print_reading, print_statistics};
 use crate::chat::Chat;
 use crate::compute_args::{Arithmetic, ComputeArgs};
-use crate::draft_args::DraftArgs;
+use crate::draft_args::{DraftArgs, FoundDrafter, with_room};
 use crate::failure::{Hinted, Interrupted, sentence};
 use crate::interrupt::Interrupt;
 use crate::media_args::{self, MediaArgs};
@@ -106,9 +106,10 @@ impl Run {
             return Err(Hinted::wrong_arguments("--json needs a prompt", "give one, or pipe text in").into());
         }
         self.check_files()?;
-        let source = ModelSource::open(&self.model, settings, interrupt)?;
+        let source = ModelSource::of(self.draft.obtain(&self.model, settings, interrupt)?)?;
+        let mut drafter = self.draft.find(&source, settings, interrupt)?;
         let uses_towers = prompt.is_none() || !self.media.attachments.0.is_empty();
-        let (load, context) = self.fitting(&source, settings, uses_towers)?;
+        let (load, context) = self.fitting(&source, settings, uses_towers, &mut drafter)?;
         let tokenizer = source.tokenizer()?;
         let template = match (self.raw, self.chat, source.chat_template(&tokenizer)?) {
             (true, _, _) => None,
@@ -120,9 +121,7 @@ impl Run {
             return Err(Hinted::wrong_arguments("a base model takes no system text", hint).into());
         }
         let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
-        let drafting = self
-            .draft
-            .prepare(&mut model, &source, &tokenizer, settings, interrupt)?;
+        let drafting = self.draft.prepare(&mut model, drafter.as_ref(), &tokenizer)?;
         let options = AnswerOptions {
             sampling: self.sampling.params(&source.sampling_defaults()?),
             max_tokens: self.max_tokens.map(|n| n as usize),
@@ -210,6 +209,7 @@ impl Run {
         source: &ModelSource,
         settings: &Settings,
         uses_towers: bool,
+        drafter: &mut Option<FoundDrafter>,
     ) -> Result<(LoadOptions, Option<usize>)> {
         let options = self.compute.options(settings)?;
         let asked = self.ctx.map(|n| n as usize);
@@ -218,7 +218,10 @@ impl Run {
             context: asked,
             kv_dtype: self.compute.kv_type.or(is_reference.then_some(options.kv_dtype)),
         };
-        let chosen = match planning::choose(source, &options, wish, uses_towers) {
+        let chosen = with_room(drafter, |drafter| {
+            planning::choose(source, &options, wish, uses_towers, drafter)
+        });
+        let chosen = match chosen {
             Err(_) if self.force => None,
             result => result?,
         };

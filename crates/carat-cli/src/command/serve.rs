@@ -18,9 +18,9 @@ use crate::compute_args::ComputeArgs;
 use crate::draft_args::DraftArgs;
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
+use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel, MediaAddresses, ServeSettings};
 use crate::settings::Settings;
-use crate::{model_source, output};
 
 /// Largest certificate or key file, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
@@ -71,7 +71,7 @@ impl Serve {
             return Ok(());
         }
         start_log(serving.log, serving.log_format);
-        let named = named(&serving.model, settings, interrupt)?;
+        let named = named(&serving.model, &self.draft, settings, interrupt)?;
         let options = server_options(&serving, &named)?;
         let host = serving.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::new(host, serving.port.unwrap_or_default());
@@ -95,10 +95,15 @@ impl Serve {
 }
 
 /// The models that were named, found or pulled, by the names that clients see.
-fn named(models: &[String], settings: &Settings, interrupt: &Interrupt) -> Result<Vec<(String, LocalModel)>> {
+fn named(
+    models: &[String],
+    draft: &DraftArgs,
+    settings: &Settings,
+    interrupt: &Interrupt,
+) -> Result<Vec<(String, LocalModel)>> {
     let mut named: Vec<(String, LocalModel)> = Vec::new();
     for model in models {
-        let local = model_source::obtain(model, settings, interrupt)?;
+        let local = draft.obtain(model, settings, interrupt)?;
         let id = models::id_of(&local);
         if named.iter().any(|(other, _)| *other == id) {
             return Err(Hinted::wrong_arguments(

@@ -8,8 +8,8 @@ use super::{Draft, Drafting, MAX_DRAFT};
 /// Passes of 2, 4, 8 and 16 rows in passes of one, as measured (docs/benchmarks.md): the 12B in Q4_0, which waits for
 /// memory, and the 270M, which spends half of its time on logits. Beyond, as prefill's rows cost.
 const MACHINES: [[(usize, f64); 6]; 2] = [
-    [(1, 1.0), (2, 1.06), (4, 1.19), (8, 1.98), (16, 2.9), (128, 17.0)],
-    [(1, 1.0), (2, 1.15), (4, 1.37), (8, 2.2), (16, 4.0), (128, 26.0)],
+    [(1, 1.0), (2, 1.14), (4, 1.17), (8, 1.58), (16, 2.9), (128, 17.0)],
+    [(1, 1.0), (2, 1.11), (4, 1.34), (8, 1.87), (16, 2.86), (128, 20.0)],
 ];
 /// A drafter's token in passes of one row.
 const GUESS: f64 = 0.05;

@@ -76,7 +76,14 @@ impl Outcome {
             parts.push(part(
                 "towers",
                 self.plan.towers,
-                "for images and sounds, mapped".to_owned(),
+                "for images and sounds, with what they compute in".to_owned(),
+            ));
+        }
+        if self.plan.drafter > 0 {
+            parts.push(part(
+                "drafter",
+                self.plan.drafter,
+                "that guesses ahead; --no-draft goes without".to_owned(),
             ));
         }
         if self.target.gpu.is_none() {
@@ -253,7 +260,7 @@ impl Outcome {
                 "attention": plan.buffers.attention, "logits": plan.buffers.logits, "total": plan.buffers.total(),
             },
             "process_bytes": {"program": plan.process.program, "tokenizer": plan.process.tokenizer},
-            "vision_bytes": self.vision,
+            "vision_bytes": self.vision, "towers_bytes": plan.towers, "drafter_bytes": plan.drafter,
             "peak_bytes": plan.peak(), "device_bytes": plan.on_device(), "fit": self.fit.words(),
             "decode_bytes_full": plan.decode_bytes,
             "grid": grid, "machines": machines,

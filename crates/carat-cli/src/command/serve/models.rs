@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use carat_engine::{Drafting, Engine, Limits, PrefixStore, SamplingParams};
-use carat_hub::{Hub, LocalModel};
+use carat_hub::{Hub, LocalModel, Tuning};
 use carat_model::{CacheFiles, Checkpoint, KvCache, LoadOptions, MediaSource, Model};
 use carat_plan::{Choice, Wish};
 use carat_prompt::{Senses, SensesOptions};
@@ -19,7 +19,7 @@ use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup
 
 use super::prefix_folder::PrefixFolder;
 use crate::compute_args::{Arithmetic, ComputeArgs};
-use crate::draft_args::DraftArgs;
+use crate::draft_args::{DraftArgs, FoundDrafter, with_room};
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::memory;
@@ -57,8 +57,19 @@ impl LocalModels {
             return Ok(self.named.clone());
         }
         let mut all: Vec<(String, LocalModel)> = Vec::new();
-        for local in Hub::new(self.settings.hub.clone())?.list() {
+        let hub = Hub::new(self.settings.hub.clone())?;
+        let is_drafter = |id: &str| {
+            let mut drafters = hub
+                .catalogue()
+                .iter()
+                .filter(|entry| entry.tuning == Tuning::Drafter);
+            drafters.any(|entry| entry.is_named(id))
+        };
+        for local in hub.list() {
             let id = id_of(&local);
+            if is_drafter(&id) {
+                continue;
+            }
             if all.iter().all(|(other, _)| *other != id) {
                 all.push((id, local));
             }
@@ -98,24 +109,21 @@ impl LocalModels {
     /// Opens, plans and loads. A plan that does not fit is told apart, inside.
     fn load_beside(&self, id: &str, claimed: u64) -> Result<Result<LoadedModel, LoadError>> {
         let source = self.open(id)?;
-        let (load, limits, claim_bytes) = match self.fitting(&source, claimed)? {
+        let mut drafter = self.draft.find(&source, &self.settings, &self.interrupt)?;
+        let (load, limits, claim_bytes) = match self.fitting(&source, &mut drafter, claimed)? {
             Ok(fitting) => fitting,
             Err(figures) if claimed == 0 => return Ok(Err(LoadError::TooLarge(figures))),
             Err(beside) => {
-                let alone = self.fitting(&source, 0)?.err();
+                let alone = self.fitting(&source, &mut drafter, 0)?.err();
                 return Ok(Err(alone.map_or(LoadError::NoRoom(beside), LoadError::TooLarge)));
             }
         };
         let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
         let senses = Senses::of_model(id, &model, &source.checkpoint, SensesOptions::default())?;
         let mut setup = setup(id, &source, senses)?;
-        setup.drafting = self.draft.prepare(
-            &mut model,
-            &source,
-            &setup.tokenizer,
-            &self.settings,
-            &self.interrupt,
-        )?;
+        setup.drafting = self
+            .draft
+            .prepare(&mut model, drafter.as_ref(), &setup.tokenizer)?;
         let store = self.prefix_store(&source, &model, limits.n_max)?;
         let engine = Engine::start_with(model, Arc::clone(&setup.tokenizer), limits, store)?;
         Ok(Ok(LoadedModel {
@@ -150,6 +158,7 @@ impl LocalModels {
     fn fitting(
         &self,
         source: &ModelSource,
+        drafter: &mut Option<FoundDrafter>,
         claimed: u64,
     ) -> Result<Result<(LoadOptions, Limits, u64), String>> {
         let options = self.compute.options(&self.settings)?;
@@ -162,7 +171,12 @@ impl LocalModels {
         // What this process holds already is part of what the others claimed.
         let usable = memory::usable_bytes()
             .map(|free| free.saturating_add(memory::own_bytes()).saturating_sub(claimed));
-        let chosen = match usable.map(|usable| planning::choose_within(source, &options, wish, usable)) {
+        let chosen = usable.map(|usable| {
+            with_room(drafter, |drafter| {
+                planning::choose_within(source, &options, wish, usable, drafter)
+            })
+        });
+        let chosen = match chosen {
             None => None,
             Some(Ok(choice)) => Some(choice),
             Some(Err(_)) if self.is_forced => None,
