@@ -13,7 +13,7 @@ use crate::top::{Board, Desk, draw};
 /// Watch a running gateway: requests, targets, errors, spending
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys: q or Esc ends it.\n\nThe gateway needs [admin] in its configuration; the key is in CARAT_ADMIN_KEY, or is the key of a \
+    after_help = "Examples:\n  carat top                                      the gateway on this machine\n  carat top --url http://10.0.0.5:8091 --every 5\n\nKeys: q or Esc ends it.\n\nThe gateway needs [admin] in its configuration; the key is in CARAT_ADMIN_KEY, or is the key of a \
                   user who is an admin or a viewer."
 )]
 pub(crate) struct Top {
