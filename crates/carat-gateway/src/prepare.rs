@@ -427,9 +427,10 @@ mod tests {
         let failure = prepared(config, Endpoint::Moderations, r#"{"model":"r"}"#).unwrap_err();
         assert!(failure.message.contains("`p` cannot be asked") && !failure.class.is_final());
         let (text, ..) = prepared("", Endpoint::Responses, r#"{"model":"r","input":"Hi"}"#).unwrap();
-        assert!(
-            text.contains(r#""messages":[{"content":"Hi","role":"user"}]"#),
-            "{text}"
+        let sent: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            sent["messages"],
+            serde_json::json!([{"role": "user", "content": "Hi"}])
         );
     }
 }

@@ -620,9 +620,11 @@ mod tests {
                 .contains("functions")
         );
         assert!(failure(json!({"input": 5})).param.as_deref() == Some("input"));
-        let told =
+        let mut told =
             question(&json!({"input": "x", "store": true, "text": {"verbosity": "low"}, "metadata": {}}))
                 .unwrap();
+        // Objects keep their order or not, as the features of the build have it.
+        told.unknown.sort();
         assert_eq!(told.unknown, ["metadata", "store", "text.verbosity"]);
     }
 }
