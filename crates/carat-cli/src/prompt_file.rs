@@ -60,7 +60,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Res
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = PathBuf::from(name);
-    let written = File::create(&part).and_then(|file| {
+    let written = create_private(&part).and_then(|file| {
         let mut to = BufWriter::with_capacity(BUFFER, file);
         write(&mut to)?;
         to.flush()?;
@@ -72,4 +72,13 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Res
         let _gone_or_never_there = fs::remove_file(&part);
     }
     result
+}
+
+/// An empty file that nobody else may read: it holds somebody's words.
+fn create_private(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }

@@ -310,6 +310,12 @@ mod tests {
         }
         drop(folder);
         assert_eq!(n_files(home.path()), 2);
+        #[cfg(unix)]
+        for file in fs::read_dir(home.path()).unwrap() {
+            let permissions = file.unwrap().metadata().unwrap().permissions();
+            let mode = std::os::unix::fs::PermissionsExt::mode(&permissions);
+            assert_eq!(mode & 0o077, 0, "prompts are nobody else's");
+        }
 
         let mut folder = open(&caches);
         let mut longer = first.clone();
