@@ -133,8 +133,8 @@ def main():
                     body, header = value(content["schema"], spec), kind
                     if isinstance(body, dict):
                         name, least = SHORT.get(path, ("max_tokens", 3))
-                        # Now and then the field is what came out.
-                        if DICE.random() < 0.95 or not isinstance(body.get(name, 0), int):
+                        # Now and then the field is what came out, but an answer without a bound may take the whole context.
+                        if DICE.random() < 0.95 or not isinstance(body.get(name), int):
                             body[name] = least
                         body.pop("max_completion_tokens", None)
                         body.pop("n", None)

@@ -36,6 +36,11 @@ use clap::Parser;
 use crate::interrupt::Interrupt;
 use crate::settings::Settings;
 
+// A server's requests come and go on many threads and live for very different times. glibc's allocator keeps what they free
+// in pieces too small to use again: under 32 clients its memory grew without end. See docs/benchmarks.md, "Soak".
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs Google's Gemma models on this machine
 #[derive(Debug, Parser)]
 #[command(
