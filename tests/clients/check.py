@@ -11,7 +11,6 @@ import json
 import sys
 import threading
 import time
-import traceback
 
 from typing import Literal, Optional
 
@@ -23,6 +22,8 @@ import pydantic
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
+
+from common import check, refused, run_all
 
 BASE = sys.argv[1].rstrip("/")
 OPENAI = openai.OpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
@@ -37,22 +38,6 @@ CITY = {
     "additionalProperties": False,
 }
 TOOL = {"type": "function", "function": {"name": "weather", "description": "The weather now", "parameters": CITY}}
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def refused(kind, call, param=None):
-    try:
-        call()
-    except kind as error:
-        if param is not None:
-            assert error.body["param"] == param, error.body
-        return error
-    raise AssertionError(f"nothing was refused; {kind.__name__} was expected")
 
 
 def chat(**more):
@@ -328,19 +313,4 @@ def thoughts_have_budgets():
     assert "budget_tokens" in str(error)
 
 
-def main():
-    failed = []
-    for function in CHECKS:
-        started = time.time()
-        try:
-            function()
-            print(f"ok    {function.__name__} ({time.time() - started:.1f} s)", flush=True)
-        except Exception:
-            failed.append(function.__name__)
-            print(f"FAILED {function.__name__}\n{traceback.format_exc()}", flush=True)
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-    print(f"all {len(CHECKS)} checks passed with {MODEL}")
-
-
-main()
+run_all(f"with {MODEL}")

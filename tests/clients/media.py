@@ -1,19 +1,20 @@
-"""Shows images and plays sounds to a running `carat serve` of a tiny model, by the official clients.
+"""Shows images and videos and plays sounds to a running `carat serve` of a tiny model, by the official clients.
 
     cargo run -p carat-testkit --example chat_model -- gemma4-unified FOLDER >FOLDER/ask.json
     carat serve FOLDER --dtype f32 --port 8080 &
     python3 tests/clients/media.py http://127.0.0.1:8080 FOLDER/ask.json
 
-The model has random weights: what is checked is that images and sounds become tokens, on every API alike, and that what
-cannot be used is refused by its name. Ends with 1 and the list of what failed.
+The model has random weights: what is checked is that images, sounds and videos become tokens, on every API alike, and that
+what cannot be used is refused by its name. Ends with 1 and the list of what failed.
 """
 
 import base64
 import io
 import json
+import pathlib
+import shutil
 import sys
 import time
-import traceback
 
 import anthropic
 import httpx
@@ -21,6 +22,8 @@ import ollama
 import openai
 from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
+
+from common import check, refused, run_all
 
 BASE, ASK = sys.argv[1].rstrip("/"), json.load(open(sys.argv[2]))
 OPENAI = openai.OpenAI(base_url=BASE + "/v1", api_key="none", max_retries=0)
@@ -30,12 +33,6 @@ MODEL = OPENAI.models.list().data[0].id
 IMAGES = [base64.b64encode(open(path, "rb").read()).decode() for path in ASK["images"]]
 SOUND = base64.b64encode(open(ASK["audio"], "rb").read()).decode()
 TEXT = {"type": "text", "text": ASK["text"]}
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
 
 
 def image(data):
@@ -46,18 +43,16 @@ def sound(data):
     return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
 
 
+def video(name):
+    """A video of the fixtures."""
+    path = pathlib.Path(__file__).parent.parent / "fixtures/media" / name
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"type": "video_url", "video_url": {"url": f"data:video/any;base64,{data}"}}
+
+
 def chat(*parts, **more):
     messages = [{"role": "user", "content": list(parts)}]
     return OPENAI.chat.completions.create(**{"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 8} | more)
-
-
-def refused(call, param):
-    try:
-        call()
-    except openai.BadRequestError as error:
-        assert error.body["param"] == param, error.body
-        return
-    raise AssertionError("nothing was refused")
 
 
 def n_prompt(answer):
@@ -101,26 +96,48 @@ def every_api_sees_the_same():
 
 
 @check
+def videos_are_tokens_of_their_frames():
+    still, moving = chat(video("palette.gif"), TEXT), chat(video("motion.gif"), TEXT)
+    # Twelve frames of 9 x 7 cells, and one.
+    frames = n_prompt(moving) - n_prompt(still)
+    assert 11 * 63 <= frames < 12 * 80, frames
+    again = chat(video("motion.webp"), TEXT)
+    assert n_prompt(again) == n_prompt(moving)
+    if shutil.which("ffmpeg") and shutil.which("ffprobe"):
+        assert n_prompt(chat(video("motion.mp4"), TEXT)) == n_prompt(moving)
+    path = "messages[0].content[0].video_url"
+    refused(openai.BadRequestError, lambda: chat(video("make.py"), TEXT), path)
+    playlist = base64.b64encode(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n").decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/any;base64,{playlist}"}}
+    refused(openai.BadRequestError, lambda: chat(part, TEXT), path)
+    parts = [{"type": "input_video", "video_url": "https://a.example/b.mp4"}]
+    refused(openai.BadRequestError, lambda: OPENAI.responses.create(model=MODEL, input=[{"role": "user", "content": parts}]), "input[0].content[0]")
+    block = {"type": "video", "source": {"type": "url", "url": "https://a.example/b.mp4"}}
+    error = refused(anthropic.BadRequestError, lambda: ANTHROPIC.messages.create(model=MODEL, max_tokens=8, messages=[{"role": "user", "content": [block]}]))
+    assert "video" in str(error)
+
+
+@check
 def sounds_are_written_down():
     name, data = "sound.wav", base64.b64decode(SOUND)
     told = OPENAI.audio.transcriptions.create(model=MODEL, file=(name, io.BytesIO(data)))
     assert isinstance(told.text, str)
     plain = OPENAI.audio.transcriptions.create(model=MODEL, file=(name, io.BytesIO(data)), response_format="text", language="de")
     assert isinstance(plain, str)
-    refused(lambda: OPENAI.audio.transcriptions.create(model=MODEL, file=(name, io.BytesIO(data)), response_format="srt"), "response_format")
+    refused(openai.BadRequestError, lambda: OPENAI.audio.transcriptions.create(model=MODEL, file=(name, io.BytesIO(data)), response_format="srt"), "response_format")
 
 
 @check
 def what_cannot_be_used_is_named():
     path = "messages[0].content[0]"
-    refused(lambda: chat(image("AAAA"), TEXT), f"{path}.image_url")
-    refused(lambda: chat(image("no base64!"), TEXT), f"{path}.image_url")
-    refused(lambda: chat(sound("AAAA"), TEXT), f"{path}.input_audio.data")
+    refused(openai.BadRequestError, lambda: chat(image("AAAA"), TEXT), f"{path}.image_url")
+    refused(openai.BadRequestError, lambda: chat(image("no base64!"), TEXT), f"{path}.image_url")
+    refused(openai.BadRequestError, lambda: chat(sound("AAAA"), TEXT), f"{path}.input_audio.data")
     # The server's own machine is nobody's business.
     inside = {"type": "image_url", "image_url": {"url": BASE + "/health"}}
-    refused(lambda: chat(inside, TEXT), f"{path}.image_url")
+    refused(openai.BadRequestError, lambda: chat(inside, TEXT), f"{path}.image_url")
     wrong = [{"role": "assistant", "content": [image(IMAGES[0])]}, {"role": "user", "content": "x"}]
-    refused(lambda: chat(messages=wrong), f"{path}.image_url")
+    refused(openai.BadRequestError, lambda: chat(messages=wrong), f"{path}.image_url")
 
 
 @check
@@ -136,18 +153,4 @@ def leaving_stops_the_work():
         time.sleep(0.05)
 
 
-def main():
-    failed = []
-    for function in CHECKS:
-        try:
-            function()
-            print(f"ok    {function.__name__}", flush=True)
-        except Exception:
-            failed.append(function.__name__)
-            print(f"FAILED {function.__name__}\n{traceback.format_exc()}", flush=True)
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-    print(f"all {len(CHECKS)} checks of images and sounds passed with {MODEL}")
-
-
-main()
+run_all(f"of images, sounds and videos with {MODEL}")

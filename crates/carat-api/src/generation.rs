@@ -28,6 +28,28 @@ pub enum Part {
     Image(Media),
     /// A sound.
     Audio(Media),
+    /// A video.
+    Video(Media),
+}
+
+impl Part {
+    /// What it is of, unless it is text.
+    #[must_use]
+    pub fn media(&self) -> Option<&Media> {
+        match self {
+            Self::Text(_) => None,
+            Self::Image(media) | Self::Audio(media) | Self::Video(media) => Some(media),
+        }
+    }
+
+    /// The same, to be changed.
+    #[must_use]
+    pub fn media_mut(&mut self) -> Option<&mut Media> {
+        match self {
+            Self::Text(_) => None,
+            Self::Image(media) | Self::Audio(media) | Self::Video(media) => Some(media),
+        }
+    }
 }
 
 /// A call that the model made.

@@ -1,10 +1,10 @@
-//! Images and sounds as requests bring them: as base64, as a `data:` URL, or by address.
+//! Images, sounds and videos as requests bring them: as base64, as a `data:` URL, or by address.
 
 use std::sync::Arc;
 
 use crate::ApiError;
 
-/// An image or a sound of a turn.
+/// An image, a sound or a video of a turn.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Media {
     /// The path of the field that brought it, for errors.
@@ -13,7 +13,7 @@ pub struct Media {
     pub source: MediaSource,
 }
 
-/// Where an image's or a sound's bytes are.
+/// Where the bytes of one are.
 #[derive(Clone, PartialEq)]
 pub enum MediaSource {
     /// Here: a whole file.

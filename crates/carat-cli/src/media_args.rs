@@ -55,10 +55,7 @@ impl MediaArgs {
                 Arithmetic::Auto | Arithmetic::Int8 | Arithmetic::Int16 => EncoderPrecision::Bf16,
             },
             mmproj: self.mmproj.clone(),
-            video_tools: settings
-                .search_path
-                .as_deref()
-                .and_then(|path| VideoTools::find(path.as_ref())),
+            video_tools: video_tools(settings),
             ..SensesOptions::default()
         };
         Ok(Senses::of_model(
@@ -68,6 +65,12 @@ impl MediaArgs {
             options,
         )?)
     }
+}
+
+/// The machine's ffmpeg, if it has one.
+pub(crate) fn video_tools(settings: &Settings) -> Option<VideoTools> {
+    let path = settings.search_path.as_deref()?;
+    VideoTools::find(path.as_ref(), &std::env::temp_dir())
 }
 
 fn parse_budget(text: &str) -> Result<TokenBudget, String> {
@@ -107,7 +110,7 @@ pub(crate) fn attachment(kind: Kind, path: PathBuf) -> Attachment {
     match kind {
         Kind::Image => Attachment::Image(Source::File(path)),
         Kind::Audio => Attachment::Audio(Source::File(path)),
-        Kind::Video => Attachment::Video(path),
+        Kind::Video => Attachment::Video(Source::File(path)),
     }
 }
 

@@ -38,4 +38,4 @@ pub use processor::{AudioInput, EncoderInput, MediaOptions, MediaProcessor, Prep
 pub use prompt::{
     MediaKind, PromptPiece, audio_pieces, gemma3_image_pieces, gemma4_image_pieces, gemma4_video_pieces,
 };
-pub use video::{FrameSampling, VideoFrame, VideoTools, read_video};
+pub use video::{FrameSampling, VideoFrame, VideoTools, decode_video, read_video};

@@ -38,8 +38,14 @@ pub const MAX_VIDEO_FRAMES: usize = 1024;
 pub const MAX_PREPARED_VALUES: usize = 1 << 28;
 /// Longest that the external decoder may take, in seconds.
 pub const MAX_VIDEO_DECODE_SECONDS: u64 = 300;
+/// Longest that it may take for a video that somebody sent, in seconds.
+pub const MAX_SENT_VIDEO_DECODE_SECONDS: u64 = 60;
+/// Most pixels of a frame of a video that somebody sent: 8192 x 4320.
+pub const MAX_SENT_VIDEO_PIXELS: u64 = 8192 * 4320;
 /// Most pixels of all frames of an animated GIF or WebP together (about 20 s of decoding).
 pub const MAX_ANIMATION_PIXELS: u64 = 1 << 31;
+/// The same of one that somebody sent (about 5 s).
+pub const MAX_SENT_ANIMATION_PIXELS: u64 = 1 << 29;
 /// Largest animated GIF or WebP file, in bytes.
 pub const MAX_ANIMATION_FILE_BYTES: u64 = 256 << 20;
 /// Most frames of an animation and most files of a folder of frames.

@@ -15,7 +15,7 @@ use crate::image::{
 use crate::input;
 use crate::limits::MAX_PREPARED_VALUES;
 use crate::prompt::{self, PromptPiece};
-use crate::video::{FrameSampling, VideoTools, read_video};
+use crate::video::{FrameSampling, VideoFrame, VideoTools, decode_video, read_video};
 
 /// What a model's vision takes; sizes are those of its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,13 +216,29 @@ impl MediaProcessor {
     /// [`Error::NoModality`] for a model that does not see, [`Error::FrameSampling`] for more frames than fit 1 GiB,
     /// and those of [`read_video`].
     pub fn video(&self, path: &Path, tools: Option<&VideoTools>) -> Result<Prepared> {
+        let read = |take: Take<'_>| read_video(path, self.options.sampling, tools, take);
+        self.frames(&input::display(path), &read)
+    }
+
+    /// [`MediaProcessor::video`] for the bytes of a file that somebody sent, which errors call `name`, as
+    /// [`decode_video`] reads it.
+    ///
+    /// # Errors
+    /// As [`MediaProcessor::video`].
+    pub fn video_bytes(&self, bytes: &[u8], name: &str, tools: Option<&VideoTools>) -> Result<Prepared> {
+        let read = |take: Take<'_>| decode_video(bytes, name, self.options.sampling, tools, take);
+        self.frames(name, &read)
+    }
+
+    /// The frames that `read` gives of the video called `name`.
+    fn frames(&self, name: &str, read: &dyn Fn(Take<'_>) -> Result<usize>) -> Result<Prepared> {
         if !self.sees() {
             return Err(Error::NoModality { what: "videos" });
         }
         let mut inputs = Vec::new();
         let mut times = Vec::new();
         let mut n_values = 0;
-        read_video(path, self.options.sampling, tools, &mut |frame| {
+        read(&mut |frame| {
             let frame_inputs = self.image_inputs(&frame.image, self.options.frame_budget, Crops::Never)?;
             for input in frame_inputs {
                 n_values += input.values.len();
@@ -231,8 +247,7 @@ impl MediaProcessor {
             }
             if n_values > MAX_PREPARED_VALUES {
                 return Err(Error::FrameSampling(format!(
-                    "the frames taken from `{}` need more than 1 GiB; take fewer frames or a smaller token budget",
-                    input::display(path)
+                    "the frames taken from `{name}` need more than 1 GiB; take fewer frames or a smaller token budget"
                 )));
             }
             Ok(())
@@ -284,6 +299,9 @@ impl MediaProcessor {
         }
     }
 }
+
+/// Who takes the frames of a video.
+type Take<'a> = &'a mut dyn FnMut(VideoFrame) -> Result<()>;
 
 /// Whether pan-and-scan applies.
 #[derive(Clone, Copy)]

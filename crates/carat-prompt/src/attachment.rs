@@ -14,15 +14,15 @@ pub enum Attachment {
     /// WAV, MP3, FLAC, OGG or M4A, up to 30 seconds.
     Audio(Source),
     /// What ffmpeg reads, an animated GIF or WebP, or a folder of frames.
-    Video(PathBuf),
+    Video(Source),
 }
 
 /// Where the bytes of an input are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// In a file.
+    /// In a file; for a video also a folder.
     File(PathBuf),
-    /// In memory, as a file would hold them.
+    /// In memory, as a file would hold them, from somebody who is not to be trusted.
     Bytes {
         /// What errors call it.
         name: String,
@@ -56,8 +56,9 @@ impl Attachment {
     #[must_use]
     pub fn name(&self) -> String {
         match self {
-            Attachment::Image(source) | Attachment::Audio(source) => source.name(),
-            Attachment::Video(path) => path.display().to_string(),
+            Attachment::Image(source) | Attachment::Audio(source) | Attachment::Video(source) => {
+                source.name()
+            }
         }
     }
 }

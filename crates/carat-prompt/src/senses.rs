@@ -144,7 +144,10 @@ impl Senses {
             Attachment::Audio(Source::Bytes { name, bytes }) => {
                 processor.audio(&decode_audio(bytes, name)?)?
             }
-            Attachment::Video(path) => processor.video(path, self.video_tools.as_ref())?,
+            Attachment::Video(Source::File(path)) => processor.video(path, self.video_tools.as_ref())?,
+            Attachment::Video(Source::Bytes { name, bytes }) => {
+                processor.video_bytes(bytes, name, self.video_tools.as_ref())?
+            }
         };
         Ok(Attached::new(attachment.kind(), attachment.name(), prepared))
     }

@@ -234,7 +234,7 @@ fn video_of(talk: &Talk, order: [usize; 2]) -> Prompt {
     for (i, image) in order.into_iter().enumerate() {
         std::fs::copy(&talk.chat.images[image], folder.path().join(format!("{i}.png"))).unwrap();
     }
-    let video = Attachment::Video(folder.path().to_path_buf());
+    let video = Attachment::Video(Source::File(folder.path().to_path_buf()));
     let attached = talk.senses.attach_all(&[video], 1024).unwrap();
     assert_eq!(attached[0].n_parts(), 2);
     let messages = talk.messages(&attached);

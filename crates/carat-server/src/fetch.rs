@@ -1,4 +1,4 @@
-//! Images and sounds that requests name by address; [`carat_fetch`] says which are asked.
+//! Images, sounds and videos that requests name by address; [`carat_fetch`] says which are asked.
 
 use carat_api::{ApiError, GenerationRequest, Media, MediaSource, Part};
 use carat_fetch::{FETCHES, Fetcher};
@@ -6,15 +6,12 @@ use carat_fetch::{FETCHES, Fetcher};
 /// Puts bytes in the place of addresses.
 pub(crate) async fn fill(fetcher: &Fetcher, request: &mut GenerationRequest) -> Result<(), ApiError> {
     let parts = request.turns.iter_mut().flat_map(|turn| &mut turn.parts);
-    let media = parts.filter_map(|part| match part {
-        Part::Image(media) | Part::Audio(media) => Some(media),
-        Part::Text(_) => None,
-    });
-    let named = media.filter(|media| matches!(media.source, MediaSource::Url(_)));
+    let named = parts
+        .filter_map(Part::media_mut)
+        .filter(|media| matches!(media.source, MediaSource::Url(_)));
     for (i, media) in named.enumerate() {
         if i == FETCHES {
-            let message =
-                format!("at most {FETCHES} images and sounds are fetched for one request; send data");
+            let message = format!("at most {FETCHES} files are fetched for one request; send data");
             return Err(ApiError::field(media.path.clone(), message));
         }
         let bytes = fetch(fetcher, media).await?;

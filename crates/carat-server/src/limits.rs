@@ -8,7 +8,9 @@ pub(crate) const BODY_BYTES: usize = 32 << 20;
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
 /// What clients are told to wait when the queue is full, in seconds.
 pub(crate) const RETRY_AFTER_S: u64 = 2;
-/// Requests whose images and sounds are decoded and encoded at once; others wait for them.
+/// Most videos of one request.
+pub(crate) const VIDEOS: usize = 4;
+/// Requests whose images, sounds and videos are decoded and encoded at once; others wait for them.
 pub(crate) const ENCODINGS: usize = 2;
 /// TLS handshakes at work at once.
 pub(crate) const HANDSHAKES: usize = 256;

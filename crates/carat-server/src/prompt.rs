@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Part, Role, Turn};
 use carat_engine::{Grammar, Media};
-use carat_prompt::{Attached, Attachment, PromptOptions, Source, compose};
+use carat_prompt::{Attached, Attachment, Kind, PromptOptions, Source, compose};
 use carat_text::{Message, RenderOptions, Special};
 
+use crate::limits::VIDEOS;
 use crate::model::ServedModel;
 use crate::tools;
 
@@ -37,7 +38,7 @@ struct Conversation {
     attachments: Vec<Attachment>,
 }
 
-/// Renders a conversation and encodes its images and sounds, which may take long; `go_on` is asked now and then.
+/// Renders a conversation and encodes its images, sounds and videos, which may take long; `go_on` is asked now and then.
 pub(crate) fn render(
     model: &ServedModel,
     request: &GenerationRequest,
@@ -281,6 +282,7 @@ fn place(
         Part::Text(text) => return Ok(carat_text::Part::Text(text)),
         Part::Image(media) => (media, carat_text::Part::Image),
         Part::Audio(media) => (media, carat_text::Part::Audio),
+        Part::Video(media) => (media, carat_text::Part::Video),
     };
     let MediaSource::Bytes(bytes) = media.source else {
         let message = format!("`{}` was not fetched", media.path);
@@ -290,12 +292,21 @@ fn place(
         let message = format!("`{}` must be in a message of the user", media.path);
         return Err(ApiError::field(media.path, message));
     }
+    let is_video = |one: &&Attachment| one.kind() == Kind::Video;
+    if kind == carat_text::Part::Video && attachments.iter().filter(is_video).count() == VIDEOS {
+        let message = format!(
+            "`{}` is one video too many: a request may have {VIDEOS}",
+            media.path
+        );
+        return Err(ApiError::field(media.path, message));
+    }
     let source = Source::Bytes {
         name: media.path,
         bytes: bytes.to_vec(),
     };
     attachments.push(match kind {
         carat_text::Part::Audio => Attachment::Audio(source),
+        carat_text::Part::Video => Attachment::Video(source),
         _ => Attachment::Image(source),
     });
     Ok(kind)
@@ -321,11 +332,15 @@ mod tests {
     use super::*;
     use carat_api::Media;
 
-    fn image(path: &str) -> Part {
-        Part::Image(Media {
+    fn media(path: &str) -> Media {
+        Media {
             path: path.to_string(),
             source: MediaSource::Bytes((*b"x").into()),
-        })
+        }
+    }
+
+    fn image(path: &str) -> Part {
+        Part::Image(media(path))
     }
 
     #[test]
@@ -358,5 +373,14 @@ mod tests {
             .err()
             .unwrap();
         assert_eq!(error.param.as_deref(), Some("q"));
+    }
+
+    #[test]
+    fn videos_are_few() {
+        let video = |i: usize| Part::Video(media(&format!("v{i}")));
+        let of = |n: usize| messages(vec![Turn::new(Role::User, (0..n).map(video).collect())]);
+        assert_eq!(of(VIDEOS).unwrap().attachments.len(), VIDEOS);
+        let error = of(VIDEOS + 1).err().unwrap();
+        assert_eq!(error.param, Some(format!("v{VIDEOS}")));
     }
 }

@@ -333,7 +333,12 @@ impl Block {
                 });
             }
             other => {
-                let message = format!("`{path}` is of type `{other}`, which is not supported here");
+                let message = match other {
+                    "video" => {
+                        format!("`{path}` is a video; /v1/chat/completions takes videos, as `video_url`")
+                    }
+                    _ => format!("`{path}` is of type `{other}`, which is not supported here"),
+                };
                 return Err(ApiError::field(path, message));
             }
         }

@@ -202,6 +202,8 @@ struct WirePart {
     image_url: Option<WireUrl>,
     /// vLLM's.
     audio_url: Option<WireUrl>,
+    /// vLLM's.
+    video_url: Option<WireUrl>,
     input_audio: Option<WireAudio>,
 }
 
@@ -494,8 +496,18 @@ impl WirePart {
                 )?)),
                 None => Err(missing("audio_url")),
             },
+            ("video_url", _) => match self.video_url {
+                Some(url) => Ok(Part::Video(Media::of_url(
+                    &format!("{path}.video_url"),
+                    url.text(),
+                )?)),
+                None => Err(missing("video_url")),
+            },
             (other, _) => {
-                let message = format!("`{path}` is of type `{other}`, which is not supported; send text");
+                let message = format!(
+                    "`{path}` is of type `{other}`, which is not supported; send text, image_url, input_audio, \
+                     audio_url or video_url"
+                );
                 Err(ApiError::field(path, message))
             }
         }

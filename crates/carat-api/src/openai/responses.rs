@@ -259,7 +259,10 @@ fn message(item: &Value, path: &str) -> Result<Turn, ApiError> {
                 Ok(Part::Audio(Media::of_base64(&path, data.unwrap_or_default())?))
             }
             (other, _) => {
-                let message = format!("`{path}` is of type `{other}`, which is not supported; send text");
+                let message = format!(
+                    "`{path}` is of type `{other}`, which is not supported; send input_text, input_image or \
+                     input_audio (videos are taken by /v1/chat/completions)"
+                );
                 Err(ApiError::field(path, message))
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! They are decoded twice: once to count frames and their times, once to take some of them.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
@@ -13,7 +14,9 @@ use super::{FrameSampling, VideoFrame};
 use crate::error::{Error, Result};
 use crate::image::{RgbImage, check_size, damaged, decode_image, limits, over_white};
 use crate::input;
-use crate::limits::{MAX_ANIMATION_FILE_BYTES, MAX_ANIMATION_PIXELS, MAX_SOURCE_FRAMES};
+use crate::limits::{
+    MAX_ANIMATION_FILE_BYTES, MAX_ANIMATION_PIXELS, MAX_SENT_ANIMATION_PIXELS, MAX_SOURCE_FRAMES,
+};
 
 /// What browsers show a frame for whose delay is 0.
 const DEFAULT_DELAY_SECONDS: f64 = 0.1;
@@ -21,15 +24,17 @@ const DEFAULT_DELAY_SECONDS: f64 = 0.1;
 const HEAD_BYTES: u64 = 16;
 
 /// A file that begins as a GIF or WebP.
-pub(super) struct Animation {
+pub(super) struct Animation<'a> {
     name: String,
     format: ImageFormat,
-    bytes: Vec<u8>,
+    bytes: Cow<'a, [u8]>,
+    /// Most pixels of all frames together.
+    max_pixels: u64,
 }
 
-impl Animation {
+impl Animation<'_> {
     /// `None` for any other format.
-    pub(super) fn open(path: &Path) -> Result<Option<Animation>> {
+    pub(super) fn open(path: &Path) -> Result<Option<Animation<'static>>> {
         use std::io::Read;
         let name = input::display(path);
         let mut head = Vec::new();
@@ -39,12 +44,26 @@ impl Animation {
             file: name.clone(),
             source,
         })?;
-        let format = match image::guess_format(&head) {
-            Ok(format @ (ImageFormat::Gif | ImageFormat::WebP)) => format,
-            _ => return Ok(None),
+        let Some(format) = format_of(&head) else {
+            return Ok(None);
         };
         let bytes = input::read(path, "an animation", MAX_ANIMATION_FILE_BYTES)?;
-        Ok(Some(Animation { name, format, bytes }))
+        Ok(Some(Animation {
+            name,
+            format,
+            bytes: bytes.into(),
+            max_pixels: MAX_ANIMATION_PIXELS,
+        }))
+    }
+
+    /// The same of the bytes of a file that somebody sent.
+    pub(super) fn of_bytes<'a>(bytes: &'a [u8], name: &str) -> Option<Animation<'a>> {
+        Some(Animation {
+            name: name.to_owned(),
+            format: format_of(bytes)?,
+            bytes: bytes.into(),
+            max_pixels: MAX_SENT_ANIMATION_PIXELS,
+        })
     }
 
     pub(super) fn read(
@@ -94,12 +113,12 @@ impl Animation {
             let delay = if delay > 0.0 { delay } else { DEFAULT_DELAY_SECONDS };
             begins.push(begins.last().copied().unwrap_or(0.0) + delay);
             n_pixels += u64::from(frame.buffer().width()) * u64::from(frame.buffer().height());
-            if n_pixels > MAX_ANIMATION_PIXELS || begins.len() > MAX_SOURCE_FRAMES {
+            if n_pixels > self.max_pixels || begins.len() > MAX_SOURCE_FRAMES {
                 return Err(Error::AnimationTooLarge {
                     file: self.name.clone(),
                     reason: format!(
                         "more than {} million pixels or {MAX_SOURCE_FRAMES} frames",
-                        MAX_ANIMATION_PIXELS / 1_000_000
+                        self.max_pixels / 1_000_000
                     ),
                 });
             }
@@ -138,4 +157,9 @@ impl Animation {
     fn damaged(&self, error: &image::ImageError) -> Error {
         damaged(&self.name, self.format, error)
     }
+}
+
+fn format_of(head: &[u8]) -> Option<ImageFormat> {
+    let format = image::guess_format(head).ok()?;
+    matches!(format, ImageFormat::Gif | ImageFormat::WebP).then_some(format)
 }

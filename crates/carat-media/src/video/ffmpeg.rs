@@ -3,9 +3,11 @@
 //! `ffprobe` counts the frames (packets, without decoding), then `ffmpeg` decodes and writes the chosen ones as a
 //! stream of PPM images, whose headers tell their sizes. Names never pass through a shell, and are given as
 //! `file:` with an absolute path, so that none is taken for an option, another protocol or a pattern. What a file
-//! may refer to is restricted to files as well.
+//! may refer to is restricted to files as well. What somebody sent ([`Origin::Sent`]) may be of no format that
+//! refers to other files, has less time and fewer pixels, and lies in a file of its own while it is decoded.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +19,9 @@ use super::{FrameSampling, VideoFrame};
 use crate::error::{Error, Result};
 use crate::image::{RgbImage, check_size};
 use crate::input;
-use crate::limits::MAX_VIDEO_DECODE_SECONDS;
+use crate::limits::{
+    MAX_IMAGE_PIXELS, MAX_SENT_VIDEO_DECODE_SECONDS, MAX_SENT_VIDEO_PIXELS, MAX_VIDEO_DECODE_SECONDS,
+};
 
 /// Longest answer of ffprobe that is looked at, in bytes.
 const MAX_PROBE_BYTES: usize = 1 << 20;
@@ -26,19 +30,58 @@ const MAX_PPM_HEAD_BYTES: usize = 64;
 /// What the reference assumes where a file tells no rate.
 const DEFAULT_FRAMES_PER_SECOND: f64 = 24.0;
 
-/// The two programs that decode videos.
+/// Formats of videos that somebody sent. Playlists and the like, which name other files, are not among them.
+const SENT_FORMATS: &str =
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,ogg,asf,h264,hevc";
+
+/// The two programs that decode videos, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VideoTools {
     /// Decodes.
     pub ffmpeg: PathBuf,
     /// Counts frames.
     pub ffprobe: PathBuf,
+    /// The folder where a video that came as bytes lies while it is decoded.
+    pub scratch: PathBuf,
+}
+
+/// Where a video comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The user names a file.
+    Named,
+    /// Somebody else sent it.
+    Sent,
+}
+
+impl Origin {
+    fn time_limit(self) -> Duration {
+        Duration::from_secs(match self {
+            Origin::Named => MAX_VIDEO_DECODE_SECONDS,
+            Origin::Sent => MAX_SENT_VIDEO_DECODE_SECONDS,
+        })
+    }
+
+    /// What both programs are told about what they read.
+    fn restrictions(self) -> Vec<String> {
+        let (n_pixels, formats) = match self {
+            Origin::Named => (MAX_IMAGE_PIXELS, None),
+            Origin::Sent => (MAX_SENT_VIDEO_PIXELS, Some(SENT_FORMATS)),
+        };
+        let mut all = vec!["-protocol_whitelist", "file", "-max_pixels"];
+        let n_pixels = n_pixels.to_string();
+        all.push(&n_pixels);
+        if let Some(formats) = formats {
+            all.extend(["-format_whitelist", formats]);
+        }
+        all.into_iter().map(str::to_owned).collect()
+    }
 }
 
 impl VideoTools {
-    /// Looks for both in the folders of `search_path` (the value of `PATH`).
+    /// Looks for both in the folders of `search_path` (the value of `PATH`); `scratch` is as in the field.
     #[must_use]
-    pub fn find(search_path: &OsStr) -> Option<VideoTools> {
+    pub fn find(search_path: &OsStr, scratch: &Path) -> Option<VideoTools> {
         let find = |program: &str| {
             let file = format!("{program}{}", std::env::consts::EXE_SUFFIX);
             let folders = std::env::split_paths(search_path);
@@ -51,10 +94,12 @@ impl VideoTools {
         Some(VideoTools {
             ffmpeg: find("ffmpeg")?,
             ffprobe: find("ffprobe")?,
+            scratch: scratch.to_owned(),
         })
     }
 }
 
+/// Frames of the file at `path`.
 pub(super) fn read(
     path: &Path,
     sampling: FrameSampling,
@@ -62,34 +107,122 @@ pub(super) fn read(
     take: &mut dyn FnMut(VideoFrame) -> Result<()>,
 ) -> Result<()> {
     let name = input::display(path);
-    let address = address(path, &name)?;
-    let (total, rate) = probe(&tools.ffprobe, &address, &name)?;
-    let indices = sampling.indices(total, total as f64 / rate);
-    if indices.is_empty() {
-        return Ok(());
-    }
-    let mut command = Command::new(&tools.ffmpeg);
-    command.args(["-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i"]);
-    command.arg(&address);
-    command.args(["-map", "0:v:0", "-an", "-sn", "-dn", "-vf", &selection(&indices)]);
-    command.args(["-frames:v", &indices.len().to_string()]);
-    // The filters give the frames the times k / 25, so that this rate neither repeats nor drops any.
-    command.args(["-r", "25", "-f", "image2pipe", "-c:v", "ppm", "-"]);
-    let running = Running::start(command, "ffmpeg", &name, time_limit())?;
-    let mut stream = PpmStream::new(running, &name);
-    for index in indices {
-        // A file may hold fewer pictures than packets.
-        let Some(image) = stream.next_image()? else {
-            break;
-        };
-        let seconds = index as f64 / rate;
-        take(VideoFrame { image, seconds })?;
-    }
-    stream.finish()
+    let video = Video {
+        address: address(path, &name)?,
+        name: &name,
+        origin: Origin::Named,
+    };
+    video.read(sampling, tools, take)
 }
 
-fn time_limit() -> Duration {
-    Duration::from_secs(MAX_VIDEO_DECODE_SECONDS)
+/// Frames of a file that somebody sent. Its bytes are written to a file that only this user may read, which is gone
+/// afterwards: the index of many videos stands at their end, so no pipe will do.
+pub(super) fn decode(
+    bytes: &[u8],
+    name: &str,
+    sampling: FrameSampling,
+    tools: &VideoTools,
+    take: &mut dyn FnMut(VideoFrame) -> Result<()>,
+) -> Result<()> {
+    let failed = |source| Error::Io {
+        action: "store",
+        file: name.to_owned(),
+        source,
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix("carat-video-")
+        .tempfile_in(&tools.scratch)
+        .map_err(failed)?;
+    file.write_all(bytes)
+        .and_then(|()| file.flush())
+        .map_err(failed)?;
+    let video = Video {
+        address: address(file.path(), name)?,
+        name,
+        origin: Origin::Sent,
+    };
+    video.read(sampling, tools, take)
+}
+
+/// A file that the programs are to read.
+struct Video<'a> {
+    address: OsString,
+    /// What errors call it.
+    name: &'a str,
+    origin: Origin,
+}
+
+impl Video<'_> {
+    fn read(
+        &self,
+        sampling: FrameSampling,
+        tools: &VideoTools,
+        take: &mut dyn FnMut(VideoFrame) -> Result<()>,
+    ) -> Result<()> {
+        let (total, rate) = self.probe(&tools.ffprobe)?;
+        let indices = sampling.indices(total, total as f64 / rate);
+        if indices.is_empty() {
+            return Ok(());
+        }
+        let mut command = Command::new(&tools.ffmpeg);
+        command.args(["-nostdin", "-v", "error"]);
+        command
+            .args(self.origin.restrictions())
+            .arg("-i")
+            .arg(&self.address);
+        command.args(["-map", "0:v:0", "-an", "-sn", "-dn", "-vf", &selection(&indices)]);
+        command.args(["-frames:v", &indices.len().to_string()]);
+        // The filters give the frames the times k / 25, so that this rate neither repeats nor drops any.
+        command.args(["-r", "25", "-f", "image2pipe", "-c:v", "ppm", "-"]);
+        let running = Running::start(command, "ffmpeg", self.name, self.origin.time_limit())?;
+        let mut stream = PpmStream::new(running, self.name);
+        for index in indices {
+            // A file may hold fewer pictures than packets.
+            let Some(image) = stream.next_image()? else {
+                break;
+            };
+            let seconds = index as f64 / rate;
+            take(VideoFrame { image, seconds })?;
+        }
+        stream.finish()
+    }
+
+    /// Number of frames, and frames a second.
+    fn probe(&self, ffprobe: &Path) -> Result<(usize, f64)> {
+        let mut command = Command::new(ffprobe);
+        command.args(["-v", "error", "-select_streams", "v:0", "-count_packets"]);
+        command.args(["-show_entries", "stream=nb_read_packets,avg_frame_rate"]);
+        command.args(["-of", "json"]);
+        command
+            .args(self.origin.restrictions())
+            .arg("-i")
+            .arg(&self.address);
+        let mut running = Running::start(command, "ffprobe", self.name, self.origin.time_limit())?;
+        let mut answer = Vec::new();
+        while let Some(piece) = running.next_piece()? {
+            answer.extend(piece);
+            if answer.len() > MAX_PROBE_BYTES {
+                return Err(running.failed("its answer is too long".into()));
+            }
+        }
+        running.finish()?;
+        let answer: Value = serde_json::from_slice(&answer).map_err(|error| Error::VideoTool {
+            file: self.name.to_owned(),
+            tool: "ffprobe",
+            reason: format!("its answer is no JSON ({error})"),
+        })?;
+        let stream = &answer["streams"][0];
+        let count = stream["nb_read_packets"]
+            .as_str()
+            .and_then(|text| text.parse().ok());
+        let rate = stream["avg_frame_rate"].as_str().and_then(fraction);
+        match count {
+            Some(count) => Ok((count, rate.unwrap_or(DEFAULT_FRAMES_PER_SECOND))),
+            None => Err(Error::NoFrames {
+                file: self.name.to_owned(),
+            }),
+        }
+    }
 }
 
 /// How the file is named to the programs.
@@ -108,53 +241,6 @@ fn address(path: &Path, name: &str) -> Result<OsString> {
 fn selection(indices: &[usize]) -> String {
     let terms: Vec<String> = indices.iter().map(|index| format!("eq(n,{index})")).collect();
     format!("select='{}',settb=1/25,setpts=N", terms.join("+"))
-}
-
-/// Number of frames, and frames a second.
-fn probe(ffprobe: &Path, address: &OsStr, name: &str) -> Result<(usize, f64)> {
-    let mut command = Command::new(ffprobe);
-    command.args([
-        "-v",
-        "error",
-        "-protocol_whitelist",
-        "file",
-        "-select_streams",
-        "v:0",
-        "-count_packets",
-    ]);
-    command.args([
-        "-show_entries",
-        "stream=nb_read_packets,avg_frame_rate",
-        "-of",
-        "json",
-        "-i",
-    ]);
-    command.arg(address);
-    let mut running = Running::start(command, "ffprobe", name, time_limit())?;
-    let mut answer = Vec::new();
-    while let Some(piece) = running.next_piece()? {
-        answer.extend(piece);
-        if answer.len() > MAX_PROBE_BYTES {
-            return Err(running.failed("its answer is too long".into()));
-        }
-    }
-    running.finish()?;
-    let answer: Value = serde_json::from_slice(&answer).map_err(|error| Error::VideoTool {
-        file: name.to_owned(),
-        tool: "ffprobe",
-        reason: format!("its answer is no JSON ({error})"),
-    })?;
-    let stream = &answer["streams"][0];
-    let count = stream["nb_read_packets"]
-        .as_str()
-        .and_then(|text| text.parse().ok());
-    let rate = stream["avg_frame_rate"].as_str().and_then(fraction);
-    match count {
-        Some(count) => Ok((count, rate.unwrap_or(DEFAULT_FRAMES_PER_SECOND))),
-        None => Err(Error::NoFrames {
-            file: name.to_owned(),
-        }),
-    }
 }
 
 /// A rate such as `30000/1001`; none for `0/0`.

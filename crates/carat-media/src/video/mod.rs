@@ -14,6 +14,7 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::image::RgbImage;
 use crate::input;
+use animation::Animation;
 
 pub use ffmpeg::VideoTools;
 pub use sampling::FrameSampling;
@@ -41,26 +42,56 @@ pub fn read_video(
     tools: Option<&VideoTools>,
     take: &mut dyn FnMut(VideoFrame) -> Result<()>,
 ) -> Result<usize> {
+    let name = input::display(path);
+    counted(&name, take, |take| {
+        if path.is_dir() {
+            folder::read(path, sampling, take)
+        } else if let Some(animation) = Animation::open(path)? {
+            animation.read(sampling, take)
+        } else {
+            ffmpeg::read(path, sampling, needed(tools, &name)?, take)
+        }
+    })
+}
+
+/// The same for the bytes of a file that somebody sent, which errors call `name`. ffmpeg is told to be warier of it.
+///
+/// # Errors
+/// As [`read_video`].
+pub fn decode_video(
+    bytes: &[u8],
+    name: &str,
+    sampling: FrameSampling,
+    tools: Option<&VideoTools>,
+    take: &mut dyn FnMut(VideoFrame) -> Result<()>,
+) -> Result<usize> {
+    counted(name, take, |take| match Animation::of_bytes(bytes, name) {
+        Some(animation) => animation.read(sampling, take),
+        None => ffmpeg::decode(bytes, name, sampling, needed(tools, name)?, take),
+    })
+}
+
+/// Frames on their way to their taker.
+type Take<'a> = dyn FnMut(VideoFrame) -> Result<()> + 'a;
+
+/// Counts the frames that `read` gives; none is an error.
+fn counted(name: &str, take: &mut Take<'_>, read: impl FnOnce(&mut Take<'_>) -> Result<()>) -> Result<usize> {
     let mut n_taken = 0;
-    let mut counted = |frame| {
+    read(&mut |frame| {
         n_taken += 1;
         take(frame)
-    };
-    if path.is_dir() {
-        folder::read(path, sampling, &mut counted)?;
-    } else if let Some(animation) = animation::Animation::open(path)? {
-        animation.read(sampling, &mut counted)?;
-    } else {
-        let tools = tools.ok_or_else(|| Error::NoVideoTools {
-            file: input::display(path),
-            missing: "ffmpeg or ffprobe",
-        })?;
-        ffmpeg::read(path, sampling, tools, &mut counted)?;
-    }
+    })?;
     if n_taken == 0 {
         return Err(Error::NoFrames {
-            file: input::display(path),
+            file: name.to_owned(),
         });
     }
     Ok(n_taken)
+}
+
+fn needed<'a>(tools: Option<&'a VideoTools>, name: &str) -> Result<&'a VideoTools> {
+    tools.ok_or_else(|| Error::NoVideoTools {
+        file: name.to_owned(),
+        missing: "ffmpeg or ffprobe",
+    })
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use carat_media::{Error, FrameSampling, VideoFrame, VideoTools, read_video};
+use carat_media::{Error, FrameSampling, VideoFrame, VideoTools, decode_video, read_video};
 use carat_testkit::fixture;
 
 fn frames(path: &Path, n: usize, tools: Option<&VideoTools>) -> Result<Vec<VideoFrame>, Error> {
@@ -14,6 +14,17 @@ fn frames(path: &Path, n: usize, tools: Option<&VideoTools>) -> Result<Vec<Video
         Ok(())
     })?;
     assert_eq!(n_taken, frames.len());
+    Ok(frames)
+}
+
+/// The same of bytes that somebody sent.
+fn sent(bytes: &[u8], n: usize, tools: Option<&VideoTools>) -> Result<Vec<VideoFrame>, Error> {
+    let mut frames = Vec::new();
+    let sampling = FrameSampling::count(n).unwrap();
+    decode_video(bytes, "sent", sampling, tools, &mut |frame| {
+        frames.push(frame);
+        Ok(())
+    })?;
     Ok(frames)
 }
 
@@ -48,6 +59,11 @@ fn animations_need_no_program() {
         check(
             &frames(&path, 100, None).unwrap(),
             &(0..12).collect::<Vec<_>>(),
+            tolerance,
+        );
+        check(
+            &sent(&fs::read(&path).unwrap(), 2, None).unwrap(),
+            &[0, 6],
             tolerance,
         );
     }
@@ -95,13 +111,18 @@ fn without_ffmpeg_the_message_says_what_to_do() {
         "{error}"
     );
     assert!(error.contains("install ffmpeg, or give an animated GIF or WebP, or a folder of frames"));
-    assert_eq!(VideoTools::find("relative:/nowhere".as_ref()), None);
+    assert_eq!(
+        VideoTools::find("relative:/nowhere".as_ref(), Path::new(".")),
+        None
+    );
 }
 
 /// These run where ffmpeg is on the PATH; elsewhere there is nothing to test.
 #[test]
 fn videos_by_ffmpeg() {
-    let Some(tools) = std::env::var_os("PATH").and_then(|path| VideoTools::find(&path)) else {
+    let Some(tools) =
+        std::env::var_os("PATH").and_then(|path| VideoTools::find(&path, &std::env::temp_dir()))
+    else {
         eprintln!("skipped: no ffmpeg");
         return;
     };
@@ -141,4 +162,39 @@ fn videos_by_ffmpeg() {
         frames(&fixture("media/tone.mp3"), 4, Some(&tools)),
         Err(Error::NoFrames { .. } | Error::VideoTool { .. })
     ));
+}
+
+/// Playlists and lists name other files: fine where the user names them, not where somebody sends them.
+#[test]
+fn what_is_sent_reads_no_other_file_and_leaves_none() {
+    let scratch = tempfile::tempdir().unwrap();
+    let video = fixture("media/motion.mp4");
+    let bytes = fs::read(&video).unwrap();
+    let error = sent(&bytes, 4, None).unwrap_err().to_string();
+    assert!(error.contains("`sent` needs ffmpeg"), "{error}");
+    let Some(tools) = std::env::var_os("PATH").and_then(|path| VideoTools::find(&path, scratch.path()))
+    else {
+        eprintln!("skipped: no ffmpeg");
+        return;
+    };
+    check(&sent(&bytes, 4, Some(&tools)).unwrap(), &[0, 3, 6, 9], 3);
+    let path = video.display();
+    for text in [
+        format!("#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:1.2,\nfile:{path}\n#EXT-X-ENDLIST\n"),
+        format!("ffconcat version 1.0\nfile '{path}'\n"),
+        "no video at all".to_owned(),
+        String::new(),
+    ] {
+        let error = sent(text.as_bytes(), 4, Some(&tools)).unwrap_err().to_string();
+        assert!(
+            error.contains("`sent`") && !error.contains('\n'),
+            "{text}: {error}"
+        );
+    }
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+    let nowhere = VideoTools {
+        scratch: scratch.path().join("nowhere"),
+        ..tools
+    };
+    assert!(matches!(sent(&bytes, 4, Some(&nowhere)), Err(Error::Io { .. })));
 }

@@ -261,7 +261,15 @@ fn bytes_of(values: &[f32]) -> TensorBytes {
 }
 
 /// Numbers of a patch, channel after channel, as pixel after pixel.
-pub(super) fn channels_last(x: &[f32], side: usize) -> Vec<f32> {
+fn channels_last(x: &[f32], side: usize) -> Vec<f32> {
     let area = side * side;
     (0..3 * area).map(|i| x[i % 3 * area + i / 3]).collect()
+}
+
+/// Numbers of a patch, pixel after pixel, as channel after channel.
+pub(super) fn channels_first(x: &[f32]) -> Vec<f32> {
+    (0..3)
+        .flat_map(|c| x.iter().skip(c).step_by(3))
+        .copied()
+        .collect()
 }

@@ -11,7 +11,7 @@
 use carat_kernels::vector;
 
 use super::linear::Linear;
-use super::tensors::{Tensors, channels_last};
+use super::tensors::{PixelOrder, Tensors, channels_first};
 use super::workspace::{Workspace, row};
 use super::{ImageInput, frames, real_patches};
 use crate::Error;
@@ -23,6 +23,8 @@ const LAYER_NORM_EPS: f32 = 1e-5;
 /// The image embedder.
 pub(super) struct UnifiedVision {
     config: UnifiedVisionConfig,
+    /// How the weights over a cell's pixels lie.
+    order: PixelOrder,
     pixel_norm: Norm,
     patch: Linear,
     patch_norm: Norm,
@@ -75,27 +77,23 @@ impl UnifiedVision {
                 format!("{prefix}{hugging_face}")
             }
         };
-        let mut pixel_norm = Norm::load(
-            tensors,
-            &of("vision_embedder.patch_ln1", "v.patch_norm.1"),
-            pixels,
-        )?;
-        let patch_name = of("vision_embedder.patch_dense", "v.patch_embd");
-        let patch = if is_mmproj {
-            // These files have the pixels of a cell channel after channel.
-            pixel_norm.weight = channels_last(&pixel_norm.weight, side);
-            pixel_norm.bias = channels_last(&pixel_norm.bias, side);
-            tensors.pixel_linear(&patch_name, d, side, super::tensors::PixelOrder::ChannelsFirst)?
-        } else {
-            tensors.linear(&patch_name, d, pixels)?
-        };
         let table = tensors.floats(
             &of("vision_embedder.pos_embedding", "v.position_embd.weight"),
             2 * config.positions * d,
         )?;
         Ok(UnifiedVision {
-            pixel_norm,
-            patch,
+            // Pixels are brought into the file's order, not 26 million weights into theirs: those stay mapped.
+            order: if is_mmproj {
+                PixelOrder::ChannelsFirst
+            } else {
+                PixelOrder::ChannelsLast
+            },
+            pixel_norm: Norm::load(
+                tensors,
+                &of("vision_embedder.patch_ln1", "v.patch_norm.1"),
+                pixels,
+            )?,
+            patch: tensors.linear(&of("vision_embedder.patch_dense", "v.patch_embd"), d, pixels)?,
             patch_norm: Norm::load(tensors, &of("vision_embedder.patch_ln2", "v.patch_norm.2"), d)?,
             positions: [0, 1].map(|axis| one_axis(&table, axis, config, is_mmproj)),
             position_norm: Norm::load(tensors, &of("vision_embedder.pos_norm", "v.patch_norm.3"), d)?,
@@ -123,8 +121,11 @@ impl UnifiedVision {
         workspace.project(
             cells.len(),
             &|t, to| {
-                self.pixel_norm
-                    .apply(isa, row(image.pixel_values, cells[t].0, pixels), to)
+                let cell = row(image.pixel_values, cells[t].0, pixels);
+                match self.order {
+                    PixelOrder::ChannelsLast => self.pixel_norm.apply(isa, cell, to),
+                    PixelOrder::ChannelsFirst => self.pixel_norm.apply(isa, &channels_first(cell), to),
+                }
             },
             &mut [(&self.patch, &mut x)],
         );

@@ -181,11 +181,12 @@ async fn fetched(
     state: &State,
     request: &Arc<GenerationRequest>,
 ) -> Result<Arc<GenerationRequest>, ApiError> {
-    let is_named = |part: &Part| match part {
-        Part::Image(media) | Part::Audio(media) => matches!(media.source, MediaSource::Url(_)),
-        Part::Text(_) => false,
-    };
-    if !request.turns.iter().flat_map(|turn| &turn.parts).any(is_named) {
+    let mut media = request
+        .turns
+        .iter()
+        .flat_map(|turn| &turn.parts)
+        .filter_map(Part::media);
+    if !media.any(|media| matches!(media.source, MediaSource::Url(_))) {
         return Ok(Arc::clone(request));
     }
     let mut filled = GenerationRequest::clone(request);
@@ -193,7 +194,7 @@ async fn fetched(
     Ok(Arc::new(filled))
 }
 
-/// A place among those who encode images and sounds, for requests that have some.
+/// A place among those who encode images, sounds and videos, for requests that have some.
 async fn encoding<'a>(
     state: &'a State,
     request: &GenerationRequest,

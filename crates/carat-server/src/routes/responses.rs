@@ -40,7 +40,7 @@ impl ResponseStore {
         let text = |turn: &Turn| -> usize {
             let parts = turn.parts.iter().map(|part| match part {
                 Part::Text(text) => text.len() + 64,
-                Part::Image(media) | Part::Audio(media) => media.n_bytes() + 64,
+                Part::Image(media) | Part::Audio(media) | Part::Video(media) => media.n_bytes() + 64,
             });
             let calls = turn
                 .tool_calls

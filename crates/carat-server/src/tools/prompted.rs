@@ -98,7 +98,7 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
 fn text_of(turn: &Turn) -> String {
     let texts = turn.parts.iter().filter_map(|part| match part {
         Part::Text(text) => Some(text.as_str()),
-        Part::Image(_) | Part::Audio(_) => None,
+        Part::Image(_) | Part::Audio(_) | Part::Video(_) => None,
     });
     texts.collect()
 }

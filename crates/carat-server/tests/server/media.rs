@@ -46,7 +46,7 @@ fn talk(name: &str, options: ServerOptions) -> Talk {
     };
     let senses = Senses::of_model(name, &model, &checkpoint, senses).unwrap();
     let limits = Limits {
-        n_max: 512,
+        n_max: 1024,
         n_running: 4,
         n_waiting: 16,
         cache_bytes: 64 << 20,
@@ -259,6 +259,68 @@ async fn what_cannot_be_seen_is_refused_by_name() {
     assert!(message.contains("takes text and images"), "{message}");
     let (status, param, _) = ask(&sees, json!({"type": "image_url"})).await;
     assert_eq!((status, param), (400, json!("messages[0].content[0].image_url")));
+}
+
+/// A part with a file of the fixtures as a video.
+fn video(name: &str) -> Value {
+    let path = carat_testkit::fixture(format!("media/{name}"));
+    json!({"type": "video_url", "video_url": {"url": format!("data:video/any;base64,{}", base64(&path))}})
+}
+
+#[tokio::test]
+async fn videos_are_seen_frame_by_frame() {
+    for name in ["gemma4-unified", "gemma4-edge"] {
+        let talk = talk(name, ServerOptions::default());
+        let ask = async |part: Value| {
+            let content = json!([part, {"type": "text", "text": talk.chat.text}]);
+            let body = json!({"messages": [{"role": "user", "content": content}], "max_tokens": 4});
+            talk.client.post("/v1/chat/completions", body).await
+        };
+        let n_tokens = |told: &Value| told["usage"]["prompt_tokens"].as_u64().unwrap();
+        let still = ask(video("palette.gif")).await.json();
+        let told = ask(video("motion.gif")).await.json();
+        // Twelve frames of 9 x 7 cells, each between two marks and behind its time.
+        let of_frames = n_tokens(&told) - n_tokens(&still);
+        assert!((11 * 63..12 * 80).contains(&of_frames), "{name}: {told}");
+        let again = ask(video("motion.gif")).await.json();
+        assert_eq!(said(&again), said(&told), "{name}");
+        let cached = again["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        assert!(cached.unwrap() > 700, "{name}: {again}");
+
+        // These servers have no ffmpeg.
+        let told = ask(video("motion.mp4")).await;
+        assert_eq!(told.status, 400);
+        assert!(told.text.contains("needs ffmpeg"), "{}", told.text);
+        let part = json!({"type": "video_url", "video_url": {"url": "file:///motion.mp4"}});
+        let error = ask(part).await.json()["error"].clone();
+        assert_eq!(error["param"], "messages[0].content[0].video_url");
+    }
+}
+
+#[tokio::test]
+async fn apis_without_videos_say_where_they_are_taken() {
+    let sees = talk("gemma4-unified", ServerOptions::default()).client;
+    let message = |part: Value| json!([{"role": "user", "content": [part]}]);
+    let block =
+        message(json!({"type": "video", "source": {"type": "url", "url": "https://a.example/b.mp4"}}));
+    let item = message(json!({"type": "input_video", "video_url": "https://a.example/b.mp4"}));
+    for (path, body) in [
+        ("/v1/messages", json!({"messages": block, "max_tokens": 1})),
+        ("/v1/responses", json!({"input": item})),
+    ] {
+        let told = sees.post(path, body).await;
+        assert_eq!(told.status, 400, "{path}");
+        assert!(
+            told.text.contains("/v1/chat/completions takes videos")
+                || told.text.contains("videos are taken by /v1/chat/completions"),
+            "{path}: {}",
+            told.text
+        );
+    }
+    let mp4 = base64(&carat_testkit::fixture("media/motion.mp4"));
+    let body = json!({"messages": [{"role": "user", "content": "x", "images": [mp4]}], "stream": false});
+    let told = sees.post("/api/chat", body).await;
+    assert_eq!(told.status, 400, "{}", told.text);
 }
 
 fn form(fields: &[(&str, &str)], file: Option<&[u8]>) -> Request<Body> {

@@ -19,13 +19,14 @@ use anyhow::Result;
 use carat_format::{SafeDType, SafetensorsBuilder, TensorWriter, read_limited};
 use carat_media::{
     EncoderInput, FrameSampling, MediaOptions, MediaProcessor, MelFeatures, PanAndScan, Prepared, RawFrames,
-    TokenBudget, VideoTools, read_audio, read_image,
+    TokenBudget, read_audio, read_image,
 };
 use carat_model::{AudioConfig, Checkpoint, MediaConfig, MediaSource, VisionConfig};
 use clap::Args;
 
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
+use crate::media_args::video_tools;
 use crate::model_source::obtain;
 use crate::settings::Settings;
 
@@ -156,10 +157,7 @@ impl Preprocess {
         settings: &Settings,
         tensors: &mut Tensors,
     ) -> Result<()> {
-        let tools = settings
-            .search_path
-            .as_deref()
-            .and_then(|path| VideoTools::find(path.as_ref()));
+        let tools = video_tools(settings);
         let mut videos = Vec::new();
         for path in &self.video {
             videos.push(processor.video(path, tools.as_ref())?);

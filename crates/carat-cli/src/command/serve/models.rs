@@ -22,6 +22,7 @@ use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::draft_args::{DraftArgs, FoundDrafter, with_room};
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
+use crate::media_args::video_tools;
 use crate::memory;
 use crate::model_source::ModelSource;
 use crate::planning;
@@ -119,7 +120,11 @@ impl LocalModels {
             }
         };
         let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
-        let senses = Senses::of_model(id, &model, &source.checkpoint, SensesOptions::default())?;
+        let options = SensesOptions {
+            video_tools: video_tools(&self.settings),
+            ..SensesOptions::default()
+        };
+        let senses = Senses::of_model(id, &model, &source.checkpoint, options)?;
         let mut setup = setup(id, &source, senses)?;
         setup.drafting = self
             .draft
