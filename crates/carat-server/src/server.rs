@@ -9,8 +9,9 @@ use axum::Router;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use carat_fetch::{Fetcher, MediaUrls};
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::ids::{self, Ids};
 use crate::limits;
@@ -205,6 +206,12 @@ impl Server {
             .map_err(|source| Error::Listen { address, source })
     }
 
+    /// Serves connections that are made within this process, without end.
+    pub async fn run_inside(self, connections: mpsc::Receiver<DuplexStream>) {
+        // It ends with the process; an error would be that no connections come any more.
+        let _ended = axum::serve(Inside { connections }, self.router()).await;
+    }
+
     /// Serves until `stop` comes; then takes no more connections, lets answers end for as long as the options allow,
     /// and returns.
     ///
@@ -236,6 +243,28 @@ impl Server {
                 Ok(())
             }
         }
+    }
+}
+
+/// Connections of this process.
+struct Inside {
+    connections: mpsc::Receiver<DuplexStream>,
+}
+
+impl axum::serve::Listener for Inside {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (DuplexStream, ()) {
+        match self.connections.recv().await {
+            Some(stream) => (stream, ()),
+            // Nobody is left who could connect.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

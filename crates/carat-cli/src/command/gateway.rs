@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use carat_gateway::{Config, Env, Gateway as Serving, Source};
+use carat_gateway::{Config, Engine, Env, Gateway as Serving, Source};
 use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
+use carat_server::Server;
 use clap::{Args, Subcommand};
 
+use crate::compute_args::ComputeArgs;
 use crate::failure::Hinted;
+use crate::interrupt::Interrupt;
 use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel};
 use crate::settings::{self, Settings};
@@ -40,6 +43,8 @@ pub(crate) struct Gateway {
     /// Key of that file, where CARAT_SECRETS_KEY is not set [default: secrets.key in carat's folder]
     #[arg(long, value_name = "FILE")]
     secrets_key: Option<PathBuf>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     #[command(subcommand)]
     task: Option<Task>,
 }
@@ -207,7 +212,7 @@ fn period(text: &str) -> Result<Period, String> {
 }
 
 impl Gateway {
-    pub(crate) fn run(self, settings: &Settings) -> Result<()> {
+    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         let path = self
             .config
             .unwrap_or_else(|| settings.carat_dir.join("gateway.toml"));
@@ -234,12 +239,20 @@ impl Gateway {
         }
         super::serve::start_log(self.log, self.log_format);
         let (address, admin_address) = (config.listen, config.admin());
-        let gateway = Arc::new(Serving::new(config)?);
+        // Models may have to be downloaded for it, which blocks.
+        let inside = config
+            .uses_engine()
+            .then(|| super::serve::inside(settings, interrupt, self.compute))
+            .transpose()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("cannot start the threads that serve connections")?;
         runtime.block_on(async {
+            let gateway = Arc::new(match inside {
+                Some(inside) => Serving::with_engine(config, engine(inside.start().await?))?,
+                None => Serving::new(config)?,
+            });
             let listener = carat_gateway::listen(address).await?;
             let url = listener.local_addr().unwrap_or(address);
             output::note(&format!("the gateway is on http://{url}; Ctrl-C stops it"));
@@ -289,6 +302,17 @@ impl Vault {
         }
         Ok(None)
     }
+}
+
+/// Connections at the engine that have not been taken up yet.
+const CALLING: usize = 1024;
+
+/// Serves what the gateway asks of this process's own engine.
+fn engine(server: Server) -> Engine {
+    let (connect, connections) = tokio::sync::mpsc::channel(CALLING);
+    tokio::spawn(server.run_inside(connections));
+    // One that finds no room is closed, which the gateway takes for a provider that cannot be reached.
+    Arc::new(move |stream| drop(connect.try_send(stream)))
 }
 
 impl Task {

@@ -54,7 +54,7 @@ impl Command {
         match self {
             Self::Run(command) => command.run(settings, interrupt),
             Self::Serve(command) => command.run(settings, interrupt),
-            Self::Gateway(command) => command.run(settings),
+            Self::Gateway(command) => command.run(settings, interrupt),
             Self::Top(command) => command.run(),
             Self::Models(command) => command.run(),
             Self::Pull(command) => command.run(settings, interrupt),

@@ -24,6 +24,8 @@ use crate::settings::Settings;
 
 /// Largest certificate or key file, in bytes.
 const MAX_PEM_BYTES: u64 = 1 << 20;
+/// Largest body that the server within a gateway takes, in MB: the gateway's own largest.
+const MOST_BODY_MB: u32 = 4096;
 /// How long a model stays that nobody uses, where there are several; Ollama's.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
@@ -91,6 +93,66 @@ impl Serve {
             .build()
             .context("cannot start the threads that serve connections")?;
         runtime.block_on(serve(Arc::new(models), options, address))
+    }
+}
+
+/// The server within `carat gateway`'s process: the models of `carat.toml`, or all of this machine. The gateway lets
+/// clients in, so it asks for no keys; and a name stands for that model alone, since routes are made of names.
+pub(super) fn inside(settings: &Settings, interrupt: &Interrupt, compute: ComputeArgs) -> Result<Inside> {
+    let file = ServeSettings::of_file(&settings.carat_dir.join("carat.toml"), false)?;
+    let stated = settings.serve.clone().or(file);
+    let serving = ServeSettings {
+        api_key: Vec::new(),
+        key_weight: Vec::new(),
+        tls_cert: None,
+        tls_key: None,
+        strict_model: Some(true),
+        // The gateway fetches what clients name, if anybody does, and limits bodies itself.
+        media_urls: stated.media_urls.or(Some(MediaAddresses::None)),
+        max_body: Some(MOST_BODY_MB),
+        ..stated
+    }
+    .resolved();
+    let named = named(&serving.model, &DraftArgs::default(), settings, interrupt)?;
+    let options = server_options(&serving, &named)?;
+    let first = options.models.as_ref().and_then(|ids| ids.first().cloned());
+    let models = LocalModels {
+        settings: settings.clone(),
+        serving,
+        compute,
+        draft: DraftArgs::default(),
+        interrupt: interrupt.clone(),
+        is_forced: false,
+        named,
+        details: Mutex::default(),
+    };
+    Ok(Inside {
+        models: Arc::new(models),
+        options,
+        first,
+    })
+}
+
+/// A server that is not started yet.
+pub(super) struct Inside {
+    models: Arc<LocalModels>,
+    options: ServerOptions,
+    first: Option<String>,
+}
+
+impl Inside {
+    /// Starts it, within a runtime. What is wrong with the first model is said at once, not to the first client.
+    pub(super) async fn start(self) -> Result<Server> {
+        let server = Server::with_store(self.models, self.options);
+        let what = match self.first {
+            Some(id) => {
+                let n_max = server.load(&id).await?;
+                format!("{id} runs in this process (context {n_max})")
+            }
+            None => "every model of `carat list` can run in this process".to_string(),
+        };
+        output::note(&what);
+        Ok(server)
     }
 }
 
