@@ -185,6 +185,8 @@ pub struct GenerationRequest {
     pub model: String,
     /// The conversation.
     pub turns: Vec<Turn>,
+    /// The beginning of the answer, which the model goes on with.
+    pub continues: Option<String>,
     /// Tools that may be called.
     pub tools: Vec<Tool>,
     /// Whether they are.

@@ -47,9 +47,12 @@ pub(crate) fn render(
     let conversation = conversation(model, request)?;
     let attached = attach(model, &conversation)?;
     let composed = composed(model, request, &conversation.messages, &attached)?;
-    let prompt = composed
+    let mut prompt = composed
         .encode(&model.setup.senses, go_on)
         .map_err(prompt_error)?;
+    if let Some(text) = &request.continues {
+        begin(model, request, text, &mut prompt.ids)?;
+    }
     Ok(Prompt {
         ids: prompt.ids,
         media: prompt.media,
@@ -59,6 +62,23 @@ pub(crate) fn render(
             None => Some((tools::prompted::grammar(request), "tools")),
         },
     })
+}
+
+/// Puts the beginning of the answer behind the prompt. It is text, whatever it looks like.
+fn begin(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    text: &str,
+    ids: &mut Vec<u32>,
+) -> Result<(), ApiError> {
+    let is_bound = request.format != Format::Text || tools::are_offered(request);
+    if is_bound || request.thinking == Some(true) {
+        let message = "`continue_final_message` cannot be used with tools, thinking or a response format";
+        return Err(ApiError::field("continue_final_message", message));
+    }
+    let tokenizer = &model.setup.tokenizer;
+    tokenizer.encode_into(text, Special::AsText, ids);
+    check_length(model, ids)
 }
 
 /// How many tokens a conversation has; no tower runs.

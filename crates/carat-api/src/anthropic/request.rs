@@ -160,6 +160,7 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
         .and_then(|config| config.effort.as_deref());
     let thinking = thinking(wire.thinking, level, wire.max_tokens)?;
     Ok(GenerationRequest {
+        continues: None,
         model: wire.model.unwrap_or_default(),
         turns,
         tool_choice: choice(wire.tool_choice, &tools)?,

@@ -126,6 +126,7 @@ pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
         tool(name, description, parameters, &format!("tools[{i}]"))
     });
     Ok(GenerationRequest {
+        continues: None,
         turns: messages
             .map(|(i, message)| message.into_turn(i))
             .collect::<Result<_, _>>()?,
@@ -224,6 +225,7 @@ fn common(
     };
     let all = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
     Ok(GenerationRequest {
+        continues: None,
         model: model.unwrap_or_default(),
         format,
         thinking: thinking.wanted,

@@ -50,6 +50,8 @@ struct ChatRequest {
     #[serde(alias = "thinking_token_budget", alias = "reasoning_budget")]
     thinking_budget: Option<i64>,
     chat_template_kwargs: Option<TemplateArguments>,
+    /// vLLM's: the last message is the beginning of the answer.
+    continue_final_message: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -276,7 +278,11 @@ impl ChatRequest {
             .into_iter()
             .enumerate()
             .map(|(i, message)| message.into_turn(i));
-        let turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;
+        let mut turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;
+        let continues = match self.continue_final_message {
+            Some(true) => Some(beginning(&mut turns)?),
+            _ => None,
+        };
         if turns.is_empty() {
             return Err(ApiError::field(
                 "messages",
@@ -303,6 +309,7 @@ impl ChatRequest {
         Ok(GenerationRequest {
             model: self.model.unwrap_or_default(),
             tool_choice: tool_choice(self.tool_choice, &tools)?,
+            continues,
             turns,
             tools,
             parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
@@ -319,6 +326,23 @@ impl ChatRequest {
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         })
     }
+}
+
+/// Takes the last turn, which is the beginning of the answer.
+fn beginning(turns: &mut Vec<Turn>) -> Result<String, ApiError> {
+    let last = turns.pop();
+    let text = last.filter(|last| last.role == Role::Assistant && last.tool_calls.is_empty());
+    let text: Option<String> = text.and_then(|last| {
+        let texts = last.parts.into_iter().map(|part| match part {
+            Part::Text(text) => Some(text),
+            Part::Image(_) | Part::Audio(_) => None,
+        });
+        texts.collect()
+    });
+    text.ok_or_else(|| {
+        let message = "`continue_final_message` needs a last message of the assistant, of text alone";
+        ApiError::field("continue_final_message", message)
+    })
 }
 
 /// Whether the model thinks, and how much.
@@ -656,6 +680,26 @@ mod tests {
             (request.sampling.top_k, request.sampling.seed),
             (Some(0), Some(u64::MAX))
         );
+    }
+
+    #[test]
+    fn the_beginning_of_an_answer_is_taken_off_the_conversation() {
+        let turns = |last: Value| {
+            json!({"model": "m", "continue_final_message": true, "add_generation_prompt": false,
+                   "messages": [{"role": "user", "content": "Hi"}, last]})
+        };
+        let request = convert(turns(json!({"role": "assistant", "content": "Good "}))).unwrap();
+        assert_eq!(
+            (request.turns.len(), request.continues.as_deref()),
+            (1, Some("Good "))
+        );
+        for last in [
+            json!({"role": "user", "content": "x"}),
+            json!({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f"}}]}),
+        ] {
+            let error = convert(turns(last)).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("continue_final_message"));
+        }
     }
 
     #[test]

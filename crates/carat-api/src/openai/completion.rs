@@ -137,6 +137,7 @@ pub fn completion_request(body: &[u8]) -> Result<CompletionRequest, ApiError> {
         prompts: wire.prompt.0,
         echo,
         generation: GenerationRequest {
+            continues: None,
             model: wire.model.unwrap_or_default(),
             format: grammar.over(Format::Text)?,
             sampling: sampling.into_sampling()?,

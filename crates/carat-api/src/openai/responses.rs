@@ -90,6 +90,7 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
     let wish = wire.reasoning.and_then(|reasoning| reasoning.effort);
     let thinking = effort(wish.as_deref(), "reasoning.effort")?;
     let generation = GenerationRequest {
+        continues: None,
         model: wire.model.unwrap_or_default(),
         turns: turns(&wire.input)?,
         tool_choice: tool_choice(wire.tool_choice, &tools)?,

@@ -185,6 +185,7 @@ fn request(form: Form) -> Result<GenerationRequest, ApiError> {
         source: MediaSource::Bytes(bytes.into()),
     };
     Ok(GenerationRequest {
+        continues: None,
         model: form.model,
         turns: vec![Turn::new(Role::User, vec![Part::Text(text), Part::Audio(sound)])],
         sampling: Sampling {

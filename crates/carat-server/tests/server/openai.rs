@@ -38,6 +38,20 @@ async fn a_chat_is_answered_whole() {
 }
 
 #[tokio::test]
+async fn an_answer_that_has_begun_is_gone_on_with() {
+    let client = client("Good morning");
+    let messages = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good "}]);
+    let begun = json!({"continue_final_message": true, "messages": messages});
+    let answer = ask(&client, begun.clone()).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "morning");
+    let mut bound = begun;
+    bound["response_format"] = json!({"type": "json_object"});
+    let told = client.post("/v1/chat/completions", chat(bound)).await;
+    assert_eq!(told.status, 400);
+    assert_eq!(told.json()["error"]["param"], "continue_final_message");
+}
+
+#[tokio::test]
 async fn a_chat_is_streamed() {
     let client = client("Grüß");
     let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2}));
