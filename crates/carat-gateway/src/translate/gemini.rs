@@ -3,11 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
+    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
     Writer, joined, new_id, refused, set, strings, text, unknown, unknown_in, written,
 };
 use crate::failure::{Class, Failure};
-use crate::records::Record;
 use crate::usage::Usage;
 
 /// Stands for a signature of thoughts that were made elsewhere, as Google documents it.
@@ -553,7 +552,7 @@ pub(super) struct ContentReader {
     is_done: bool,
 }
 
-impl ContentReader {
+impl Alike for ContentReader {
     fn read(&mut self, value: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
         if !value["error"].is_null() {
             return Err(Failure::of_value(value, None));
@@ -583,6 +582,12 @@ impl ContentReader {
         Ok(())
     }
 
+    fn is_done(&self) -> bool {
+        self.is_done
+    }
+}
+
+impl ContentReader {
     fn read_part(&mut self, part: &Value, events: &mut Vec<Event>) {
         if let Some(said) = text(&part["text"]).filter(|text| !text.is_empty()) {
             events.push(if part["thought"] == true {
@@ -617,27 +622,5 @@ impl ContentReader {
                 return Err(Failure::new(Class::ServerFault, 502, message));
             }
         })
-    }
-}
-
-impl Reader for ContentReader {
-    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
-        let data = record.data.trim_ascii();
-        if data.is_empty() {
-            return Ok(true);
-        }
-        let Ok(value) = serde_json::from_slice::<Value>(data) else {
-            return Ok(false);
-        };
-        self.read(&value, events)?;
-        Ok(true)
-    }
-
-    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
-        self.read(answer, events)
-    }
-
-    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
-        self.is_done
     }
 }

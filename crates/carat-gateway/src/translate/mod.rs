@@ -265,6 +265,66 @@ impl Question {
     }
 }
 
+impl Question {
+    /// How tokens are chosen, where an API calls it as OpenAI does.
+    fn sampled(settings: &Value) -> Self {
+        Self {
+            temperature: settings["temperature"].as_f64(),
+            top_p: settings["top_p"].as_f64(),
+            top_k: settings["top_k"].as_u64(),
+            seed: settings["seed"].as_i64(),
+            presence: settings["presence_penalty"].as_f64(),
+            frequency: settings["frequency_penalty"].as_f64(),
+            stop: strings(&settings["stop"]),
+            ..Self::default()
+        }
+    }
+}
+
+impl Tool {
+    /// A function as OpenAI describes it, if it has a name.
+    fn of_function(name: Option<String>, function: &Value) -> Result<Self, Failure> {
+        let nameless = || {
+            refused(
+                "tools",
+                "only functions, each with a name, can be passed on to this provider",
+            )
+        };
+        Ok(Self {
+            name: name.ok_or_else(nameless)?,
+            description: text(&function["description"]),
+            schema: function["parameters"].clone(),
+            strict: function["strict"].as_bool(),
+            cache: None,
+        })
+    }
+}
+
+impl Format {
+    /// As OpenAI names kinds of it; `schema` is where it says more.
+    fn of_kind(kind: &Value, schema: &Value) -> Self {
+        match kind.as_str() {
+            Some("json_object") => Self::Json,
+            Some("json_schema") => Self::Schema {
+                name: text(&schema["name"]).unwrap_or_else(|| "answer".into()),
+                schema: schema["schema"].clone(),
+                strict: schema["strict"].as_bool(),
+            },
+            _ => Self::Text,
+        }
+    }
+}
+
+impl Thinking {
+    /// By OpenAI's words for effort.
+    fn of_effort(effort: &Value) -> Option<Self> {
+        effort.as_str().map(|effort| match effort {
+            "none" => Self::Off,
+            other => Self::Effort(other.to_string()),
+        })
+    }
+}
+
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Finish {
@@ -314,6 +374,37 @@ pub(crate) trait Reader: Send {
 
     /// The stream has ended: whether it was whole. Some dialects only then say why.
     fn end(&mut self, events: &mut Vec<Event>) -> bool;
+}
+
+/// Reads JSON objects of one kind, whether a stream is made of them or one is the whole answer.
+trait Alike: Send {
+    /// Takes an object.
+    fn read(&mut self, value: &Value, events: &mut Vec<Event>) -> Result<(), Failure>;
+
+    /// Whether the last one has come.
+    fn is_done(&self) -> bool;
+}
+
+impl<T: Alike> Reader for T {
+    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
+        let data = record.data.trim_ascii();
+        if data.is_empty() {
+            return Ok(true);
+        }
+        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+            return Ok(false);
+        };
+        self.read(&value, events)?;
+        Ok(true)
+    }
+
+    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
+        self.read(answer, events)
+    }
+
+    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+        self.is_done()
+    }
 }
 
 /// Writes an answer of a dialect.

@@ -3,12 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, refused, set, strings, text, unknown, unknown_in, words,
+    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
+    Writer, joined, media, new_id, refused, set, text, unknown, unknown_in, words,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
-use crate::records::Record;
 use crate::usage::Usage;
 
 const KNOWN: [&str; 7] = [
@@ -41,15 +40,8 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             },
             _ => Format::Text,
         },
-        temperature: options["temperature"].as_f64(),
-        top_p: options["top_p"].as_f64(),
-        top_k: options["top_k"].as_u64(),
-        seed: options["seed"].as_i64(),
-        presence: options["presence_penalty"].as_f64(),
-        frequency: options["frequency_penalty"].as_f64(),
         // Negative numbers mean no limit.
         max_tokens: options["num_predict"].as_u64(),
-        stop: strings(&options["stop"]),
         thinking: match &body["think"] {
             Value::Bool(true) => Some(Thinking::Adaptive),
             Value::Bool(false) => Some(Thinking::Off),
@@ -60,7 +52,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         stream: body["stream"].as_bool().unwrap_or(true),
         wants_usage: true,
         unknown: unknown(body, &KNOWN),
-        ..Question::default()
+        ..Question::sampled(options)
     };
     question
         .unknown
@@ -443,7 +435,7 @@ pub(super) struct LineReader {
     is_done: bool,
 }
 
-impl LineReader {
+impl Alike for LineReader {
     fn read(&mut self, value: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
         if !value["error"].is_null() {
             return Err(Failure::of_value(value, None));
@@ -489,22 +481,8 @@ impl LineReader {
         }
         Ok(())
     }
-}
 
-impl Reader for LineReader {
-    fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
-        let Ok(value) = serde_json::from_slice::<Value>(&record.data) else {
-            return Ok(false);
-        };
-        self.read(&value, events)?;
-        Ok(true)
-    }
-
-    fn whole(&mut self, answer: &Value, events: &mut Vec<Event>) -> Result<(), Failure> {
-        self.read(answer, events)
-    }
-
-    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+    fn is_done(&self) -> bool {
         self.is_done
     }
 }

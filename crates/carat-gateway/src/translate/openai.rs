@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, parsed, refused, set, strings, text, unknown, words, written,
+    Writer, joined, media, new_id, parsed, refused, set, text, unknown, words, written,
 };
 use crate::clock::now_s;
 use crate::failure::Failure;
@@ -66,26 +66,19 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         ),
         choice: choice(&body["tool_choice"]),
         parallel: body["parallel_tool_calls"].as_bool(),
-        format: format(&body["response_format"]),
-        temperature: body["temperature"].as_f64(),
-        top_p: body["top_p"].as_f64(),
-        top_k: body["top_k"].as_u64(),
-        seed: body["seed"].as_i64(),
-        presence: body["presence_penalty"].as_f64(),
-        frequency: body["frequency_penalty"].as_f64(),
+        format: Format::of_kind(
+            &body["response_format"]["type"],
+            &body["response_format"]["json_schema"],
+        ),
         max_tokens: body["max_completion_tokens"]
             .as_u64()
             .or(body["max_tokens"].as_u64()),
-        stop: strings(&body["stop"]),
-        thinking: body["reasoning_effort"].as_str().map(|effort| match effort {
-            "none" => Thinking::Off,
-            other => Thinking::Effort(other.to_string()),
-        }),
+        thinking: Thinking::of_effort(&body["reasoning_effort"]),
         user: text(&body["user"]).or(text(&body["safety_identifier"])),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: body["stream_options"]["include_usage"] == true,
         unknown: unknown(body, &KNOWN),
-        ..Question::default()
+        ..Question::sampled(body)
     };
     let own = OWN.iter().filter(|name| !body[**name].is_null());
     question.unknown.extend(own.map(ToString::to_string));
@@ -194,18 +187,9 @@ fn pieces(content: &Value, path: &str) -> Result<Vec<Piece>, Failure> {
 
 fn tool(tool: &Value) -> Result<Tool, Failure> {
     let function = &tool["function"];
-    let name = text(&function["name"]);
     Ok(Tool {
-        name: name.ok_or_else(|| {
-            refused(
-                "tools",
-                "only functions, each with a name, can be passed on to this provider",
-            )
-        })?,
-        description: text(&function["description"]),
-        schema: function["parameters"].clone(),
-        strict: function["strict"].as_bool(),
         cache: Some(tool["cache_control"].clone()).filter(|cache| !cache.is_null()),
+        ..Tool::of_function(text(&function["name"]), function)?
     })
 }
 
@@ -229,18 +213,6 @@ fn choice(choice: &Value) -> Choice {
         Some("required" | "any") => Choice::Required,
         Some(_) => Choice::Auto,
         None => text(&choice["function"]["name"]).map_or(Choice::Auto, Choice::Named),
-    }
-}
-
-fn format(format: &Value) -> Format {
-    match format["type"].as_str() {
-        Some("json_object") => Format::Json,
-        Some("json_schema") => Format::Schema {
-            name: text(&format["json_schema"]["name"]).unwrap_or_else(|| "answer".into()),
-            schema: format["json_schema"]["schema"].clone(),
-            strict: format["json_schema"]["strict"].as_bool(),
-        },
-        _ => Format::Text,
     }
 }
 

@@ -42,22 +42,11 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         tools: openai::allowed(tools.collect::<Result<_, _>>()?, &body["tool_choice"]["tools"]),
         choice: choice(&body["tool_choice"]),
         parallel: body["parallel_tool_calls"].as_bool(),
-        format: match format["type"].as_str() {
-            Some("json_object") => Format::Json,
-            Some("json_schema") => Format::Schema {
-                name: text(&format["name"]).unwrap_or_else(|| "answer".into()),
-                schema: format["schema"].clone(),
-                strict: format["strict"].as_bool(),
-            },
-            _ => Format::Text,
-        },
+        format: Format::of_kind(&format["type"], format),
         temperature: body["temperature"].as_f64(),
         top_p: body["top_p"].as_f64(),
         max_tokens: body["max_output_tokens"].as_u64(),
-        thinking: body["reasoning"]["effort"].as_str().map(|effort| match effort {
-            "none" => Thinking::Off,
-            other => Thinking::Effort(other.to_string()),
-        }),
+        thinking: Thinking::of_effort(&body["reasoning"]["effort"]),
         user: text(&body["user"]),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: true,
@@ -116,18 +105,7 @@ fn refuse_memory(body: &Value) -> Result<(), Failure> {
 
 fn tool(tool: &Value) -> Result<Tool, Failure> {
     let name = words(&tool["name"]).filter(|_| tool["type"] == "function");
-    Ok(Tool {
-        name: name.ok_or_else(|| {
-            refused(
-                "tools",
-                "only functions, each with a name, can be passed on to this provider",
-            )
-        })?,
-        description: text(&tool["description"]),
-        schema: tool["parameters"].clone(),
-        strict: tool["strict"].as_bool(),
-        cache: None,
-    })
+    Tool::of_function(name, tool)
 }
 
 fn choice(choice: &Value) -> Choice {
