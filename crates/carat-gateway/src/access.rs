@@ -34,6 +34,20 @@ pub(crate) struct Entry {
     asking: Option<Asking>,
     /// What calls cost whose answers nobody waited for.
     extra: Micros,
+    /// The answer's beginning, where others gave it.
+    before: Option<Before>,
+}
+
+/// What the beginning of an answer took that somebody else went on with.
+#[derive(Debug)]
+pub(crate) struct Before {
+    pub(crate) target: String,
+    /// How it was cut.
+    pub(crate) class: Class,
+    pub(crate) usage: Usage,
+    pub(crate) is_counted: bool,
+    pub(crate) cost: Option<Micros>,
+    pub(crate) began: Option<Instant>,
 }
 
 /// A target that was asked and has not answered: it will want its money even if the client leaves.
@@ -105,7 +119,7 @@ impl Gate<'_> {
     ) -> Result<Admitted, Failure> {
         let arrived = Instant::now();
         let key = key_of(headers).ok_or_else(no_key)?;
-        let input = call.body_bytes.div_ceil(3) as u64;
+        let input = call.wish.needs.most_tokens(call.body_bytes);
         let most_output = most_output(call, self.config.expected_output);
         let mut asked = Asked {
             id,
@@ -127,6 +141,7 @@ impl Gate<'_> {
                         most_output,
                         asking: None,
                         extra: Micros(0),
+                        before: None,
                     };
                     let instead = instead.and_then(|(_, route)| route);
                     return Ok(Admitted {
@@ -286,6 +301,11 @@ impl Entry {
     /// A target is asked; says who was before. If the client leaves before it answers, it is paid by estimate.
     pub(crate) fn asks(&mut self, candidate: &Candidate, prices: &Prices, body_bytes: usize, tried: String) {
         self.tried = tried;
+        self.asks_too(candidate, prices, body_bytes);
+    }
+
+    /// Another target is asked.
+    pub(crate) fn asks_too(&mut self, candidate: &Candidate, prices: &Prices, body_bytes: usize) {
         self.asking = Some(Asking {
             target: candidate.name.clone(),
             price: prices.of(candidate),
@@ -310,6 +330,40 @@ impl Entry {
     /// Something else than the answer itself cost so much.
     pub(crate) fn also(&mut self, cost: Micros) {
         self.extra = Micros(self.extra.0.saturating_add(cost.0));
+    }
+
+    /// The answer was cut after so much of it; somebody else is to go on.
+    pub(crate) fn took_before(&mut self, before: Before) {
+        self.also(before.cost.unwrap_or_default());
+        if !self.tried.is_empty() {
+            self.tried.push(',');
+        }
+        self.tried
+            .push_str(&format!("{}:{}", before.target, before.class.name()));
+        self.asking = None;
+        self.before = Some(match self.before.take() {
+            None => before,
+            Some(earlier) => Before {
+                usage: earlier.usage.plus(&before.usage),
+                is_counted: earlier.is_counted && before.is_counted,
+                began: earlier.began.or(before.began),
+                ..before
+            },
+        });
+    }
+
+    /// Nobody went on with it.
+    pub(crate) fn cut(mut self) {
+        let target = self.before.as_ref().map(|before| before.target.clone());
+        let tokens = Usage::default();
+        self.settle(
+            target.unwrap_or_default(),
+            Ended::Cut,
+            &tokens,
+            true,
+            Some(Micros(0)),
+            None,
+        );
     }
 
     /// A target was asked too and is not waited for: it will want the prompt's price.
@@ -358,6 +412,15 @@ impl Entry {
     ) {
         let Some(hold) = self.hold.take() else { return };
         let cost = cost.map(|cost| Micros(cost.0.saturating_add(self.extra.0)));
+        let before = self.before.take();
+        let (usage, is_counted, began) = match &before {
+            None => (*usage, is_counted, began),
+            Some(before) => (
+                usage.plus(&before.usage),
+                is_counted && before.is_counted,
+                before.began.or(began),
+            ),
+        };
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         hold.settle(Row {
             target,
@@ -379,7 +442,13 @@ impl Entry {
 impl Drop for Entry {
     /// The client has left, or something went very wrong, while a target was at work: nobody will say what it took.
     fn drop(&mut self) {
-        let Some(asking) = self.asking.take() else { return };
+        let Some(asking) = self.asking.take() else {
+            if let Some(before) = &self.before {
+                let (target, tokens) = (before.target.clone(), Usage::default());
+                self.settle(target, Ended::ClientGone, &tokens, true, Some(Micros(0)), None);
+            }
+            return;
+        };
         let n_ms = u64::try_from(asking.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let output = n_ms.saturating_mul(UNSEEN_TOKENS_PER_S) / 1000;
         let usage = Usage {

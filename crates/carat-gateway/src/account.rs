@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use carat_ledger::Price;
 
-use crate::access::Bill;
+use crate::access::{Before, Bill, Entry};
+use crate::clock;
 use crate::failure::Failure;
 use crate::health::Permit;
 use crate::usage::Usage;
@@ -45,7 +46,7 @@ impl Account {
             target: target.to_string(),
             bill: None,
             variant: None,
-            started: Instant::now(),
+            started: clock::now(),
         }
     }
 
@@ -55,7 +56,20 @@ impl Account {
         self.bill = bill;
         self.permit.began(self.prompt_bytes, n_whole);
         self.is_whole = n_whole > 0;
-        self.began = Some(Instant::now());
+        self.began = Some(clock::now());
+    }
+
+    /// It goes on with an answer that began elsewhere, and who asked will pay for it.
+    pub(crate) fn owe(&mut self, bill: Option<Bill>) {
+        self.bill = bill;
+    }
+
+    /// The target has begun to go on with an answer.
+    pub(crate) fn goes_on(&mut self) {
+        if self.began.is_none() {
+            self.permit.began(self.prompt_bytes, 0);
+            self.began = Some(clock::now());
+        }
     }
 
     /// The answer is one of a variant that is compared with others.
@@ -65,7 +79,7 @@ impl Account {
 
     /// Takes what a provider says of its limits.
     pub(crate) fn learn(&self, headers: &http::HeaderMap) {
-        self.permit.health().learn(headers, Instant::now());
+        self.permit.health().learn(headers, clock::now());
     }
 
     /// The target did not answer.
@@ -83,7 +97,43 @@ impl Account {
     }
 
     /// The answer has ended. `is_counted`: the usage is the provider's, not an estimate.
-    pub(crate) fn settle(self, outcome: &Outcome, mut usage: Usage, is_counted: bool) {
+    pub(crate) fn settle(mut self, outcome: &Outcome, mut usage: Usage, is_counted: bool) {
+        self.close(outcome, &mut usage, is_counted);
+        let Some(Bill { entry, price }) = self.bill.take() else {
+            return;
+        };
+        entry.end(
+            self.target,
+            price.as_deref(),
+            outcome,
+            &usage,
+            is_counted,
+            self.began,
+        );
+    }
+
+    /// The answer was cut, and somebody else goes on with it: what it took is written down with the rest.
+    pub(crate) fn hand_over(
+        mut self,
+        failure: &Failure,
+        mut usage: Usage,
+        is_counted: bool,
+    ) -> Option<Entry> {
+        self.close(&Outcome::Cut(failure.clone()), &mut usage, is_counted);
+        let Bill { mut entry, price } = self.bill.take()?;
+        entry.took_before(Before {
+            target: self.target,
+            class: failure.class,
+            usage,
+            is_counted,
+            cost: price.map(|price| price.cost(&usage)),
+            began: self.began,
+        });
+        Some(entry)
+    }
+
+    /// What is remembered of a target when its answer has ended.
+    fn close(&self, outcome: &Outcome, usage: &mut Usage, is_counted: bool) {
         if !is_counted && usage.input == 0 {
             usage.input = self.prompt_bytes.div_ceil(4) as u64;
         }
@@ -109,31 +159,18 @@ impl Account {
             .began
             .map(|began| began.elapsed())
             .filter(|_| is_counted && !self.is_whole);
-        self.permit.took(&usage, spoken);
+        self.permit.took(usage, spoken);
         if let Some((variant, price)) = &self.variant {
-            let cost = price.as_ref().map_or(0, |price| price.cost(&usage).0);
+            let cost = price.as_ref().map_or(0, |price| price.cost(usage).0);
             let first = self
                 .began
                 .map(|began| began.saturating_duration_since(self.started));
             let first_ms = first.map_or(0, |first| u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
-            variant.ended(matches!(outcome, Outcome::Cut(_)), &usage, cost, first_ms);
+            variant.ended(matches!(outcome, Outcome::Cut(_)), usage, cost, first_ms);
         }
-        if let Some(Bill { entry, price }) = self.bill {
-            if price.is_none() {
-                self.permit
-                    .health()
-                    .counts
-                    .without_price
-                    .fetch_add(1, Ordering::Relaxed);
-            }
-            entry.end(
-                self.target,
-                price.as_deref(),
-                outcome,
-                &usage,
-                is_counted,
-                self.began,
-            );
+        if self.bill.as_ref().is_some_and(|bill| bill.price.is_none()) {
+            let counts = &self.permit.health().counts;
+            counts.without_price.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -6,23 +6,26 @@
 //! ended and paid for as far as is known.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use carat_ledger::Price;
 use http::header::CONTENT_TYPE;
-use http::{HeaderName, HeaderValue, Response, StatusCode};
+use http::response::Parts;
+use http::{HeaderName, HeaderValue, Request, StatusCode};
 use tokio::time::Instant;
 
 use crate::access::{Bill, Entry};
 use crate::account::{Account, Outcome};
-use crate::config::{Config, Timeouts};
+use crate::budget::CallBudget;
+use crate::clock;
+use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
-use crate::guard::{self, Guard, Guarded};
-use crate::health::HealthBook;
+use crate::guard::{Edited, Guard, Rewritten};
+use crate::health::{HealthBook, Permit};
 use crate::limits::ERROR_BYTES;
 use crate::needs::Needs;
 use crate::policy::{Asked, Known, Standing, ranked};
@@ -36,16 +39,24 @@ use crate::usage::Usage;
 use crate::variants::Variants;
 use crate::waiting::Priority;
 
+/// Who had less time than this before the client's deadline is not thought slow.
+const FAIR: Duration = Duration::from_secs(1);
+
 /// What is asked, apart from whom.
 pub(crate) struct Call<'a> {
     pub(crate) endpoint: Endpoint,
     pub(crate) fields: &'a Fields<'a>,
+    /// Bytes of its body, a picture for what it usually costs.
     pub(crate) body_bytes: usize,
     pub(crate) is_stream: bool,
     pub(crate) max_tokens: Option<u64>,
     pub(crate) forwarded: Vec<(HeaderName, HeaderValue)>,
     pub(crate) deadline: Instant,
     pub(crate) wish: Wish,
+    /// Whether its stream is written so that another can go on with it.
+    pub(crate) continues: bool,
+    /// Its last turn is an answer's beginning, to be gone on with.
+    pub(crate) is_continued: bool,
 }
 
 /// What decides about a call's way.
@@ -114,41 +125,6 @@ impl Trail {
     }
 }
 
-/// How many calls may be made beyond one for each request: every request earns a part of one.
-#[derive(Debug)]
-pub(crate) struct CallBudget {
-    parts: AtomicI64,
-    /// Parts that one costs.
-    price: i64,
-}
-
-impl CallBudget {
-    /// Calls that may be saved up for a burst.
-    const MOST: i64 = 20;
-
-    /// A budget of one call for so many requests.
-    pub(crate) fn one_in(price: i64) -> Self {
-        Self {
-            parts: AtomicI64::new(Self::MOST * price),
-            price,
-        }
-    }
-
-    pub(crate) fn earn(&self) {
-        if self.parts.load(Ordering::Relaxed) < Self::MOST * self.price {
-            self.parts.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn spend(&self) -> bool {
-        let enough = self.parts.fetch_sub(self.price, Ordering::Relaxed) >= self.price;
-        if !enough {
-            self.parts.fetch_add(self.price, Ordering::Relaxed);
-        }
-        enough
-    }
-}
-
 /// What all attempts share.
 pub(crate) struct Means<'a> {
     pub(crate) upstream: &'a Upstream,
@@ -167,7 +143,7 @@ impl Means<'_> {
         Known {
             book: self.book,
             prices: &self.config.prices,
-            now: std::time::Instant::now(),
+            now: clock::now(),
         }
     }
 }
@@ -210,7 +186,7 @@ pub(crate) async fn answer(
                 let variant = means.variants.of(&route.name, name);
                 variant.failures.fetch_add(1, Ordering::Relaxed);
             }
-            is_final |= !queue.failed(i, failure.class);
+            is_final |= !queue.failed(i, &failure);
             last = Some(failure);
         }
         if let Some((i, begun)) = raced.won {
@@ -278,7 +254,7 @@ async fn raced(
         None => None,
         Some(after) => match tokio::time::timeout(after, &mut first).await {
             Ok(result) => return Raced::one(i, result),
-            Err(_) => queue.another(i).filter(|_| means.hedges.spend()),
+            Err(_) => queue.another(i).filter(|_| means.hedges.spend(clock::now())),
         },
     };
     let Some((j, permit)) = second else {
@@ -404,9 +380,6 @@ async fn attempt(
     call: &Call<'_>,
 ) -> Result<Begun, Failure> {
     let candidate = &route.candidates[i];
-    if means.guard.is_some() && call.is_stream && !call.endpoint.is_conversation() {
-        return Err(guard::unreadable());
-    }
     let Ask {
         request,
         dropped,
@@ -422,126 +395,167 @@ async fn attempt(
             });
         }
     };
-    permit.health().spend(call.wish.needs.room());
-    let timeouts = &means.config.timeouts;
-    let patience = if call.is_stream {
-        timeouts.first_token
-    } else {
-        timeouts.whole
-    };
-    let until = call.deadline.min(Instant::now() + patience);
-    let account = Account::new(permit, &candidate.name, call.body_bytes);
-    let reading = Reading {
-        call,
-        guard: means.guard,
-        timeouts,
-        until,
-        body_limit: means.config.body_bytes,
-        account: &account,
-    };
+    let asking = Asking::new(means, candidate, permit, call);
     let read = async {
-        let sending = means.upstream.send(&candidate.provider, request, call.is_stream);
-        let sent = tokio::time::timeout_at(until, sending).await;
-        let response = sent.map_err(|_| too_slow())??;
-        reading.read(response, forwarding).await
+        let (head, body) = asking.send(request, forwarding.secret.as_deref()).await?;
+        asking.read(&head, body, forwarding).await
     };
-    match read.await {
-        Ok((upstream_id, what)) => Ok(Begun {
+    let read = read.await;
+    match asking.ended(read) {
+        (account, Ok((upstream_id, what))) => Ok(Begun {
             dropped,
             upstream_id,
             account,
             what,
         }),
-        Err(failure) => {
-            account.failed(&failure);
-            Err(failure)
-        }
+        (_, Err(failure)) => Err(failure),
     }
+}
+
+/// Asks one target to go on with a stream: it has begun to answer, and nothing of that has been read.
+pub(crate) async fn opened(
+    means: &Means<'_>,
+    route: &Route,
+    (i, permit): Place,
+    call: &Call<'_>,
+) -> Result<(AnswerBody, Forwarding, Account), Failure> {
+    let candidate = &route.candidates[i];
+    let prepared = prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await?;
+    let Prepared::Ask(ask) = prepared else {
+        return Err(nobody());
+    };
+    let forwarding = ask.forwarding;
+    let asking = Asking::new(means, candidate, permit, call);
+    let sent = asking.send(ask.request, forwarding.secret.as_deref()).await;
+    let sent = sent.and_then(|(head, body)| {
+        let is_stream = forwarding.is_stream(content_type(&head));
+        is_stream.then_some(body).ok_or_else(no_stream)
+    });
+    let (account, body) = asking.ended(sent);
+    Ok((body?, forwarding, account))
+}
+
+fn content_type(head: &Parts) -> &str {
+    let kind = head.headers.get(CONTENT_TYPE);
+    kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default()
+}
+
+fn no_stream() -> Failure {
+    let message = "the provider answered with something that is no event stream";
+    Failure::new(Class::ServerFault, 502, message)
 }
 
 fn too_slow() -> Failure {
     Failure::new(Class::Slow, 504, "the provider took too long to answer")
 }
 
-/// Reading what a target answers.
-struct Reading<'a> {
+/// One call of a target.
+struct Asking<'a> {
+    means: &'a Means<'a>,
+    candidate: &'a Candidate,
     call: &'a Call<'a>,
-    /// Looks at the answer.
-    guard: Option<&'a Arc<Guard>>,
-    timeouts: &'a Timeouts,
-    /// When the first words, or the whole answer, must be there.
+    /// When it was asked, and when the first words, or the whole answer, must be there.
+    asked: Instant,
     until: Instant,
-    body_limit: usize,
-    account: &'a Account,
+    /// How long it may take where nothing else is in a hurry.
+    patience: Duration,
+    account: Account,
 }
 
-impl Reading<'_> {
-    async fn read(
+impl<'a> Asking<'a> {
+    fn new(means: &'a Means<'a>, candidate: &'a Candidate, permit: Permit, call: &'a Call<'a>) -> Self {
+        permit.health().spend(call.wish.needs.room());
+        let timeouts = &means.config.timeouts;
+        let patience = if call.is_stream {
+            timeouts.first_token
+        } else {
+            timeouts.whole
+        };
+        let asked = Instant::now();
+        Self {
+            means,
+            candidate,
+            call,
+            asked,
+            until: call.deadline.min(asked + patience),
+            patience,
+            account: Account::new(permit, &candidate.name, call.body_bytes),
+        }
+    }
+
+    /// Sends it: an answer that says that it is one.
+    async fn send(
         &self,
-        response: Response<AnswerBody>,
-        forwarding: Forwarding,
-    ) -> Result<(Option<HeaderValue>, Beginning), Failure> {
-        let (head, body) = response.into_parts();
+        request: Request<Bytes>,
+        secret: Option<&str>,
+    ) -> Result<(Parts, AnswerBody), Failure> {
+        let upstream = self.means.upstream;
+        let sending = upstream.send(&self.candidate.provider, request, self.call.is_stream);
+        let sent = tokio::time::timeout_at(self.until, sending).await;
+        let (head, body) = sent.map_err(|_| too_slow())??.into_parts();
         self.account.learn(&head.headers);
         if head.status != StatusCode::OK {
             let body = tokio::time::timeout_at(self.until, upstream::collect(body, ERROR_BYTES)).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
-            let secret = forwarding.secret.as_deref();
             return Err(Failure::of_answer(head.status, &head.headers, &body, secret));
         }
-        let id = head
-            .headers
-            .get("x-request-id")
-            .or_else(|| head.headers.get("request-id"))
-            .or_else(|| head.headers.get("x-amzn-requestid"))
-            .cloned();
-        let kind = head
-            .headers
-            .get(CONTENT_TYPE)
-            .and_then(|kind| kind.to_str().ok())
-            .unwrap_or_default();
-        let is_stream = forwarding.is_stream(kind);
+        Ok((head, body))
+    }
+
+    async fn read(
+        &self,
+        head: &Parts,
+        body: AnswerBody,
+        forwarding: Forwarding,
+    ) -> Result<(Option<HeaderValue>, Beginning), Failure> {
+        let id = ["x-request-id", "request-id", "x-amzn-requestid"]
+            .iter()
+            .find_map(|name| head.headers.get(*name));
+        let is_stream = forwarding.is_stream(content_type(head));
         let what = if self.call.is_stream && is_stream {
             self.stream(body, forwarding).await?
         } else {
             self.whole(body, &forwarding).await?
         };
-        Ok((id, what))
+        Ok((id.cloned(), what))
     }
 
     async fn stream(&self, body: AnswerBody, forwarding: Forwarding) -> Result<Beginning, Failure> {
         let framing = forwarding.framing();
-        let transform: Box<dyn Transform> = match self.guard {
-            Some(guard) => Box::new(Guarded::new(forwarding, Arc::clone(guard))),
-            None => forwarding.transform(),
+        let guard = self.means.guard.map(Arc::clone);
+        let transform: Box<dyn Transform> = match guard {
+            Some(guard) if !forwarding.is_translated && !self.call.continues => {
+                Box::new(Edited::new(forwarding, guard))
+            }
+            None if !self.call.continues => forwarding.transform(),
+            guard => Box::new(Rewritten::new(forwarding, guard)),
         };
-        let mut relay = Relay::new(body, framing, transform, self.timeouts.idle, self.call.deadline);
-        relay.begin(self.until, self.account).await?;
+        let idle = self.means.config.timeouts.idle;
+        let mut relay = Relay::new(body, framing, transform, idle, self.call.deadline);
+        relay.begin(self.until, &self.account).await?;
         Ok(Beginning::Stream(Box::new(relay)))
     }
 
     async fn whole(&self, body: AnswerBody, forwarding: &Forwarding) -> Result<Beginning, Failure> {
-        let collected = tokio::time::timeout_at(self.until, upstream::collect(body, self.body_limit)).await;
+        let limit = self.means.config.body_bytes;
+        let collected = tokio::time::timeout_at(self.until, upstream::collect(body, limit)).await;
         let bytes = collected.map_err(|_| too_slow())??;
         let whole = forwarding.whole(bytes)?;
         if self.call.is_stream {
-            let message = "the provider answered with something that is no event stream";
-            return Err(Failure::new(Class::ServerFault, 502, message));
+            return Err(no_stream());
         }
         Ok(Beginning::Whole(whole))
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn retries_are_a_fifth_of_requests() {
-        let budget = CallBudget::one_in(5);
-        let burst = (0..50).filter(|_| budget.spend()).count();
-        assert_eq!(burst, 20);
-        (0..100).for_each(|_| budget.earn());
-        assert_eq!((0..50).filter(|_| budget.spend()).count(), 20);
+    /// What came of it, and what is written down about it.
+    fn ended<T>(self, result: Result<T, Failure>) -> (Account, Result<T, Failure>) {
+        if let Err(failure) = &result {
+            // A client that was about to leave says nothing about who was asked last.
+            let had = self.until.saturating_duration_since(self.asked);
+            if failure.class != Class::Slow || had >= self.patience.min(FAIR) {
+                self.account.failed(failure);
+            }
+        }
+        (self.account, result)
     }
 }

@@ -1,6 +1,11 @@
-//! The time of day in the ways in which APIs write it.
+//! The time, and how APIs write the time of day.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Now, by the runtime's clock, which tests may stop.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
 
 /// A moment in the calendar, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,6 +85,8 @@ pub(crate) struct Timeouts {
     pub(crate) idle: Duration,
     /// All attempts together.
     pub(crate) total: Duration,
+    /// How long a request goes on when nobody can take it.
+    pub(crate) outage: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -149,7 +151,7 @@ impl Default for File {
             max_body_mb: 100,
             drain_s: 30,
             media_urls: MediaUrls::Refused,
-            attempts: 4,
+            attempts: 12,
             direct: true,
             timeouts: TimeoutsText::default(),
             providers: BTreeMap::new(),
@@ -171,6 +173,7 @@ struct TimeoutsText {
     whole_ms: u64,
     idle_ms: u64,
     total_ms: u64,
+    outage_ms: u64,
 }
 
 impl Default for TimeoutsText {
@@ -181,6 +184,7 @@ impl Default for TimeoutsText {
             whole_ms: 300_000,
             idle_ms: 60_000,
             total_ms: 600_000,
+            outage_ms: 20_000,
         }
     }
 }
@@ -327,6 +331,7 @@ impl TimeoutsText {
             whole: time("whole-ms", self.whole_ms)?,
             idle: time("idle-ms", self.idle_ms)?,
             total: time("total-ms", self.total_ms)?,
+            outage: time("outage-ms", self.outage_ms)?,
         })
     }
 }

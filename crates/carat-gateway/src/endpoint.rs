@@ -160,7 +160,7 @@ impl Endpoint {
         }
     }
 
-    /// Whether an answer in its words can be read again, as caches and guards do.
+    /// Whether an answer in its words can be read again, as caches do and who goes on with it.
     pub(crate) fn is_conversation(self) -> bool {
         matches!(
             self,

@@ -5,7 +5,7 @@
 //! | rate limited | after the stated wait | at once | rests for the wait |
 //! | out of quota | no | yes | rests for an hour, or the wait |
 //! | overloaded, server fault, network | with backoff | yes | yes |
-//! | slow | no | yes | yes |
+//! | slow | with backoff | yes | yes |
 //! | bad key, model gone | no | yes | rests for a minute |
 //! | context too long, content policy, bad request | no | no | no |
 
@@ -77,7 +77,7 @@ impl Class {
     pub(crate) fn may_retry(self) -> bool {
         matches!(
             self,
-            Self::RateLimited | Self::Overloaded | Self::ServerFault | Self::Network
+            Self::RateLimited | Self::Overloaded | Self::ServerFault | Self::Network | Self::Slow
         )
     }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carat_ledger::Ledger;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::access;
-use crate::attempt::CallBudget;
+use crate::budget::CallBudget;
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::endpoint::{Called, Dialect};
@@ -27,6 +27,8 @@ use crate::{Error, metrics};
 
 /// One request in so many may be retried, and one in so many hedged.
 const RETRIED: i64 = 5;
+/// Time between two retries that are there even where nobody asks.
+const RETRY_EVERY: Duration = Duration::from_millis(100);
 const HEDGED: i64 = 20;
 
 /// One endpoint over many providers.
@@ -43,6 +45,7 @@ pub struct Gateway {
     ids: Ids,
     pub(crate) counts: Counts,
     pub(crate) is_stopping: AtomicBool,
+    has_engine: bool,
 }
 
 /// What happened since the start, whoever answered.
@@ -105,10 +108,11 @@ impl Gateway {
             tracing::warn!(n, "requests of an earlier run were open; they are marked as lost");
         }
         Ok(Self {
+            has_engine: engine.is_some(),
             upstream: Upstream::new(config.timeouts.connect, engine)?,
             config: RwLock::new(Arc::new(config)),
             book: HealthBook::default(),
-            retries: CallBudget::one_in(RETRIED),
+            retries: CallBudget::one_in_and_every(RETRIED, RETRY_EVERY),
             hedges: CallBudget::one_in(HEDGED),
             cache: Arc::default(),
             variants: Variants::default(),
@@ -126,6 +130,18 @@ impl Gateway {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
         // What was let out by another configuration is not to be given again.
         self.cache.clear();
+    }
+
+    /// A configuration, if this process can serve by it.
+    ///
+    /// # Errors
+    /// When it needs an engine, which is only started with the process.
+    pub(crate) fn fit(&self, config: Config) -> Result<Config, Error> {
+        if config.uses_engine() && !self.has_engine {
+            let message = "one is the engine of this process, which was started without; restart it";
+            return Err(Error::config("providers", message));
+        }
+        Ok(config)
     }
 
     /// The configuration in force.
@@ -158,7 +174,7 @@ impl Gateway {
         Ok(response)
     }
 
-    async fn dispatch(&self, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
+    async fn dispatch(self: &Arc<Self>, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path();
         if request.method() == Method::POST {
             return match Called::of(path) {

@@ -2,15 +2,20 @@
 //!
 //! A target is one model at one provider. Five failures in a row, or more than half of at least ten lately, open its
 //! breaker: it rests for 2 s, doubling up to a minute, and then one request probes it. A stated wait (429) lets it rest
-//! for that long. Requests that were under way when a rest began say nothing about what comes after it: neither do their
-//! answers end it, nor their failures lengthen it. Times are means that fade with a time constant of a minute, so that
-//! what happened long ago counts for little however few requests came since.
+//! for that long. Where nobody else is left for a request, a target is probed before its rest is over: one request at a
+//! time, ten a second at most, and one a second where the provider has said how long it wants to be left alone. A probe
+//! that takes long counts as failed until it answers, so that one that stalls keeps nobody else from trying.
+//!
+//! Requests that were under way when a rest began say nothing about what comes after it: neither do their answers end it,
+//! nor their failures lengthen it. Times are means that fade with a time constant of a minute, so that what happened long
+//! ago counts for little however few requests came since.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::quota::Quota;
 use crate::usage::Usage;
@@ -24,6 +29,10 @@ const FAILURES_IN_ROW: u32 = 5;
 const FAILURES_OF: f64 = 10.0;
 /// First rest, and longest.
 const RESTS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// Time between two forced probes of a target that rests, and of one whose provider has asked for the rest.
+const PACES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// How long a probe keeps others from probing, at least and at most.
+const TRIALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Most targets that are remembered: names come from clients where any model of a provider may be named.
 const MAX_TARGETS: usize = 4096;
 /// Upper bounds of times to the first token, in milliseconds.
@@ -101,6 +110,14 @@ impl Probe {
     }
 }
 
+/// A probe under way.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    probe: Probe,
+    /// Until when it is waited for.
+    until: Instant,
+}
+
 /// The latest times, of which a percentile can be told.
 #[derive(Debug, Default)]
 struct Recent {
@@ -141,10 +158,14 @@ struct State {
     failing: Fading,
     /// It is not asked until then, and probed after it.
     resting_until: Option<Instant>,
+    /// Until when its provider wants it to be left alone.
+    stated_until: Option<Instant>,
     n_rests: u32,
     /// The request that is finding out whether it is well again.
-    probed_by: Option<u64>,
+    trial: Option<Trial>,
     n_probes: u64,
+    /// When it may be probed in its rest.
+    forced_from: Option<Instant>,
     /// Seconds to the first token, for prompts that are short and long.
     first_token: [Fading; 2],
     recent: Recent,
@@ -246,14 +267,32 @@ impl Health {
 
     /// Whether it may be called.
     pub(crate) fn readiness(&self, max_in_flight: usize, now: Instant) -> Readiness {
-        self.readiness_of(&self.state(), max_in_flight, now)
+        self.readiness_of(&mut self.state(), max_in_flight, now)
     }
 
-    fn readiness_of(&self, state: &State, max_in_flight: usize, now: Instant) -> Readiness {
+    /// Until when its provider has said that it is not to be asked.
+    pub(crate) fn stated_rest(&self, now: Instant) -> Option<Instant> {
+        self.state().stated_until.filter(|until| *until > now)
+    }
+
+    /// Whether somebody is finding out whether it is well again.
+    pub(crate) fn is_on_trial(&self, now: Instant) -> bool {
+        let mut state = self.state();
+        state.end_trial(now);
+        state.trial.is_some()
+    }
+
+    /// Whether it is thought ill, so that its next request is a probe.
+    pub(crate) fn is_ill(&self) -> bool {
+        self.state().resting_until.is_some()
+    }
+
+    fn readiness_of(&self, state: &mut State, max_in_flight: usize, now: Instant) -> Readiness {
+        state.end_trial(now);
         match state.resting_until {
             Some(until) if until > now => Readiness::Resting(until),
             // It answers a probe first.
-            Some(_) if state.probed_by.is_some() => Readiness::Resting(now + RESTS.0),
+            Some(_) if state.trial.is_some() => Readiness::Resting(now + RESTS.0),
             // Who waits is before who comes.
             _ if self.in_flight() >= max_in_flight || self.waiting.is_used() => Readiness::Full,
             _ => Readiness::Ready,
@@ -262,10 +301,11 @@ impl Health {
 
     /// Whether somebody who waits could have a place.
     pub(crate) fn has_place(&self, max_in_flight: usize, now: Instant) -> bool {
-        let state = self.state();
+        let mut state = self.state();
+        state.end_trial(now);
         let rests = state
             .resting_until
-            .is_some_and(|until| until > now || state.probed_by.is_some());
+            .is_some_and(|until| until > now || state.trial.is_some());
         !rests && self.in_flight() < max_in_flight
     }
 
@@ -278,9 +318,9 @@ impl Health {
     ) -> Result<Permit, Readiness> {
         let mut state = self.state();
         let has_place = self.in_flight() < max_in_flight;
-        match self.readiness_of(&state, max_in_flight, now) {
+        match self.readiness_of(&mut state, max_in_flight, now) {
             Readiness::Ready => {}
-            Readiness::Resting(_) if comes == Comes::Forced && state.probed_by.is_none() && has_place => {}
+            Readiness::Resting(_) if comes == Comes::Forced && has_place && state.may_be_forced(now) => {}
             Readiness::Full if comes == Comes::Called && has_place => {}
             other => return Err(other),
         }
@@ -292,8 +332,9 @@ impl Health {
                 Probe::Due(state.n_probes)
             }
         });
-        if probe.is_some() {
-            state.probed_by = probe.map(Probe::id);
+        if let Some(probe) = probe {
+            let until = now + state.patience(now);
+            state.trial = Some(Trial { probe, until });
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         drop(state);
@@ -320,7 +361,9 @@ impl Health {
         self.counts.failures[failure.class as usize].fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         if let Some(rest) = failure.class.rest(failure.wait) {
-            state.resting_until = state.resting_until.max(now.checked_add(rest));
+            let until = now.checked_add(rest);
+            state.resting_until = state.resting_until.max(until);
+            state.stated_until = state.stated_until.max(until);
             return;
         }
         if !failure.class.is_illness() {
@@ -332,7 +375,7 @@ impl Health {
         }
         state.failing.add(1.0, now);
         match (state.resting_until, probe) {
-            (Some(_), Some(Probe::Due(_))) => state.take_rest(now),
+            (Some(_), Some(Probe::Due(id))) if state.is_tried_by(id) => state.take_rest(now),
             // It was thought ill anyway, and this request was sent before that or in spite of it.
             (Some(_), _) => {}
             (None, _) => {
@@ -348,6 +391,37 @@ impl Health {
 }
 
 impl State {
+    /// A probe that nobody waits for any longer has failed, as far as is known.
+    fn end_trial(&mut self, now: Instant) {
+        let Some(trial) = self.trial.take_if(|trial| trial.until <= now) else {
+            return;
+        };
+        if matches!(trial.probe, Probe::Due(_)) {
+            self.take_rest(now);
+        }
+    }
+
+    fn is_tried_by(&self, id: u64) -> bool {
+        self.trial.is_some_and(|trial| trial.probe.id() == id)
+    }
+
+    /// How long a probe is waited for: twice the time that answers take to begin.
+    fn patience(&self, now: Instant) -> Duration {
+        let usual = self.first_token.iter().filter_map(|mean| mean.mean(now));
+        let usual = Duration::try_from_secs_f64(2.0 * usual.fold(0.0, f64::max));
+        usual.unwrap_or(TRIALS.1).clamp(TRIALS.0, TRIALS.1)
+    }
+
+    /// Whether it may be probed though it rests. Who is told so does it.
+    fn may_be_forced(&mut self, now: Instant) -> bool {
+        if self.trial.is_some() || self.forced_from.is_some_and(|from| from > now) {
+            return false;
+        }
+        let is_stated = self.stated_until.is_some_and(|until| until > now);
+        self.forced_from = now.checked_add(if is_stated { PACES.1 } else { PACES.0 });
+        true
+    }
+
     fn take_rest(&mut self, now: Instant) {
         let rest = RESTS.0.saturating_mul(1 << self.n_rests.min(10)).min(RESTS.1);
         self.n_rests += 1;
@@ -359,6 +433,8 @@ impl State {
         self.failures_in_row = 0;
         self.n_rests = 0;
         self.resting_until = None;
+        self.stated_until = None;
+        self.trial = None;
         self.failing = Fading::default();
     }
 }
@@ -384,15 +460,20 @@ impl Permit {
         &self.health
     }
 
+    /// Whether it finds out if the target is well.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
     /// The target failed.
     pub(crate) fn failed(&self, failure: &Failure) {
-        self.health.failed(failure, self.probe, Instant::now());
+        self.health.failed(failure, self.probe, clock::now());
     }
 
     /// The target began to answer: it is well. `n_whole`: tokens of an answer that came whole; what they took after the
     /// first is no part of the time to it.
     pub(crate) fn began(&self, prompt_bytes: usize, n_whole: u64) {
-        let now = Instant::now();
+        let now = clock::now();
         let took = now.saturating_duration_since(self.started);
         self.health.answered(self.probe, now);
         let mut state = self.health.state();
@@ -420,7 +501,7 @@ impl Permit {
             .counts
             .output_tokens
             .fetch_add(usage.output, Ordering::Relaxed);
-        let now = Instant::now();
+        let now = clock::now();
         let mut state = self.health.state();
         state.answer_tokens.add(usage.output as f64, now);
         if let Some(spoken) = spoken.filter(|_| usage.output > 1) {
@@ -436,8 +517,8 @@ impl Drop for Permit {
         if let Some(probe) = self.probe {
             let mut state = self.health.state();
             // A later probe is somebody else's.
-            if state.probed_by == Some(probe.id()) {
-                state.probed_by = None;
+            if state.is_tried_by(probe.id()) {
+                state.trial = None;
             }
         }
         self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -586,11 +667,63 @@ mod tests {
         (0..100).for_each(|_| other.failed(&failure(Class::Network), None, now));
         assert_eq!(other.readiness(9, now), Readiness::Resting(now + RESTS.0));
         // A forced probe that fails leaves the rest as it is, and so does any number of them.
-        for _ in 0..10 {
+        let end = now + RESTS.0;
+        for i in 0..10 {
+            let now = now + PACES.0 * i;
             let forced = other.admit(9, Comes::Forced, now).unwrap();
             other.failed(&failure(Class::Network), forced.probe, now);
         }
-        assert_eq!(other.readiness(9, now), Readiness::Resting(now + RESTS.0));
+        assert_eq!(other.readiness(9, now), Readiness::Resting(end));
+    }
+
+    #[test]
+    fn who_rests_is_probed_now_and_then_and_less_often_where_that_was_asked_for() {
+        let forced = |wait: Option<Duration>| {
+            let health = Arc::new(Health::default());
+            let start = Instant::now();
+            (0..5).for_each(|_| health.failed(&failure(Class::Network), None, start));
+            let limited = Failure {
+                wait,
+                ..failure(Class::RateLimited)
+            };
+            if wait.is_some() {
+                health.failed(&limited, None, start);
+            }
+            let probes = (0..1990).filter(|ms| {
+                let now = start + Duration::from_millis(*ms);
+                health.admit(9, Comes::Forced, now).is_ok()
+            });
+            probes.count()
+        };
+        assert_eq!(forced(None), 20);
+        assert_eq!(forced(Some(Duration::from_secs(60))), 2);
+    }
+
+    #[test]
+    fn a_probe_that_stalls_keeps_others_from_probing_for_a_second() {
+        let health = Arc::new(Health::default());
+        let start = Instant::now();
+        (0..5).for_each(|_| health.failed(&failure(Class::Network), None, start));
+        let due = start + RESTS.0;
+        let stalled = health.admit(9, Comes::Newly, due).unwrap();
+        let later = due + TRIALS.0;
+        assert!(health.admit(9, Comes::Forced, later - PACES.0).is_err());
+        assert_eq!(
+            health.readiness(9, later),
+            Readiness::Resting(later + RESTS.0 * 2),
+            "it rests on, longer"
+        );
+        let forced = health.admit(9, Comes::Forced, later).unwrap();
+        health.failed(&failure(Class::Slow), stalled.probe, later);
+        drop(stalled);
+        assert_eq!(
+            health.readiness(9, later),
+            Readiness::Resting(later + RESTS.0 * 2),
+            "its failure was counted before"
+        );
+        assert!(health.is_on_trial(later), "the other probe goes on");
+        forced.began(10, 0);
+        assert_eq!(health.readiness(9, later), Readiness::Ready);
     }
 
     #[test]

@@ -26,7 +26,5 @@ pub(crate) const IDLE_CONNECTIONS: usize = 1024;
 pub(crate) const IDLE_TIME: Duration = Duration::from_secs(50);
 /// Longest wait that an upstream can order for itself, whatever its headers say.
 pub(crate) const WAIT: Duration = Duration::from_secs(24 * 3600);
-/// Longest wait before the same target is asked again; a longer one is passed on to the client.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 /// Most clients connected at the same time; more wait to be accepted.
 pub(crate) const CONNECTIONS: usize = 60_000;

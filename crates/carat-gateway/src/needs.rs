@@ -13,6 +13,13 @@ const DATA_BYTES: usize = 4096;
 /// What an image or a sound counts for.
 const MEDIA_TOKENS: u64 = 1000;
 
+/// Most tokens that a picture counts for at a provider: large ones cost 1,600 to 5,000.
+const PICTURE_TOKENS: u64 = 6000;
+/// Bytes of text that cost about what a picture usually does.
+const PICTURE_BYTES: usize = 6000;
+/// How base64 of a picture begins: PNG, JPEG, GIF, WebP, BMP.
+const PICTURES: [&[u8]; 5] = [b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"UklGR", b"Qk"];
+
 /// Fields that hold what is said, in any API.
 const SAID: [&str; 9] = [
     "messages",
@@ -38,6 +45,8 @@ pub(crate) struct Needs {
     pub(crate) tools: bool,
     /// The answer must keep to a JSON schema.
     pub(crate) schema: bool,
+    /// Pictures that are in the request themselves, and the bytes that they take in it.
+    pub(crate) pictures: (u64, usize),
 }
 
 impl Needs {
@@ -45,8 +54,11 @@ impl Needs {
     pub(crate) fn read(endpoint: Endpoint, fields: &Fields<'_>, max_tokens: Option<u64>) -> Self {
         let (mut bytes, mut n_data) = (0, 0);
         let (mut images, mut audio) = (false, false);
+        let mut pictures = (0, 0);
         for text in SAID.iter().filter_map(|name| fields.raw(name)) {
             let (own, data) = sizes(text);
+            let (n, taken) = pictures_in(endpoint, text);
+            pictures = (pictures.0 + n, pictures.1 + taken);
             (bytes, n_data) = (bytes + own, n_data + data);
             images |= has_images(endpoint, text);
             audio |= has(text, "input_audio", None) || has_mime(text, "audio/");
@@ -60,7 +72,26 @@ impl Needs {
             audio,
             tools: tools > 0,
             schema: has_schema(fields),
+            pictures,
         }
+    }
+
+    /// Bytes of text that cost what a body of so many bytes does, pictures and all.
+    pub(crate) fn worth(&self, body_bytes: usize) -> usize {
+        let (n, taken) = self.pictures;
+        let n = usize::try_from(n).unwrap_or(usize::MAX);
+        let pictures = n.saturating_mul(PICTURE_BYTES).min(taken);
+        body_bytes.saturating_sub(taken).saturating_add(pictures)
+    }
+
+    /// The most tokens that a prompt may have, of whose body this is the [worth](Self::worth): three bytes each, and
+    /// for pictures what the largest count for.
+    pub(crate) fn most_tokens(&self, worth: usize) -> u64 {
+        let (n, taken) = self.pictures;
+        let usual = n.saturating_mul(PICTURE_BYTES as u64).min(taken as u64);
+        let text = (worth as u64).saturating_sub(usual).div_ceil(3);
+        let pictures = n.saturating_mul(PICTURE_TOKENS).min((taken as u64).div_ceil(3));
+        text.saturating_add(pictures)
     }
 
     /// Tokens of prompt and answer together.
@@ -147,9 +178,129 @@ fn sizes(text: &str) -> (usize, u64) {
     (bytes, n)
 }
 
+/// How many pictures a text has in it as data, and the bytes that they take. What may as well be words that look like
+/// one is not taken for one, since it would cost more than a picture.
+fn pictures_in(endpoint: Endpoint, text: &str) -> (u64, usize) {
+    if text.len() < DATA_BYTES {
+        return (0, 0);
+    }
+    let (mut n, mut taken, mut from) = (0, 0, 0);
+    for quote in memchr::memchr_iter(b'"', text.as_bytes()) {
+        let (before, string) = (&text.as_bytes()[..from], &text.as_bytes()[from..quote]);
+        if string.len() > DATA_BYTES && is_picture(string) && stands_for_one(endpoint, before) {
+            (n, taken) = (n + 1, taken + string.len());
+        }
+        from = quote + 1;
+    }
+    (n, taken)
+}
+
+/// Whether a string is the data of a picture.
+fn is_picture(string: &[u8]) -> bool {
+    let data = match string.strip_prefix(b"data:image/") {
+        Some(rest) => {
+            memchr::memmem::find(&rest[..rest.len().min(64)], b";base64,").map(|at| &rest[at + 8..])
+        }
+        None => Some(string),
+    };
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=".contains(byte);
+    data.is_some_and(|data| {
+        PICTURES.iter().any(|begin| data.starts_with(begin)) && data.iter().all(is_base64)
+    })
+}
+
+/// Whether the string that follows, with its quote before it, is where an API has pictures.
+fn stands_for_one(endpoint: Endpoint, before: &[u8]) -> bool {
+    let Some(before) = before.strip_suffix(b"\"").map(<[u8]>::trim_ascii_end) else {
+        return false;
+    };
+    let names: &[&str] = match endpoint {
+        Endpoint::Messages | Endpoint::CountTokens | Endpoint::Generate | Endpoint::GeminiCount => {
+            &["\"data\""]
+        }
+        // A list of nothing but them.
+        Endpoint::OllamaChat | Endpoint::OllamaGenerate => {
+            return before.ends_with(b"[") || before.ends_with(b",");
+        }
+        _ => &["\"url\"", "\"image_url\""],
+    };
+    let name = before.strip_suffix(b":").map(<[u8]>::trim_ascii_end);
+    name.is_some_and(|name| names.iter().any(|known| name.ends_with(known.as_bytes())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_counts_for_one_where_it_stands_for_one() {
+        let data = format!("iVBORw0KGgo{}", "A".repeat(900_000));
+        let cases = [
+            (
+                Endpoint::Chat,
+                r#"{"messages":[{"content":[{"image_url":{"url":"data:image/png;base64,DATA"}}]}]}"#,
+                1,
+            ),
+            (
+                Endpoint::Responses,
+                r#"{"input":[{"content":[{"image_url" : "data:image/png;base64,DATA"}]}]}"#,
+                1,
+            ),
+            (
+                Endpoint::Messages,
+                r#"{"messages":[{"content":[{"source":{"type":"base64","data":"DATA"}}]}]}"#,
+                1,
+            ),
+            (
+                Endpoint::Generate,
+                r#"{"contents":[{"parts":[{"inlineData":{"data": "DATA"}}]}]}"#,
+                1,
+            ),
+            (
+                Endpoint::OllamaChat,
+                r#"{"messages":[{"images":["DATA", "DATA"]}]}"#,
+                2,
+            ),
+            (Endpoint::Chat, r#"{"messages":[{"content":"DATA"}]}"#, 0),
+            (
+                Endpoint::Chat,
+                r#"{"messages":[{"content":[{"type":"text","text":"data:image/png;base64,DATA"}]}]}"#,
+                0,
+            ),
+            (
+                Endpoint::Chat,
+                r#"{"messages":[{"content":[{"image_url":{"url":"data:image/png;base64,DATA and words"}}]}]}"#,
+                0,
+            ),
+            (
+                Endpoint::Messages,
+                r#"{"messages":[{"content":[{"text":"DATA"}]}]}"#,
+                0,
+            ),
+        ];
+        for (endpoint, body, n) in cases {
+            let body = body.replace("DATA", &data);
+            let found = needs(endpoint, &body);
+            assert_eq!(found.pictures.0, n, "{endpoint:?} {}", &body[..60]);
+            let worth = found.worth(body.len());
+            let most = found.most_tokens(worth);
+            if n == 0 {
+                assert_eq!((worth, most), (body.len(), body.len().div_ceil(3) as u64));
+            } else {
+                assert!((6000 * n..6200 * n).contains(&(worth as u64)), "{worth}");
+                assert!((6000 * n..6200 * n).contains(&most), "{most}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_small_picture_is_never_worth_more_than_its_bytes() {
+        let data = format!("/9j/{}", "A".repeat(4200));
+        let body = format!(r#"{{"messages":[{{"images":["{data}"]}}]}}"#);
+        let found = needs(Endpoint::OllamaChat, &body);
+        assert_eq!((found.pictures.0, found.worth(body.len())), (1, body.len()));
+        assert_eq!(found.most_tokens(body.len()), 1402 + 10);
+    }
 
     fn needs(endpoint: Endpoint, body: &str) -> Needs {
         Needs::read(endpoint, &Fields::read(body.as_bytes()).unwrap(), None)

@@ -1,53 +1,109 @@
 //! Replicate's way from a request to an answer: a prediction is made, and then waited for or listened to elsewhere.
 //!
 //! Where to listen comes with the answer; only addresses of the provider's own domain are followed, and the key goes
-//! nowhere but to the host that is configured.
+//! nowhere but to the host that is configured. A prediction that nobody waits for any longer, since its client has left
+//! or its time is over, is cancelled.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{Either, Full};
+use http::{Method, Request, Response, StatusCode, Uri};
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::failure::{Class, Failure};
 use crate::limits::PREDICTION_BYTES;
 use crate::provider::Provider;
-use crate::upstream::{self, AnswerBody, Upstream};
+use crate::upstream::{self, AnswerBody, Leaving, Upstream};
 
 /// Time between two looks at a prediction.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The answer that a prediction becomes. `made`: what came when it was asked for.
+/// Longest time in which the provider says that it has made a prediction: it may wait a minute for its output.
+const MAKING: Duration = Duration::from_secs(120);
+
+/// What came when a prediction was asked for.
+enum Made {
+    Refused(Response<AnswerBody>),
+    Prediction {
+        told: Value,
+        /// Cancels it, unless it has ended.
+        cancelling: Option<Leaving>,
+    },
+}
+
+/// The answer that a prediction becomes. `request`: asks for it.
 pub(crate) async fn answer(
     upstream: &Upstream,
-    provider: &Provider,
-    made: Response<AnswerBody>,
+    provider: &Arc<Provider>,
+    request: Request<Bytes>,
     is_stream: bool,
 ) -> Result<Response<AnswerBody>, Failure> {
-    if !made.status().is_success() {
-        return Ok(made);
-    }
-    let mut prediction = read(made).await?;
+    let (mut prediction, mut cancelling) = match make(upstream, provider, request).await? {
+        Made::Refused(response) => return Ok(response),
+        Made::Prediction { told, cancelling } => (told, cancelling),
+    };
     if let Some(url) = prediction["urls"]["stream"].as_str().filter(|_| is_stream) {
-        return upstream.plain(request(provider, url, "text/event-stream")?).await;
+        let listened = upstream.plain(look(provider, url, "text/event-stream")?).await?;
+        return Ok(listened.map(|body| match cancelling {
+            Some(cancelling) => body.or_leaving(cancelling),
+            None => body,
+        }));
     }
-    while matches!(prediction["status"].as_str(), Some("starting" | "processing")) {
+    while is_under_way(&prediction) {
         tokio::time::sleep(LOOK).await;
         let url = prediction["urls"]["get"].as_str().ok_or_else(unclear)?;
-        let looked = upstream
-            .plain(request(provider, url, "application/json")?)
-            .await?;
+        let looked = upstream.plain(look(provider, url, "application/json")?).await?;
         if !looked.status().is_success() {
             return Ok(looked);
         }
         prediction = read(looked).await?;
     }
+    if let Some(cancelling) = &mut cancelling {
+        cancelling.forget();
+    }
     if is_stream && prediction["status"] == "succeeded" {
         return Ok(made_up("text/event-stream", events(&prediction["output"])));
     }
     Ok(made_up("application/json", prediction.to_string()))
+}
+
+/// Has a prediction made, by a task of its own: one that nobody waits for when it is there is cancelled.
+async fn make(
+    upstream: &Upstream,
+    provider: &Arc<Provider>,
+    request: Request<Bytes>,
+) -> Result<Made, Failure> {
+    let (tell, told) = oneshot::channel();
+    let (upstream, provider) = (upstream.clone(), Arc::clone(provider));
+    tokio::spawn(async move {
+        let made = tokio::time::timeout(MAKING, made(&upstream, &provider, request)).await;
+        let late = || Failure::new(Class::Slow, 504, "the provider took too long to answer");
+        let _dropped_is_cancelled = tell.send(made.unwrap_or_else(|_| Err(late())));
+    });
+    told.await.map_err(|_| unclear())?
+}
+
+async fn made(upstream: &Upstream, provider: &Provider, request: Request<Bytes>) -> Result<Made, Failure> {
+    let response = upstream.plain(request).await?;
+    if !response.status().is_success() {
+        return Ok(Made::Refused(response));
+    }
+    let told = read(response).await?;
+    let url = told["urls"]["cancel"].as_str().filter(|_| is_under_way(&told));
+    let cancelling = url.map(|url| {
+        let mut request = look(provider, url, "application/json")?;
+        *request.method_mut() = Method::POST;
+        Ok(Leaving::new(upstream, request))
+    });
+    let cancelling = cancelling.transpose()?;
+    Ok(Made::Prediction { told, cancelling })
+}
+
+fn is_under_way(prediction: &Value) -> bool {
+    matches!(prediction["status"].as_str(), Some("starting" | "processing"))
 }
 
 async fn read(response: Response<AnswerBody>) -> Result<Value, Failure> {
@@ -64,7 +120,7 @@ fn unclear() -> Failure {
 }
 
 /// A look at a place that the provider named.
-fn request(provider: &Provider, url: &str, kind: &'static str) -> Result<Request<Bytes>, Failure> {
+fn look(provider: &Provider, url: &str, kind: &'static str) -> Result<Request<Bytes>, Failure> {
     let uri: Uri = url.parse().map_err(|_| unclear())?;
     let (own, there) = (&provider.base.authority, uri.authority());
     let is_own = there == Some(own);
@@ -106,7 +162,7 @@ fn events(output: &Value) -> String {
 }
 
 fn made_up(kind: &'static str, body: String) -> Response<AnswerBody> {
-    let mut response = Response::new(Either::Right(Full::from(body)));
+    let mut response = Response::new(AnswerBody::whole(body));
     *response.status_mut() = StatusCode::OK;
     response
         .headers_mut()
@@ -125,7 +181,7 @@ mod tests {
         let config = Config::parse("[providers.replicate]\nkey = \"r8_secret\"", &env).unwrap();
         let provider = &config.providers["replicate"];
         let key = |url: &str| {
-            let request = request(provider, url, "text/event-stream").ok()?;
+            let request = look(provider, url, "text/event-stream").ok()?;
             Some(request.headers().contains_key("authorization"))
         };
         assert_eq!(key("https://api.replicate.com/v1/predictions/x"), Some(true));

@@ -9,6 +9,7 @@ use crate::attempt::Call;
 use crate::endpoint::{Dialect, Endpoint, Kind};
 use crate::failure::{Class, Failure};
 use crate::fields::{Fate, Fields};
+use crate::heir;
 use crate::paths;
 use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
@@ -92,6 +93,11 @@ pub(crate) async fn prepare(
         let message = format!("`{}` does not take the field `{first}`", provider.name);
         return Err(Failure::new(Class::ModelGone, 400, message));
     }
+    let body = if call.is_continued {
+        heir::marked(provider.prefill, body)
+    } else {
+        body
+    };
     let mut forwarded = call.forwarded.clone();
     forwarded.retain(|(name, _)| {
         let is_anthropic = provider.dialect == Dialect::Anthropic;
@@ -363,6 +369,8 @@ mod tests {
             forwarded: Vec::new(),
             deadline: tokio::time::Instant::now(),
             wish: crate::attempt::Wish::default(),
+            continues: false,
+            is_continued: false,
         };
         let candidate = config.target("p/m").unwrap();
         let mut preparing = std::pin::pin!(prepare(&candidate, &call, None));

@@ -23,6 +23,20 @@ pub(crate) enum StreamUsage {
     Always,
 }
 
+/// How a provider is told to go on with an answer that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Prefill {
+    /// It cannot be told.
+    None,
+    /// A last turn of the assistant is such a beginning.
+    Last,
+    /// Fields of the request say so, as vLLM has them.
+    Final,
+    /// A field of the turn says so, as Mistral has it.
+    Prefix,
+}
+
 /// What becomes of a field that a provider refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -78,6 +92,7 @@ pub(crate) struct ProviderText {
     pub(crate) reasoning_apart: Option<bool>,
     pub(crate) responses: Option<bool>,
     pub(crate) completions: Option<bool>,
+    pub(crate) prefill: Option<Prefill>,
     pub(crate) prices: Option<String>,
     /// Whether requests to it stay on this machine or in this house.
     pub(crate) local: Option<bool>,
@@ -112,6 +127,7 @@ impl ProviderText {
             reasoning_apart: self.reasoning_apart.or(other.reasoning_apart),
             responses: self.responses.or(other.responses),
             completions: self.completions.or(other.completions),
+            prefill: self.prefill.or(other.prefill),
             prices: self.prices.or(other.prices),
             local: self.local.or(other.local),
             max_in_flight: self.max_in_flight,
@@ -140,6 +156,7 @@ pub(crate) struct Provider {
     pub(crate) reasoning_apart: bool,
     pub(crate) has_responses: bool,
     pub(crate) has_completions: bool,
+    pub(crate) prefill: Prefill,
     pub(crate) prices: String,
     pub(crate) is_local: bool,
     pub(crate) max_in_flight: usize,
@@ -285,6 +302,10 @@ pub(crate) fn provider(
         reasoning_apart: text.reasoning_apart.unwrap_or(false),
         has_responses: text.responses.unwrap_or(false),
         has_completions: text.completions.unwrap_or(true),
+        prefill: text.prefill.unwrap_or(match text.dialect {
+            Some(Dialect::Anthropic | Dialect::Bedrock) => Prefill::Last,
+            _ => Prefill::None,
+        }),
         prices: text.prices.unwrap_or(like),
         is_local,
         max_in_flight: text.max_in_flight.unwrap_or(usize::MAX),

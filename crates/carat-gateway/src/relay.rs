@@ -2,12 +2,13 @@
 //!
 //! It is the body of the answer: polled by the client's connection, it polls the upstream's, so that a slow client
 //! slows the upstream and no task stands between them. [`Relay::begin`] reads up to the first words before anything is
-//! sent, while another target may still be asked; after that a failure ends the stream with an error event. A client
-//! that leaves drops the relay, and with it the upstream's connection.
+//! sent, while another target may still be asked; after that a failure ends the stream with an error event, unless its
+//! route lets another go on with it ([`crate::heir`]). A client that leaves drops the relay, and with it the upstream's
+//! connection.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use tokio::time::{Instant, Sleep};
 use crate::account::{Account, Outcome};
 use crate::cache::Tape;
 use crate::failure::{Class, Failure};
+use crate::heir::{self, Heir, Inheritance, Nobody};
 use crate::limits::HELD_BYTES;
 use crate::records::{Framing, Records};
 use crate::stream::{Step, Transform};
@@ -47,7 +49,14 @@ pub(crate) struct Relay {
     tape: Option<Tape>,
     /// How it ended, once it has.
     is_whole: bool,
+    /// Who finds somebody to go on if it breaks.
+    heir: Option<Box<Heir>>,
+    /// The search for somebody.
+    search: Option<Search>,
 }
+
+/// Ends with who searched, and what was found.
+type Search = Pin<Box<dyn Future<Output = (Box<Heir>, Result<Inheritance, Box<Nobody>>)> + Send>>;
 
 impl Relay {
     pub(crate) fn new(
@@ -73,6 +82,8 @@ impl Relay {
             account: None,
             tape: None,
             is_whole: false,
+            heir: None,
+            search: None,
         }
     }
 
@@ -111,6 +122,11 @@ impl Relay {
         self.tape = Some(tape);
     }
 
+    /// If it breaks somebody else may go on.
+    pub(crate) fn bequeath(&mut self, heir: Heir) {
+        self.heir = Some(Box::new(heir));
+    }
+
     /// Takes bytes from the upstream.
     fn take(&mut self, data: &[u8], account: &Account) -> Result<(), Failure> {
         let too_large = |_| Failure::new(Class::ServerFault, 502, "the provider sent an event without end");
@@ -135,6 +151,12 @@ impl Relay {
                     self.tape = None;
                 }
                 return Poll::Ready(Some(ready.into()));
+            }
+            if let Some(search) = &mut self.search {
+                let (heir, found) = ready!(search.as_mut().poll(cx));
+                self.search = None;
+                self.inherit(heir, found);
+                continue;
             }
             if self.is_over {
                 self.keep();
@@ -179,6 +201,11 @@ impl Relay {
         };
         let result = self.take(data, &account);
         self.account = Some(account);
+        if self.has_words
+            && let Some(account) = &mut self.account
+        {
+            account.goes_on();
+        }
         match result {
             Err(failure) => self.end(Some(failure)),
             // Before its last words go out, so that what a client has whole is written down.
@@ -219,15 +246,66 @@ impl Relay {
     }
 
     fn end(&mut self, failure: Option<Failure>) {
-        self.is_over = true;
         // After its last word an upstream may close as it likes.
         let failure = failure.filter(|_| !self.is_done);
+        if failure.as_ref().is_some_and(|failure| self.seek(failure)) {
+            return;
+        }
+        self.is_over = true;
         if let Some(failure) = &failure {
             self.transform.fail(failure, &mut self.ready);
         }
         self.is_whole = failure.is_none();
         let outcome = failure.map_or(Outcome::Complete, Outcome::Cut);
         self.settle(&outcome);
+    }
+
+    /// Looks for somebody who goes on, if that is wanted and can be.
+    fn seek(&mut self, failure: &Failure) -> bool {
+        if !heir::is_worth_it(failure) || Instant::now() >= self.deadline {
+            return false;
+        }
+        let Some(said) = self.transform.said().map(ToString::to_string) else {
+            return false;
+        };
+        let (Some(mut heir), Some(account)) = (self.heir.take(), self.account.take()) else {
+            return false;
+        };
+        let (usage, is_counted) = (self.transform.usage(), self.transform.is_counted());
+        let entry = account.hand_over(failure, usage, is_counted);
+        // What is kept is what one provider said.
+        self.tape = None;
+        let broke = failure.clone();
+        self.search = Some(Box::pin(async move {
+            let found = heir.go_on(&said, broke, entry).await;
+            (heir, found)
+        }));
+        true
+    }
+
+    /// Goes on with what was found, or ends.
+    fn inherit(&mut self, heir: Box<Heir>, found: Result<Inheritance, Box<Nobody>>) {
+        match found {
+            Ok(inheritance) => {
+                self.heir = Some(heir);
+                self.upstream = inheritance.body;
+                self.records = Records::new(inheritance.framing);
+                self.transform.hand_over(inheritance.forwarding);
+                self.account = Some(inheritance.account);
+                self.has_words = false;
+                self.last_event = Instant::now();
+                self.timer
+                    .as_mut()
+                    .reset(self.deadline.min(self.last_event + self.idle));
+            }
+            Err(nobody) => {
+                self.is_over = true;
+                self.transform.fail(&nobody.failure, &mut self.ready);
+                if let Some(entry) = nobody.entry {
+                    entry.cut();
+                }
+            }
+        }
     }
 
     fn settle(&mut self, outcome: &Outcome) {

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::access::{self, Entry, Gate};
 use crate::attempt::{self, Answer, Call, Lost, Means, Trail, Wish, Won};
 use crate::cache::{Kept, Lookup, Tape};
+use crate::clock;
 use crate::config::Config;
 use crate::endpoint::{Called, Endpoint, Kind};
 use crate::explain::{self, Chosen};
@@ -22,6 +23,7 @@ use crate::failure::{Class, Failure};
 use crate::fields::Fields;
 use crate::gateway::{Gateway, find, unknown_model};
 use crate::guard::{self, Guard};
+use crate::heir::{self, Heir};
 use crate::needs::Needs;
 use crate::policy::Known;
 use crate::reply::{self, Body};
@@ -42,11 +44,13 @@ struct Asking<'a> {
     /// The rule that led to the route; 0 is none of them.
     rule: Option<usize>,
     id: [u8; 16],
+    /// The request as it is let in, for who goes on with its answer.
+    body: Bytes,
 }
 
 impl Gateway {
     pub(crate) async fn post(
-        &self,
+        self: &Arc<Self>,
         called: &Called,
         id: [u8; 16],
         request: Request<Incoming>,
@@ -65,8 +69,8 @@ impl Gateway {
 
     /// Reads a request, and what its route's guard lets of it in.
     async fn read(
-        &self,
-        config: &Config,
+        self: &Arc<Self>,
+        config: &Arc<Config>,
         called: &Called,
         id: [u8; 16],
         request: Request<Incoming>,
@@ -93,7 +97,7 @@ impl Gateway {
         let again = changed.as_deref().map(self::fields).transpose()?;
         let call = Call {
             endpoint: called.endpoint,
-            body_bytes: changed.as_ref().map_or(body.len(), Vec::len),
+            body_bytes: needs.worth(changed.as_ref().map_or(body.len(), Vec::len)),
             is_stream: is_stream(called, &fields),
             max_tokens,
             forwarded: upstream::forwarded(&head.headers),
@@ -104,13 +108,24 @@ impl Gateway {
                 priority: priority(&head.headers),
             },
             fields: again.as_ref().unwrap_or(&fields),
+            continues: false,
+            is_continued: false,
         };
+        let call = Call {
+            continues: route.ways.continues
+                && call.is_stream
+                && heir::may_be_continued(call.endpoint, call.fields),
+            ..call
+        };
+        let let_in = changed.as_ref().filter(|_| call.continues);
+        let body = let_in.map_or_else(|| body.clone(), |changed| Bytes::from(changed.clone()));
         let asking = Asking {
             headers: &head.headers,
             name: &name,
             route,
             rule,
             id,
+            body,
         };
         if called.is_dry || head.headers.contains_key("x-carat-dry-run") {
             let chosen = Chosen {
@@ -128,14 +143,14 @@ impl Gateway {
         Known {
             book: self.book(),
             prices: &config.prices,
-            now: std::time::Instant::now(),
+            now: clock::now(),
         }
     }
 
     /// Lets a request in and has it answered.
     async fn serve(
-        &self,
-        config: &Config,
+        self: &Arc<Self>,
+        config: &Arc<Config>,
         asking: Asking<'_>,
         call: &Call<'_>,
     ) -> Result<Response<Body>, Failure> {
@@ -174,6 +189,14 @@ impl Gateway {
             ..self.means(config)
         };
         let answer = attempt::answer(&means, &route, call, entry).await;
+        let answer = answer.map(|mut won| {
+            if let Answer::Stream(relay) = &mut won.answer
+                && call.continues
+            {
+                relay.bequeath(self.heir(config, &route, call, asking.body.clone(), &won.target));
+            }
+            won
+        });
         let mut response = match answer {
             Ok(won) => way.answered(won, means.guard, lookup)?,
             Err(lost) => way.refused(*lost),
@@ -184,7 +207,35 @@ impl Gateway {
         Ok(with(response, told))
     }
 
-    fn means<'a>(&'a self, config: &'a Config) -> Means<'a> {
+    /// Who goes on if a stream breaks.
+    fn heir(
+        self: &Arc<Self>,
+        config: &Arc<Config>,
+        route: &Arc<Route>,
+        call: &Call<'_>,
+        body: Bytes,
+        target: &str,
+    ) -> Heir {
+        Heir {
+            gateway: Arc::clone(self),
+            config: Arc::clone(config),
+            route: Arc::clone(route),
+            endpoint: call.endpoint,
+            body,
+            body_bytes: call.body_bytes,
+            forwarded: call.forwarded.clone(),
+            deadline: call.deadline,
+            wish: call.wish,
+            broken: route
+                .candidates
+                .iter()
+                .position(|one| one.name == target)
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    pub(crate) fn means<'a>(&'a self, config: &'a Config) -> Means<'a> {
         Means {
             upstream: &self.upstream,
             book: self.book(),
@@ -238,6 +289,8 @@ impl Gateway {
                 ..call.wish
             },
             fields: &fields,
+            continues: false,
+            is_continued: false,
         };
         let answer = Box::pin(attempt::answer(&self.means(config), &route, &judging, None)).await;
         let answer = match answer {

@@ -157,6 +157,8 @@ pub(crate) struct Ways {
     pub(crate) queue: Duration,
     pub(crate) priority: Priority,
     pub(crate) hedge: Option<Hedge>,
+    /// Whether another candidate goes on with a stream that breaks.
+    pub(crate) continues: bool,
 }
 
 /// A name with candidates.

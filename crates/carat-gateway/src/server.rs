@@ -103,7 +103,7 @@ impl Source {
     /// # Errors
     /// What makes no sense.
     pub(crate) fn reload(&self, gateway: &Gateway) -> Result<(), Error> {
-        match Config::open(&self.path, &self.env) {
+        match Config::open(&self.path, &self.env).and_then(|config| gateway.fit(config)) {
             Ok(config) => {
                 gateway.replace(config);
                 gateway.counts.reloads.fetch_add(1, Ordering::Relaxed);

@@ -49,6 +49,16 @@ pub(crate) trait Transform: Send {
 
     /// Whether the upstream has said what it took.
     fn is_counted(&self) -> bool;
+
+    /// What was said so far, if another upstream may go on with it.
+    fn said(&self) -> Option<&str> {
+        None
+    }
+
+    /// Another upstream goes on with what was said.
+    fn hand_over(&mut self, to: Forwarding) {
+        drop(to);
+    }
 }
 
 /// A whole answer in the client's words.

@@ -1,10 +1,14 @@
 //! Connections to providers, and requests as they go over them.
 
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt, HttpsConnector, HttpsConnectorBuilder};
@@ -31,7 +35,95 @@ pub(crate) const FORWARDED: [&str; 6] = [
 ];
 
 /// The body of an answer: as it comes, or at hand.
-pub(crate) type AnswerBody = Either<Incoming, Full<Bytes>>;
+pub(crate) struct AnswerBody {
+    body: Either<Incoming, Full<Bytes>>,
+    /// What must be done if it is left before its end.
+    leaving: Option<Leaving>,
+}
+
+impl AnswerBody {
+    /// A body that is at hand.
+    pub(crate) fn whole(text: String) -> Self {
+        Self {
+            body: Either::Right(Full::from(text)),
+            leaving: None,
+        }
+    }
+
+    /// The same, with something to do if it is left before its end.
+    pub(crate) fn or_leaving(self, leaving: Leaving) -> Self {
+        Self {
+            leaving: Some(leaving),
+            ..self
+        }
+    }
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none()
+            && let Some(leaving) = &mut self.leaving
+        {
+            leaving.forget();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Longest that a last request may take.
+const LEAVING: Duration = Duration::from_secs(10);
+
+/// A request that is sent when nobody waits for an answer any more.
+pub(crate) struct Leaving {
+    upstream: Upstream,
+    request: Option<Request<Bytes>>,
+}
+
+impl Leaving {
+    pub(crate) fn new(upstream: &Upstream, request: Request<Bytes>) -> Self {
+        Self {
+            upstream: upstream.clone(),
+            request: Some(request),
+        }
+    }
+
+    /// It is not needed any more.
+    pub(crate) fn forget(&mut self) {
+        self.request = None;
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // Without a runtime the process is ending.
+        let runtime = tokio::runtime::Handle::try_current();
+        if let (Some(request), Ok(runtime)) = (self.request.take(), runtime) {
+            let upstream = self.upstream.clone();
+            runtime.spawn(async move {
+                let sent = tokio::time::timeout(LEAVING, upstream.plain(request)).await;
+                tracing::debug!(
+                    is_told = matches!(sent, Ok(Ok(_))),
+                    "an answer was left before its end"
+                );
+            });
+        }
+    }
+}
 
 /// A pool of connections.
 #[derive(Clone)]
@@ -46,7 +138,7 @@ impl Upstream {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(connect));
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(Error::Tls)?
@@ -69,23 +161,26 @@ impl Upstream {
     /// Sends a request to a provider, with what proves whose it is. The body of the answer is still to come.
     pub(crate) async fn send(
         &self,
-        provider: &Provider,
+        provider: &Arc<Provider>,
         mut request: Request<Bytes>,
         is_stream: bool,
     ) -> Result<Response<AnswerBody>, Failure> {
         provider.proof.add(&mut request, self).await?;
-        let response = self.plain(request).await?;
         if provider.dialect == Dialect::Replicate {
-            return predictions::answer(self, provider, response, is_stream).await;
+            return predictions::answer(self, provider, request, is_stream).await;
         }
-        Ok(response)
+        self.plain(request).await
     }
 
     /// Sends a request as it is.
     pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<AnswerBody>, Failure> {
         let request = request.map(Full::new);
         let sent = self.client.request(request).await;
-        sent.map(|response| response.map(Either::Left)).map_err(|error| {
+        let as_it_comes = |body| AnswerBody {
+            body: Either::Left(body),
+            leaving: None,
+        };
+        sent.map(|response| response.map(as_it_comes)).map_err(|error| {
             // What exactly went wrong names hosts, which are the operator's business alone.
             tracing::debug!(%error, source = ?std::error::Error::source(&error), "a provider cannot be reached");
             let message = if error.is_connect() {

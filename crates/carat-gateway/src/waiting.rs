@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::health::Health;
 
 /// Longest line; whoever comes then is refused at once.
@@ -142,7 +143,7 @@ impl Ticket {
     /// Leaves all lines. `taken`: where it has got a place. Who was called elsewhere calls the next, if there is a place
     /// to be had.
     pub(crate) fn leave(&mut self, taken: Option<&Arc<Health>>) {
-        let now = Instant::now();
+        let now = clock::now();
         for (health, max_in_flight) in self.lines.drain(..) {
             let was_called = !health.waiting.leave(&self.place);
             let is_taken = taken.is_some_and(|taken| Arc::ptr_eq(taken, &health));

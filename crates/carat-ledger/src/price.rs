@@ -33,6 +33,20 @@ pub struct Tokens {
     pub reasoning: u64,
 }
 
+impl Tokens {
+    /// What two parts of an answer took together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            cache_read: self.cache_read.saturating_add(other.cache_read),
+            cache_write: self.cache_write.saturating_add(other.cache_write),
+            cache_write_1h: self.cache_write_1h.saturating_add(other.cache_write_1h),
+            output: self.output.saturating_add(other.output),
+            reasoning: self.reasoning.saturating_add(other.reasoning),
+        }
+    }
+}
+
 /// Prices at one size of prompt, in millionths of a dollar for a million tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Rates {

@@ -46,6 +46,9 @@ pub(super) struct RouteText {
     #[serde(default)]
     priority: Priority,
     hedge: Option<HedgeText>,
+    /// Another goes on with a stream that breaks.
+    #[serde(default, rename = "continue")]
+    continues: bool,
     cache: Option<Keeping>,
     guard: Option<GuardText>,
     /// Instead of candidates: other routes, by what the request is.
@@ -198,6 +201,7 @@ impl RouteText {
                 Some(HedgeText::Is(true)) => Some(Hedge::Slowest),
                 Some(HedgeText::AfterMs(ms)) => Some(Hedge::After(Duration::from_millis(ms))),
             },
+            continues: self.continues,
         })
     }
 

@@ -4,6 +4,7 @@
 //! Only texts are looked at: data of images, ids and signatures stay as they are. In streams what was said last is held
 //! back until nothing in it can go on in the next event ([`scrub`]).
 
+mod edited;
 mod find;
 mod scrub;
 mod stream;
@@ -12,8 +13,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub(crate) use self::edited::Edited;
 pub(crate) use self::find::Kind;
-pub(crate) use self::stream::Guarded;
+pub(crate) use self::stream::Rewritten;
 
 use self::find::{find, marked};
 use crate::failure::{Class, Failure};
@@ -34,7 +36,7 @@ const SAID: [&str; 11] = [
     "tools",
 ];
 /// Members that are no words: data, names and what must come back as it was.
-const NO_WORDS: [&str; 19] = [
+const NO_WORDS: [&str; 25] = [
     "data",
     "url",
     "id",
@@ -52,6 +54,12 @@ const NO_WORDS: [&str; 19] = [
     "thought_signature",
     "thoughtSignature",
     "encrypted_content",
+    "finish_reason",
+    "finishReason",
+    "stop_reason",
+    "done_reason",
+    "status",
+    "service_tier",
     "media_type",
     "mimeType",
 ];
@@ -244,6 +252,7 @@ impl Guard {
             return Err(answer_denied());
         }
         Ok(if marks.n > 0 {
+            without_logprobs(&mut value);
             Bytes::from(value.to_string())
         } else {
             answer
@@ -323,9 +332,21 @@ impl Classifier {
     }
 }
 
-/// What is said of streams that nobody here can look into.
-pub(crate) fn unreadable() -> Failure {
-    denied("this route looks at answers, which it cannot do in streams of this API; ask without `stream`")
+/// Takes probabilities out, which repeat the text token by token.
+fn without_logprobs(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(without_logprobs),
+        Value::Object(members) => {
+            for (name, member) in members {
+                match (name.as_str(), &member) {
+                    ("logprobs", Value::Array(_)) => *member = Value::Array(Vec::new()),
+                    ("logprobs", _) => *member = Value::Null,
+                    _ => without_logprobs(member),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// What is said when a classifier refuses.

@@ -1,6 +1,5 @@
-//! A stream whose words are looked at before they go out.
-//!
-//! It is always written anew, also between two that speak the same API, since a word's end may come in a later event.
+//! A stream that is written anew: between two that speak different APIs with a guard between them, and where another
+//! provider may have to go on with it.
 
 use std::sync::Arc;
 
@@ -31,9 +30,13 @@ impl Voice {
     }
 }
 
-/// A guarded stream.
-pub(crate) struct Guarded {
-    guard: Arc<Guard>,
+/// Longest answer that another may go on with, in bytes.
+const CONTINUED_BYTES: usize = 1 << 20;
+
+/// A stream that is written anew: looked at, if there is a guard, and remembered, so that another provider can go on
+/// with it.
+pub(crate) struct Rewritten {
+    guard: Option<Arc<Guard>>,
     forwarding: Forwarding,
     reader: Box<dyn Reader>,
     writer: Box<dyn Writer>,
@@ -41,10 +44,16 @@ pub(crate) struct Guarded {
     voice: Voice,
     usage: Option<Usage>,
     n_bytes: u64,
+    /// What the provider has said, as long as it is nothing but words.
+    said: Option<String>,
+    /// What those took who began the answer.
+    before: Option<Usage>,
+    /// White space that was said already, and that who goes on may say again.
+    space: String,
 }
 
-impl Guarded {
-    pub(crate) fn new(forwarding: Forwarding, guard: Arc<Guard>) -> Self {
+impl Rewritten {
+    pub(crate) fn new(forwarding: Forwarding, guard: Option<Arc<Guard>>) -> Self {
         Self {
             reader: reader(forwarding.dialect, forwarding.reasoning_apart),
             writer: writer(forwarding.endpoint, !forwarding.hides_usage),
@@ -54,6 +63,9 @@ impl Guarded {
             voice: Voice::Words,
             usage: None,
             n_bytes: 0,
+            said: Some(String::new()),
+            before: None,
+            space: String::new(),
         }
     }
 
@@ -62,14 +74,21 @@ impl Guarded {
         let mut has_words = false;
         for event in events {
             match event {
-                Event::Text(text) => self.say(Voice::Words, &text, out)?,
+                Event::Text(text) => {
+                    let new = self.unsaid(&text);
+                    self.remember(new);
+                    self.say(Voice::Words, new, out)?;
+                }
                 Event::Thinking(text) => self.say(Voice::Thoughts, &text, out)?,
                 Event::Arguments(text) => self.say(Voice::Arguments, &text, out)?,
                 Event::Usage(usage) => {
                     self.usage = Some(usage);
-                    self.writer.event(&event, out);
+                    let all = self.before.map_or(usage, |before| before.plus(&usage));
+                    self.writer.event(&Event::Usage(all), out);
                     continue;
                 }
+                // The answer has begun long ago.
+                Event::Begin { .. } if self.before.is_some() => continue,
                 Event::Begin { id, model } => {
                     let model = if model.is_empty() {
                         self.forwarding.model.clone()
@@ -80,6 +99,9 @@ impl Guarded {
                     continue;
                 }
                 event => {
+                    if matches!(event, Event::Call { .. }) {
+                        self.said = None;
+                    }
                     self.flush(out)?;
                     self.writer.event(&event, out);
                 }
@@ -95,14 +117,42 @@ impl Guarded {
             self.voice = voice;
         }
         self.n_bytes += text.len() as u64;
-        let text = self.scrubber.push(self.guard.answers(), text)?;
+        let text = match &self.guard {
+            Some(guard) => self.scrubber.push(guard.answers(), text)?,
+            None => text.to_string(),
+        };
         self.give(text, out);
         Ok(())
     }
 
+    /// A text without the white space that was said before.
+    fn unsaid<'a>(&mut self, text: &'a str) -> &'a str {
+        let mut new = text;
+        while let (Some(space), Some(first)) = (self.space.chars().next(), new.chars().next()) {
+            if space != first {
+                self.space.clear();
+                break;
+            }
+            self.space.drain(..space.len_utf8());
+            new = &new[first.len_utf8()..];
+        }
+        new
+    }
+
+    fn remember(&mut self, text: &str) {
+        if let Some(said) = &mut self.said {
+            said.push_str(text);
+            if said.len() > CONTINUED_BYTES {
+                self.said = None;
+            }
+        }
+    }
+
     fn flush(&mut self, out: &mut Vec<u8>) -> Result<(), Denied> {
-        let rest = self.scrubber.finish(self.guard.answers())?;
-        self.give(rest, out);
+        if let Some(guard) = &self.guard {
+            let rest = self.scrubber.finish(guard.answers())?;
+            self.give(rest, out);
+        }
         Ok(())
     }
 
@@ -113,7 +163,7 @@ impl Guarded {
     }
 }
 
-impl Transform for Guarded {
+impl Transform for Rewritten {
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
         let mut events = Vec::new();
         match self.reader.record(record, &mut events) {
@@ -148,5 +198,19 @@ impl Transform for Guarded {
 
     fn is_counted(&self) -> bool {
         self.usage.is_some()
+    }
+
+    fn said(&self) -> Option<&str> {
+        self.said.as_deref().filter(|said| !said.trim().is_empty())
+    }
+
+    fn hand_over(&mut self, to: Forwarding) {
+        let took = self.usage();
+        self.before = Some(self.before.map_or(took, |before| before.plus(&took)));
+        (self.usage, self.n_bytes) = (None, 0);
+        self.reader = reader(to.dialect, to.reasoning_apart);
+        self.forwarding = to;
+        let said = self.said.as_deref().unwrap_or_default();
+        self.space = said[said.trim_end().len()..].to_string();
     }
 }

@@ -1,5 +1,7 @@
 //! Clients of every dialect in front of providers of every dialect, whole and streamed.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{Rig, mock, rig};
@@ -16,7 +18,7 @@ pub(crate) async fn all() -> Rig {
     let mut account: Value = serde_json::from_str(&account).unwrap();
     account["token_uri"] = Value::from(format!("http://{mock}/token"));
     let text = format!(
-        "[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
+        "attempts = 2\n[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
          [providers.anthropic]\nbase-url = \"http://{mock}\"\nkey = \"sk-ant\"\n\
          [providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\nkey = \"AIza-key\"\n\
          [providers.ollama]\nbase-url = \"http://{mock}\"\n\
@@ -772,4 +774,38 @@ async fn the_same_api_is_passed_on_untouched_and_broken_streams_are_told_in_it()
         serde_json::from_str::<Value>(&reply.text).unwrap()["error"]["type"],
         "overloaded_error"
     );
+}
+
+#[tokio::test]
+async fn a_prediction_that_nobody_waits_for_is_cancelled() {
+    let rig = all().await;
+    let cancelled = || rig.mock.of("cancel");
+    for (n, (name, is_stream)) in [
+        ("endless", true),
+        ("endless;no-stream", false),
+        ("endless;no-stream;slow-made=300", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (path, body) = asked("openai", &format!("replicate/mock/{name}"), is_stream);
+        let body = body.to_string().replace("\"tools\"", "\"x\"");
+        let asking = tokio::time::timeout(Duration::from_millis(150), rig.post(&path, &body));
+        assert!(asking.await.is_err(), "{name} does not end");
+        for _ in 0..100 {
+            if cancelled() > n as u64 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(cancelled(), n as u64 + 1, "{name}");
+    }
+    // One that has ended is left as it is.
+    for is_stream in [false, true] {
+        let (path, body) = asked("openai", "replicate/mock/ok", is_stream);
+        let body = body.to_string().replace("\"tools\"", "\"x\"");
+        assert_eq!(rig.post(&path, &body).await.status, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(cancelled(), 3);
 }

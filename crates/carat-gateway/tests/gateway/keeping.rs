@@ -217,7 +217,27 @@ async fn answers_are_looked_at_across_events() {
             "{\"model\":\"r\",\"prompt\":\"Hi\",\"stream\":true}",
         )
         .await;
-    assert_eq!(completion.status, 400, "{}", completion.text);
+    assert!(
+        completion.text.contains("[email]") && completion.text.ends_with("data: [DONE]\n\n"),
+        "{}",
+        completion.text
+    );
+    let generated = rig
+        .post("/api/generate", "{\"model\":\"r\",\"prompt\":\"Hi\"}")
+        .await;
+    let responded = rig
+        .post(
+            "/v1/responses",
+            "{\"model\":\"r\",\"input\":\"Hi\",\"stream\":true}",
+        )
+        .await;
+    for (reply, end) in [(generated, "\"done\":true"), (responded, "response.completed")] {
+        assert!(
+            reply.text.contains("[email]") && !reply.text.contains("example") && reply.text.contains(end),
+            "{}",
+            reply.text
+        );
+    }
     let rig = crate::support::rig(&route("m/say=this_is_forbidden_here")).await;
     let reply = rig.chat("r", true).await;
     assert!(

@@ -5,6 +5,7 @@
 mod admin;
 mod apis;
 mod chaos;
+mod continuing;
 mod dialects;
 mod failing;
 mod forwarding;

@@ -18,6 +18,7 @@
 //! | `times=N` | the first N requests are treated so, later ones well |
 //!
 //! | `tool` | a call of `weather` instead of words |
+//! | `endless`, `slow-made=MS` | a prediction that does not end, or takes so long to be made |
 //!
 //! By its paths it speaks OpenAI's chat completions, Anthropic's Messages, Gemini's generateContent (both also as Vertex
 //! has them), Ollama's `/api/chat`, Bedrock's Converse, Cohere's `/v2` and Replicate's predictions; the native ones know the words of [`NATIVE`], `tool`,
@@ -212,8 +213,15 @@ impl Command {
             let is_stream = memchr::memmem::find(body, b"\"stream\":true").is_some();
             return named(name, Dialect::Replicate, is_stream);
         }
-        if path.starts_with("/v1/look/") || path.starts_with("/v1/stream/") {
-            return named("ok", Dialect::Look, path.starts_with("/v1/stream/"));
+        let looked = ["/v1/look/", "/v1/stream/", "/v1/cancel/"];
+        if let Some(name) = looked.iter().find_map(|begin| path.strip_prefix(begin)) {
+            let is_cancelled = path.starts_with("/v1/cancel/");
+            let name = match name {
+                _ if is_cancelled => "cancel",
+                "p1" => "ok",
+                name => name,
+            };
+            return named(name, Dialect::Look, path.starts_with("/v1/stream/"));
         }
         if let Some(rest) = path.split("/models/").nth(1) {
             let (name, verb) = rest.split_once(':').unwrap();
@@ -508,8 +516,19 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
         return whole(stream, "200 OK", "", "application/json", others::RERANK).await;
     }
     if command.dialect == Dialect::Replicate {
-        let made = others::prediction(&command.host, "starting", !command.has("no-stream"));
+        if let Some(ms) = command.number("slow-made") {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+        let id = if command.has("endless") { "endless" } else { "p1" };
+        let made = others::prediction(&command.host, id, "starting", !command.has("no-stream"));
         return whole(stream, "201 Created", "", "application/json", &made).await;
+    }
+    if command.dialect == Dialect::Look && command.is_stream && command.has("endless") {
+        let head =
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+        let mut out = head.to_vec();
+        chunk(&mut out, others::replicate_events()[0].as_bytes());
+        return stall(stream, &out).await;
     }
     let bytes = |records: Vec<String>| records.into_iter().map(String::into_bytes).collect();
     let mut records: Vec<Vec<u8>> = match command.dialect {
@@ -528,7 +547,10 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
             Dialect::Bedrock => clouds::bedrock_whole(is_tool),
             Dialect::Cohere => others::cohere_whole(is_tool),
             Dialect::OllamaPrompt => others::generate_whole(),
-            Dialect::Look => others::prediction(&command.host, "succeeded", false),
+            Dialect::Look if command.has("endless") => {
+                others::prediction(&command.host, "endless", "processing", false)
+            }
+            Dialect::Look => others::prediction(&command.host, "p1", "succeeded", false),
             _ => ollama_whole(is_tool),
         };
         return whole(stream, "200 OK", "", "application/json", &body).await;

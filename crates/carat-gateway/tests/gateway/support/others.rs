@@ -83,8 +83,8 @@ pub(super) fn cohere_whole(is_tool: bool) -> String {
 
 pub(super) const RERANK: &str = "{\"id\":\"r1\",\"results\":[{\"index\":1,\"relevance_score\":0.9}],\"meta\":{\"billed_units\":{\"search_units\":1}}}";
 
-/// A prediction that is not there yet, or is.
-pub(super) fn prediction(host: &str, status: &str, can_stream: bool) -> String {
+/// A prediction that is not there yet, or is. One that is called `endless` never will be.
+pub(super) fn prediction(host: &str, id: &str, status: &str, can_stream: bool) -> String {
     let [_, first, second] = NATIVE;
     let output = if status == "succeeded" {
         format!("[\"{first}\",\"{second}\"]")
@@ -92,12 +92,12 @@ pub(super) fn prediction(host: &str, status: &str, can_stream: bool) -> String {
         "null".into()
     };
     let stream = if can_stream {
-        format!(",\"stream\":\"http://{host}/v1/stream/p1\"")
+        format!(",\"stream\":\"http://{host}/v1/stream/{id}\"")
     } else {
         String::new()
     };
     format!(
-        "{{\"id\":\"p1\",\"status\":\"{status}\",\"output\":{output},\"error\":null,\"metrics\":{{\"input_token_count\":11,\"output_token_count\":4}},\"urls\":{{\"get\":\"http://{host}/v1/look/p1\"{stream}}}}}"
+        "{{\"id\":\"{id}\",\"status\":\"{status}\",\"output\":{output},\"error\":null,\"metrics\":{{\"input_token_count\":11,\"output_token_count\":4}},\"urls\":{{\"get\":\"http://{host}/v1/look/{id}\",\"cancel\":\"http://{host}/v1/cancel/{id}\"{stream}}}}}"
     )
 }
 
