@@ -335,7 +335,7 @@ fn beginning(turns: &mut Vec<Turn>) -> Result<String, ApiError> {
     let text: Option<String> = text.and_then(|last| {
         let texts = last.parts.into_iter().map(|part| match part {
             Part::Text(text) => Some(text),
-            Part::Image(_) | Part::Audio(_) => None,
+            _ => None,
         });
         texts.collect()
     });
