@@ -77,8 +77,9 @@ def measure_llama(options):
     found = {}
     for kind in ["plain", "drafted"]:
         draft = LlamaPromptLookupDecoding(num_pred_tokens=options.guesses) if kind == "drafted" else None
-        model = llama_cpp.Llama(options.model, n_ctx=4096, n_threads=options.threads, n_threads_batch=options.threads,
-                                draft_model=draft, verbose=False)
+        # With guesses it keeps the logits of every token, but only has room for those of one batch.
+        model = llama_cpp.Llama(options.model, n_ctx=2048, n_batch=2048, n_threads=options.threads,
+                                n_threads_batch=options.threads, draft_model=draft, verbose=False)
         for name, (prompt, temperature) in tasks(options).items():
             times = []
             model.reset()
@@ -143,4 +144,5 @@ def main():
               f"| {llama:.1f} | {looked_up:.1f} | {looked_up / llama:.2f} |")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -20,11 +20,13 @@ Only the standard library; sockets are read by hand, so that the generator takes
 import argparse
 import asyncio
 import json
+import math
 import random
 import socket
 import statistics
 import time
 import urllib.parse
+import urllib.request
 
 CLIENTS = [1, 4, 16, 64]
 N_IN, N_OUT = 128, 128
@@ -127,13 +129,28 @@ def overhead(address, n=1000):
     return {kind: {"us_p50": 1e6 * statistics.median(times), "us_p99": 1e6 * percentile(times, 0.99)} for kind, times in kinds.items()}
 
 
+def request(address, path):
+    with urllib.request.urlopen(f"http://{address[0]}:{address[1]}{path}", timeout=60) as answer:
+        return answer.read()
+
+
 def anonymous_kb(pid):
     with open(f"/proc/{pid}/status") as file:
         return int(dict(line.split(":", 1) for line in file)["RssAnon"].split()[0])
 
 
+def cache_kb(address):
+    """What the caches of the model hold, by /metrics."""
+    lines = request(address, "/metrics").decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("carat_cache_bytes")) / 1024
+
+
 def idle(address, pid, n):
-    """Kilobytes of a stream that waits: n of them behind one answer that goes on."""
+    """Kilobytes of a stream that waits: n of them behind one answer that goes on, whose own cache does not count."""
+
+    def held_kb():
+        return anonymous_kb(pid) - cache_kb(address)
+
     body = {"model": "default", "prompt": [2, 300, 301], "stream": True, "temperature": 0, "logit_bias": {"1": -100, "106": -100}}
     runs = Connection(address)
     runs.socket.sendall(request_of("/v1/completions", body | {"max_tokens": 1500}))
@@ -141,7 +158,7 @@ def idle(address, pid, n):
     rows, streams = [], []
     # The first round builds what all share.
     for _ in range(3):
-        before = anonymous_kb(pid)
+        before = held_kb()
         fresh = [Connection(address) for _ in range(n)]
         for stream in fresh:
             stream.socket.sendall(request_of("/v1/completions", body | {"max_tokens": 100}))
@@ -149,7 +166,7 @@ def idle(address, pid, n):
             head = stream.socket.recv(4096)
             if b" 200 " not in head.split(b"\r\n")[0] + b" ":
                 raise SystemExit(f"a stream was refused; serve with --parallel 1 and a --queue of {3 * n + 1}: {head[:200]}")
-        rows.append((anonymous_kb(pid) - before) / n)
+        rows.append((held_kb() - before) / n)
         streams += fresh
     for stream in [runs, *streams]:
         stream.socket.close()
@@ -206,13 +223,22 @@ def plot(path, files):
     runs = [json.load(open(file)) for file in files]
     width, height, edge = 640, 400, 60
     most_x = max(row["tok_per_s"] for run in runs for row in run["rows"])
-    most_y = max(row["first_ms_p99"] for run in runs for row in run["rows"])
+    # Waits span decades, so their axis is logarithmic.
+    waits = [row["first_ms_p99"] for run in runs for row in run["rows"]]
+    low, high = math.floor(math.log10(min(waits))), math.ceil(math.log10(max(waits)))
     x = lambda value: edge + value / most_x * (width - 2 * edge)
-    y = lambda value: height - edge - value / most_y * (height - 2 * edge)
+    y = lambda value: height - edge - (math.log10(value) - low) / (high - low) * (height - 2 * edge)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
+    parts.append(f'<rect width="{width}" height="{height}" fill="#fff"/>')
+    for power in range(low, high + 1):
+        at = y(10**power)
+        told = f"{10**power} ms" if power < 3 else f"{10**power // 1000} s"
+        parts.append(f'<path d="M{edge} {at:.1f}H{width - edge}" stroke="#ddd"/><text x="{edge - 6}" y="{at + 4:.1f}" text-anchor="end">{told}</text>')
+    for rate in range(0, int(most_x) + 1, 100):
+        parts.append(f'<path d="M{x(rate):.1f} {height - edge}v5" stroke="#888"/><text x="{x(rate):.1f}" y="{height - edge + 18}" text-anchor="middle">{rate}</text>')
     parts.append(f'<path d="M{edge} {edge}V{height - edge}H{width - edge}" fill="none" stroke="#888"/>')
-    parts.append(f'<text x="{width / 2}" y="{height - 20}" text-anchor="middle">tokens per second, up to {most_x:.0f}</text>')
-    parts.append(f'<text x="{edge}" y="{edge - 12}">ms to the first token (p99), up to {most_y:.0f}</text>')
+    parts.append(f'<text x="{width / 2}" y="{height - 20}" text-anchor="middle">tokens per second, all clients together (clients beside the points)</text>')
+    parts.append(f'<text x="{edge}" y="{edge - 12}">time to the first token, p99</text>')
     for run, colour in zip(runs, ["#c22", "#26a", "#282", "#a62"]):
         points = [(x(row["tok_per_s"]), y(row["first_ms_p99"]), row["clients"]) for row in run["rows"]]
         line = " ".join(f"{a:.1f},{b:.1f}" for a, b, _ in points)
@@ -269,4 +295,5 @@ def main():
             json.dump(run, file, indent=1)
 
 
-main()
+if __name__ == "__main__":
+    main()

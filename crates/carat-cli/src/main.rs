@@ -37,7 +37,8 @@ use crate::interrupt::Interrupt;
 use crate::settings::Settings;
 
 // A server's requests come and go on many threads and live for very different times. glibc's allocator keeps what they free
-// in pieces too small to use again: under 32 clients its memory grew without end. See docs/benchmarks.md, "Soak".
+// in pieces too small to use again: under 32 clients its memory grew without end. See docs/benchmarks.md, "Soak". Huge pages
+// (`no_thp`) would make every connection's buffers resident whole, though little of them is ever written.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -90,10 +90,10 @@ pub enum Update {
     },
     /// The vector that was asked for; the last update.
     Embedded(Vec<f32>),
-    /// The answer ended; the last update.
-    Finished(Finished),
+    /// The answer ended; the last update. Boxed, as is the next: a channel keeps room for 32 updates of any kind.
+    Finished(Box<Finished>),
     /// There will be no answer, or no more of it; the last update.
-    Failed(Error),
+    Failed(Box<Error>),
 }
 
 impl Update {
@@ -106,7 +106,7 @@ impl Update {
                 text: text.to_string(),
                 logprobs: logprobs.cloned(),
             }),
-            Event::Finished(finished) => Some(Self::Finished(finished.clone())),
+            Event::Finished(finished) => Some(Self::Finished(Box::new(finished.clone()))),
         }
     }
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 /// Largest body, in bytes, unless set otherwise.
 pub(crate) const BODY_BYTES: usize = 32 << 20;
+/// Most text of a request that is prepared on the thread that serves its connection, and most turns.
+pub(crate) const BRIEF_BYTES: usize = 2048;
+pub(crate) const BRIEF_TURNS: usize = 16;
 /// A stream without news gets a sign of life this often.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
 /// What clients are told to wait when the queue is full, in seconds.

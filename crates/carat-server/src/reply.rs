@@ -244,7 +244,7 @@ impl Reply {
                 return;
             }
             Update::Failed(error) => {
-                self.fail(engine_error(error), out);
+                self.fail(engine_error(*error), out);
                 return;
             }
         };

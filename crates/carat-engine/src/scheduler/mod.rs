@@ -151,7 +151,7 @@ impl<M: LanguageModel> Scheduler<M> {
             }
             Err(error) => {
                 self.counters.failed.add(1);
-                let _nobody_goes_on = (job.sink)(Update::Failed(error));
+                let _nobody_goes_on = (job.sink)(Update::Failed(Box::new(error)));
             }
         }
         self.publish();
@@ -161,7 +161,7 @@ impl<M: LanguageModel> Scheduler<M> {
     pub fn fail_all(&mut self, error: impl Fn() -> Error) {
         for mut entry in self.waiting.drain(..).chain(self.running.drain(..)) {
             self.counters.failed.add(1);
-            let _nobody_goes_on = (entry.sink)(Update::Failed(error()));
+            let _nobody_goes_on = (entry.sink)(Update::Failed(Box::new(error())));
         }
         self.publish();
     }
@@ -351,7 +351,7 @@ impl<M: LanguageModel> Scheduler<M> {
             match end {
                 Some(Err(error)) => {
                     self.counters.failed.add(1);
-                    let _nobody_goes_on = sink(Update::Failed(error));
+                    let _nobody_goes_on = sink(Update::Failed(Box::new(error)));
                     continue;
                 }
                 Some(Ok(finished)) => {

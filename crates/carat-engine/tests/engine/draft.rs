@@ -342,7 +342,7 @@ fn guesses_that_a_grammar_forbids_are_not_computed() {
             Box::new(move |update| {
                 match update {
                     Update::Token { id, .. } => ear.lock().unwrap().0.push(id),
-                    Update::Finished(finished) => ear.lock().unwrap().1 = Some(finished),
+                    Update::Finished(finished) => ear.lock().unwrap().1 = Some(*finished),
                     other => panic!("{other:?}"),
                 }
                 ControlFlow::Continue(())

@@ -72,7 +72,7 @@ fn ask(scheduler: &mut Scheduler<FakeModel>, prompt: Vec<u32>) -> (String, Finis
             Update::Token { text, .. } => heard.0.push_str(&text),
             Update::Finished(finished) => {
                 heard.0.push_str(&finished.text);
-                heard.1 = Some(finished);
+                heard.1 = Some(*finished);
             }
             Update::Failed(error) => assert_eq!(error.to_string(), "", "no job fails here"),
             Update::Embedded(_) => {}

@@ -7,6 +7,7 @@ mod openai;
 mod operations;
 mod responses;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,12 +19,13 @@ use axum::http::{Response, StatusCode};
 use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use carat_api::{ApiError, ErrorKind, GenerationRequest, MediaSource, Part};
+use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Part, Turn};
 use carat_engine::Constraint;
 use serde_json::Value;
 use tokio::sync::SemaphorePermit;
 
 use crate::access;
+use crate::limits;
 use crate::output::OutputReader;
 use crate::prompt;
 use crate::reply::{Caller, Reply, Start};
@@ -154,7 +156,7 @@ async fn converse(
     let _place = encoding(state, &wanted).await?;
     let presence = Presence::default();
     let absent = Arc::clone(&presence.0);
-    let start = blocking(move || {
+    let start = prepared(is_brief(request), move || {
         let mut go_on = || !absent.load(Ordering::Relaxed);
         let prompt = prompt::render(&model, &wanted, &mut go_on)?;
         let constraint = |_| model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids);
@@ -219,6 +221,36 @@ impl Drop for Presence {
     }
 }
 
+/// Whether a request's prompt is made in less time than handing it to another thread and back takes: short text, and no
+/// grammar to compile.
+fn is_brief(request: &GenerationRequest) -> bool {
+    let n_bytes = |part: &Part| match part {
+        Part::Text(text) => text.len(),
+        Part::Image(_) | Part::Audio(_) => usize::MAX,
+    };
+    let is_plain = |turn: &Turn| turn.reasoning.is_none() && turn.tool_calls.is_empty();
+    let parts = request.turns.iter().flat_map(|turn| &turn.parts);
+    let n_bytes = parts.map(n_bytes).fold(0, usize::saturating_add);
+    n_bytes <= limits::BRIEF_BYTES
+        && request.turns.len() <= limits::BRIEF_TURNS
+        && request.turns.iter().all(is_plain)
+        && request.tools.is_empty()
+        && matches!(request.format, Format::Text)
+        && request.thinking_budget.is_none()
+}
+
+/// Runs brief work at once, other work as [`blocking`] does.
+async fn prepared<T: Send + 'static>(
+    is_brief: bool,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if !is_brief {
+        return blocking(work).await;
+    }
+    // What it touches is its own, or only read.
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(mistake()))
+}
+
 /// Runs what may take milliseconds away from the threads that serve connections.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -227,12 +259,17 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => {
             tracing::error!(%error, "preparing a request failed");
-            Err(ApiError::new(
-                ErrorKind::Internal,
-                "the server made a mistake; its log says more",
-            ))
+            Err(mistake())
         }
     }
+}
+
+/// Of a panic, which the log tells.
+fn mistake() -> ApiError {
+    ApiError::new(
+        ErrorKind::Internal,
+        "the server made a mistake; its log says more",
+    )
 }
 
 /// The path that a request came by, for errors of no particular API.

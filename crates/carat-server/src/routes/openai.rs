@@ -14,8 +14,9 @@ use carat_text::{ControlText, Special};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Answer, at, blocking, converse, json, whole};
+use super::{Answer, at, blocking, converse, is_brief, json, prepared, whole};
 use crate::ids;
+use crate::limits;
 use crate::model::ServedModel;
 use crate::pool::Lease;
 use crate::prompt;
@@ -115,7 +116,13 @@ pub(super) async fn complete(
     let model = lease.model();
     let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
     let wanted = request.generation.clone();
-    let (start, heads) = blocking(move || {
+    let n_bytes = |prompt: &Prompt| match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(ids) => size_of_val(ids.as_slice()),
+    };
+    let n_bytes = prompts.iter().map(n_bytes).fold(0, usize::saturating_add);
+    let is_brief = is_brief(&wanted) && n_bytes <= limits::BRIEF_BYTES;
+    let (start, heads) = prepared(is_brief, move || {
         let mut start = Start {
             prompts: Vec::new(),
             constraints: Vec::new(),
@@ -253,7 +260,7 @@ impl Embedding {
     async fn vector(mut self) -> Result<Vec<f32>, ApiError> {
         match (&mut self.receiver).await {
             Ok(Update::Embedded(vector)) => Ok(vector),
-            Ok(Update::Failed(error)) => Err(engine_error(error)),
+            Ok(Update::Failed(error)) => Err(engine_error(*error)),
             Ok(Update::Finished(finished)) if finished.reason == FinishReason::Deadline => Err(too_late()),
             _ => Err(engine_error(carat_engine::Error::Stopped)),
         }
