@@ -226,7 +226,7 @@ impl Drop for Presence {
 fn is_brief(request: &GenerationRequest) -> bool {
     let n_bytes = |part: &Part| match part {
         Part::Text(text) => text.len(),
-        Part::Image(_) | Part::Audio(_) => usize::MAX,
+        Part::Image(_) | Part::Audio(_) | Part::Video(_) => usize::MAX,
     };
     let is_plain = |turn: &Turn| turn.reasoning.is_none() && turn.tool_calls.is_empty();
     let parts = request.turns.iter().flat_map(|turn| &turn.parts);
