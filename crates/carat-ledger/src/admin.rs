@@ -17,6 +17,10 @@ use crate::{Account, Error, Kind, Limits, Micros, Place, Role};
 /// Longest time for which a rotated key's old text stays good: 90 days, in milliseconds.
 const MAX_OVERLAP_MS: u64 = 90 * 86_400_000;
 
+/// Largest payment: a billion dollars. Thousands of them still have a sum that the database can hold; one that it cannot
+/// would keep every gateway from reading its accounts.
+const MAX_CREDIT: Micros = Micros(1_000_000_000_000_000);
+
 /// The ledger's database, for acts. One gateway may be running on it.
 #[derive(Debug)]
 pub struct Admin {
@@ -360,6 +364,10 @@ impl Admin {
     /// [`Error::Refused`] if nobody has this scope.
     pub fn top_up(&mut self, credit: &Credit) -> Result<bool, Error> {
         check_name("a credit's id", &credit.id)?;
+        if credit.amount > MAX_CREDIT || credit.note.contains('\0') {
+            let message = format!("a payment is at most {MAX_CREDIT}, and its note has no NUL");
+            return Err(Error::Refused(message));
+        }
         let scope = self.scope(&credit.scope)?;
         let actor = &self.actor;
         self.store.db.transaction(|db| {

@@ -11,7 +11,7 @@ use postgres::types::{IsNull, Type};
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
-use crate::{Error, Micros, Place};
+use crate::{Error, Micros, Place, tls};
 
 /// Statements that are kept prepared.
 const MAX_STATEMENTS: usize = 64;
@@ -228,9 +228,9 @@ impl Db {
                 Ok(Self::Sqlite(connection))
             }
             Place::Postgres { url, .. } => {
-                let mut config: postgres::Config = url.parse().map_err(Error::Address)?;
+                let (mut config, tls) = tls::read(url)?;
                 config.connect_timeout(CONNECT).application_name("carat");
-                let mut client = config.connect(postgres::NoTls)?;
+                let mut client = config.connect(tls)?;
                 // Somebody else's lock must not stop the gateway for ever.
                 client.batch_execute("SET lock_timeout = '10s'; SET statement_timeout = '30s'")?;
                 Ok(Self::Postgres(Box::new(Postgres {

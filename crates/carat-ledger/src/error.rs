@@ -15,6 +15,9 @@ pub enum Error {
     /// The server's address makes no sense. It is not repeated, since it may hold a password.
     #[error("the ledger's address is none of a PostgreSQL server, such as postgres://user@host/database")]
     Address(#[source] postgres::Error),
+    /// What the address says about TLS makes no sense, or cannot be had.
+    #[error("the connection to the ledger's PostgreSQL server cannot be encrypted as its address says: {0}")]
+    Encryption(String),
     /// The database was made by a newer version.
     #[error(
         "the ledger has version {found}, newer than the {known} that this carat knows; use a newer carat"

@@ -28,6 +28,7 @@ mod row;
 mod schema;
 mod shared;
 mod store;
+mod tls;
 
 pub use account::{Account, Credit, Kind, Limits, Role};
 pub use admin::{Admin, Audit};

@@ -245,6 +245,14 @@ fn credits_are_paid_in_once_and_used_up_on(ground: &Ground) {
         ..credit("c")
     };
     assert!(admin.top_up(&nobody).is_err());
+    let endless = Credit {
+        amount: Micros(u64::MAX),
+        ..credit("d")
+    };
+    assert!(
+        admin.top_up(&endless).is_err(),
+        "sums of such could not be read again"
+    );
     assert_eq!(admin.credits().unwrap().len(), 2);
     drop(ledger);
     let ledger = Ledger::open(&ground.place, None).unwrap();
