@@ -303,3 +303,32 @@ fn not_found(path: &str) -> Response<Body> {
     let failure = Failure::new(Class::BadRequest, 404, format!("nothing is served at `{path}`"));
     reply::refusal(Dialect::OpenAi, &failure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Env;
+
+    #[test]
+    fn an_engine_cannot_be_added_while_the_gateway_runs() {
+        let env: Env = Arc::new(|_| None);
+        let config = |text: &str| Config::parse(text, &env).unwrap();
+        let gateway = Gateway::new(config("")).unwrap();
+        assert!(
+            gateway
+                .fit(config("[providers.x]\nbase-url = \"http://x\""))
+                .is_ok()
+        );
+        let error = gateway
+            .fit(config("[providers.local]\nlike = \"engine\""))
+            .unwrap_err();
+        assert!(error.to_string().contains("restart"), "{error}");
+        let engine: Engine = Arc::new(|_| {});
+        let gateway = Gateway::with_engine(config(""), engine).unwrap();
+        assert!(
+            gateway
+                .fit(config("[providers.local]\nlike = \"engine\""))
+                .is_ok()
+        );
+    }
+}

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::account::{Credit, check_name, key_scope};
 use crate::budget::Budget;
-use crate::db::{Db, values};
+use crate::db::{Db, Value, values};
 use crate::key::{self, KeyInfo, NewKey, Secret};
 use crate::ledger::now_ms;
 use crate::row::Outcome;
@@ -135,20 +135,7 @@ impl Admin {
                 "UPDATE keys SET expires_ms = ?2, models = ?3, rpm = ?4, tpm = ?5, concurrency = ?6, budget = ?7,
                  period = ?8, soft = ?9, soft_period = ?10, fallback = ?11, prepaid = ?12
                  WHERE name = ?1 AND revoked = 0",
-                values![
-                    name,
-                    expires_ms,
-                    &models,
-                    limits.requests_per_minute,
-                    limits.tokens_per_minute,
-                    limits.concurrency,
-                    limits.budget.map(|budget| budget.limit),
-                    limits.budget.map(|budget| budget.period.name()),
-                    limits.soft.map(|budget| budget.limit),
-                    limits.soft.map(|budget| budget.period.name()),
-                    limits.fallback.as_ref(),
-                    limits.is_prepaid,
-                ],
+                &[&values![name, expires_ms][..], &limit_values(limits, &models)[..]].concat(),
             )?;
             found(n, name)?;
             audit(db, actor, "set key", name, &told(limits))
@@ -276,22 +263,11 @@ impl Admin {
                 "UPDATE accounts SET team = ?3, role = ?4, models = ?5, rpm = ?6, tpm = ?7, concurrency = ?8,
                  budget = ?9, period = ?10, soft = ?11, soft_period = ?12, fallback = ?13, prepaid = ?14
                  WHERE kind = ?1 AND name = ?2",
-                values![
-                    kind,
-                    &account.name,
-                    account.team.as_ref(),
-                    account.role.name(),
-                    &models,
-                    limits.requests_per_minute,
-                    limits.tokens_per_minute,
-                    limits.concurrency,
-                    limits.budget.map(|budget| budget.limit),
-                    limits.budget.map(|budget| budget.period.name()),
-                    limits.soft.map(|budget| budget.limit),
-                    limits.soft.map(|budget| budget.period.name()),
-                    limits.fallback.as_ref(),
-                    limits.is_prepaid,
-                ],
+                &[
+                    &values![kind, &account.name, account.team.as_ref(), account.role.name()][..],
+                    &limit_values(limits, &models)[..],
+                ]
+                .concat(),
             )?;
             let detail = format!("role {}, {}", account.role.name(), told(limits));
             audit(db, actor, &format!("set {kind}"), &account.name, &detail)
@@ -477,6 +453,22 @@ fn ensure(db: &mut Db, kind: Kind, name: &str, now_ms: u64) -> Result<(), Error>
     Ok(())
 }
 
+/// What a row has of its limits, in the order of its columns from `models` to `prepaid`.
+fn limit_values<'a>(limits: &'a Limits, models: &'a str) -> [Value<'a>; 10] {
+    [
+        models.into(),
+        limits.requests_per_minute.into(),
+        limits.tokens_per_minute.into(),
+        limits.concurrency.into(),
+        limits.budget.map(|budget| budget.limit).into(),
+        limits.budget.map(|budget| budget.period.name()).into(),
+        limits.soft.map(|budget| budget.limit).into(),
+        limits.soft.map(|budget| budget.period.name()).into(),
+        limits.fallback.as_ref().into(),
+        limits.is_prepaid.into(),
+    ]
+}
+
 fn insert_key(db: &mut Db, new: &NewKey, secret: &Secret, now_ms: u64) -> Result<(), Error> {
     let limits = &new.limits;
     let models = limits.models.join("\n");
@@ -484,26 +476,19 @@ fn insert_key(db: &mut Db, new: &NewKey, secret: &Secret, now_ms: u64) -> Result
         "INSERT INTO keys (hash, start, name, user_name, project, team, models, rpm, tpm, concurrency, budget, period,
          soft, soft_period, fallback, prepaid, expires_ms, created_ms)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-        values![
-            &key::hash(secret.text()),
-            secret.start(),
-            &new.name,
-            new.user.as_ref(),
-            new.project.as_ref(),
-            new.team.as_ref(),
-            &models,
-            limits.requests_per_minute,
-            limits.tokens_per_minute,
-            limits.concurrency,
-            limits.budget.map(|budget| budget.limit),
-            limits.budget.map(|budget| budget.period.name()),
-            limits.soft.map(|budget| budget.limit),
-            limits.soft.map(|budget| budget.period.name()),
-            limits.fallback.as_ref(),
-            limits.is_prepaid,
-            new.expires_ms,
-            now_ms,
-        ],
+        &[
+            &values![
+                &key::hash(secret.text()),
+                secret.start(),
+                &new.name,
+                new.user.as_ref(),
+                new.project.as_ref(),
+                new.team.as_ref(),
+            ][..],
+            &limit_values(limits, &models)[..],
+            &values![new.expires_ms, now_ms][..],
+        ]
+        .concat(),
     )?;
     Ok(())
 }
