@@ -168,9 +168,10 @@ fn prompt_error(error: carat_prompt::Error) -> ApiError {
     }
 }
 
-/// The field that a message about a file begins with: files are called as the request names them.
+/// The field that a message about a file names first: files are called as the request names them.
 fn named(message: &str) -> Option<&str> {
-    let (name, _) = message.strip_prefix('`')?.split_once('`')?;
+    let (_, rest) = message.split_once('`')?;
+    let (name, _) = rest.split_once('`')?;
     Some(name)
 }
 

@@ -141,7 +141,16 @@ pub(super) fn decode(
         name,
         origin: Origin::Sent,
     };
-    video.read(sampling, tools, take)
+    // Whoever sent it need not know where it lay.
+    let place = video.address.to_string_lossy().into_owned();
+    video.read(sampling, tools, take).map_err(|error| match error {
+        Error::VideoTool { file, tool, reason } => Error::VideoTool {
+            file,
+            tool,
+            reason: reason.replace(&place, name),
+        },
+        other => other,
+    })
 }
 
 /// A file that the programs are to read.
