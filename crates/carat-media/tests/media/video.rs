@@ -190,6 +190,7 @@ fn what_is_sent_reads_no_other_file_and_leaves_none() {
             error.contains("`sent`") && !error.contains('\n'),
             "{text}: {error}"
         );
+        assert!(!error.contains("carat-video-"), "{error}");
     }
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
     let nowhere = VideoTools {
