@@ -105,10 +105,11 @@ def videos_are_tokens_of_their_frames():
     assert n_prompt(again) == n_prompt(moving)
     if shutil.which("ffmpeg") and shutil.which("ffprobe"):
         assert n_prompt(chat(video("motion.mp4"), TEXT)) == n_prompt(moving)
-    refused(openai.BadRequestError, lambda: chat(video("make.py"), TEXT))
+    path = "messages[0].content[0].video_url"
+    refused(openai.BadRequestError, lambda: chat(video("make.py"), TEXT), path)
     playlist = base64.b64encode(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n").decode()
     part = {"type": "video_url", "video_url": {"url": f"data:video/any;base64,{playlist}"}}
-    refused(openai.BadRequestError, lambda: chat(part, TEXT))
+    refused(openai.BadRequestError, lambda: chat(part, TEXT), path)
     parts = [{"type": "input_video", "video_url": "https://a.example/b.mp4"}]
     refused(openai.BadRequestError, lambda: OPENAI.responses.create(model=MODEL, input=[{"role": "user", "content": parts}]), "input[0].content[0]")
     block = {"type": "video", "source": {"type": "url", "url": "https://a.example/b.mp4"}}
