@@ -249,7 +249,7 @@ mod tests {
         let mut sealed = secrets.read().unwrap();
         let (a, b) = (sealed.secrets["A"].clone(), sealed.secrets["B"].clone());
         sealed.secrets.insert("A".into(), b.clone());
-        let last = if a.ends_with('0') { "1" } else { "0" };
+        let last = if b.ends_with('0') { "1" } else { "0" };
         sealed
             .secrets
             .insert("B".into(), format!("{}{last}", &b[..b.len() - 1]));
