@@ -10,6 +10,7 @@
 //! | `CARAT_CTX`, `CARAT_PARALLEL` | `--ctx`, `--parallel` |
 //! | `CARAT_MODELS` | the models, separated by commas |
 //! | `CARAT_LOG` | `--log` |
+//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | `--traces`; more of OpenTelemetry's are in `carat_traces` |
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -132,6 +133,9 @@ pub(crate) struct ServeSettings {
     /// How long answers may go on after the order to stop, in seconds [default: 30]
     #[arg(long, value_name = "S")]
     pub(crate) drain: Option<u64>,
+    /// OpenTelemetry collector that is told of requests, such as http://127.0.0.1:4318; nothing of what is said
+    #[arg(long, value_name = "URL")]
+    pub(crate) traces: Option<String>,
     /// What is logged, to stderr; prompts never are [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub(crate) log: Option<LogLevel>,
@@ -213,6 +217,7 @@ impl ServeSettings {
             max_body: self.max_body.or(other.max_body),
             media_urls: self.media_urls.or(other.media_urls),
             drain: self.drain.or(other.drain),
+            traces: self.traces.or(other.traces),
             log: self.log.or(other.log),
             log_format: self.log_format.or(other.log_format),
         }

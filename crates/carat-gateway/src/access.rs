@@ -11,10 +11,10 @@ use crate::account::Outcome;
 use crate::attempt::Call;
 use crate::config::{Config, UnknownPrice};
 use crate::failure::{Class, Failure};
-use crate::gateway;
 use crate::prices::Prices;
 use crate::route::{Candidate, Route};
 use crate::usage::Usage;
+use crate::{fields, gateway};
 
 /// How long a request waits for others to settle when only what is held for them stands in its way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -154,11 +154,15 @@ impl Gate<'_> {
             };
             match refusal {
                 Refusal::Downgrade { to } => {
-                    let route = gateway::find(self.config, &to).filter(|route| route.rules.is_none());
+                    let is_fine = |route: &Arc<Route>| {
+                        route.rules.is_none() && (!self.route.is_private || route.stays_here())
+                    };
+                    let route = gateway::find(self.config, &to).filter(is_fine);
                     if route.is_none() {
                         tracing::error!(
                             to,
-                            "a soft limit's fallback is no route and no target; the model asked for answers"
+                            "a soft limit's fallback is no route and no target, or is elsewhere where nothing may \
+                             leave this machine; the model asked for answers"
                         );
                     }
                     asked.is_downgraded = true;
@@ -194,14 +198,20 @@ impl Gate<'_> {
 
 /// The most tokens that all answers to a request may have together.
 fn most_output(call: &Call<'_>, expected: u64) -> u64 {
-    let stated = |name| call.fields.get::<u64>(name);
+    let stated = |name| call.fields.count(name);
     // A request with two names for it may be read by either.
     let bounds = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
     let bound = bounds.into_iter().filter_map(stated).max();
     let bound = call.max_tokens.max(bound).unwrap_or(expected);
     let of_gemini = || {
-        let settings: Option<serde_json::Value> = call.fields.get("generationConfig");
-        settings.and_then(|settings| settings["candidateCount"].as_u64())
+        let settings = ["generationConfig", "generation_config"];
+        let settings = settings
+            .iter()
+            .filter_map(|name| call.fields.get::<serde_json::Value>(name));
+        let counts = settings.flat_map(|settings| {
+            ["candidateCount", "candidate_count"].map(|name| fields::count(&settings[name]))
+        });
+        counts.flatten().max()
     };
     let n_answers = stated("n").max(stated("best_of")).or_else(of_gemini);
     bound.saturating_mul(n_answers.unwrap_or(1).max(1))

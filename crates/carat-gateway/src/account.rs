@@ -10,6 +10,7 @@ use crate::access::{Before, Bill, Entry};
 use crate::clock;
 use crate::failure::Failure;
 use crate::health::Permit;
+use crate::trace::CallTrace;
 use crate::usage::Usage;
 use crate::variants::Variant;
 
@@ -34,6 +35,7 @@ pub(crate) struct Account {
     /// Counted too, at this price.
     variant: Option<(Arc<Variant>, Option<Arc<Price>>)>,
     started: Instant,
+    trace: Option<Box<CallTrace>>,
 }
 
 impl Account {
@@ -47,6 +49,19 @@ impl Account {
             bill: None,
             variant: None,
             started: clock::now(),
+            trace: None,
+        }
+    }
+
+    /// What happens is told to a trace.
+    pub(crate) fn trace(&mut self, trace: Option<Box<CallTrace>>) {
+        self.trace = trace;
+    }
+
+    /// Takes a piece of the answer as it came.
+    pub(crate) fn heard(&self, data: &[u8]) {
+        if let Some(trace) = &self.trace {
+            trace.heard(data);
         }
     }
 
@@ -57,6 +72,9 @@ impl Account {
         self.permit.began(self.prompt_bytes, n_whole);
         self.is_whole = n_whole > 0;
         self.began = Some(clock::now());
+        if let Some(trace) = &self.trace {
+            trace.began();
+        }
     }
 
     /// It goes on with an answer that began elsewhere, and who asked will pay for it.
@@ -77,13 +95,19 @@ impl Account {
         self.variant = Some((variant, price));
     }
 
-    /// Takes what a provider says of its limits.
-    pub(crate) fn learn(&self, headers: &http::HeaderMap) {
-        self.permit.health().learn(headers, clock::now());
+    /// Takes what a provider says of its limits, and its status.
+    pub(crate) fn learn(&self, head: &http::response::Parts) {
+        self.permit.health().learn(&head.headers, clock::now());
+        if let Some(trace) = &self.trace {
+            trace.status(head.status.as_u16());
+        }
     }
 
     /// The target did not answer.
     pub(crate) fn failed(&self, failure: &Failure) {
+        if let Some(trace) = &self.trace {
+            trace.failed(failure);
+        }
         self.permit.failed(failure);
     }
 
@@ -136,6 +160,9 @@ impl Account {
     fn close(&self, outcome: &Outcome, usage: &mut Usage, is_counted: bool) {
         if !is_counted && usage.input == 0 {
             usage.input = self.prompt_bytes.div_ceil(4) as u64;
+        }
+        if let Some(trace) = &self.trace {
+            trace.ended(&self.target, outcome, usage, is_counted);
         }
         match outcome {
             Outcome::Complete => {}

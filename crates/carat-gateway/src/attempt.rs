@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carat_ledger::Price;
+use carat_traces::Trace;
 use http::header::CONTENT_TYPE;
 use http::response::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
@@ -34,6 +35,7 @@ use crate::queue::{Place, Queue, nobody};
 use crate::relay::Relay;
 use crate::route::{Candidate, Hedge, Policy, Route};
 use crate::stream::{Forwarding, Transform, Whole};
+use crate::trace::CallTrace;
 use crate::upstream::{self, AnswerBody, Upstream};
 use crate::usage::Usage;
 use crate::variants::Variants;
@@ -57,6 +59,8 @@ pub(crate) struct Call<'a> {
     pub(crate) continues: bool,
     /// Its last turn is an answer's beginning, to be gone on with.
     pub(crate) is_continued: bool,
+    /// The request's span, if somebody wants to have it.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// What decides about a call's way.
@@ -381,7 +385,7 @@ async fn attempt(
 ) -> Result<Begun, Failure> {
     let candidate = &route.candidates[i];
     let Ask {
-        request,
+        mut request,
         dropped,
         forwarding,
     } = match prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await? {
@@ -395,7 +399,10 @@ async fn attempt(
             });
         }
     };
-    let asking = Asking::new(means, candidate, permit, call);
+    let mut asking = Asking::new(means, candidate, permit, call);
+    asking
+        .account
+        .trace(CallTrace::begin(call, candidate, &mut request));
     let read = async {
         let (head, body) = asking.send(request, forwarding.secret.as_deref()).await?;
         asking.read(&head, body, forwarding).await
@@ -493,7 +500,7 @@ impl<'a> Asking<'a> {
         let sending = upstream.send(&self.candidate.provider, request, self.call.is_stream);
         let sent = tokio::time::timeout_at(self.until, sending).await;
         let (head, body) = sent.map_err(|_| too_slow())??.into_parts();
-        self.account.learn(&head.headers);
+        self.account.learn(&head);
         if head.status != StatusCode::OK {
             let body = tokio::time::timeout_at(self.until, upstream::collect(body, ERROR_BYTES)).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
@@ -540,6 +547,7 @@ impl<'a> Asking<'a> {
         let limit = self.means.config.body_bytes;
         let collected = tokio::time::timeout_at(self.until, upstream::collect(body, limit)).await;
         let bytes = collected.map_err(|_| too_slow())??;
+        self.account.heard(&bytes);
         let whole = forwarding.whole(bytes)?;
         if self.call.is_stream {
             return Err(no_stream());

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use carat_fetch::{Fetcher, MediaUrls};
 use carat_ledger::Place;
+use carat_net::CertificateFiles;
 use serde::Deserialize;
 
 use crate::Error;
@@ -34,6 +35,8 @@ pub type Env = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub struct Config {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// Files of the certificate that clients are shown, if connections are encrypted.
+    pub tls: Option<CertificateFiles>,
     /// How long answers may go on after the order to stop.
     pub drain: Duration,
     pub(crate) body_bytes: usize,
@@ -58,6 +61,8 @@ pub struct Config {
     pub(crate) prices: Prices,
     /// Most bytes of answers that are kept.
     pub(crate) cache_bytes: usize,
+    /// Where spans go, if anywhere.
+    pub(crate) traces: Option<carat_traces::Settings>,
     /// What models can do, by `provider/model`.
     pub(crate) abilities: BTreeMap<String, Abilities>,
 }
@@ -93,6 +98,7 @@ pub(crate) struct Timeouts {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
     listen: SocketAddr,
+    tls: Option<TlsText>,
     max_body_mb: usize,
     drain_s: u64,
     media_urls: MediaUrls,
@@ -106,6 +112,21 @@ struct File {
     prices: BTreeMap<String, PriceText>,
     models: BTreeMap<String, Abilities>,
     cache: CacheText,
+    traces: TracesText,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+struct TracesText {
+    endpoint: Option<String>,
+    service: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsText {
+    cert: PathBuf,
+    key: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -148,6 +169,7 @@ impl Default for File {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8090),
+            tls: None,
             max_body_mb: 100,
             drain_s: 30,
             media_urls: MediaUrls::Refused,
@@ -161,6 +183,7 @@ impl Default for File {
             prices: BTreeMap::new(),
             models: BTreeMap::new(),
             cache: CacheText::default(),
+            traces: TracesText::default(),
         }
     }
 }
@@ -203,7 +226,7 @@ impl Config {
     /// # Errors
     /// [`Error`] says what in it is wrong.
     pub fn parse(text: &str, env: &Env) -> Result<Self, Error> {
-        let file: File = toml::from_str(text)?;
+        let file: File = toml::from_str(text).map_err(|error| Error::toml(text, &error))?;
         let known = provider::known()?;
         let mut providers = HashMap::new();
         for (name, text) in file.providers {
@@ -226,6 +249,14 @@ impl Config {
             .admin
             .map(|admin| admin.checked(ledger.is_some(), env))
             .transpose()?;
+        let tls = file.tls.map(|text| CertificateFiles {
+            cert: text.cert,
+            key: text.key,
+        });
+        if let Some(files) = &tls {
+            // What is wrong with them is said with the rest.
+            files.open().map_err(Error::Certificate)?;
+        }
         let mut own = HashMap::new();
         for (name, text) in file.prices {
             let price = carat_ledger::Price::of(text.input, text.output);
@@ -244,8 +275,8 @@ impl Config {
             routes.insert(name, Arc::new(route));
         }
         check_rules(&routes, |target| {
-            let provider = target.split_once('/').map(|(provider, _)| provider);
-            provider.is_some_and(|provider| providers.contains_key(provider))
+            let (provider, _) = target.split_once('/')?;
+            providers.get(provider).map(|provider| provider.is_local)
         })?;
         Ok(Self {
             ledger,
@@ -258,8 +289,10 @@ impl Config {
             expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
             prices,
             abilities: file.models,
+            traces: file.traces.checked(env)?,
             cache_bytes: file.cache.max_mb.saturating_mul(1_000_000),
             listen: file.listen,
+            tls,
             drain: Duration::from_secs(file.drain_s),
             fetcher: (file.media_urls != MediaUrls::Refused).then(|| Fetcher::new(file.media_urls)),
             body_bytes: file.max_body_mb * 1_000_000,
@@ -275,6 +308,11 @@ impl Config {
     pub fn uses_engine(&self) -> bool {
         let mut providers = self.providers.values();
         providers.any(|provider| provider.base.authority.host() == engine::HOST)
+    }
+
+    /// Where spans of requests go, if the file or OpenTelemetry's variables say so.
+    pub fn traces(&self) -> Option<&carat_traces::Settings> {
+        self.traces.as_ref()
     }
 
     /// The ledger's database, if one is kept.
@@ -313,6 +351,14 @@ impl LedgerText {
                 Err(Error::config("ledger", message))
             }
         }
+    }
+}
+
+impl TracesText {
+    fn checked(&self, env: &Env) -> Result<Option<carat_traces::Settings>, Error> {
+        let service = self.service.as_deref().unwrap_or("carat-gateway");
+        carat_traces::Settings::resolve(None, env.as_ref(), self.endpoint.as_deref(), service)
+            .map_err(|error| Error::config("traces", error.to_string()))
     }
 }
 
@@ -398,6 +444,38 @@ mod tests {
                 .is_some_and(|target| target.model == "x/y")
         );
         assert!(config.target("nobody/x").is_none() && config.target("openai/").is_none());
+    }
+
+    #[test]
+    fn keys_are_neither_printed_nor_told_in_errors() {
+        let secrets = "[providers.openai]\nkey = \"sk-1\"\n[providers.a]\nlike = \"bedrock\"\nvars = { region = \"r\" }\n\
+                       aws = { access-key-id = \"sk-2\", secret-access-key = \"sk-3\" }\n";
+        let config = parsed(secrets).unwrap();
+        assert!(!format!("{config:?}").contains("sk-"));
+        let error = parsed("[providers.openai]\n\nkey = sk-1\n").unwrap_err();
+        let told = format!("{error} {error:?}");
+        assert!(told.contains("line 3") && !told.contains("sk-1"), "{told}");
+    }
+
+    #[test]
+    fn what_stays_here_is_neither_judged_nor_ruled_elsewhere() {
+        let base = "[providers.openai]\n[providers.local]\nlike = \"carat\"\n[routes.far]\ncandidates = [\"openai/x\"]\n\
+                    [routes.near]\ncandidates = [\"local/x\"]\n[routes.r]\nnever-leaves-this-machine = true\n";
+        for way in [
+            "candidates = [\"local/x\"]\nguard = { classifier = { route = \"WHO\" } }",
+            "otherwise = \"WHO\"",
+            "otherwise = \"near\"\nrules = [{ route = \"WHO\", code = true }]",
+        ] {
+            for (who, is_fine) in [
+                ("near", true),
+                ("local/y", true),
+                ("far", false),
+                ("openai/y", false),
+            ] {
+                let result = parsed(&format!("{base}{}", way.replace("WHO", who)));
+                assert_eq!(result.is_ok(), is_fine, "{way} {who}: {result:?}");
+            }
+        }
     }
 
     #[test]

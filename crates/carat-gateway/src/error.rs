@@ -39,9 +39,14 @@ pub enum Error {
         /// The most it may have.
         limit: u64,
     },
-    /// The text is not TOML of the right shape.
-    #[error("the configuration cannot be understood")]
-    Toml(#[from] toml::de::Error),
+    /// The text is not TOML of the right shape. The line itself is not repeated: keys may stand in it.
+    #[error("the configuration cannot be understood: {message} (line {line})")]
+    Toml {
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
     /// A value makes no sense.
     #[error("`{field}`: {message}")]
     Config {
@@ -67,12 +72,23 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The certificate that clients are to be shown cannot be used.
+    #[error("cannot serve https by `tls`")]
+    Certificate(#[source] carat_net::TlsError),
     /// Certificates of this machine cannot be used.
     #[error("cannot set up TLS")]
     Tls(#[source] rustls::Error),
 }
 
 impl Error {
+    pub(crate) fn toml(text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start));
+        Self::Toml {
+            line: before.map_or(1, |before| before.matches('\n').count() + 1),
+            message: error.message().to_string(),
+        }
+    }
+
     pub(crate) fn config(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Config {
             field: field.into(),

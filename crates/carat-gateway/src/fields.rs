@@ -35,6 +35,11 @@ impl<'a> Fields<'a> {
         serde_json::from_str(self.raw(name)?).ok()
     }
 
+    /// A number of tokens or answers; see [`count`].
+    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+        count(&self.get(name)?)
+    }
+
     /// Names and values as they stand.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.fields
@@ -160,8 +165,36 @@ impl<'de> Deserialize<'de> for Name<'de> {
     }
 }
 
+/// A whole number in any way in which some provider would read one, such as `4`, `4.0`, `4e0` and `"4"`: what is held for
+/// an answer must not depend on how its bound is written.
+pub(crate) fn count(value: &Value) -> Option<u64> {
+    let number = match value {
+        Value::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    };
+    let rounded = || {
+        number
+            .filter(|number| *number >= 0.0)
+            .map(|number| number.ceil() as u64)
+    };
+    value.as_u64().or_else(rounded)
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn numbers_are_read_however_they_are_written() {
+        let count = |text: &str| count(&serde_json::from_str(text).unwrap());
+        for text in ["1000", "1000.0", "1e3", "\"1000\"", "999.5"] {
+            assert_eq!(count(text), Some(1000), "{text}");
+        }
+        assert_eq!(count("1e300"), Some(u64::MAX));
+        assert_eq!(count("18446744073709551615"), Some(u64::MAX));
+        for text in ["-1", "null", "\"many\"", "[4]", "\"NaN\""] {
+            assert_eq!(count(text), None, "{text}");
+        }
+    }
+
     use super::*;
 
     #[test]

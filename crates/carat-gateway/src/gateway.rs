@@ -7,6 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carat_ledger::Ledger;
+use carat_net::{CertificateFiles, Tls};
+use carat_traces::Tracer;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -46,6 +48,9 @@ pub struct Gateway {
     pub(crate) counts: Counts,
     pub(crate) is_stopping: AtomicBool,
     has_engine: bool,
+    pub(crate) tracer: Option<Tracer>,
+    /// The certificate that clients are shown.
+    pub(crate) tls: Option<Tls>,
 }
 
 /// What happened since the start, whoever answered.
@@ -107,8 +112,10 @@ impl Gateway {
         if let Some(n) = ledger.as_ref().map(Ledger::n_lost).filter(|n| *n > 0) {
             tracing::warn!(n, "requests of an earlier run were open; they are marked as lost");
         }
+        let tls = config.tls.as_ref().map(CertificateFiles::open).transpose();
         Ok(Self {
             has_engine: engine.is_some(),
+            tls: tls.map_err(Error::Certificate)?,
             upstream: Upstream::new(config.timeouts.connect, engine)?,
             config: RwLock::new(Arc::new(config)),
             book: HealthBook::default(),
@@ -121,7 +128,15 @@ impl Gateway {
             ids: Ids::default(),
             counts: Counts::default(),
             is_stopping: AtomicBool::new(false),
+            tracer: None,
         })
+    }
+
+    /// Requests and the calls they lead to are told to a tracer.
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: Tracer) -> Self {
+        self.tracer = Some(tracer);
+        self
     }
 
     /// Serves by another configuration from now on. Requests under way end by theirs; what is known about targets

@@ -135,6 +135,7 @@ impl Heir {
             wish: self.wish,
             continues: true,
             is_continued: true,
+            trace: None,
         };
         let means = self.gateway.means(&self.config);
         let mut ranked = ranked(&self.route, &call.asked(), &means.known());

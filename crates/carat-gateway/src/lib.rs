@@ -47,6 +47,7 @@ mod secrets;
 mod server;
 mod sticky;
 mod stream;
+mod trace;
 mod translate;
 mod upstream;
 mod usage;

@@ -14,10 +14,6 @@ pub(crate) const FETCHED_BYTES: usize = 40 << 20;
 pub(crate) const PREDICTION_BYTES: usize = 16 << 20;
 /// Longest message of an upstream's error that is passed on, in characters.
 pub(crate) const MESSAGE_CHARS: usize = 2000;
-/// Largest head of a client's request, in bytes.
-pub(crate) const HEAD_BYTES: usize = 64 << 10;
-/// How long a client may take to send the head of a request.
-pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
 /// Events held back until a stream has said something, in bytes.
 pub(crate) const HELD_BYTES: usize = 1 << 20;
 /// Idle connections kept for each upstream host.

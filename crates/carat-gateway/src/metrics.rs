@@ -82,6 +82,16 @@ pub(crate) fn text(gateway: &Gateway) -> String {
         "Requests and answers that a guard refused",
     );
     out.line("carat_gateway_guarded_total", &[], read(&counts.guarded));
+    if let Some(tracer) = &gateway.tracer {
+        out.family(
+            "carat_gateway_spans_total",
+            "counter",
+            "Spans by what became of them",
+        );
+        for (result, n) in [("sent", tracer.n_sent()), ("dropped", tracer.n_dropped())] {
+            out.line("carat_gateway_spans_total", &[("result", result)], n);
+        }
+    }
     let targets = gateway.book().all();
     for (name, kind, help, value) in TARGETS {
         out.family(name, kind, help);

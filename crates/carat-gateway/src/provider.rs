@@ -1,6 +1,7 @@
 //! Providers as data: what is written about them in `providers.toml` and in the configuration, joined.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
@@ -69,7 +70,7 @@ pub(crate) enum SurfaceName {
 }
 
 /// What is written about a provider; in the configuration everything is optional.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct ProviderText {
     /// The known provider that this one is like; its own name without it.
@@ -98,6 +99,13 @@ pub(crate) struct ProviderText {
     pub(crate) local: Option<bool>,
     /// Most requests at the same time.
     pub(crate) max_in_flight: Option<usize>,
+}
+
+/// Keys may be among it.
+impl fmt::Debug for ProviderText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProviderText").finish_non_exhaustive()
+    }
 }
 
 impl ProviderText {
@@ -136,9 +144,10 @@ impl ProviderText {
 }
 
 /// A provider that can be called.
-#[derive(Debug)]
 pub(crate) struct Provider {
     pub(crate) name: String,
+    /// The known provider that it is like; else its own name.
+    pub(crate) like: String,
     pub(crate) dialect: Dialect,
     pub(crate) base: Base,
     /// With the key among them, marked as sensitive.
@@ -160,6 +169,13 @@ pub(crate) struct Provider {
     pub(crate) prices: String,
     pub(crate) is_local: bool,
     pub(crate) max_in_flight: usize,
+}
+
+/// Its key is no affair of who prints it.
+impl fmt::Debug for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Provider({})", self.name)
+    }
 }
 
 impl Provider {
@@ -228,7 +244,7 @@ impl Base {
 
 /// The providers of `providers.toml`.
 pub(crate) fn known() -> Result<BTreeMap<String, ProviderText>, Error> {
-    Ok(toml::from_str(KNOWN)?)
+    toml::from_str(KNOWN).map_err(|error| Error::toml(KNOWN, &error))
 }
 
 /// Joins what the configuration says about `name` with what is known, and finds the key.
@@ -278,6 +294,7 @@ pub(crate) fn provider(
     let is_local = text.local.unwrap_or_else(|| base.is_loopback());
     Ok(Provider {
         name: name.to_string(),
+        like: like.clone(),
         dialect: text.dialect.unwrap_or(Dialect::OpenAi),
         headers: headers(&text, key, &field)?,
         surface: match text.surface {

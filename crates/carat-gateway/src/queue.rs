@@ -462,6 +462,7 @@ mod tests {
                 wish: Wish::default(),
                 continues: false,
                 is_continued: false,
+                trace: None,
             };
             let route = &self.config.routes[route];
             means.retries.earn();

@@ -132,6 +132,7 @@ impl Relay {
         let too_large = |_| Failure::new(Class::ServerFault, 502, "the provider sent an event without end");
         self.records.feed(data).map_err(too_large)?;
         while let Some(record) = self.records.next() {
+            account.heard(&record.data);
             match self.transform.record(&record, &mut self.ready) {
                 Step::Quiet => {}
                 Step::Words => self.has_words = true,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use carat_traces::Trace;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -20,7 +21,7 @@ use crate::config::Config;
 use crate::endpoint::{Called, Endpoint, Kind};
 use crate::explain::{self, Chosen};
 use crate::failure::{Class, Failure};
-use crate::fields::Fields;
+use crate::fields::{self, Fields};
 use crate::gateway::{Gateway, find, unknown_model};
 use crate::guard::{self, Guard};
 use crate::heir::{self, Heir};
@@ -29,6 +30,7 @@ use crate::policy::Known;
 use crate::reply::{self, Body};
 use crate::route::{Policy, Route};
 use crate::sticky;
+use crate::trace;
 use crate::upstream;
 use crate::waiting::Priority;
 
@@ -56,7 +58,11 @@ impl Gateway {
         request: Request<Incoming>,
     ) -> Response<Body> {
         let config = self.config();
-        match self.read(&config, called, id, request).await {
+        let trace = self
+            .tracer
+            .as_ref()
+            .map(|tracer| trace::begin(tracer, request.headers()));
+        let response = match self.read(&config, called, id, request, trace.clone()).await {
             Ok(response) => response,
             Err(failure) => {
                 if failure.code.as_deref() == Some("guardrail") {
@@ -64,7 +70,11 @@ impl Gateway {
                 }
                 reply::refusal(called.endpoint.dialect(), &failure)
             }
+        };
+        if let Some(trace) = &trace {
+            trace::answered(trace, response.status().as_u16());
         }
+        response
     }
 
     /// Reads a request, and what its route's guard lets of it in.
@@ -74,6 +84,7 @@ impl Gateway {
         called: &Called,
         id: [u8; 16],
         request: Request<Incoming>,
+        trace: Option<Trace>,
     ) -> Result<Response<Body>, Failure> {
         let deadline = Instant::now() + config.timeouts.total;
         let (head, body) = request.into_parts();
@@ -110,6 +121,7 @@ impl Gateway {
             fields: again.as_ref().unwrap_or(&fields),
             continues: false,
             is_continued: false,
+            trace,
         };
         let call = Call {
             continues: route.ways.continues
@@ -117,6 +129,9 @@ impl Gateway {
                 && heir::may_be_continued(call.endpoint, call.fields),
             ..call
         };
+        if let Some(trace) = &call.trace {
+            trace::asked(trace, &name, &route, &call);
+        }
         let let_in = changed.as_ref().filter(|_| call.continues);
         let body = let_in.map_or_else(|| body.clone(), |changed| Bytes::from(changed.clone()));
         let asking = Asking {
@@ -176,6 +191,9 @@ impl Gateway {
         if let Some((body, target, age)) = lookup.as_ref().and_then(Lookup::find) {
             if let Some(entry) = entry {
                 entry.cached(&target);
+            }
+            if let Some(trace) = &call.trace {
+                trace::cached(trace, &target);
             }
             return Ok(with(way.kept(call.is_stream, body, &target, age), told));
         }
@@ -291,6 +309,7 @@ impl Gateway {
             fields: &fields,
             continues: false,
             is_continued: false,
+            trace: call.trace.clone(),
         };
         let answer = Box::pin(attempt::answer(&self.means(config), &route, &judging, None)).await;
         let answer = match answer {
@@ -396,18 +415,25 @@ fn is_stream(called: &Called, fields: &Fields<'_>) -> bool {
 
 /// The most tokens that the answer may have, if the request says so.
 fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
-    let within = |object: &str, name: &str| {
-        let object: Option<serde_json::Value> = fields.get(object);
-        object.and_then(|object| object[name].as_u64())
+    let within = |object: &str, names: &[&str]| {
+        let object: serde_json::Value = fields.get(object)?;
+        names
+            .iter()
+            .filter_map(|name| fields::count(&object[*name]))
+            .max()
     };
     match endpoint {
-        Endpoint::Generate => within("generationConfig", "maxOutputTokens"),
-        Endpoint::OllamaChat | Endpoint::OllamaGenerate => within("options", "num_predict"),
+        // Google takes either way of writing.
+        Endpoint::Generate => ["generationConfig", "generation_config"]
+            .iter()
+            .filter_map(|object| within(object, &["maxOutputTokens", "max_output_tokens"]))
+            .max(),
+        Endpoint::OllamaChat | Endpoint::OllamaGenerate => within("options", &["num_predict"]),
         // These have answers without tokens.
         other if other.kind() != Kind::Conversation => Some(0),
         _ => ["max_completion_tokens", "max_tokens", "max_output_tokens"]
             .iter()
-            .find_map(|name| fields.get(name)),
+            .find_map(|name| fields.count(name)),
     }
 }
 

@@ -172,6 +172,8 @@ pub(crate) struct Route {
     pub(crate) cache: Option<Keeping>,
     /// What is let in and out, if not everything.
     pub(crate) guard: Option<Arc<Guard>>,
+    /// Nothing of it may go elsewhere.
+    pub(crate) is_private: bool,
     /// For a route that sends requests to others; it has no candidates.
     pub(crate) rules: Option<Rules>,
 }
@@ -186,7 +188,17 @@ impl Route {
             ways: Ways::default(),
             cache: None,
             guard: None,
+            is_private: false,
             rules: None,
         }
+    }
+
+    /// Whether everybody who may be asked is on this machine.
+    pub(crate) fn stays_here(&self) -> bool {
+        self.rules.is_none()
+            && self
+                .candidates
+                .iter()
+                .all(|candidate| candidate.provider.is_local)
     }
 }

@@ -1,4 +1,4 @@
-//! Connections from clients: accepting, serving and ending them.
+//! Serving clients, and following the configuration as it changes.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,15 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
+use carat_net::{Door, Hangups};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::config::{Config, Env};
-use crate::limits::{CONNECTIONS, HEAD_BYTES, HEAD_TIME};
+use crate::limits::CONNECTIONS;
 use crate::{Error, Gateway};
 
 /// How often the configuration file is looked at.
@@ -33,59 +31,22 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 /// Serves until `stop` comes; then takes no more connections, and lets answers end for as long as the configuration
 /// allows.
 pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: impl Future<Output = ()>) {
-    let (order, orders) = watch::channel(false);
-    let mut connections = JoinSet::new();
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let accepted = tokio::select! {
-            () = &mut stop => break,
-            // Finished ones are forgotten as others come.
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(serve(Arc::clone(&gateway), stream, orders.clone()));
-            }
-            Err(error) => {
-                // Most likely no more files may be open; some will be closed soon.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
+    let mut beside = JoinSet::new();
+    let files = gateway.config().tls.clone();
+    if let Some((tls, files)) = gateway.tls.clone().zip(files) {
+        beside.spawn(carat_net::follow(tls, files));
     }
-    drop(listener);
-    gateway.is_stopping.store(true, Ordering::Relaxed);
-    let _told = order.send(true);
-    let drain = gateway.config().drain;
-    let ended = tokio::time::timeout(drain, async { while connections.join_next().await.is_some() {} });
-    if ended.await.is_err() {
-        tracing::warn!(n = connections.len(), "some answers had not ended; they are cut");
-        connections.shutdown().await;
-    }
-}
-
-/// Serves one connection.
-async fn serve(gateway: Arc<Gateway>, stream: TcpStream, mut orders: watch::Receiver<bool>) {
-    // Small events must not wait for an acknowledgement of the one before.
-    let _slower_at_worst = stream.set_nodelay(true);
-    let service = service_fn(move |request| Arc::clone(&gateway).handle(request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
-        .max_header_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        _ = orders.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
+    let door = Door {
+        tls: gateway.tls.clone(),
+        connections: CONNECTIONS,
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended early");
-    }
+    let make = |_peer| {
+        let gateway = Arc::clone(&gateway);
+        service_fn(move |request| Arc::clone(&gateway).handle(request))
+    };
+    let open = carat_net::open(listener, door, make, stop).await;
+    gateway.is_stopping.store(true, Ordering::Relaxed);
+    open.drain(gateway.config().drain).await;
 }
 
 /// Where the configuration comes from.
@@ -120,14 +81,18 @@ impl Source {
     }
 }
 
-/// Reads the configuration file anew whenever it changes, until dropped.
+/// Reads the configuration file anew whenever it changes, and on SIGHUP, until dropped.
 pub async fn follow(gateway: Arc<Gateway>, source: Source) {
     let mut seen = stamp(&source.path);
     let mut ticks = tokio::time::interval(LOOK);
+    let mut hangups = Hangups::listen();
     loop {
-        ticks.tick().await;
+        let is_ordered = tokio::select! {
+            _ = ticks.tick() => false,
+            () = hangups.next() => true,
+        };
         let now = stamp(&source.path);
-        if now.is_none() || now == seen {
+        if !is_ordered && (now.is_none() || now == seen) {
             continue;
         }
         seen = now;

@@ -16,13 +16,13 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use crate::Error;
 use crate::endpoint::Dialect;
 use crate::engine::{Doors, Engine};
 use crate::failure::{Class, Failure};
 use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
 use crate::predictions;
 use crate::provider::Provider;
+use crate::{Error, access};
 
 /// Headers of a client that a provider may see. All others stay here: they name the client, or carry its key.
 pub(crate) const FORWARDED: [&str; 6] = [
@@ -226,10 +226,33 @@ pub(crate) fn request(
 
 /// A client's headers that go on to the provider.
 pub(crate) fn forwarded(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    let value = |name: &str| {
+        let value = headers.get(name)?;
+        match access::key_of(headers) {
+            Some(key) if name == "idempotency-key" => own(key, value),
+            _ => Some(value.clone()),
+        }
+    };
     FORWARDED
         .iter()
-        .filter_map(|name| Some((HeaderName::from_static(name), headers.get(*name)?.clone())))
+        .filter_map(|name| Some((HeaderName::from_static(name), value(name)?)))
         .collect()
+}
+
+/// An idempotency key that no other client's can equal: to the provider all are one account, and whoever guessed
+/// another's would be given the answer to that one's request.
+fn own(key: &str, value: &HeaderValue) -> Option<HeaderValue> {
+    let mut digest = ring::digest::Context::new(&ring::digest::SHA256);
+    digest.update(&(key.len() as u64).to_be_bytes());
+    digest.update(key.as_bytes());
+    digest.update(value.as_bytes());
+    let digits: String = digest
+        .finish()
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    HeaderValue::try_from(digits).ok()
 }
 
 /// The whole of a body, if it is not larger than `limit`.
@@ -243,4 +266,27 @@ pub(crate) async fn collect(body: AnswerBody, limit: usize) -> Result<Bytes, Fai
         Failure::new(Class::Network, 502, message)
     })?;
     Ok(collected.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_cannot_name_each_others_requests() {
+        let sent = |key: &str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-api-key", key.parse().unwrap());
+            headers.insert("idempotency-key", value.parse().unwrap());
+            forwarded(&headers)[0].1.clone()
+        };
+        assert_eq!(
+            sent("a", "1"),
+            sent("a", "1"),
+            "the same request is the same again"
+        );
+        assert_ne!(sent("a", "1"), sent("b", "1"));
+        assert_ne!(sent("ab", "c"), sent("a", "bc"));
+        assert!(!sent("secret", "1").to_str().unwrap().contains("secret"));
+    }
 }

@@ -1,11 +1,11 @@
 //! What every request passes on its way in and out: key, origin, id, count, log line.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, MatchedPath, Request};
+use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
@@ -18,10 +18,14 @@ use crate::auth;
 use crate::limits::RETRY_AFTER_S;
 use crate::reply::Caller;
 use crate::server::State;
-use crate::tls::Peer;
+use crate::trace;
 
 /// Paths that need no key: programs that watch the server have none.
 const OPEN: [&str; 5] = ["/", "/health", "/ready", "/openapi.json", "/docs"];
+
+/// Who is at the other end of a request's connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) SocketAddr);
 
 /// Lets a request in, and its answer out.
 pub(crate) async fn pass(
@@ -38,11 +42,13 @@ pub(crate) async fn pass(
         .extensions()
         .get::<MatchedPath>()
         .map_or("other", |path| known(path.as_str()));
+    let trace = trace::begin(state.options.tracer.as_ref(), &method, route, request.headers());
     let mut response = if method == Method::OPTIONS {
         empty(StatusCode::NO_CONTENT)
     } else {
         match caller(&state, &request, &path, arrived) {
-            Ok(caller) => {
+            Ok(mut caller) => {
+                caller.trace.clone_from(&trace);
                 request.extensions_mut().insert(caller);
                 next.run(request).await
             }
@@ -58,6 +64,9 @@ pub(crate) async fn pass(
         allow(headers, origin);
     }
     let status = response.status().as_u16();
+    if let Some(trace) = &trace {
+        trace::answered(trace, status);
+    }
     state.metrics.count(route, status);
     let ms = arrived.elapsed().as_secs_f64() * 1e3;
     tracing::info!(%id, %method, route, status, ms, "request");
@@ -68,10 +77,7 @@ pub(crate) async fn pass(
 fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Result<Caller, ApiError> {
     let keys = &state.options.api_keys;
     let key = auth::key_of(request.headers());
-    let peer: Option<IpAddr> = request
-        .extensions()
-        .get::<ConnectInfo<Peer>>()
-        .map(|info| info.0.0.ip());
+    let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
     if !keys.is_empty() && !OPEN.contains(&path) {
         if peer.is_some_and(|peer| state.lockout.holds(peer, arrived)) {
             let message = "too many wrong API keys came from this address; wait a minute and check the key";
@@ -100,6 +106,7 @@ fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Res
         client,
         weight,
         arrived,
+        trace: None,
     })
 }
 

@@ -25,11 +25,11 @@ mod routes;
 mod server;
 mod store;
 mod stream;
-mod tls;
 mod tools;
+mod trace;
 
 pub use carat_fetch::MediaUrls;
+pub use carat_net::{CertificateFiles, Tls, TlsError, follow as follow_certificate};
 pub use model::{ModelDetails, ModelSetup};
 pub use server::{Error, Server, ServerOptions, parse_keep_alive};
 pub use store::{ListedModel, LoadError, LoadedModel, ModelStore};
-pub use tls::{Tls, TlsError};

@@ -15,10 +15,8 @@ pub(crate) const RETRY_AFTER_S: u64 = 2;
 pub(crate) const VIDEOS: usize = 4;
 /// Requests whose images, sounds and videos are decoded and encoded at once; others wait for them.
 pub(crate) const ENCODINGS: usize = 2;
-/// TLS handshakes at work at once.
-pub(crate) const HANDSHAKES: usize = 256;
-/// Longest handshake.
-pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Most clients connected at the same time; more wait to be accepted.
+pub(crate) const CONNECTIONS: usize = 60_000;
 /// Wrong keys after which an address is not listened to.
 pub(crate) const WRONG_KEYS: u32 = 20;
 /// How long wrong keys are remembered.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use carat_engine::{Counters, MAX_DRAFT};
+use carat_traces::Tracer;
 
 /// Upper bounds of the histograms' buckets, in seconds.
 const BOUNDS: [f64; 12] = [
@@ -236,6 +237,16 @@ impl Metrics {
             .write("carat_request_seconds", "Arrival to end.", &mut out);
         out
     }
+}
+
+/// What became of spans.
+pub(crate) fn spans(tracer: &Tracer) -> String {
+    let (name, mut out) = ("carat_spans_total", String::new());
+    head(name, "Spans by what became of them.", "counter", &mut out);
+    for (result, n) in [("sent", tracer.n_sent()), ("dropped", tracer.n_dropped())] {
+        let _infallible = writeln!(out, "{name}{{result=\"{result}\"}} {n}");
+    }
+    out
 }
 
 fn head(name: &str, help: &str, kind: &str, out: &mut String) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
 use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
+use carat_traces::Trace;
 use tokio::sync::mpsc::{Receiver, channel};
 
 use crate::limits;
@@ -19,9 +20,10 @@ use crate::pool::Lease;
 use crate::prompt::Prompt;
 use crate::server::State;
 use crate::tools::{self, prompted::CallReader};
+use crate::trace::{self, Reasons};
 
 /// Who asks, and since when.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     /// Shares of the engine go by this.
     pub(crate) client: u64,
@@ -29,6 +31,8 @@ pub(crate) struct Caller {
     pub(crate) weight: u32,
     /// When the request came.
     pub(crate) arrived: Instant,
+    /// The request's span, if somebody wants to have it.
+    pub(crate) trace: Option<Trace>,
 }
 
 /// A piece of some choice.
@@ -56,6 +60,8 @@ pub(crate) struct Reply {
     usage: Usage,
     n_choices: usize,
     n_prompt: usize,
+    reasons: Reasons,
+    has_failed: bool,
 }
 
 /// Prompts and what binds their answers.
@@ -79,6 +85,9 @@ impl Reply {
         start: Start,
         caller: Caller,
     ) -> Result<Self, ApiError> {
+        if let Some(trace) = &caller.trace {
+            trace::asked(trace, request, &model.setup.id);
+        }
         check_stops(&request.stop)?;
         let n_choices = start.prompts.len() * request.n;
         if n_choices > limits::CHOICES {
@@ -104,11 +113,13 @@ impl Reply {
             cancels: Vec::with_capacity(n_choices),
             readers: start.readers,
             n_open: n_choices,
-            caller,
+            caller: caller.clone(),
             latest: vec![None; n_choices],
             usage: Usage::default(),
             n_choices: request.n,
             n_prompt: start.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
+            reasons: Reasons::default(),
+            has_failed: false,
         };
         let mut constraints = start.constraints.into_iter();
         let choices = start
@@ -251,6 +262,9 @@ impl Reply {
         out.extend(deltas.into_iter().map(|delta| Output::Delta(choice, delta)));
         if let Some((finish, times)) = finish {
             self.count(choice, &finish.usage);
+            if self.caller.trace.is_some() {
+                self.reasons.add(&finish.kind);
+            }
             self.n_open -= 1;
             out.push(Output::Finish(choice, finish, times));
         }
@@ -268,13 +282,19 @@ impl Reply {
 
     fn fail(&mut self, error: ApiError, out: &mut Vec<Output>) {
         self.n_open = 0;
+        self.has_failed = true;
         out.push(Output::Failed(error));
     }
 
     fn time_token(&mut self, choice: usize) {
         let now = Instant::now();
         match self.latest[choice].replace(now) {
-            None => self.state.metrics.first_token.record(now - self.caller.arrived),
+            None => {
+                self.state.metrics.first_token.record(now - self.caller.arrived);
+                if let Some(trace) = &self.caller.trace {
+                    trace::spoke(trace);
+                }
+            }
             Some(before) => self.state.metrics.next_token.record(now - before),
         }
     }
@@ -284,6 +304,14 @@ impl Drop for Reply {
     fn drop(&mut self) {
         self.cancels.iter().for_each(Cancel::raise);
         self.state.metrics.duration.record(self.caller.arrived.elapsed());
+        if let Some(trace) = &self.caller.trace {
+            trace::ended(
+                trace,
+                &self.usage,
+                &self.reasons,
+                self.n_open == 0 && !self.has_failed,
+            );
+        }
     }
 }
 

@@ -3,16 +3,24 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use carat_fetch::{Fetcher, MediaUrls};
+use carat_net::{Door, Tls};
+use carat_traces::Tracer;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tower_service::Service;
 
+use crate::access::Peer;
 use crate::ids::{self, Ids};
 use crate::limits;
 use crate::lockout::Lockout;
@@ -22,7 +30,6 @@ use crate::pool::{Keeping, ModelPool, Names};
 use crate::routes;
 use crate::routes::ResponseStore;
 use crate::store::{LoadedModel, ModelStore};
-use crate::tls::{Doors, Peer, Tls};
 
 /// Why a server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -52,9 +59,6 @@ pub enum Error {
         /// Why, in a sentence.
         reason: String,
     },
-    /// Connections can no longer be taken.
-    #[error("the server stopped: connections can no longer be taken")]
-    Serve(#[source] std::io::Error),
 }
 
 /// How to serve.
@@ -86,6 +90,8 @@ pub struct ServerOptions {
     pub media_urls: MediaUrls,
     /// How long answers may go on after the order to stop.
     pub drain: Duration,
+    /// Is told of every request for a model.
+    pub tracer: Option<Tracer>,
 }
 
 impl Default for ServerOptions {
@@ -104,6 +110,7 @@ impl Default for ServerOptions {
             cors_origins: Vec::new(),
             media_urls: MediaUrls::default(),
             drain: Duration::from_secs(30),
+            tracer: None,
         }
     }
 }
@@ -214,35 +221,25 @@ impl Server {
 
     /// Serves until `stop` comes; then takes no more connections, lets answers end for as long as the options allow,
     /// and returns.
-    ///
-    /// # Errors
-    /// [`Error::Serve`].
-    pub async fn run(self, listener: TcpListener, stop: impl Future<Output = ()>) -> Result<(), Error> {
-        let app = self.router().into_make_service_with_connect_info::<Peer>();
-        let listener = Doors::open(listener, self.state.options.tls.clone());
-        let (drained, draining) = tokio::sync::oneshot::channel::<()>();
-        let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
-            // An error means that the sender is gone: time to stop too.
-            let _stop = draining.await;
-        });
-        let serving = async { serving.await.map_err(Error::Serve) };
-        tokio::pin!(serving);
-        tokio::select! {
-            result = &mut serving => return result,
-            () = stop => {}
-        }
+    pub async fn run(self, listener: TcpListener, stop: impl Future<Output = ()>) {
+        let router = self.router();
+        let make = |peer| {
+            let router = router.clone();
+            service_fn(move |request: Request<Incoming>| {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(Peer(peer));
+                // A router is always ready.
+                router.clone().call(request)
+            })
+        };
+        let door = Door {
+            tls: self.state.options.tls.clone(),
+            connections: limits::CONNECTIONS,
+        };
+        let open = carat_net::open(listener, door, make, stop).await;
         self.state.is_stopping.store(true, Ordering::Relaxed);
         tracing::info!("stopping: no more connections are taken");
-        let _told = drained.send(());
-        let started = Instant::now();
-        match tokio::time::timeout(self.state.options.drain, serving).await {
-            Ok(result) => result,
-            Err(_) => {
-                let waited_s = started.elapsed().as_secs();
-                tracing::warn!(waited_s, "some answers had not ended; they are cut");
-                Ok(())
-            }
-        }
+        open.drain(self.state.options.drain).await;
     }
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use carat_gateway::{Config, Engine, Env, Gateway as Serving, Source};
 use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
 use carat_server::Server;
+use carat_traces::Tracer;
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
@@ -244,18 +245,27 @@ impl Gateway {
             .uses_engine()
             .then(|| super::serve::inside(settings, interrupt, self.compute))
             .transpose()?;
+        let traces = config.traces().cloned();
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
             .context("cannot start the threads that serve connections")?;
+        let tracer = traces
+            .map(|traces| Tracer::start(traces, runtime.handle()))
+            .transpose()?;
         runtime.block_on(async {
-            let gateway = Arc::new(match inside {
+            let gateway = match inside {
                 Some(inside) => Serving::with_engine(config, engine(inside.start().await?))?,
                 None => Serving::new(config)?,
+            };
+            let gateway = Arc::new(match &tracer {
+                Some(tracer) => gateway.with_tracer(tracer.clone()),
+                None => gateway,
             });
             let listener = carat_gateway::listen(address).await?;
             let url = listener.local_addr().unwrap_or(address);
-            output::note(&format!("the gateway is on http://{url}; Ctrl-C stops it"));
+            output::note(&format!("the gateway is on {scheme}://{url}; Ctrl-C stops it"));
             let source = Source { path, env };
             let mut beside = tokio::task::JoinSet::new();
             if let Some(address) = admin_address {
@@ -274,6 +284,9 @@ impl Gateway {
             beside.spawn(carat_gateway::follow(Arc::clone(&gateway), source));
             carat_gateway::run(gateway, listener, super::serve::stop_signal()).await;
             beside.shutdown().await;
+            if let Some(tracer) = tracer {
+                tracer.flush(super::serve::TRACES_PATIENCE).await;
+            }
             Ok(())
         })
     }

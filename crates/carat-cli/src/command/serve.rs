@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carat_hub::LocalModel;
-use carat_server::{MediaUrls, Server, ServerOptions, Tls, parse_keep_alive};
+use carat_server::{CertificateFiles, MediaUrls, Server, ServerOptions, Tls, parse_keep_alive};
+use carat_traces::Tracer;
 use clap::Args;
+use tokio::task::JoinSet;
 
 use self::models::LocalModels;
 use crate::compute_args::ComputeArgs;
@@ -20,14 +22,15 @@ use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel, MediaAddresses, ServeSettings};
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 
-/// Largest certificate or key file, in bytes.
-const MAX_PEM_BYTES: u64 = 1 << 20;
 /// Largest body that the server within a gateway takes, in MB: the gateway's own largest.
 const MOST_BODY_MB: u32 = 4096;
 /// How long a model stays that nobody uses, where there are several; Ollama's.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
+
+/// How long the latest traces may take to be sent at the end.
+pub(super) const TRACES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Serve models to programs: OpenAI's, Anthropic's and Ollama's APIs
 #[derive(Debug, Args)]
@@ -73,8 +76,12 @@ impl Serve {
             return Ok(());
         }
         start_log(serving.log, serving.log_format);
+        let flag = self.serving.traces.clone();
         let named = named(&serving.model, &self.draft, settings, interrupt)?;
         let options = server_options(&serving, &named)?;
+        let file = serving.traces.as_deref();
+        let traces = carat_traces::Settings::resolve(flag.as_deref(), &settings::variable, file, "carat")?;
+        let files = certificate(&serving)?;
         let host = serving.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::new(host, serving.port.unwrap_or_default());
         let models = LocalModels {
@@ -92,7 +99,11 @@ impl Serve {
             .enable_all()
             .build()
             .context("cannot start the threads that serve connections")?;
-        runtime.block_on(serve(Arc::new(models), options, address))
+        let tracer = traces
+            .map(|traces| Tracer::start(traces, runtime.handle()))
+            .transpose()?;
+        let options = ServerOptions { tracer, ..options };
+        runtime.block_on(serve(Arc::new(models), options, address, files))
     }
 }
 
@@ -195,7 +206,7 @@ fn server_options(serving: &ServeSettings, named: &[(String, LocalModel)]) -> Re
     Ok(ServerOptions {
         api_keys: serving.api_key.clone(),
         key_weights: key_weights(&serving.key_weight)?,
-        tls: tls(serving)?,
+        tls: certificate(serving)?.as_ref().map(tls).transpose()?,
         aliases: aliases.collect::<Result<_>>()?,
         models: (!ids.is_empty()).then_some(ids),
         keep_alive,
@@ -212,6 +223,7 @@ fn server_options(serving: &ServeSettings, named: &[(String, LocalModel)]) -> Re
             Some(MediaAddresses::Public) | None => MediaUrls::Public,
         },
         drain: serving.drain.map_or(defaults.drain, Duration::from_secs),
+        tracer: None,
     })
 }
 
@@ -234,25 +246,30 @@ fn key_weights(texts: &[String]) -> Result<Vec<(String, u32)>> {
         .collect()
 }
 
-/// The certificate, if there is one.
-fn tls(serving: &ServeSettings) -> Result<Option<Tls>> {
-    let (Some(cert), Some(key)) = (&serving.tls_cert, &serving.tls_key) else {
-        if serving.tls_cert.is_some() || serving.tls_key.is_some() {
+/// The files of the certificate, if there is one.
+fn certificate(serving: &ServeSettings) -> Result<Option<CertificateFiles>> {
+    match (&serving.tls_cert, &serving.tls_key) {
+        (Some(cert), Some(key)) => Ok(Some(CertificateFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+        })),
+        (None, None) => Ok(None),
+        _ => {
             let message = "`tls-cert` and `tls-key` are needed together";
-            return Err(Hinted::new(message, "set the other one too, or neither").into());
+            Err(Hinted::new(message, "set the other one too, or neither").into())
         }
-        return Ok(None);
-    };
-    let chain = carat_format::read_limited(cert, MAX_PEM_BYTES)?;
-    let secret = carat_format::read_limited(key, MAX_PEM_BYTES)?;
-    let tls = Tls::from_pem(&chain, &secret).with_context(|| {
+    }
+}
+
+/// The certificate of these files.
+fn tls(files: &CertificateFiles) -> Result<Tls> {
+    files.open().with_context(|| {
         format!(
             "cannot serve https with `{}` and `{}`",
-            cert.display(),
-            key.display()
+            files.cert.display(),
+            files.key.display()
         )
-    })?;
-    Ok(Some(tls))
+    })
 }
 
 /// `NAME=MODEL`, or `NAME` for the first model. The model may be written as it was given or as clients see it.
@@ -277,8 +294,18 @@ fn alias(text: &str, given: &[String], ids: &[String]) -> Result<(String, String
     }
 }
 
-async fn serve(models: Arc<LocalModels>, options: ServerOptions, address: SocketAddr) -> Result<()> {
+async fn serve(
+    models: Arc<LocalModels>,
+    options: ServerOptions,
+    address: SocketAddr,
+    certificate: Option<CertificateFiles>,
+) -> Result<()> {
+    let mut beside = JoinSet::new();
+    if let Some((tls, files)) = options.tls.clone().zip(certificate) {
+        beside.spawn(carat_server::follow_certificate(tls, files));
+    }
     let first = options.models.as_ref().and_then(|ids| ids.first().cloned());
+    let tracer = options.tracer.clone();
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let server = Server::with_store(models, options);
     // What is wrong with the first model is said at once, not to the first client.
@@ -294,7 +321,11 @@ async fn serve(models: Arc<LocalModels>, options: ServerOptions, address: Socket
         .local_addr()
         .map_or_else(|_| address.to_string(), |address| address.to_string());
     output::note(&format!("{what} on {scheme}://{url}; Ctrl-C stops it"));
-    server.run(listener, stop_signal()).await?;
+    server.run(listener, stop_signal()).await;
+    beside.shutdown().await;
+    if let Some(tracer) = tracer {
+        tracer.flush(TRACES_PATIENCE).await;
+    }
     Ok(())
 }
 

@@ -54,6 +54,9 @@ impl Call {
         };
         let parts = path.strip_prefix(PREFIX).ok_or_else(nothing)?;
         let path: Option<Vec<String>> = parts.split('/').map(decoded).collect();
+        // No name has them, and not every database takes them.
+        let is_plain = |text: &str| !text.chars().any(char::is_control);
+        let path = path.filter(|path| path.iter().all(|part| is_plain(part)));
         let body = match body {
             [] => json!({}),
             body => serde_json::from_slice(body)
@@ -61,10 +64,14 @@ impl Call {
         };
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         let query = pairs.filter_map(|(name, value)| Some((name.to_string(), decoded(value)?)));
+        let query: HashMap<String, String> = query.collect();
+        if !query.values().all(|value| is_plain(value)) {
+            return Err(wrong("the query has characters that nothing is called by"));
+        }
         Ok(Self {
             verb,
             path: path.ok_or_else(nothing)?,
-            query: query.collect(),
+            query,
             body,
             actor,
         })

@@ -16,22 +16,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carat_ledger::Role;
+use carat_net::Door;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
 use self::acts::Acts;
 use self::desk::Desk;
 use crate::config::{Config, Env};
-use crate::limits::{HEAD_BYTES, HEAD_TIME};
 use crate::server::Source;
 use crate::{Error, Gateway};
 
@@ -85,7 +82,7 @@ impl AdminText {
             ));
         }
         if !self.listen.ip().is_loopback() && !self.allow_remote {
-            let message = "beyond this machine it needs `allow-remote = true`, and something that encrypts in front of it";
+            let message = "beyond this machine it needs `allow-remote = true`, and `tls` or something that encrypts in front of it";
             return Err(Error::config("admin.listen", message));
         }
         let key = match &self.key_file {
@@ -162,30 +159,21 @@ pub async fn administer(gateway: Arc<Gateway>, listener: TcpListener, source: So
             source,
         },
     });
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => accepted,
-        };
-        let Ok((stream, _)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        let _slower_at_worst = stream.set_nodelay(true);
+    let is_here = listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback());
+    let door = Door {
+        // Within this machine a certificate's name would fit nobody's address.
+        tls: api.gateway.tls.clone().filter(|_| !is_here),
+        connections: CONNECTIONS,
+    };
+    let make = |_peer| {
         let api = Arc::clone(&api);
-        connections.spawn(async move {
-            let service = service_fn(move |request| Arc::clone(&api).handle(request));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIME)
-                .max_header_size(HEAD_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the admin API ended early");
-            }
-        });
-    }
+        service_fn(move |request| Arc::clone(&api).handle(request))
+    };
+    let open = carat_net::open(listener, door, make, std::future::pending()).await;
+    open.drain(Duration::ZERO).await;
+    Ok(())
 }
 
 impl Api {

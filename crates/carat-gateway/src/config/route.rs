@@ -128,6 +128,7 @@ impl RouteText {
     pub(super) fn checked(self, name: &str, parts: &Parts<'_>) -> Result<Route, Error> {
         let field = |what: &str| format!("routes.{name}.{what}");
         let ways = self.ways(&field)?;
+        let is_private = self.never_leaves_this_machine;
         if let Some(rules) = self.rules(&field)? {
             return Ok(Route {
                 name: name.to_string(),
@@ -136,10 +137,10 @@ impl RouteText {
                 ways,
                 cache: None,
                 guard: None,
+                is_private,
                 rules: Some(rules),
             });
         }
-        let is_private = self.never_leaves_this_machine;
         let lists = [
             ("candidates", self.candidates, Role::Regular),
             ("long-fallbacks", self.long_fallbacks, Role::ForLongPrompts),
@@ -175,6 +176,7 @@ impl RouteText {
             ways,
             cache: self.cache,
             guard: self.guard.map(|text| Arc::new(Guard::from(text))),
+            is_private,
             rules: None,
         })
     }
@@ -231,21 +233,29 @@ impl RouteText {
     }
 }
 
-/// Rules lead to routes with candidates or to targets, never to rules again; so do guards to those that judge.
+/// Rules lead to routes with candidates or to targets, never to rules again; so do guards to those that judge. Where
+/// nothing may leave this machine they too must be on it. `target`: whether a target is on this machine, if it is one.
 pub(super) fn check_rules(
     routes: &HashMap<String, Arc<Route>>,
-    is_target: impl Fn(&str) -> bool,
+    target_is_local: impl Fn(&str) -> Option<bool>,
 ) -> Result<(), Error> {
     for (name, route) in routes {
         let judge = route.guard.as_ref().and_then(|guard| guard.classifier.as_ref());
         let judge = judge.map(|classifier| classifier.route.as_str());
         for target in route.rules.iter().flat_map(Rules::targets).chain(judge) {
-            let is_fine = match routes.get(target) {
-                Some(other) => other.rules.is_none(),
-                None => is_target(target),
+            let stays_here = match routes.get(target) {
+                Some(other) => other.rules.is_none().then(|| other.stays_here()),
+                None => target_is_local(target),
             };
-            if !is_fine {
-                let message = format!("`{target}` is no route with candidates and no provider/model");
+            let message = match stays_here {
+                None => Some("is no route with candidates and no provider/model"),
+                Some(false) if route.is_private => {
+                    Some("is elsewhere, but the route never leaves this machine")
+                }
+                Some(_) => None,
+            };
+            if let Some(message) = message {
+                let message = format!("`{target}` {message}");
                 let field = if route.rules.is_some() {
                     "rules"
                 } else {

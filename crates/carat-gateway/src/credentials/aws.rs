@@ -18,7 +18,7 @@ use crate::failure::{Class, Failure};
 const READ_EVERY: Duration = Duration::from_secs(60);
 
 /// What the configuration says about keys for AWS.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct AwsText {
     access_key_id: Option<String>,

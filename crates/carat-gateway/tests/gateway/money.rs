@@ -239,5 +239,33 @@ async fn several_answers_are_held_several_times() {
         status("\"max_tokens\":10,\"max_completion_tokens\":31").await,
         402
     );
+    // However a bound is written, it is the same bound.
+    for bound in ["31.0", "3.1e1", "\"31\""] {
+        assert_eq!(status(&format!("\"max_tokens\":{bound}")).await, 402, "{bound}");
+    }
+    assert_eq!(status("\"max_tokens\":10,\"n\":4.0").await, 402);
     assert_eq!(status("\"max_tokens\":10,\"n\":3").await, 200);
+}
+
+#[tokio::test]
+async fn what_stays_here_has_no_fallback_elsewhere() {
+    let limits = Limits {
+        soft: Some(Budget {
+            limit: Micros(4),
+            period: Period::Day,
+        }),
+        fallback: Some("small".into()),
+        ..Limits::default()
+    };
+    let more = format!(
+        "{PRICED}[providers.far]\nbase-url = \"http://127.0.0.1:9/v1\"\nlocal = false\n\
+         [routes.small]\ncandidates = [\"far/x\"]\n[prices.\"far/x\"]\ninput = 0\noutput = 0\n\
+         [routes.here]\nnever-leaves-this-machine = true\ncandidates = [\"m/ok\"]\n"
+    );
+    let (rig, _folder) = paid(limited(limits), &more).await;
+    assert_eq!(rig.chat("here", false).await.status, 200);
+    let past = rig.chat("here", false).await;
+    assert!(past.route().starts_with("m/ok; route=here"), "{}", past.route());
+    let elsewhere = rig.chat("m/ok", false).await;
+    assert!(elsewhere.route().contains("route=small"), "{}", elsewhere.route());
 }

@@ -278,7 +278,7 @@ async fn an_engine_in_this_process_is_a_provider_like_any() {
         });
     });
     let more = "---[providers.local]\nlike = \"engine\"\n[routes.r]\nnever-leaves-this-machine = true\ncandidates = [\"local/gemma\"]";
-    let rig = crate::support::rig_around(more, "client-key", Some(engine)).await;
+    let rig = crate::support::rig_around(more, "client-key", engine).await;
     for _ in 0..3 {
         let reply = rig.chat("r", false).await;
         assert_eq!(

@@ -23,6 +23,7 @@ use crate::prompt;
 use crate::reply::{Caller, Reply, Start, engine_error, too_late};
 use crate::server::State;
 use crate::stream::{self, Writer};
+use crate::trace;
 
 /// Most tokens of a text to be embedded.
 const MAX_EMBEDDED: usize = 8192;
@@ -191,13 +192,16 @@ pub(super) async fn embed(
     });
     let texts: Vec<Vec<u32>> = texts.await?;
     let n_tokens = texts.iter().map(Vec::len).sum();
+    if let Some(trace) = &caller.trace {
+        trace::embedded(trace, &model.setup.id, n_tokens);
+    }
     let mut vectors = Vec::with_capacity(texts.len());
     let mut texts = texts.into_iter();
     // A few at a time, so that one request does not fill the queue for all others.
     loop {
         let jobs = texts.by_ref().take(EMBEDDED_TOGETHER);
         let jobs: Vec<Embedding> = jobs
-            .map(|ids| Embedding::start(state, model, ids, caller))
+            .map(|ids| Embedding::start(state, model, ids, &caller))
             .collect::<Result<_, _>>()?;
         if jobs.is_empty() {
             return Ok((vectors, n_tokens));
@@ -237,7 +241,7 @@ struct Embedding {
 }
 
 impl Embedding {
-    fn start(state: &State, model: &ServedModel, ids: Vec<u32>, caller: Caller) -> Result<Self, ApiError> {
+    fn start(state: &State, model: &ServedModel, ids: Vec<u32>, caller: &Caller) -> Result<Self, ApiError> {
         let (sender, receiver) = oneshot::channel();
         let mut sender = Some(sender);
         let sink = move |update| {

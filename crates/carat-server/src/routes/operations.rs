@@ -42,9 +42,12 @@ pub(super) async fn ready(Shared(state): Shared<Arc<State>>) -> Response<Body> {
 }
 
 pub(super) async fn metrics(Shared(state): Shared<Arc<State>>) -> Response<Body> {
-    let text = state
+    let mut text = state
         .metrics
         .text(&state.models.figures(), env!("CARGO_PKG_VERSION"));
+    if let Some(tracer) = &state.options.tracer {
+        text.push_str(&crate::metrics::spans(tracer));
+    }
     let mut response = text.into_response();
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(CONTENT_TYPE, kind);

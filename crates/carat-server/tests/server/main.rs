@@ -12,3 +12,4 @@ mod native;
 mod ollama;
 mod openai;
 mod tls;
+mod traces;

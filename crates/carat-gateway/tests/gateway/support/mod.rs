@@ -65,19 +65,28 @@ pub(crate) async fn rig(more: &str) -> Rig {
 
 /// The same with a client's key.
 pub(crate) async fn rig_with(more: &str, secret: &str) -> Rig {
-    rig_around(more, secret, None).await
+    rig_of(more, secret, |gateway| gateway).await
+}
+
+/// The same with a gateway that is changed before it serves.
+pub(crate) async fn rig_of(more: &str, secret: &str, change: impl FnOnce(Gateway) -> Gateway) -> Rig {
+    rig_made(more, secret, |config| change(Gateway::new(config).unwrap())).await
 }
 
 /// The same with an engine in the gateway's process.
-pub(crate) async fn rig_around(more: &str, secret: &str, engine: Option<Engine>) -> Rig {
+pub(crate) async fn rig_around(more: &str, secret: &str, engine: Engine) -> Rig {
+    rig_made(more, secret, |config| {
+        Gateway::with_engine(config, engine).unwrap()
+    })
+    .await
+}
+
+async fn rig_made(more: &str, secret: &str, make: impl FnOnce(Config) -> Gateway) -> Rig {
     let (mock_address, mock) = mock::start(0, true).await;
     let config = Config::parse(&config(mock_address, more), &env()).unwrap();
     let listener = carat_gateway::listen(config.listen).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let gateway = Arc::new(match engine {
-        Some(engine) => Gateway::with_engine(config, engine).unwrap(),
-        None => Gateway::new(config).unwrap(),
-    });
+    let gateway = Arc::new(make(config));
     let (stop, stopped) = oneshot::channel::<()>();
     let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, async {
         let _dropped_is_stopped_too = stopped.await;

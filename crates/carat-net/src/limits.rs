@@ -1,0 +1,27 @@
+//! What a client may take before it has asked for anything.
+
+use std::time::Duration;
+
+/// Longest TLS handshake.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Largest head of a request, in bytes.
+pub(crate) const HEAD_BYTES: usize = 64 << 10;
+/// How long a client may take to send the head of a request; also how long a connection of HTTP/2 may be idle.
+pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
+/// Most requests at the same time on one connection of HTTP/2.
+pub(crate) const STREAMS: u32 = 128;
+/// Bytes that a client may send ahead in one request of HTTP/2, and in all of a connection.
+pub(crate) const STREAM_WINDOW: u32 = 256 << 10;
+/// See [`STREAM_WINDOW`].
+pub(crate) const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of an answer that wait for a slow reader of HTTP/2.
+pub(crate) const SEND_BUFFER: usize = 64 << 10;
+/// How often a connection of HTTP/2 with answers under way is asked whether it is still there, and how long it may take
+/// to say so.
+pub(crate) const PING: Duration = Duration::from_secs(30);
+/// See [`PING`].
+pub(crate) const PONG: Duration = Duration::from_secs(20);
+/// How often the files of a certificate are looked at.
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
+/// Largest file of a certificate or key, in bytes.
+pub(crate) const PEM_BYTES: u64 = 1 << 20;
