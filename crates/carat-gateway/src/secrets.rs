@@ -247,7 +247,7 @@ mod tests {
         );
         // Each is bound to its name, and none can be changed.
         let mut sealed = secrets.read().unwrap();
-        let (a, b) = (sealed.secrets["A"].clone(), sealed.secrets["B"].clone());
+        let b = sealed.secrets["B"].clone();
         sealed.secrets.insert("A".into(), b.clone());
         let last = if b.ends_with('0') { "1" } else { "0" };
         sealed
