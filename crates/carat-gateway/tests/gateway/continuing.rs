@@ -4,8 +4,8 @@ use carat_gateway::Config;
 use carat_ledger::{NewKey, Outcome};
 use serde_json::Value;
 
-use crate::money::{paid, stopped};
-use crate::support::{Reply, Rig, env, rig};
+use crate::money::paid;
+use crate::support::{Reply, Rig, env, rig, stopped};
 
 /// `p` is the mock too, and can be told to go on; so can `a`, in Anthropic's words.
 fn config(rig: &Rig, route: &str) -> Config {

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use carat_ledger::{Micros, NewKey, Outcome};
 use serde_json::Value;
 
-use crate::money::{paid, stopped};
-use crate::support::{Reply, Rig, chat, rig};
+use crate::money::paid;
+use crate::support::{Reply, Rig, chat, rig, stopped};
 
 fn cache(reply: &Reply) -> &str {
     reply.headers["x-carat-cache"].to_str().unwrap()

@@ -4,7 +4,6 @@
 
 mod admin;
 mod apis;
-mod chaos;
 mod continuing;
 mod dialects;
 mod failing;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use carat_ledger::{Admin, Budget, Limits, Micros, NewKey, Outcome, Period};
 use http_body_util::BodyExt;
 
-use crate::support::{Rig, chat, rig_with};
+use crate::support::{Rig, chat, rig_with, stopped};
 
 fn limited(limits: Limits) -> NewKey {
     NewKey {
@@ -25,15 +25,6 @@ pub(crate) async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir)
     let secret = admin.add_key(&NewKey { name, ..rights }, 1).unwrap();
     let config = format!("---[ledger]\npath = \"{}\"\n{more}", path.display());
     (rig_with(&config, secret.text()).await, folder)
-}
-
-/// What the ledger says when the gateway has stopped.
-pub(crate) async fn stopped(mut rig: Rig, folder: &tempfile::TempDir) -> Admin {
-    rig.stop.take().unwrap().send(()).unwrap();
-    drop(rig.client);
-    rig.running.await.unwrap();
-    drop(rig.gateway);
-    Admin::open(&folder.path().join("l.db")).unwrap()
 }
 
 const PRICED: &str =

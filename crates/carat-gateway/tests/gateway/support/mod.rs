@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use carat_gateway::{Config, Engine, Env, Gateway};
+use carat_ledger::Admin;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -154,4 +155,13 @@ pub(crate) fn chat(model: &str, is_stream: bool) -> String {
     format!(
         "{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hi\"}}],\"stream\":{is_stream}}}"
     )
+}
+
+/// What the ledger says when the gateway has stopped.
+pub(crate) async fn stopped(mut rig: Rig, folder: &tempfile::TempDir) -> Admin {
+    rig.stop.take().unwrap().send(()).unwrap();
+    drop(rig.client);
+    rig.running.await.unwrap();
+    drop(rig.gateway);
+    Admin::open(&folder.path().join("l.db")).unwrap()
 }
