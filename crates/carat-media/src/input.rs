@@ -1,7 +1,8 @@
-//! Files, read whole but never beyond a limit.
+//! Files, read whole but never beyond a limit, and decoders that may not bring a program down.
 
 use std::fs::File;
 use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -44,6 +45,16 @@ pub(crate) fn read(path: &Path, kind: &'static str, limit_bytes: u64) -> Result<
     Ok(bytes)
 }
 
+/// What `decode` returns; what `damaged` makes of a decoder that gives up in a panic, as some do over a header that
+/// nobody would write.
+pub(crate) fn decode_guarded<T>(
+    decode: impl FnOnce() -> Result<T>,
+    damaged: impl FnOnce() -> Error,
+) -> Result<T> {
+    // What it was working on is dropped with it.
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(damaged()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +69,16 @@ mod tests {
         assert!(matches!(error, Error::FileTooLarge { limit_bytes: 4, .. }));
         let error = read(dir.path(), "an image", 4).unwrap_err();
         assert!(matches!(error, Error::Io { .. }));
+    }
+
+    #[test]
+    fn a_decoder_that_panics_is_a_damaged_file() {
+        let damaged = || Error::AudioDamaged {
+            file: "x".to_owned(),
+            reason: "y".to_owned(),
+        };
+        assert_eq!(decode_guarded(|| Ok(1), damaged).unwrap(), 1);
+        let error = decode_guarded::<i32>(|| panic!("index out of bounds"), damaged).unwrap_err();
+        assert!(matches!(error, Error::AudioDamaged { .. }), "{error}");
     }
 }

@@ -40,7 +40,7 @@ pub fn read_audio(path: &Path) -> Result<Clip> {
             source,
         })?;
     }
-    decode(Box::new(file), &name, lead)
+    decode_guarded(Box::new(file), &name, lead)
 }
 
 /// Decodes the bytes of an audio file; `name` is what errors call it.
@@ -48,11 +48,16 @@ pub fn read_audio(path: &Path) -> Result<Clip> {
 /// # Errors
 /// [`Error::NotAudio`], [`Error::AudioCodec`], [`Error::AudioDamaged`], and those of [`Clip::new`].
 pub fn decode_audio(bytes: &[u8], name: &str) -> Result<Clip> {
-    decode(
-        Box::new(Cursor::new(bytes)),
-        name,
-        lead_seconds(&mut Cursor::new(bytes)),
-    )
+    let lead = lead_seconds(&mut Cursor::new(bytes));
+    decode_guarded(Box::new(Cursor::new(bytes)), name, lead)
+}
+
+fn decode_guarded(source: Box<dyn MediaSource + '_>, name: &str, lead: f64) -> Result<Clip> {
+    let damaged = || Error::AudioDamaged {
+        file: name.to_owned(),
+        reason: "its header makes no sense".to_owned(),
+    };
+    input::decode_guarded(|| decode(source, name, lead), damaged)
 }
 
 /// `lead` is the silence in front to be left out, in seconds.

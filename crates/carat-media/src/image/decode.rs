@@ -31,6 +31,11 @@ pub fn read_image(path: &Path) -> Result<RgbImage> {
 /// [`Error::NotAnImage`], [`Error::Unsupported`], [`Error::ImageTooLarge`], [`Error::ImageDamaged`].
 pub fn decode_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let format = recognize(bytes, name)?;
+    let damaged = || damaged_by(name, format, "its header makes no sense");
+    input::decode_guarded(|| decode(bytes, name, format), damaged)
+}
+
+fn decode(bytes: &[u8], name: &str, format: ImageFormat) -> Result<RgbImage> {
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits());
     let failed = |error: image::ImageError| damaged(name, format, &error);
@@ -38,11 +43,7 @@ pub fn decode_image(bytes: &[u8], name: &str) -> Result<RgbImage> {
     let (width, height) = decoder.dimensions();
     check_size(name, width, height, decoder.total_bytes())?;
     if format == ImageFormat::Jpeg && !jpeg_end::has_end(bytes) {
-        return Err(Error::ImageDamaged {
-            file: name.to_owned(),
-            format: "JPEG".into(),
-            reason: "the end marker is missing".into(),
-        });
+        return Err(damaged_by(name, format, "the end marker is missing"));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;
@@ -76,6 +77,10 @@ pub(crate) fn check_size(name: &str, width: u32, height: u32, decoded_bytes: u64
 
 /// The decoder's reason, as one line.
 pub(crate) fn damaged(name: &str, format: ImageFormat, error: &image::ImageError) -> Error {
+    damaged_by(name, format, &error.to_string().replace('\n', " "))
+}
+
+pub(crate) fn damaged_by(name: &str, format: ImageFormat, reason: &str) -> Error {
     let format = match format {
         ImageFormat::WebP => "WebP".to_owned(),
         other => other.extensions_str().first().unwrap_or(&"image").to_uppercase(),
@@ -85,11 +90,10 @@ pub(crate) fn damaged(name: &str, format: ImageFormat, error: &image::ImageError
         "TIF" => "TIFF".to_owned(),
         _ => format,
     };
-    let reason = error.to_string().replace('\n', " ");
     Error::ImageDamaged {
         file: name.to_owned(),
         format,
-        reason,
+        reason: reason.to_owned(),
     }
 }
 

@@ -12,4 +12,4 @@ pub use gemma3::{Gemma3ImageProcessor, Gemma3Images, PanAndScan};
 pub use gemma4::{Gemma4ImageProcessor, Gemma4Patches, PatchLayout, TokenBudget};
 pub use rgb::RgbImage;
 
-pub(crate) use decode::{check_size, damaged, limits, over_white};
+pub(crate) use decode::{check_size, damaged, damaged_by, limits, over_white};

@@ -12,7 +12,7 @@ use image::{AnimationDecoder, ImageDecoder, ImageFormat};
 
 use super::{FrameSampling, VideoFrame};
 use crate::error::{Error, Result};
-use crate::image::{RgbImage, check_size, damaged, decode_image, limits, over_white};
+use crate::image::{RgbImage, check_size, damaged, damaged_by, decode_image, limits, over_white};
 use crate::input;
 use crate::limits::{
     MAX_ANIMATION_FILE_BYTES, MAX_ANIMATION_PIXELS, MAX_SENT_ANIMATION_PIXELS, MAX_SOURCE_FRAMES,
@@ -71,7 +71,8 @@ impl Animation<'_> {
         sampling: FrameSampling,
         take: &mut dyn FnMut(VideoFrame) -> Result<()>,
     ) -> Result<()> {
-        let begins = self.begins()?;
+        let senseless = || damaged_by(&self.name, self.format, "its header makes no sense");
+        let begins = input::decode_guarded(|| self.begins(), senseless)?;
         let (total, end) = match &begins[..] {
             [.., end] if begins.len() > 1 => (begins.len() - 1, end),
             // A WebP without animation has no frames but itself.
