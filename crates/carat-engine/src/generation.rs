@@ -74,7 +74,8 @@ pub(crate) struct Generation<C> {
     /// What it guesses ahead.
     pub(crate) draft: Draft,
     answer: Answer,
-    constraint: Option<Constraint>,
+    /// Boxed: it is large, most have none, and thousands may wait.
+    constraint: Option<Box<Constraint>>,
     /// For a vector instead of an answer: the sum of the hidden states so far.
     embedding: Option<Vec<f32>>,
     /// Why it cannot go on; set instead of an end.
@@ -94,7 +95,7 @@ impl<C: SequenceCache> Generation<C> {
             request,
             sequence,
             answer,
-            constraint,
+            constraint: constraint.map(Box::new),
             embedding: None,
             failure: None,
         }
@@ -312,7 +313,11 @@ impl<C: SequenceCache> Generation<C> {
             FinishReason::StopString
         } else if reply.is_break() {
             FinishReason::Cancelled
-        } else if self.constraint.as_ref().is_some_and(Constraint::is_complete) {
+        } else if self
+            .constraint
+            .as_ref()
+            .is_some_and(|constraint| constraint.is_complete())
+        {
             FinishReason::Stop
         } else if self.request.max_tokens.is_some_and(|n| n_generated >= n) {
             FinishReason::Length
@@ -479,7 +484,7 @@ pub(crate) fn pass<M: LanguageModel>(
             constraint,
             ..
         } = &mut **generation;
-        masks.extend(constraint.as_mut().filter(|_| is_last));
+        masks.extend(constraint.as_deref_mut().filter(|_| is_last));
         let first = sequence.n_cached();
         let (tokens, cache) = sequence.work(*n);
         media.push(within(&request.media, first..first + *n));

@@ -86,11 +86,11 @@ pub enum Update {
         /// Text that is decided now; may be empty.
         text: String,
         /// Log-probabilities, when asked for.
-        logprobs: Option<TokenLogprobs>,
+        logprobs: Option<Box<TokenLogprobs>>,
     },
     /// The vector that was asked for; the last update.
     Embedded(Vec<f32>),
-    /// The answer ended; the last update. Boxed, as is the next: a channel keeps room for 32 updates of any kind.
+    /// The answer ended; the last update. Boxed, as is all that is large: a channel keeps room for 32 updates of any kind.
     Finished(Box<Finished>),
     /// There will be no answer, or no more of it; the last update.
     Failed(Box<Error>),
@@ -104,7 +104,7 @@ impl Update {
             Event::Token { id, text, logprobs } => Some(Self::Token {
                 id,
                 text: text.to_string(),
-                logprobs: logprobs.cloned(),
+                logprobs: logprobs.map(|logprobs| Box::new(logprobs.clone())),
             }),
             Event::Finished(finished) => Some(Self::Finished(Box::new(finished.clone()))),
         }

@@ -230,7 +230,7 @@ impl Reply {
             Update::Token { id, text, logprobs } => {
                 self.time_token(choice);
                 let tokenizer = Arc::clone(&self.model.setup.tokenizer);
-                self.readers[choice].token(&tokenizer, id, text, logprobs.as_ref(), &mut deltas);
+                self.readers[choice].token(&tokenizer, id, text, logprobs.as_deref(), &mut deltas);
                 None
             }
             Update::Finished(finished) => match finished.reason {
