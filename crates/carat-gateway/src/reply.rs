@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use serde_json::{Value, json};
@@ -81,6 +81,10 @@ pub(crate) fn refusal(dialect: Dialect, failure: &Failure) -> Response<Body> {
     if let Some(wait) = failure.wait {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if status == StatusCode::REQUEST_TIMEOUT {
+        // The rest of its body may still be coming.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if failure.class.is_final()
         || matches!(

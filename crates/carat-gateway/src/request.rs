@@ -6,10 +6,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use carat_net::{Paced, TooSlow};
 use carat_traces::Trace;
 use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -86,7 +87,6 @@ impl Gateway {
         request: Request<Incoming>,
         trace: Option<Trace>,
     ) -> Result<Response<Body>, Failure> {
-        let deadline = Instant::now() + config.timeouts.total;
         let (head, body) = request.into_parts();
         // Nobody without a key has a body read for him.
         if let Some(ledger) = &self.ledger
@@ -94,7 +94,9 @@ impl Gateway {
         {
             return Err(access::no_key());
         }
-        let body = whole(&head.headers, body, config.body_bytes, deadline).await?;
+        let body = whole(&head.headers, body, config.body_bytes).await?;
+        // How long its body took is nobody's fault who answers.
+        let deadline = Instant::now() + config.timeouts.total;
         let fields = fields(&body)?;
         let name: Cow<'_, str> = match &called.model {
             Some(name) => Cow::Borrowed(name),
@@ -438,7 +440,7 @@ fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
 }
 
 /// The whole body, if it is not too large and comes in time.
-async fn whole(headers: &HeaderMap, body: Incoming, limit: usize, until: Instant) -> Result<Bytes, Failure> {
+async fn whole(headers: &HeaderMap, body: Incoming, limit: usize) -> Result<Bytes, Failure> {
     let too_large = || {
         let message =
             format!("the body has more than the {limit} bytes that this gateway takes (`max-body-mb`)");
@@ -450,20 +452,17 @@ async fn whole(headers: &HeaderMap, body: Incoming, limit: usize, until: Instant
     if stated.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    match tokio::time::timeout_at(until, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Failure::new(
-            Class::BadRequest,
-            400,
-            "the body did not come whole; send it again",
-        )),
-        Err(_) => Err(Failure::new(
-            Class::BadRequest,
-            408,
-            "the body took too long to come",
-        )),
-    }
+    let collected = Limited::new(Paced::new(body), limit).collect().await;
+    collected.map(Collected::to_bytes).map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            too_large()
+        } else if TooSlow::is_behind(&*error) {
+            Failure::new(Class::BadRequest, 408, TooSlow.to_string())
+        } else {
+            let message = "the body did not come whole; send it again";
+            Failure::new(Class::BadRequest, 400, message)
+        }
+    })
 }
 
 /// When the client will have given up: OpenAI's and Anthropic's own libraries say so.

@@ -4,17 +4,21 @@
 //! [`open`] takes connections until it is told to stop, plain ones with HTTP/1.1, those under TLS with HTTP/2 too where
 //! the client wants it (ALPN). Each has a task of its own, so that nobody who is slow holds up others; how many there
 //! are, how long handshakes and heads take, how large heads are and how many requests share a connection is limited
-//! (`limits`). [`Open::drain`] lets answers end. [`Tls`] is a certificate with its key, which may be replaced while
+//! (`limits`), and how slowly a body may come for services that read it as [`Paced`]. [`Open::drain`] lets answers end. [`Tls`] is a certificate with its key, which may be replaced while
 //! connections that began with the old one go on.
 //!
-//! What requests mean is the service's affair.
+//! What requests mean is the service's affair. Whoever asks servers in turn encrypts as [`client_tls`] says.
 
 mod hangup;
 mod held;
 mod limits;
+mod paced;
 mod serve;
 mod tls;
+mod trust;
 
 pub use hangup::Hangups;
+pub use paced::{Paced, TooSlow};
 pub use serve::{Door, Open, open};
 pub use tls::{CertificateFiles, Tls, TlsError, follow};
+pub use trust::client_tls;

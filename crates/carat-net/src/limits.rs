@@ -8,6 +8,10 @@ pub(crate) const HANDSHAKE: Duration = Duration::from_secs(10);
 pub(crate) const HEAD_BYTES: usize = 64 << 10;
 /// How long a client may take to send the head of a request; also how long a connection of HTTP/2 may be idle.
 pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
+/// How long a body may keep its reader waiting; see [`crate::Paced`].
+pub(crate) const BODY_WAIT: Duration = Duration::from_secs(20);
+/// Bytes a second that a body must come at, once that is used up.
+pub(crate) const BODY_RATE: u64 = 8 << 10;
 /// Most requests at the same time on one connection of HTTP/2.
 pub(crate) const STREAMS: u32 = 128;
 /// Bytes that a client may send ahead in one request of HTTP/2, and in all of a connection.

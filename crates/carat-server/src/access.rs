@@ -8,7 +8,8 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONTENT_TYPE, ORIGIN, RETRY_AFTER, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONNECTION, CONTENT_TYPE, ORIGIN, RETRY_AFTER,
+    VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
@@ -126,6 +127,10 @@ pub(crate) fn error_response(error: &ApiError, path: &str) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if matches!(error.kind, ErrorKind::RateLimit | ErrorKind::Unavailable) {
         headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+    }
+    if error.kind == ErrorKind::Timeout {
+        // The rest of its body may still be coming.
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }

@@ -11,7 +11,7 @@ use axum::http::Request;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use carat_fetch::{Fetcher, MediaUrls};
-use carat_net::{Door, Tls};
+use carat_net::{Door, Paced, Tls};
 use carat_traces::Tracer;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -226,7 +226,7 @@ impl Server {
         let make = |peer| {
             let router = router.clone();
             service_fn(move |request: Request<Incoming>| {
-                let mut request = request.map(Body::new);
+                let mut request = request.map(|body| Body::new(Paced::new(body)));
                 request.extensions_mut().insert(Peer(peer));
                 // A router is always ready.
                 router.clone().call(request)

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::support::{chat, mock, rig};
 use http_body_util::BodyExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn what_nobody_here_knows_goes_through_both_ways() {
@@ -242,4 +244,40 @@ async fn a_changed_file_is_taken_and_a_bad_one_refused() {
     let rest = streaming.into_body().collect().await.unwrap().to_bytes();
     assert!(rest.ends_with(b"data: [DONE]\n\n"), "a reload cuts no stream");
     following.abort();
+}
+
+/// What a client is told that sends a byte of its body every five seconds, and whether its connection is closed.
+async fn trickled(address: std::net::SocketAddr, path: &str) -> (String, bool) {
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{{");
+    write.write_all(head.as_bytes()).await.unwrap();
+    let trickling = tokio::spawn(async move {
+        while write.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(60), read.read_to_end(&mut answer)).await;
+    trickling.abort();
+    (String::from_utf8(answer).unwrap(), end.is_ok())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_in_is_not_waited_for() {
+    let rig = rig("").await;
+    let shapes = [
+        ("/v1/chat/completions", "\"type\":\"timeout\""),
+        ("/v1/messages", "\"timeout_error\""),
+        ("/v1beta/models/m:generateContent", "\"DEADLINE_EXCEEDED\""),
+        ("/api/chat", "{\"error\":\"the body"),
+    ];
+    for (path, shape) in shapes {
+        let (answer, is_closed) = trickled(rig.address, path).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{path}: {answer}");
+        assert!(answer.contains(shape), "{path}: {answer}");
+        assert!(
+            is_closed && answer.contains("connection: close"),
+            "{path}: {answer}"
+        );
+    }
 }

@@ -10,6 +10,7 @@ use axum::response::IntoResponse;
 use carat_api::{
     ApiError, Delta, ErrorKind, GenerationRequest, Media, MediaSource, Part, Role, Sampling, Turn,
 };
+use carat_net::TooSlow;
 use serde_json::json;
 
 use super::{Answer, at, converse, json};
@@ -147,6 +148,9 @@ fn broken(error: MultipartError) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let message = "the body is larger than this server takes; send less";
         return ApiError::new(ErrorKind::TooLarge, message);
+    }
+    if TooSlow::is_behind(&error) {
+        return ApiError::new(ErrorKind::Timeout, TooSlow.to_string());
     }
     let message = "the form is malformed or did not come whole; send it again";
     ApiError::new(ErrorKind::InvalidRequest, message)

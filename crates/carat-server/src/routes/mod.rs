@@ -21,6 +21,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Part, Turn};
 use carat_engine::Constraint;
+use carat_net::TooSlow;
 use serde_json::Value;
 use tokio::sync::SemaphorePermit;
 
@@ -131,6 +132,8 @@ fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, ApiError> {
                 ErrorKind::TooLarge,
                 "the body is larger than this server takes; send less",
             )
+        } else if TooSlow::is_behind(&rejection) {
+            ApiError::new(ErrorKind::Timeout, TooSlow.to_string())
         } else {
             ApiError::new(
                 ErrorKind::InvalidRequest,

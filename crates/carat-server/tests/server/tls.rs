@@ -1,7 +1,9 @@
-//! Connections over sockets: under TLS, with slow handshakes beside them, and addresses that give wrong keys.
+//! Connections over sockets: under TLS, with slow handshakes beside them, addresses that give wrong keys, and bodies that
+//! come too slowly.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use carat_server::{Server, ServerOptions, Tls};
 use rustls::pki_types::pem::PemObject;
@@ -95,4 +97,51 @@ async fn an_address_that_guesses_is_shut_out() {
         answer.starts_with("HTTP/1.1 429") && answer.contains("retry-after"),
         "{answer}"
     );
+}
+
+/// What a client is told that sends a byte of its body every five seconds, and whether its connection is closed.
+async fn trickled(address: SocketAddr, path: &str, kind: &str, begins: &str) -> (String, bool) {
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: 1000\r\n\r\n{begins}"
+    );
+    write.write_all(head.as_bytes()).await.unwrap();
+    let trickling = tokio::spawn(async move {
+        while write.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+    });
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(60), read.read_to_end(&mut answer)).await;
+    trickling.abort();
+    (String::from_utf8(answer).unwrap(), end.is_ok())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_in_is_not_waited_for() {
+    let (address, _running) = start(ServerOptions::default()).await;
+    let form = "--x\r\ncontent-disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF";
+    let cases = [
+        ("/v1/chat/completions", "application/json", "{", r#"{"error":{"#),
+        ("/v1/messages", "application/json", "{", r#""timeout_error""#),
+        ("/api/chat", "application/json", "{", r#"{"error":""#),
+        (
+            "/v1/audio/transcriptions",
+            "multipart/form-data; boundary=x",
+            form,
+            r#"{"error":{"#,
+        ),
+    ];
+    for (path, kind, begins, shape) in cases {
+        let (answer, is_closed) = trickled(address, path, kind, begins).await;
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{path}: {answer}");
+        assert!(
+            answer.contains("too slowly") && answer.contains(shape),
+            "{path}: {answer}"
+        );
+        assert!(
+            is_closed && answer.contains("connection: close"),
+            "{path}: {answer}"
+        );
+    }
 }
