@@ -303,7 +303,7 @@ pub(crate) fn provider(
             Some(SurfaceName::Deployments) => Surface::Deployments(api_version(&text.vars, &field)?),
         },
         proof: match (google, text.auth.as_deref()) {
-            (Some(google), _) => Proof::Google(google),
+            (Some(google), _) => Proof::Google(Box::new(google)),
             (None, Some("aws")) if key.is_none() => {
                 let region = text.vars.get("region").cloned().unwrap_or_default();
                 Proof::Aws(Aws::new(region, text.aws.unwrap_or_default(), env))

@@ -54,7 +54,9 @@ impl Aws {
             Some(Source::Fixed(Credentials {
                 access_key_id: id?.trim().to_string(),
                 secret_access_key: secret?.trim().to_string(),
-                session_token: token.map(|token| token.trim().to_string()),
+                session_token: token
+                    .map(|token| token.trim().to_string())
+                    .filter(|token| !token.is_empty()),
             }))
         };
         let is_file_named = text.profile.is_some() || text.credentials_file.is_some();
@@ -112,16 +114,20 @@ impl Source {
         if let Some((_, credentials)) = read.as_ref().filter(|(at, _)| at.elapsed() < READ_EVERY) {
             return Some(credentials.clone());
         }
-        let text = crate::config::read(path).ok()?;
-        let credentials = of_profile(&text, profile)?;
-        *read = Some((Instant::now(), credentials.clone()));
-        Some(credentials)
+        let found = crate::config::read(path)
+            .ok()
+            .and_then(|text| of_profile(&text, profile));
+        if let Some(credentials) = found {
+            *read = Some((Instant::now(), credentials));
+        }
+        // While the file is being written anew, what was there before still holds; the next request looks again.
+        read.as_ref().map(|(_, credentials)| credentials.clone())
     }
 }
 
 /// The keys of a profile in a credentials file.
 fn of_profile(text: &str, profile: &str) -> Option<Credentials> {
-    let mut fields: HashMap<&str, &str> = HashMap::new();
+    let mut fields: HashMap<String, &str> = HashMap::new();
     let mut is_wanted = false;
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
@@ -130,13 +136,15 @@ fn of_profile(text: &str, profile: &str) -> Option<Credentials> {
             .split_once('=')
             .filter(|_| is_wanted && !line.starts_with('#'))
         {
-            fields.insert(name.trim(), value.trim());
+            fields.insert(name.trim().to_ascii_lowercase(), value.trim());
         }
     }
+    // Some tools write every name, and nothing behind those that they have no value for.
+    let field = |name: &str| fields.get(name).filter(|value| !value.is_empty());
     Some(Credentials {
-        access_key_id: (*fields.get("aws_access_key_id")?).to_string(),
-        secret_access_key: (*fields.get("aws_secret_access_key")?).to_string(),
-        session_token: fields.get("aws_session_token").map(ToString::to_string),
+        access_key_id: field("aws_access_key_id")?.to_string(),
+        secret_access_key: field("aws_secret_access_key")?.to_string(),
+        session_token: field("aws_session_token").map(ToString::to_string),
     })
 }
 
@@ -175,6 +183,36 @@ mod tests {
             Some(("C".into(), Some("T=".into())))
         );
         assert_eq!(found("profile = \"nobody\"", true), None);
+    }
+
+    #[test]
+    fn an_empty_token_is_none_and_a_file_half_written_harms_nobody() {
+        let text = "[default]\nAWS_ACCESS_KEY_ID = A\naws_secret_access_key = B\naws_session_token =\n";
+        let found = of_profile(text, "default").unwrap();
+        assert_eq!((found.access_key_id.as_str(), found.session_token), ("A", None));
+        let own = "access-key-id = \"X\"\nsecret-access-key = \"Y\"\nsession-token = \" \"";
+        let aws = Aws::new("r".into(), toml::from_str(own).unwrap(), &|_| None);
+        assert_eq!(aws.source.credentials().unwrap().session_token, None);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("credentials");
+        std::fs::write(&path, FILE).unwrap();
+        let source = Source::File {
+            path: path.clone(),
+            profile: "default".into(),
+            read: Mutex::new(None),
+        };
+        let id = || source.credentials().map(|found| found.access_key_id);
+        assert_eq!(id().as_deref(), Some("A"));
+        let Source::File { read, .. } = &source else {
+            panic!()
+        };
+        let long_ago = Instant::now().checked_sub(READ_EVERY).unwrap();
+        read.lock().unwrap().as_mut().unwrap().0 = long_ago;
+        std::fs::write(&path, "[default]\naws_access").unwrap();
+        assert_eq!(id().as_deref(), Some("A"), "the keys from before");
+        std::fs::write(&path, FILE.replace("=A", "=A2")).unwrap();
+        assert_eq!(id().as_deref(), Some("A2"));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) enum Proof {
     /// Each is signed.
     Aws(Aws),
     /// By a token that is fetched now and then.
-    Google(Google),
+    Google(Box<Google>),
 }
 
 impl Proof {
