@@ -37,7 +37,7 @@ struct Flow {
     /// Which of several answers, and which of its texts.
     place: (u64, String),
     scrubber: Scrubber,
-    /// The event that it was last in, without texts.
+    /// An event like the one that it was last in, with nothing else in it.
     event: Value,
     name: Vec<u8>,
     /// Where it is in that.
@@ -97,29 +97,25 @@ impl Edited {
         }
         self.flows = flows;
         if contents.slots.is_empty() {
-            let mut marks = Marks::new(self.guard.answers());
-            marks.walk(&mut event);
-            if marks.is_denied {
-                return Err(Denied);
-            }
+            self.mark(&mut event)?;
         } else {
             self.scrub(name, &mut event, &contents)?;
         }
         Ok(further(step, self.give(name, event, out)))
     }
 
-    /// Replaces the texts of an event by what can go out.
+    /// Replaces the texts of an event by what can go out. What else is said in it stands there as a whole.
     fn scrub(&mut self, name: &[u8], event: &mut Value, contents: &Contents) -> Result<(), Denied> {
-        let look = self.guard.answers();
-        let mut empty = event.clone();
-        for slot in &contents.slots {
-            put(&mut empty, &slot.pointer, "");
-        }
-        for slot in &contents.slots {
-            let text = event
-                .pointer(&slot.pointer)
-                .and_then(Value::as_str)
-                .unwrap_or_default();
+        let guard = Arc::clone(&self.guard);
+        let look = guard.answers();
+        let texts: Vec<String> = contents
+            .slots
+            .iter()
+            .map(|slot| take(event, &slot.pointer))
+            .collect();
+        self.mark(event)?;
+        let empty = event.clone();
+        for (slot, text) in contents.slots.iter().zip(texts) {
             let at = self.flows.iter().position(|flow| flow.place == slot.place);
             let mut flow = match at {
                 Some(at) => self.flows.swap_remove(at),
@@ -131,21 +127,23 @@ impl Edited {
                     pointer: String::new(),
                 },
             };
-            let mut said = flow.scrubber.push(look, text)?;
+            let mut said = flow.scrubber.push(look, &text)?;
             if contents.ends_all || contents.ends.contains(&slot.place.0) {
                 said.push_str(&flow.scrubber.finish(look)?);
             } else {
-                flow.event.clone_from(&empty);
+                (flow.event, flow.pointer) = alone(&empty, &slot.pointer);
                 flow.name = name.to_vec();
-                flow.pointer.clone_from(&slot.pointer);
                 self.flows.push(flow);
             }
             put(event, &slot.pointer, &said);
         }
-        let mut marks = Marks::new(look);
-        for call in whole_calls(event) {
-            marks.walk(call);
-        }
+        Ok(())
+    }
+
+    /// Marks what is private in texts that do not go on.
+    fn mark(&self, event: &mut Value) -> Result<(), Denied> {
+        let mut marks = Marks::new(self.guard.answers());
+        marks.walk(event);
         if marks.is_denied { Err(Denied) } else { Ok(()) }
     }
 
@@ -196,42 +194,60 @@ impl Edited {
     }
 }
 
-/// Calls that stand in an event as a whole, beside texts that go on.
-fn whole_calls(event: &mut Value) -> Vec<&mut Value> {
-    let Some(event) = event.as_object_mut() else {
-        return Vec::new();
-    };
-    let mut calls = Vec::new();
-    for (name, member) in event {
-        let lists: Vec<&mut Value> = match name.as_str() {
-            "candidates" => {
-                let candidates = member.as_array_mut().into_iter().flatten();
-                candidates
-                    .filter_map(|one| one.pointer_mut("/content/parts"))
-                    .collect()
-            }
-            "message" => member.get_mut("tool_calls").into_iter().collect(),
-            _ => Vec::new(),
-        };
-        let items = lists.into_iter().filter_map(Value::as_array_mut).flatten();
-        calls.extend(items.filter_map(|item| {
-            let name = if item.get("functionCall").is_some() {
-                "functionCall"
-            } else {
-                "function"
-            };
-            item.get_mut(name)
-        }));
-    }
-    calls
-}
-
 /// What two events together were.
 fn further(before: Step, after: Step) -> Step {
     match (before, after) {
         (failed @ Step::Failed(_), _) => failed,
         (Step::Words, Step::Quiet) => Step::Words,
         (_, after) => after,
+    }
+}
+
+/// An event with one text and what says where it belongs, without what else happened in it: calls would be made twice.
+fn alone(event: &Value, pointer: &str) -> (Value, String) {
+    fn kept(value: &Value, path: &[&str]) -> Value {
+        let Some((first, rest)) = path.split_first() else {
+            return Value::from("");
+        };
+        match value {
+            Value::Object(members) => members
+                .iter()
+                .filter_map(|(name, member)| {
+                    if name == first {
+                        return Some((name.clone(), kept(member, rest)));
+                    }
+                    let is_slight = match member {
+                        Value::Array(items) => items.is_empty(),
+                        Value::Object(members) => members.is_empty(),
+                        _ => true,
+                    };
+                    is_slight.then(|| (name.clone(), member.clone()))
+                })
+                .collect(),
+            Value::Array(items) => {
+                let item = first.parse().ok().and_then(|i: usize| items.get(i));
+                item.map(|item| kept(item, rest)).into_iter().collect()
+            }
+            other => other.clone(),
+        }
+    }
+    let path: Vec<&str> = pointer.split('/').skip(1).collect();
+    let is_index = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let first_of_all = path.iter().map(|part| {
+        if is_index(part) {
+            "/0".into()
+        } else {
+            format!("/{part}")
+        }
+    });
+    (kept(event, &path), first_of_all.collect())
+}
+
+/// A text of an event, which is empty from then on.
+fn take(event: &mut Value, pointer: &str) -> String {
+    match event.pointer_mut(pointer) {
+        Some(Value::String(text)) => std::mem::take(text),
+        _ => String::new(),
     }
 }
 
@@ -375,16 +391,18 @@ impl Transform for Edited {
         if data.is_empty() {
             return self.inner.record(record, out);
         }
+        if is_end {
+            return match self.finish_all(out) {
+                Ok(step) => further(step, self.inner.record(record, out)),
+                Err(Denied) => Step::Failed(answer_denied()),
+            };
+        }
         let event = match serde_json::from_slice::<Value>(data) {
             Ok(event) if event.is_object() && event["error"].is_null() && event["type"] != "error" => event,
-            // Neither nonsense nor failures have words of the model in them.
-            _ if !is_end => return self.inner.record(record, out),
-            _ => {
-                return match self.finish_all(out) {
-                    Ok(step) => further(step, self.inner.record(record, out)),
-                    Err(Denied) => Step::Failed(answer_denied()),
-                };
-            }
+            // Failures have no words of the model in them.
+            Ok(event) if event.is_object() => return self.inner.record(record, out),
+            // What cannot be looked at does not go out.
+            _ => return Step::Malformed,
         };
         let edited = self.edit(record.name, event, out);
         edited.unwrap_or_else(|Denied| Step::Failed(answer_denied()))
@@ -608,6 +626,47 @@ mod tests {
             out.iter()
                 .any(|event| event["type"] == "response.web_search_call.completed")
         );
+    }
+
+    #[test]
+    fn what_stands_beside_a_text_is_looked_at_and_goes_out_once() {
+        let call = r#"{"function":{"name":"f","arguments":{"name":"ann@example.org"}}}"#;
+        let lines = [
+            format!(
+                r#"{{"message":{{"role":"assistant","content":"Wait","tool_calls":[{call}]}},"done":false}}"#
+            ),
+            r#"{"message":{"role":"assistant","content":""},"done":true,"done_reason":"stop"}"#.to_string(),
+        ];
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let (out, is_fine) = run(Endpoint::OllamaChat, Dialect::Ollama, &lines);
+        assert!(is_fine);
+        let calls: Vec<&Value> = out
+            .iter()
+            .filter_map(|event| event.pointer("/message/tool_calls/0/function/arguments/name"))
+            .collect();
+        assert_eq!(
+            (calls.as_slice(), out.len()),
+            (&[&json!("[email]")][..], 3),
+            "{out:?}"
+        );
+        assert_eq!(joined(&out, "/message/content"), "Wait");
+        let parts = r#"[{"executableCode":{"code":"ann@example.org"}},{"functionCall":{"name":"f","args":{}}},{"text":"Wait"}]"#;
+        let events = [
+            format!(r#"{{"candidates":[{{"content":{{"parts":{parts}}}}}]}}"#),
+            r#"{"candidates":[{"content":{"parts":[{"text":"!"}]},"finishReason":"STOP"}]}"#.to_string(),
+        ];
+        let events: Vec<&str> = events.iter().map(String::as_str).collect();
+        let (out, _) = run(Endpoint::Generate, Dialect::Gemini, &events);
+        let code = &out[0]["candidates"][0]["content"]["parts"][0]["executableCode"]["code"];
+        assert_eq!(code, "[email]");
+        assert_eq!(joined(&out, "/candidates/0/content/parts/0/text"), "Wait!");
+        // What cannot be looked at does not go out.
+        let deep = format!(
+            r#"{{"choices":[{{"delta":{{"content":"forbidden"}}}}],"x":{}{}}}"#,
+            "[".repeat(200),
+            "]".repeat(200)
+        );
+        assert!(run(Endpoint::Chat, Dialect::OpenAi, &[&deep]).0.is_empty());
     }
 
     #[test]

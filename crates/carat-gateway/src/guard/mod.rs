@@ -22,21 +22,29 @@ use crate::failure::{Class, Failure};
 use crate::fields::{Fate, Fields};
 
 /// Fields of a request that hold what is said.
-const SAID: [&str; 11] = [
+const SAID: [&str; 18] = [
     "messages",
     "system",
     "contents",
+    // Of Gemini's embeddings and counts.
+    "content",
+    "requests",
+    "generateContentRequest",
     "systemInstruction",
     "system_instruction",
     "input",
     "instructions",
     "prompt",
+    "suffix",
+    "template",
+    "prediction",
     "query",
     "documents",
     "tools",
+    "functions",
 ];
-/// Members that are no words: data, names and what must come back as it was.
-const NO_WORDS: [&str; 25] = [
+/// Members whose texts are no words: data, names and what must come back as it was.
+const NO_WORDS: [&str; 31] = [
     "data",
     "url",
     "id",
@@ -62,7 +70,15 @@ const NO_WORDS: [&str; 25] = [
     "service_tier",
     "media_type",
     "mimeType",
+    "item_id",
+    "response_id",
+    "responseId",
+    "modelVersion",
+    "system_fingerprint",
+    "obfuscation",
 ];
+/// Members in which everything is words, whatever it is called: what functions are given, and what they give.
+const ALL_WORDS: [&str; 4] = ["arguments", "args", "input", "functionResponse"];
 /// Most of a request that a classifier is shown, in bytes.
 const SHOWN_BYTES: usize = 32 << 10;
 
@@ -211,9 +227,11 @@ impl Guard {
         }
         let mut changed: Vec<(&str, String)> = Vec::new();
         for (name, text) in said {
-            let Ok(mut value) = serde_json::from_str::<Value>(text) else {
-                continue;
-            };
+            // What is too deep to be looked at may not go on.
+            let mut value = serde_json::from_str::<Value>(text).map_err(|error| {
+                let message = format!("`{name}` cannot be looked at as this route wants it: {error}");
+                Failure::new(Class::BadRequest, 400, message)
+            })?;
             let mut marks = Marks::new(&self.requests);
             marks.walk(&mut value);
             if marks.is_denied {
@@ -243,9 +261,10 @@ impl Guard {
         if !self.answers.is_needed() {
             return Ok(answer);
         }
-        let Ok(mut value) = serde_json::from_slice::<Value>(&answer) else {
-            return Ok(answer);
-        };
+        let mut value = serde_json::from_slice::<Value>(&answer).map_err(|_| {
+            let message = "the provider's answer cannot be looked at as this route wants it";
+            Failure::new(Class::ServerFault, 502, message)
+        })?;
         let mut marks = Marks::new(&self.answers);
         marks.walk(&mut value);
         if marks.is_denied {
@@ -282,15 +301,30 @@ impl<'a> Marks<'a> {
     }
 
     fn walk(&mut self, value: &mut Value) {
+        let Value::Object(members) = value else {
+            return self.each(value, Self::walk);
+        };
+        for (name, member) in members {
+            match name.as_str() {
+                name if ALL_WORDS.contains(&name) => self.walk_all(member),
+                name if NO_WORDS.contains(&name) && !member.is_object() => {}
+                _ => self.walk(member),
+            }
+        }
+    }
+
+    /// A value in which every text is words.
+    fn walk_all(&mut self, value: &mut Value) {
+        match value {
+            Value::Object(members) => members.values_mut().for_each(|member| self.walk_all(member)),
+            other => self.each(other, Self::walk_all),
+        }
+    }
+
+    fn each(&mut self, value: &mut Value, walk: fn(&mut Self, &mut Value)) {
         match value {
             Value::String(text) => self.text(text),
-            Value::Array(items) => items.iter_mut().for_each(|item| self.walk(item)),
-            Value::Object(members) => {
-                let words = members
-                    .iter_mut()
-                    .filter(|(name, _)| !NO_WORDS.contains(&name.as_str()));
-                words.for_each(|(_, member)| self.walk(member));
-            }
+            Value::Array(items) => items.iter_mut().for_each(|item| walk(self, item)),
             _ => {}
         }
     }
@@ -312,6 +346,9 @@ impl Classifier {
             .iter()
             .find_map(|name| fields.raw(name));
         let said = said.unwrap_or_default();
+        // Letters that are written as numbers are shown as letters.
+        let said =
+            serde_json::from_str::<Value>(said).map_or_else(|_| said.to_string(), |said| said.to_string());
         // The end is what is new.
         let mut from = said.len().saturating_sub(SHOWN_BYTES);
         while !said.is_char_boundary(from) {
@@ -394,6 +431,43 @@ mod tests {
     }
 
     #[test]
+    fn what_functions_are_given_is_looked_at_whatever_it_is_called() {
+        let guard = guard("redact = [\"email\"]\ndeny = [\"forbidden\"]\nredact-answers = [\"email\"]");
+        let body = r#"{"messages":[{"role":"assistant","content":[{"type":"tool_use","id":"a@b.org","name":"f","input":{"name":"a@b.org","url":["a@b.org"]}}]}],
+            "tools":[{"name":"f","input_schema":{"properties":{"name":{"description":"such as a@b.org"}}}}]}"#;
+        let out: Value = serde_json::from_str(&let_in(&guard, body).unwrap().unwrap()).unwrap();
+        let call = &out["messages"][0]["content"][0];
+        assert_eq!(call["input"], json!({"name": "[email]", "url": ["[email]"]}));
+        assert_eq!(call["id"], "a@b.org", "ids stay");
+        let named = &out["tools"][0]["input_schema"]["properties"]["name"];
+        assert_eq!(named["description"], "such as [email]");
+        let answer = r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f","args":{"id":"a@b.org"}}}]}}],"responseId":"a@b.org"}"#;
+        let out: Value = serde_json::from_slice(&guard.let_out(Bytes::from(answer)).unwrap()).unwrap();
+        let call = &out["candidates"][0]["content"]["parts"][0]["functionCall"];
+        assert_eq!(
+            (&call["args"]["id"], &out["responseId"]),
+            (&json!("[email]"), &json!("a@b.org"))
+        );
+        // Embeddings and counts of Gemini's API.
+        for body in [
+            r#"{"content":{"parts":[{"text":"forbidden"}]}}"#,
+            r#"{"requests":[{"content":{"parts":[{"text":"forbidden"}]}}]}"#,
+            r#"{"generateContentRequest":{"contents":[{"parts":[{"text":"forbidden"}]}]}}"#,
+        ] {
+            assert!(let_in(&guard, body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_deep_to_be_looked_at_does_not_pass() {
+        let guard = guard("deny = [\"forbidden\"]\ndeny-answers = [\"forbidden\"]");
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        let body = format!("{{\"messages\":[{{\"content\":\"forbidden\",\"x\":{deep}}}]}}");
+        assert_eq!(let_in(&guard, &body).unwrap_err().status, 400);
+        assert_eq!(guard.let_out(Bytes::from(body)).unwrap_err().status, 502);
+    }
+
+    #[test]
     fn forbidden_words_and_sizes_are_refused() {
         let guard = guard(
             "deny = [\"Project X\"]\nmax-prompt-kb = 1\nredact-answers = [\"ip\"]\ndeny-answers = [\"secret sauce\"]",
@@ -427,6 +501,8 @@ mod tests {
             let answer = json!({"choices": [{"message": {"content": text}}]}).to_string();
             classifier.refuses(answer.as_bytes())
         };
+        let hidden = Fields::read(br#"{"messages":"\u0068idden"}"#).unwrap();
+        assert!(classifier.body(&hidden).contains("hidden"));
         assert_eq!(answers("UNSAFE."), Some(true));
         assert_eq!(answers("safe"), Some(false));
         assert_eq!(classifier.refuses(b"{}"), None);

@@ -58,7 +58,11 @@ impl Scrubber {
         self.check(look)?;
         let mut out = String::new();
         self.swallow_keys(look, &mut out);
-        let rest = std::mem::take(&mut self.held);
+        let mut rest = std::mem::take(&mut self.held);
+        // What is left of a key that does not end is a part of it, and the next text is none.
+        if std::mem::take(&mut self.is_in_key) {
+            rest.clear();
+        }
         out.push_str(&marked(&rest, &find(&rest, &look.kinds)));
         self.told.clear();
         Ok(out)
@@ -181,6 +185,18 @@ mod tests {
         let single: Vec<String> = TEXT.chars().map(String::from).collect();
         let single: Vec<&str> = single.iter().map(String::as_str).collect();
         assert_eq!(scrubbed(&single).unwrap(), expected);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_key_that_does_not_end_and_the_next_text_is_whole() {
+        let key = "a -----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC";
+        assert_eq!(scrubbed(&[key]).unwrap(), "a [secret]");
+        let (mut scrubber, look) = (Scrubber::default(), look());
+        scrubber.push(&look, key).unwrap();
+        scrubber.finish(&look).unwrap();
+        let mut next = scrubber.push(&look, "another text").unwrap();
+        next.push_str(&scrubber.finish(&look).unwrap());
+        assert_eq!(next, "another text");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use super::{Guard, answer_denied};
 use crate::failure::Failure;
 use crate::records::Record;
 use crate::reply;
-use crate::stream::{Forwarding, Step, Transform, estimated};
-use crate::translate::{Event, Reader, Writer, reader, writer};
+use crate::stream::{Forwarding, Step, Transform};
+use crate::translate::{Counted, Event, Reader, Writer, reader, writer};
 use crate::usage::Usage;
 
 /// Which of an answer's texts goes on.
@@ -42,8 +42,7 @@ pub(crate) struct Rewritten {
     writer: Box<dyn Writer>,
     scrubber: Scrubber,
     voice: Voice,
-    usage: Option<Usage>,
-    n_bytes: u64,
+    counted: Counted,
     /// What the provider has said, as long as it is nothing but words.
     said: Option<String>,
     /// What those took who began the answer.
@@ -61,8 +60,7 @@ impl Rewritten {
             forwarding,
             scrubber: Scrubber::default(),
             voice: Voice::Words,
-            usage: None,
-            n_bytes: 0,
+            counted: Counted::default(),
             said: Some(String::new()),
             before: None,
             space: String::new(),
@@ -73,6 +71,7 @@ impl Rewritten {
     fn write(&mut self, events: Vec<Event>, out: &mut Vec<u8>) -> Result<bool, Denied> {
         let mut has_words = false;
         for event in events {
+            has_words |= self.counted.count(&event);
             match event {
                 Event::Text(text) => {
                     let new = self.unsaid(&text);
@@ -82,13 +81,11 @@ impl Rewritten {
                 Event::Thinking(text) => self.say(Voice::Thoughts, &text, out)?,
                 Event::Arguments(text) => self.say(Voice::Arguments, &text, out)?,
                 Event::Usage(usage) => {
-                    self.usage = Some(usage);
                     let all = self.before.map_or(usage, |before| before.plus(&usage));
                     self.writer.event(&Event::Usage(all), out);
-                    continue;
                 }
                 // The answer has begun long ago.
-                Event::Begin { .. } if self.before.is_some() => continue,
+                Event::Begin { .. } if self.before.is_some() => {}
                 Event::Begin { id, model } => {
                     let model = if model.is_empty() {
                         self.forwarding.model.clone()
@@ -96,7 +93,6 @@ impl Rewritten {
                         model
                     };
                     self.writer.event(&Event::Begin { id, model }, out);
-                    continue;
                 }
                 event => {
                     if matches!(event, Event::Call { .. }) {
@@ -106,7 +102,6 @@ impl Rewritten {
                     self.writer.event(&event, out);
                 }
             }
-            has_words = true;
         }
         Ok(has_words)
     }
@@ -116,7 +111,6 @@ impl Rewritten {
             self.flush(out)?;
             self.voice = voice;
         }
-        self.n_bytes += text.len() as u64;
         let text = match &self.guard {
             Some(guard) => self.scrubber.push(guard.answers(), text)?,
             None => text.to_string(),
@@ -193,11 +187,11 @@ impl Transform for Rewritten {
     }
 
     fn usage(&self) -> Usage {
-        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+        self.counted.usage()
     }
 
     fn is_counted(&self) -> bool {
-        self.usage.is_some()
+        self.counted.is_counted()
     }
 
     fn said(&self) -> Option<&str> {
@@ -207,7 +201,7 @@ impl Transform for Rewritten {
     fn hand_over(&mut self, to: Forwarding) {
         let took = self.usage();
         self.before = Some(self.before.map_or(took, |before| before.plus(&took)));
-        (self.usage, self.n_bytes) = (None, 0);
+        self.counted = Counted::default();
         self.reader = reader(to.dialect, to.reasoning_apart);
         self.forwarding = to;
         let said = self.said.as_deref().unwrap_or_default();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, new_id, refused, safe_name, set, strings, text, unknown, words, written,
+    Writer, new_id, object, refused, safe_name, set, strings, text, told, unknown, words, written,
 };
 use crate::failure::Failure;
 use crate::records::Record;
@@ -200,6 +200,8 @@ fn source(source: &Value, path: &str) -> Result<Source, Failure> {
 
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
     let mut messages: Vec<Value> = question.turns.iter().map(write_turn).collect();
+    // Of a turn of unsigned thoughts alone nothing is left.
+    messages.retain(|message| message["content"] != json!([]));
     // The first must be the user's.
     if messages.first().is_none_or(|first| first["role"] != "user") {
         messages.insert(0, json!({"role": "user", "content": "."}));
@@ -303,7 +305,9 @@ pub(super) fn write_thinking(
         dropped.push("reasoning_effort".into());
         return;
     }
-    if !is_old {
+    if is_old && calls_without_thoughts(question) {
+        dropped.push("reasoning_effort".into());
+    } else if !is_old {
         body["thinking"] = json!({"type": "adaptive"});
         if let Some(Thinking::Effort(effort)) = &question.thinking {
             let effort = if effort == "minimal" { "low" } else { effort };
@@ -315,6 +319,29 @@ pub(super) fn write_thinking(
     } else {
         dropped.push("reasoning_effort".into());
     }
+}
+
+/// Whether results are brought for calls whose thoughts did not come back: older models then refuse to think. Those
+/// thoughts stand before the first call since the user last spoke.
+fn calls_without_thoughts(question: &Question) -> bool {
+    let is_users = |turn: &Turn| {
+        let has_result = turn
+            .pieces
+            .iter()
+            .any(|piece| matches!(piece, Piece::Result { .. }));
+        turn.role == Role::User && !has_result
+    };
+    let turns = &question.turns;
+    let from = turns.iter().rposition(is_users).map_or(0, |at| at + 1);
+    let Some(first) = turns[from..].iter().find(|turn| turn.role == Role::Assistant) else {
+        return false;
+    };
+    let has_call = first
+        .pieces
+        .iter()
+        .any(|piece| matches!(piece, Piece::Call { .. }));
+    let begins = first.pieces.iter().filter_map(block).next().unwrap_or_default();
+    has_call && begins["type"] != "thinking" && begins["type"] != "redacted_thinking"
 }
 
 fn write_tool(tool: &Tool) -> Value {
@@ -378,17 +405,10 @@ fn block(piece: &Piece) -> Option<Value> {
         Piece::Redacted(data) => (json!({"type": "redacted_thinking", "data": data}), None),
         Piece::Call {
             id, name, arguments, ..
-        } => {
-            let input = if arguments.is_object() {
-                arguments.clone()
-            } else {
-                json!({})
-            };
-            (
-                json!({"type": "tool_use", "id": safe(id), "name": safe(name), "input": input}),
-                None,
-            )
-        }
+        } => (
+            json!({"type": "tool_use", "id": safe(id), "name": safe(name), "input": object(arguments)}),
+            None,
+        ),
         Piece::Result {
             id,
             content,
@@ -593,6 +613,8 @@ impl Writer for EventWriter {
                     out,
                 );
                 self.delta(&json!({"type": "signature_delta", "signature": signature}), out);
+                // What is thought after it has a signature of its own.
+                self.close(out);
             }
             Event::Redacted(data) => {
                 self.open(
@@ -628,6 +650,8 @@ impl Writer for EventWriter {
 #[derive(Default)]
 pub(super) struct MessageReader {
     usage: RawUsage,
+    /// The block that is being written is a call of the client's.
+    is_call: bool,
     is_done: bool,
 }
 
@@ -641,8 +665,9 @@ impl MessageReader {
         read_usage(&message["usage"], &mut self.usage);
     }
 
-    fn block(block: &Value, events: &mut Vec<Event>) {
+    fn block(&mut self, block: &Value, events: &mut Vec<Event>) {
         let said = |name: &str| text(&block[name]).filter(|text| !text.is_empty());
+        self.is_call = block["type"] == "tool_use";
         match block["type"].as_str() {
             Some("text") => events.extend(said("text").map(Event::Text)),
             Some("thinking") => {
@@ -664,13 +689,16 @@ impl MessageReader {
         }
     }
 
-    fn delta(delta: &Value, events: &mut Vec<Event>) {
+    fn delta(&self, delta: &Value, events: &mut Vec<Event>) {
         let said = |name: &str| text(&delta[name]).filter(|text| !text.is_empty());
         match delta["type"].as_str() {
             Some("text_delta") => events.extend(said("text").map(Event::Text)),
             Some("thinking_delta") => events.extend(said("thinking").map(Event::Thinking)),
             Some("signature_delta") => events.extend(said("signature").map(Event::Signature)),
-            Some("input_json_delta") => events.extend(said("partial_json").map(Event::Arguments)),
+            // Calls of the provider's own tools are nobody else's.
+            Some("input_json_delta") if self.is_call => {
+                events.extend(said("partial_json").map(Event::Arguments));
+            }
             _ => {}
         }
     }
@@ -678,18 +706,19 @@ impl MessageReader {
 
 impl Reader for MessageReader {
     fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
-        let data = record.data.trim_ascii();
-        if data.is_empty() {
-            return Ok(true);
-        }
-        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        let Some(value) = told(record) else {
             return Ok(false);
         };
         match value["type"].as_str() {
             Some("error") => return Err(Failure::of_value(&value, None)),
-            Some("message_start") => self.begin(&value["message"], events),
-            Some("content_block_start") => Self::block(&value["content_block"], events),
-            Some("content_block_delta") => Self::delta(&value["delta"], events),
+            Some("message_start") => {
+                // The prompt's tokens, for who must pay for an answer that is cut.
+                read_usage(&value["message"]["usage"], &mut self.usage);
+                events.push(Event::Usage(self.usage.usage()));
+                self.begin(&value["message"], events);
+            }
+            Some("content_block_start") => self.block(&value["content_block"], events),
+            Some("content_block_delta") => self.delta(&value["delta"], events),
             Some("message_delta") => {
                 read_usage(&value["usage"], &mut self.usage);
                 events.push(Event::Usage(self.usage.usage()));
@@ -712,7 +741,7 @@ impl Reader for MessageReader {
             .as_array()
             .into_iter()
             .flatten()
-            .for_each(|block| Self::block(block, events));
+            .for_each(|block| self.block(block, events));
         events.push(Event::Usage(self.usage.usage()));
         events.push(Event::End(finish_of(
             answer["stop_reason"].as_str().unwrap_or_default(),
@@ -722,5 +751,110 @@ impl Reader for MessageReader {
 
     fn end(&mut self, _events: &mut Vec<Event>) -> bool {
         self.is_done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Dialect;
+
+    #[test]
+    fn each_signature_ends_its_thoughts() {
+        let (mut writer, mut out) = (EventWriter::default(), Vec::new());
+        for event in [
+            Event::Thinking("a".into()),
+            Event::Signature("1".into()),
+            Event::Thinking("b".into()),
+            Event::Signature("2".into()),
+        ] {
+            writer.event(&event, &mut out);
+        }
+        let text = String::from_utf8(out).unwrap();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let deltas: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+        let of = |i: u64| {
+            let own = deltas.iter().filter(|event| event["index"] == i);
+            let texts = own.filter_map(|event| {
+                let delta = &event["delta"];
+                delta["thinking"].as_str().or(delta["signature"].as_str())
+            });
+            texts.collect::<String>()
+        };
+        assert_eq!((of(0).as_str(), of(1).as_str()), ("a1", "b2"), "{text}");
+    }
+
+    #[test]
+    fn what_the_providers_own_tools_are_given_goes_into_no_call() {
+        let (mut reader, mut events) = (MessageReader::default(), Vec::new());
+        let start = |kind: &str| json!({"type": "content_block_start", "content_block": {"type": kind, "id": "i", "name": "n", "input": {}}});
+        let delta = |text: &str| json!({"type": "content_block_delta", "delta": {"type": "input_json_delta", "partial_json": text}});
+        for value in [
+            start("tool_use"),
+            delta("{\"a\":1}"),
+            start("server_tool_use"),
+            delta("{\"query\":\"x\"}"),
+        ] {
+            let data = value.to_string().into_bytes();
+            let record = Record {
+                name: b"",
+                data: data.as_slice().into(),
+                raw: &data,
+            };
+            assert!(reader.record(&record, &mut events).unwrap());
+        }
+        assert_eq!(events.len(), 2);
+        assert_eq!(events[1], Event::Arguments("{\"a\":1}".into()));
+    }
+
+    #[test]
+    fn older_models_think_about_results_only_with_their_own_thoughts() {
+        let asked = |thoughts: Value, model: &str| {
+            let call = json!({"id": "c", "function": {"name": "f", "arguments": "not whole {"}});
+            let body = json!({"reasoning_effort": "low", "max_tokens": 4000, "tools": [{"function": {"name": "f"}}], "messages": [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "thinking_blocks": thoughts, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c", "content": "1"},
+            ]});
+            let question = Question::read(crate::endpoint::Endpoint::Chat, &body).unwrap();
+            let (told, dropped) = question.write(Dialect::Anthropic, model).unwrap();
+            (
+                told["thinking"]["type"].as_str().map(ToString::to_string),
+                dropped,
+            )
+        };
+        let signed = json!([{"type": "thinking", "thinking": "t", "signature": "s"}]);
+        let old = "claude-sonnet-4-5";
+        assert_eq!(asked(signed, old), (Some("enabled".into()), vec![]));
+        assert_eq!(
+            asked(json!([]), old),
+            (None, vec!["reasoning_effort".to_string()])
+        );
+        assert_eq!(asked(json!([]), "claude-opus-5").0.as_deref(), Some("adaptive"));
+    }
+
+    #[test]
+    fn turns_of_which_nothing_is_left_and_arguments_that_are_no_object_are_refused_nowhere() {
+        let body = json!({"max_tokens": 9, "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "t", "signature": ""}]},
+            {"role": "user", "content": "y"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "i", "name": "f", "input": "cut {"}]},
+        ]});
+        let question = Question::read(crate::endpoint::Endpoint::Messages, &body).unwrap();
+        let asked = |dialect| question.write(dialect, "m").unwrap().0;
+        let lists = [
+            (Dialect::Anthropic, "messages", "/content/0/input"),
+            (Dialect::Bedrock, "messages", "/content/0/toolUse/input"),
+            (Dialect::Gemini, "contents", "/parts/0/functionCall/args"),
+            (Dialect::Ollama, "messages", "/tool_calls/0/function/arguments"),
+        ];
+        for (dialect, name, pointer) in lists {
+            let told = asked(dialect);
+            let turns = told[name].as_array().unwrap();
+            assert_eq!(turns.len(), 3, "{dialect:?}: {told}");
+            assert_eq!(turns[2].pointer(pointer), Some(&json!({})), "{dialect:?}: {told}");
+        }
+        assert_eq!(asked(Dialect::OpenAi)["messages"].as_array().unwrap().len(), 3);
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, anthropic,
-    new_id, refused, safe_name, set, text, written,
+    new_id, object, refused, safe_name, set, text, written,
 };
 use crate::failure::{Class, Failure};
 use crate::frames;
@@ -17,6 +17,8 @@ const NAME_CHARS: usize = 64;
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let turns = question.turns.iter().map(write_turn);
     let mut messages = turns.collect::<Result<Vec<Value>, _>>()?;
+    // Of a turn of unsigned thoughts alone nothing is left.
+    messages.retain(|message| message["content"] != json!([]));
     // The first must be the user's.
     if messages.first().is_none_or(|first| first["role"] != "user") {
         messages.insert(0, json!({"role": "user", "content": [{"text": "."}]}));
@@ -227,14 +229,7 @@ fn block(piece: &Piece) -> Result<Option<Value>, Failure> {
         Piece::Redacted(data) => json!({"reasoningContent": {"redactedContent": data}}),
         Piece::Call {
             id, name, arguments, ..
-        } => {
-            let input = if arguments.is_object() {
-                arguments.clone()
-            } else {
-                json!({})
-            };
-            json!({"toolUse": {"toolUseId": safe(id), "name": safe(name), "input": input}})
-        }
+        } => json!({"toolUse": {"toolUseId": safe(id), "name": safe(name), "input": object(arguments)}}),
         Piece::Result {
             id,
             content,

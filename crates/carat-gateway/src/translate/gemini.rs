@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, new_id, refused, set, strings, text, unknown, unknown_in, written,
+    Writer, joined, new_id, object, refused, set, strings, text, unknown, unknown_in, written,
 };
 use crate::failure::{Class, Failure};
+use crate::sticky;
 use crate::usage::Usage;
 
 /// Stands for a signature of thoughts that were made elsewhere, as Google documents it.
@@ -116,6 +117,10 @@ impl Ids {
     fn next(seen: &mut Vec<String>, name: &str) -> String {
         let n = seen.iter().filter(|other| *other == name).count();
         seen.push(name.to_string());
+        // OpenAI takes no id of more than 40 characters.
+        if name.len() > 24 {
+            return format!("call_{:016x}_{n}", sticky::hash(name.as_bytes()));
+        }
         format!("call_{name}_{n}")
     }
 }
@@ -261,6 +266,8 @@ fn read_tool(function: &Value) -> Tool {
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let turns = question.turns.iter().map(|turn| write_turn(question, turn));
     let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
+    // Of a turn of thoughts alone nothing is left.
+    contents.retain(|content| content["parts"] != json!([]));
     if contents.is_empty() {
         contents.push(json!({"role": "user", "parts": [{"text": ""}]}));
     }
@@ -398,7 +405,7 @@ fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
             ..
         } => {
             let signature = signature.as_deref().unwrap_or(NO_SIGNATURE);
-            json!({"functionCall": {"name": name, "args": arguments}, "thoughtSignature": signature})
+            json!({"functionCall": {"name": name, "args": object(arguments)}, "thoughtSignature": signature})
         }
         Piece::Result {
             id,
@@ -622,5 +629,39 @@ impl ContentReader {
                 return Err(Failure::new(Class::ServerFault, 502, message));
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_short_and_results_find_their_calls() {
+        let long = "a_function_with_a_name_of_sixty_characters_as_google_allows_it";
+        let call = |name: &str| json!({"functionCall": {"name": name, "args": {}}});
+        let result = |name: &str| json!({"functionResponse": {"name": name, "response": {}}});
+        let body = json!({"contents": [
+            {"role": "user", "parts": [{"text": "x"}]},
+            {"role": "model", "parts": [call(long), call(long), call("f")]},
+            {"role": "user", "parts": [result(long), result("f"), result(long)]},
+        ]});
+        let (told, _) = question(&body)
+            .unwrap()
+            .write(crate::endpoint::Dialect::OpenAi, "m")
+            .unwrap();
+        let messages = told["messages"].as_array().unwrap();
+        let ids: Vec<&str> = messages[1]["tool_calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|call| call["id"].as_str().unwrap())
+            .collect();
+        assert!(ids.iter().all(|id| id.len() <= 40) && ids[0] != ids[1], "{ids:?}");
+        let answered: Vec<&str> = messages[2..]
+            .iter()
+            .map(|message| message["tool_call_id"].as_str().unwrap())
+            .collect();
+        assert_eq!(answered, [ids[0], ids[2], ids[1]]);
     }
 }

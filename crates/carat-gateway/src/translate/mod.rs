@@ -28,7 +28,7 @@ use crate::failure::{Class, Failure};
 use crate::records::Record;
 use crate::usage::Usage;
 
-pub(crate) use transform::{Passing, Translated, passed_whole, translated_whole};
+pub(crate) use transform::{Counted, Passing, Translated, passed_whole, translated_whole};
 
 /// Who speaks in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -376,6 +376,14 @@ pub(crate) trait Reader: Send {
     fn end(&mut self, events: &mut Vec<Event>) -> bool;
 }
 
+/// What a record says: null where it is empty, nothing where it is no JSON.
+fn told(record: &Record<'_>) -> Option<Value> {
+    match record.data.trim_ascii() {
+        b"" => Some(Value::Null),
+        data => serde_json::from_slice(data).ok(),
+    }
+}
+
 /// Reads JSON objects of one kind, whether a stream is made of them or one is the whole answer.
 trait Alike: Send {
     /// Takes an object.
@@ -387,14 +395,12 @@ trait Alike: Send {
 
 impl<T: Alike> Reader for T {
     fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
-        let data = record.data.trim_ascii();
-        if data.is_empty() {
-            return Ok(true);
-        }
-        let Ok(value) = serde_json::from_slice::<Value>(data) else {
+        let Some(value) = told(record) else {
             return Ok(false);
         };
-        self.read(&value, events)?;
+        if !value.is_null() {
+            self.read(&value, events)?;
+        }
         Ok(true)
     }
 
@@ -546,6 +552,14 @@ fn parsed(text: &str) -> Value {
         return Value::Object(serde_json::Map::new());
     }
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_string()))
+}
+
+/// Arguments for providers that take an object and nothing else: what is none is lost.
+fn object(arguments: &Value) -> Value {
+    match arguments {
+        Value::Object(_) => arguments.clone(),
+        _ => Value::Object(serde_json::Map::new()),
+    }
 }
 
 /// Arguments as OpenAI writes them.

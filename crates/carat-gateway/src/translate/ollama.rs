@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, refused, set, text, unknown, unknown_in, words,
+    Writer, joined, media, new_id, object, refused, set, text, unknown, unknown_in, words, written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -255,7 +255,7 @@ fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Re
             Piece::Text { text, .. } => said.push(text.as_str()),
             Piece::Image { .. } | Piece::Document { .. } => images.push(image(piece)?),
             Piece::Call { name, arguments, .. } => {
-                calls.push(json!({"function": {"name": name, "arguments": arguments}}));
+                calls.push(json!({"function": {"name": name, "arguments": object(arguments)}}));
             }
             Piece::Result {
                 id, name, content, ..
@@ -463,7 +463,10 @@ impl Alike for LineReader {
                 name: text(&call["function"]["name"]).unwrap_or_default(),
                 signature: None,
             });
-            events.push(Event::Arguments(call["function"]["arguments"].to_string()));
+            let arguments = &call["function"]["arguments"];
+            if !arguments.is_null() {
+                events.push(Event::Arguments(written(arguments)));
+            }
         }
         if value["done"] == true {
             self.is_done = true;

@@ -315,7 +315,11 @@ fn write_tool(tool: &Tool) -> Value {
 
 fn write_turn(turn: &Turn, messages: &mut Vec<Value>) {
     if turn.role == Role::Assistant {
-        messages.push(assistant_message(&turn.pieces));
+        let message = assistant_message(&turn.pieces);
+        // Of a turn of thoughts alone nothing is left.
+        if !message["content"].is_null() || message["tool_calls"].is_array() {
+            messages.push(message);
+        }
         return;
     }
     let mut parts = Vec::new();
@@ -551,11 +555,26 @@ impl Writer for ChunkWriter {
 pub(super) struct ChatReader {
     is_apart: bool,
     has_begun: bool,
-    /// The index of the call that is being written.
-    call: Option<u64>,
-    call_id: Option<String>,
-    has_calls: bool,
+    /// Calls so far, of which the first `n_told` have begun for whoever reads the events.
+    calls: Vec<Said>,
+    n_told: usize,
     is_done: bool,
+}
+
+/// A call, as far as it was said. Some providers say several at once, a piece of each in turns; events have one after
+/// the other, so that those after the first wait for its arguments to be whole.
+struct Said {
+    index: u64,
+    /// As the provider says it.
+    id: Option<String>,
+    begins: Event,
+    arguments: String,
+}
+
+impl Said {
+    fn is_whole(&self) -> bool {
+        serde_json::from_str::<serde::de::IgnoredAny>(&self.arguments).is_ok()
+    }
 }
 
 impl ChatReader {
@@ -563,9 +582,8 @@ impl ChatReader {
         Self {
             is_apart,
             has_begun: false,
-            call: None,
-            call_id: None,
-            has_calls: false,
+            calls: Vec::new(),
+            n_told: 0,
             is_done: false,
         }
     }
@@ -595,6 +613,8 @@ impl ChatReader {
         for (i, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
             self.read_call(call, i as u64, events);
         }
+        let is_last = choice["finish_reason"].is_string() || said == "message";
+        self.tell_calls(is_last, events);
         let usage = &value["usage"];
         if usage.is_object()
             && let Ok(usage) = serde_json::from_value::<OpenAiUsage>(usage.clone())
@@ -605,7 +625,7 @@ impl ChatReader {
             self.is_done = true;
             let finish = finish_of(finish);
             // Some say `stop` although they call.
-            let finish = if finish == Finish::Stop && self.has_calls {
+            let finish = if finish == Finish::Stop && !self.calls.is_empty() {
                 Finish::Calls
             } else {
                 finish
@@ -619,21 +639,49 @@ impl ChatReader {
         let function = &call["function"];
         let id = words(&call["id"]);
         // Some number every call 0, and only the id tells that another begins.
-        let is_other = id
-            .as_ref()
-            .is_some_and(|id| self.call_id.as_ref().is_some_and(|last| last != id));
-        if self.call != Some(index) || is_other {
-            self.call = Some(index);
-            self.call_id.clone_from(&id);
-            self.has_calls = true;
-            events.push(Event::Call {
-                id: id.unwrap_or_else(|| new_id("call_")),
+        let is_it = |said: &Said| {
+            let is_other = said.id.is_some() && id.is_some() && said.id != id;
+            said.index == index && !is_other
+        };
+        let at = self.calls.iter().rposition(is_it).unwrap_or(self.calls.len());
+        if at == self.calls.len() {
+            let begins = Event::Call {
+                id: id.clone().unwrap_or_else(|| new_id("call_")),
                 name: text(&function["name"]).unwrap_or_default(),
                 signature: text(&call["extra_content"]["google"]["thought_signature"]),
+            };
+            let arguments = String::new();
+            self.calls.push(Said {
+                index,
+                id,
+                begins,
+                arguments,
             });
+            self.tell_calls(false, events);
         }
-        if let Some(arguments) = function["arguments"].as_str().filter(|text| !text.is_empty()) {
-            events.push(Event::Arguments(arguments.to_string()));
+        if let Some(more) = words(&function["arguments"]) {
+            self.calls[at].arguments.push_str(&more);
+            if at + 1 == self.n_told {
+                events.push(Event::Arguments(more));
+            }
+        }
+    }
+
+    /// Begins calls whose turn it is; all of them at the end.
+    fn tell_calls(&mut self, is_end: bool, events: &mut Vec<Event>) {
+        while let Some(next) = self.calls.get(self.n_told) {
+            let before = self
+                .n_told
+                .checked_sub(1)
+                .and_then(|before| self.calls.get(before));
+            if !is_end && before.is_some_and(|before| !before.is_whole()) {
+                return;
+            }
+            events.push(next.begins.clone());
+            if !next.arguments.is_empty() {
+                events.push(Event::Arguments(next.arguments.clone()));
+            }
+            self.n_told += 1;
         }
     }
 }
@@ -666,7 +714,10 @@ impl Reader for ChatReader {
         Ok(())
     }
 
-    fn end(&mut self, _events: &mut Vec<Event>) -> bool {
+    fn end(&mut self, events: &mut Vec<Event>) -> bool {
+        if self.is_done {
+            self.tell_calls(true, events);
+        }
         self.is_done
     }
 }
@@ -706,6 +757,53 @@ mod tests {
         let calls = read(&[call("a"), call("b")]);
         let calls = calls.iter().filter(|event| matches!(event, Event::Call { .. }));
         assert_eq!(calls.count(), 2, "two ids are two calls, whatever their index");
+    }
+
+    #[test]
+    fn calls_that_are_said_in_turns_do_not_mix() {
+        let delta = |calls: Value| json!({"id": "1", "choices": [{"delta": {"tool_calls": calls}}]});
+        let begins = |i: u64, name: &str| {
+            let function = json!({"name": name, "arguments": ""});
+            json!({"index": i, "id": format!("c{i}"), "function": function})
+        };
+        let more = |i: u64, text: &str| json!({"index": i, "function": {"arguments": text}});
+        let end = json!({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]});
+        let told = |chunks: &[Value]| {
+            let mut calls: Vec<(String, String, String)> = Vec::new();
+            for event in read(chunks) {
+                match event {
+                    Event::Call { id, name, .. } => calls.push((id, name, String::new())),
+                    Event::Arguments(more) => calls.last_mut().unwrap().2.push_str(&more),
+                    _ => {}
+                }
+            }
+            calls
+        };
+        let expected = [
+            ("c0".to_string(), "f".to_string(), r#"{"a":1}"#.to_string()),
+            ("c1".to_string(), "g".to_string(), r#"{"b":2}"#.to_string()),
+        ];
+        let in_turns = [
+            delta(json!([begins(0, "f"), begins(1, "g")])),
+            delta(json!([more(0, "{\"a\""), more(1, "{\"b\"")])),
+            delta(json!([more(1, ":2}")])),
+            delta(json!([more(0, ":1}")])),
+            end.clone(),
+        ];
+        assert_eq!(told(&in_turns), expected);
+        let in_order = [
+            delta(json!([begins(0, "f")])),
+            delta(json!([more(0, r#"{"a":1}"#)])),
+            delta(json!([begins(1, "g")])),
+            delta(json!([more(1, r#"{"b":2}"#)])),
+        ];
+        assert_eq!(told(&in_order), expected, "nobody waits for the end");
+        let without = [
+            delta(json!([begins(0, "f")])),
+            delta(json!([begins(1, "g")])),
+            end,
+        ];
+        assert_eq!(told(&without).len(), 2);
     }
 
     #[test]

@@ -11,14 +11,16 @@ use crate::usage::Usage;
 
 /// What is counted of events.
 #[derive(Default)]
-struct Counted {
+pub(crate) struct Counted {
+    /// What the provider has said last.
     usage: Option<Usage>,
     n_bytes: u64,
+    has_ended: bool,
 }
 
 impl Counted {
     /// Whether a client waits for it.
-    fn count(&mut self, event: &Event) -> bool {
+    pub(crate) fn count(&mut self, event: &Event) -> bool {
         match event {
             Event::Text(text) | Event::Thinking(text) | Event::Arguments(text) => {
                 self.n_bytes += text.len() as u64
@@ -28,13 +30,28 @@ impl Counted {
                 return false;
             }
             Event::Begin { .. } | Event::Signature(_) | Event::Redacted(_) => return false,
-            Event::Call { .. } | Event::End(_) => {}
+            Event::Call { .. } => {}
+            Event::End(_) => self.has_ended = true,
         }
         true
     }
 
-    fn usage(&self) -> Usage {
-        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+    /// What the provider says that it took; of an answer that was cut at least what came of it.
+    pub(crate) fn usage(&self) -> Usage {
+        let came = estimated(self.n_bytes);
+        match self.usage {
+            Some(usage) if self.has_ended => usage,
+            Some(usage) => Usage {
+                output: usage.output.max(came.output),
+                ..usage
+            },
+            None => came,
+        }
+    }
+
+    /// Whether the provider has said what the whole answer took.
+    pub(crate) fn is_counted(&self) -> bool {
+        self.usage.is_some() && self.has_ended
     }
 }
 
@@ -85,7 +102,7 @@ impl Transform for Passing {
     }
 
     fn is_counted(&self) -> bool {
-        self.counted.usage.is_some()
+        self.counted.is_counted()
     }
 }
 
@@ -159,7 +176,7 @@ impl Transform for Translated {
     }
 
     fn is_counted(&self) -> bool {
-        self.counted.usage.is_some()
+        self.counted.is_counted()
     }
 }
 
@@ -215,6 +232,6 @@ pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<W
     Ok(Whole {
         bytes: Bytes::from(answer.to_string()),
         usage: counted.usage(),
-        is_counted: counted.usage.is_some(),
+        is_counted: counted.is_counted(),
     })
 }
