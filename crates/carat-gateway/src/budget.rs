@@ -60,9 +60,11 @@ impl CallBudget {
             return true;
         }
         self.parts.fetch_add(self.price, Ordering::Relaxed);
-        let is_due = self.trickles(now);
-        if let (true, Some(every)) = (is_due, self.every) {
-            *self.next.lock().unwrap_or_else(PoisonError::into_inner) = now.checked_add(every);
+        let Some(every) = self.every else { return false };
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = next.is_none_or(|next| next <= now);
+        if is_due {
+            *next = now.checked_add(every);
         }
         is_due
     }

@@ -540,7 +540,13 @@ impl HealthBook {
             return Arc::clone(health);
         }
         let health = Arc::new(Health::default());
-        // Beyond the limit a target is new every time, which costs its memory but no correctness.
+        // Names that nobody ever answered to make room. Where that is not enough, a target is new every time: it is called
+        // all the same, and nobody counts how often.
+        if targets.len() >= MAX_TARGETS {
+            targets.retain(|_, health| {
+                Arc::strong_count(health) > 1 || health.counts.answers.load(Ordering::Relaxed) > 0
+            });
+        }
         if targets.len() < MAX_TARGETS {
             targets.insert(name.to_string(), Arc::clone(&health));
         }
@@ -746,6 +752,23 @@ mod tests {
         let at = recent.percentile_95().unwrap().as_secs();
         assert!((990..=997).contains(&at), "{at}");
         assert_eq!(recent.seconds.len(), Recent::KEPT);
+    }
+
+    #[test]
+    fn names_that_nobody_answers_to_are_forgotten_when_there_are_many() {
+        let book = HealthBook::default();
+        let known = book.of("a/known");
+        known.answered(None, Instant::now());
+        drop(known);
+        let used = book.of("a/used");
+        for i in 0..2 * MAX_TARGETS {
+            book.of(&format!("a/{i}"));
+        }
+        assert!(book.all().len() <= MAX_TARGETS);
+        assert!(Arc::ptr_eq(&used, &book.of("a/used")));
+        assert_eq!(book.of("a/known").counts.answers.load(Ordering::Relaxed), 1);
+        let last = book.of("a/last");
+        assert!(Arc::ptr_eq(&last, &book.of("a/last")));
     }
 
     #[test]

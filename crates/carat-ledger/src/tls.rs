@@ -24,7 +24,7 @@ use postgres::config::SslMode;
 use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -208,9 +208,13 @@ impl Connector {
     fn new(check: Check) -> Result<Self, Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let unusable = |error: rustls::Error| Error::Encryption(error.to_string());
+        let nameless = |origin| Nameless {
+            origin,
+            known: provider.signature_verification_algorithms,
+        };
         let verifier: Arc<dyn ServerCertVerifier> = match check {
-            Check::Nothing => Arc::new(Unchecked(Arc::clone(&provider))),
-            Check::Origin(path) => Arc::new(OriginOnly(webpki(&path, &provider)?)),
+            Check::Nothing => Arc::new(nameless(None)),
+            Check::Origin(path) => Arc::new(nameless(Some(webpki(&path, &provider)?))),
             Check::Full(Some(path)) => webpki(&path, &provider)?,
             Check::Full(None) => Arc::new(Verifier::new(Arc::clone(&provider)).map_err(unusable)?),
         };
@@ -249,60 +253,14 @@ fn webpki(path: &Path, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServe
         .map_err(|error| unusable(error.to_string()))
 }
 
-/// Takes any certificate; whoever has it must still have its key.
+/// Takes a certificate of the right origin, or any, whatever name it has; whoever has it must still have its key.
 #[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _certificate: &CertificateDer<'_>,
-        _chain: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+struct Nameless {
+    origin: Option<Arc<WebPkiServerVerifier>>,
+    known: WebPkiSupportedAlgorithms,
 }
 
-/// Takes a certificate of the right origin, whatever name it has.
-#[derive(Debug)]
-struct OriginOnly(Arc<WebPkiServerVerifier>);
-
-impl ServerCertVerifier for OriginOnly {
+impl ServerCertVerifier for Nameless {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -311,7 +269,10 @@ impl ServerCertVerifier for OriginOnly {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.0.verify_server_cert(certificate, chain, name, ocsp, now) {
+        let Some(origin) = &self.origin else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        match origin.verify_server_cert(certificate, chain, name, ocsp, now) {
             // The name is looked at last, when all else is right.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -326,7 +287,7 @@ impl ServerCertVerifier for OriginOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.known)
     }
 
     fn verify_tls13_signature(
@@ -335,11 +296,11 @@ impl ServerCertVerifier for OriginOnly {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.known)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.known.supported_schemes()
     }
 }
 

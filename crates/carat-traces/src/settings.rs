@@ -47,7 +47,10 @@ impl Settings {
         let base = set("OTEL_EXPORTER_OTLP_ENDPOINT").filter(|_| !is_disabled);
         let endpoint = match (flag, own, base, file) {
             (Some(base), ..) | (None, None, None, Some(base)) => traces_of(base)?,
-            (None, Some(own), ..) => checked(&own)?,
+            (None, Some(own), ..) => {
+                refuse_grpc(&set)?;
+                checked(&own)?
+            }
             (None, None, Some(base), _) => {
                 refuse_grpc(&set)?;
                 traces_of(&base)?
@@ -229,6 +232,11 @@ mod tests {
         let grpc = [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://a:4317"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ];
+        assert!(matches!(resolved(None, &grpc, None), Err(Error::Protocol { .. })));
+        let grpc = [
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://a:4317"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
         ];
         assert!(matches!(resolved(None, &grpc, None), Err(Error::Protocol { .. })));
     }
