@@ -65,7 +65,8 @@ impl Share {
 /// See the module's head.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Acceptance {
-    shares: [[Share; MAX_DRAFT]; N_SOURCES],
+    /// By source and position; `None` until something was guessed, as it is for all that wait.
+    shares: Option<Box<[[Share; MAX_DRAFT]; N_SOURCES]>>,
     /// Most tokens of a draft that were right.
     longest: [usize; N_SOURCES],
 }
@@ -75,7 +76,7 @@ impl Acceptance {
     pub(crate) fn record(&mut self, source: Source, n_tried: usize, n_accepted: usize) {
         let longest = &mut self.longest[source as usize];
         *longest = n_accepted.max(*longest);
-        let shares = &mut self.shares[source as usize];
+        let shares = &mut self.shares.get_or_insert_default()[source as usize];
         for (i, share) in shares.iter_mut().enumerate().take(n_tried.min(n_accepted + 1)) {
             share.record(i < n_accepted);
         }
@@ -83,19 +84,27 @@ impl Acceptance {
 
     /// Forgets how often a source's guesses were right.
     pub(crate) fn forget(&mut self, source: Source) {
-        self.shares[source as usize] = Default::default();
+        if let Some(shares) = &mut self.shares {
+            shares[source as usize] = Default::default();
+        }
+    }
+
+    fn shares(&self, source: Source) -> [Share; MAX_DRAFT] {
+        let shares = self.shares.as_ref();
+        shares.map_or_else(Default::default, |shares| shares[source as usize])
     }
 
     /// For each position, how probable it is that a guess there will be reached and right. `others` is what is known
     /// of other generations.
     pub(crate) fn expected(&self, source: Source, others: &Self) -> [f64; MAX_DRAFT] {
         let i = source as usize;
+        let (own_shares, other_shares) = (self.shares(source), others.shares(source));
         let (mut assumed, mut other) = (ASSUMED[i], ASSUMED[i]);
         let mut reached = 1.0;
         std::array::from_fn(|position| {
-            other = others.shares[i][position].estimate(other);
+            other = other_shares[position].estimate(other);
             let assumption = if position == 0 { other } else { assumed };
-            assumed = self.shares[i][position].estimate(assumption);
+            assumed = own_shares[position].estimate(assumption);
             reached *= assumed;
             reached
         })
@@ -159,7 +168,7 @@ mod tests {
     fn what_lies_behind_a_wrong_guess_is_not_counted() {
         let mut own = Acceptance::default();
         own.record(Source::Drafter, 5, 1);
-        let all = own.shares[Source::Drafter as usize].map(|share| share.all);
+        let all = own.shares(Source::Drafter).map(|share| share.all);
         assert_eq!(all[..4], [1.0, 1.0, 0.0, 0.0]);
     }
 }
