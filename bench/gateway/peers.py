@@ -98,11 +98,14 @@ def wait(bench, address, text, headers):
 
 def measure(bench, name, pid, address, headers, model_of, mock, n):
     text = lambda model, **more: body(model_of(model), **more)
+    # Whole answers and streams that were not what the mock had said.
+    n_bad, n_asked = [0], [0]
 
     def cpu(connections, n, text):
         before = cpu_s(pid)
         seen = bench.load(address, "closed", connections, n, text, "sk-mock", headers)
-        assert seen["bad"] == 0, seen
+        n_bad[0] += seen["bad"]
+        n_asked[0] += n
         return (cpu_s(pid) - before) * 1000 / n, seen
 
     idle = sum(memory_mib(each) or 0 for each in tree(pid))
@@ -123,6 +126,7 @@ def measure(bench, name, pid, address, headers, model_of, mock, n):
         through = bench.load(address, "open", rate, 3, text("ok"), "sk-mock", headers)
         p50, p99 = through["p50_ms"] - direct["p50_ms"], through["p99_ms"] - direct["p99_ms"]
         print(f"{rate} requests/s: p50 +{p50:.3f} ms, p99 +{p99:.3f} ms, {through['bad']} failed", flush=True)
+    print(f"bad: {n_bad[0]} of {n_asked[0]}", flush=True)
     print(f"loaded: {sum(memory_mib(each) or 0 for each in tree(pid)):.1f} MiB", flush=True)
 
 

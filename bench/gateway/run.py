@@ -1,17 +1,19 @@
 """Measures the gateway: CPU a request, CPU a stream event, and added latency, with a mock provider on loopback.
 
     cargo build --release -p carat-gateway --examples
-    python3 bench/gateway/run.py [--requests N] [--bare-only]
+    python3 bench/gateway/run.py [--requests N] [--held N] [--bare-only]
 
 Mock, gateway and load generator share the machine. CPU is what the kernel counted for the gateway's process (user and
 system) over a run, divided by requests: it is little disturbed by who else runs. Latency is compared with asking the
-mock directly in the same minute. `full` is the gateway with a key, limits, a budget, a price, the ledger and metrics.
+mock directly in the same minute. Streams that are held say one event every ten seconds. `full` is the gateway with a key, limits, a budget, a price, the ledger and metrics.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import resource
+import socket
 import subprocess
 import tempfile
 import time
@@ -97,12 +99,38 @@ class Bench:
             print(f"{rate} requests/s: p50 +{p50:.3f} ms, p99 +{p99:.3f} ms")
         print(f"loaded: {memory_mib(pid):.1f} MiB")
 
+    def held(self, n, config):
+        """The memory that open streams take in a gateway that has just been started."""
+        process, address = start(BIN / "bench_gateway", config)
+        try:
+            idle_mib = memory_mib(process.pid)
+            text = body("m/events=1000;gap=10000", stream=True)
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(text)}"
+            host, port = address.split(":")
+            streams = [socket.create_connection((host, int(port))) for _ in range(n)]
+            for stream in streams:
+                stream.sendall(f"{head}\r\n\r\n{text}".encode())
+            for stream in streams:
+                assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+            kib = (memory_mib(process.pid) - idle_mib) * 1024 / n
+            # All go on.
+            for stream in streams:
+                assert stream.recv(4096)
+                stream.close()
+            print(f"## {n} streams held: {idle_mib:.1f} MiB idle, {kib:.1f} KiB a stream")
+        finally:
+            process.kill()
+
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=40_000)
+    parser.add_argument("--held", type=int, default=5_000)
     parser.add_argument("--bare-only", action="store_true")
     options = parser.parse_args()
+    # A stream takes two files in the gateway.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(pathlib.Path(folder), options.requests)
         mock_process, mock = start(BIN / "mock_provider", 0)
@@ -120,6 +148,7 @@ def main():
                 print(f"ready after {(time.monotonic() - begun) * 1000:.0f} ms")
                 processes.append(process)
                 bench.gateway(name, address, process.pid, key, mock)
+            bench.held(options.held, pathlib.Path(folder) / "bare.toml")
         finally:
             for process in processes:
                 process.kill()

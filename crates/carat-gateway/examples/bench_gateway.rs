@@ -6,15 +6,21 @@
 
 use std::sync::Arc;
 
-use carat_gateway::{Config, Env, Gateway};
+use carat_gateway::{Config, Env, Gateway, Hands};
 
-#[tokio::main]
-async fn main() {
+fn main() {
+    let n_threads = std::thread::available_parallelism().unwrap().get();
+    let hands = Hands::start(n_threads).unwrap();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().unwrap().block_on(serve(hands));
+}
+
+async fn serve(hands: Hands) {
     let path = std::env::args().nth(1).unwrap();
     let env: Env = Arc::new(|name| std::env::var(name).ok());
     let config = Config::open(path.as_ref(), &env).unwrap();
     let listener = carat_gateway::listen(config.listen).await.unwrap();
     println!("http://{}/v1", listener.local_addr().unwrap());
     let gateway = Arc::new(Gateway::new(config).unwrap());
-    carat_gateway::run(gateway, listener, std::future::pending()).await;
+    carat_gateway::run(gateway, listener, hands, std::future::pending()).await;
 }

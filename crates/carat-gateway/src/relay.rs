@@ -27,6 +27,8 @@ use crate::upstream::AnswerBody;
 
 /// How long an upstream may take to close a stream after its last word.
 const CLOSING: Duration = Duration::from_secs(1);
+/// Events that are there at once go out together, up to about this size.
+const GATHERED_BYTES: usize = 16 << 10;
 
 /// A stream under way.
 pub(crate) struct Relay {
@@ -146,12 +148,9 @@ impl Relay {
 
     pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
-            if !self.ready.is_empty() {
-                let ready = std::mem::take(&mut self.ready);
-                if self.tape.as_mut().is_some_and(|tape| !tape.record(&ready)) {
-                    self.tape = None;
-                }
-                return Poll::Ready(Some(ready.into()));
+            let is_last = self.is_over || self.search.is_some();
+            if !self.ready.is_empty() && (is_last || self.ready.len() >= GATHERED_BYTES) {
+                return Poll::Ready(Some(self.take_ready()));
             }
             if let Some(search) = &mut self.search {
                 let (heir, found) = ready!(search.as_mut().poll(cx));
@@ -178,6 +177,8 @@ impl Relay {
                         self.end((!is_whole).then(cut));
                     }
                 }
+                // Nothing waits for more to come.
+                Poll::Pending if !self.ready.is_empty() => return Poll::Ready(Some(self.take_ready())),
                 Poll::Pending => {
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
@@ -186,6 +187,15 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// What goes out now.
+    fn take_ready(&mut self) -> Bytes {
+        let ready = std::mem::take(&mut self.ready);
+        if self.tape.as_mut().is_some_and(|tape| !tape.record(&ready)) {
+            self.tape = None;
+        }
+        ready.into()
     }
 
     /// A last record may lack what ends it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use carat_net::{Door, Hangups};
+use carat_net::{Door, Hands, Hangups};
 use hyper::service::service_fn;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -29,8 +29,8 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 /// Serves until `stop` comes; then takes no more connections, and lets answers end for as long as the configuration
-/// allows.
-pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: impl Future<Output = ()>) {
+/// allows. Connections are served by `hands`, or on the caller's runtime where there are none.
+pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, hands: Hands, stop: impl Future<Output = ()>) {
     let mut beside = JoinSet::new();
     let files = gateway.config().tls.clone();
     if let Some((tls, files)) = gateway.tls.clone().zip(files) {
@@ -39,6 +39,7 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, stop: impl Future
     let door = Door {
         tls: gateway.tls.clone(),
         connections: CONNECTIONS,
+        hands,
     };
     let make = |_peer| {
         let gateway = Arc::clone(&gateway);

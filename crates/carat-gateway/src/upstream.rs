@@ -10,16 +10,14 @@ use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Either, Full, Limited};
-use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::endpoint::Dialect;
 use crate::engine::{Doors, Engine};
 use crate::failure::{Class, Failure};
-use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
+use crate::link::LinkBody;
+use crate::pool::{Pool, Unanswered};
 use crate::predictions;
 use crate::provider::Provider;
 use crate::{Error, access};
@@ -36,7 +34,7 @@ pub(crate) const FORWARDED: [&str; 6] = [
 
 /// The body of an answer: as it comes, or at hand.
 pub(crate) struct AnswerBody {
-    body: Either<Incoming, Full<Bytes>>,
+    body: Either<LinkBody, Full<Bytes>>,
     /// What must be done if it is left before its end.
     leaving: Option<Leaving>,
 }
@@ -125,10 +123,10 @@ impl Drop for Leaving {
     }
 }
 
-/// A pool of connections.
+/// Providers, as far as they can be reached.
 #[derive(Clone)]
 pub(crate) struct Upstream {
-    client: Client<HttpsConnector<Doors>, Full<Bytes>>,
+    pool: Pool,
 }
 
 impl Upstream {
@@ -143,12 +141,9 @@ impl Upstream {
             .https_or_http()
             .enable_http1()
             .wrap_connector(Doors::new(tcp, engine));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE_TIME)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .pool_timer(TokioTimer::new())
-            .build(connector);
-        Ok(Self { client })
+        Ok(Self {
+            pool: Pool::new(connector),
+        })
     }
 
     /// Sends a request to a provider, with what proves whose it is. The body of the answer is still to come.
@@ -167,19 +162,15 @@ impl Upstream {
 
     /// Sends a request as it is.
     pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<AnswerBody>, Failure> {
-        let request = request.map(Full::new);
-        let sent = self.client.request(request).await;
         let as_it_comes = |body| AnswerBody {
             body: Either::Left(body),
             leaving: None,
         };
-        sent.map(|response| response.map(as_it_comes)).map_err(|error| {
-            // What exactly went wrong names hosts, which are the operator's business alone.
-            tracing::debug!(%error, source = ?std::error::Error::source(&error), "a provider cannot be reached");
-            let message = if error.is_connect() {
-                "the provider cannot be reached"
-            } else {
-                "the provider closed the connection before it answered"
+        let asked = self.pool.ask(request).await;
+        asked.map(|response| response.map(as_it_comes)).map_err(|why| {
+            let message = match why {
+                Unanswered::Unreachable => "the provider cannot be reached",
+                Unanswered::Closed => "the provider closed the connection before it answered",
             };
             Failure::new(Class::Network, 502, message)
         })

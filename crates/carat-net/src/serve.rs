@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use crate::Tls;
 use crate::held::{Held, Tally};
 use crate::limits;
+use crate::{Hands, Tls};
 
 /// The order to end.
 type Orders = watch::Receiver<bool>;
@@ -32,6 +32,8 @@ pub struct Door {
     pub tls: Option<Tls>,
     /// Most at the same time; more wait to be accepted.
     pub connections: usize,
+    /// Who serves them; without threads the runtime that takes them.
+    pub hands: Hands,
 }
 
 /// Connections that are open while no more are taken.
@@ -39,6 +41,8 @@ pub struct Door {
 pub struct Open {
     connections: JoinSet<()>,
     order: watch::Sender<bool>,
+    /// They must last as long as the connections.
+    _hands: Hands,
 }
 
 /// Takes connections until `stop` comes. `make` gives the service of a client's connection.
@@ -76,13 +80,35 @@ where
         };
         // Small events must not wait for an acknowledgement of the one before.
         let _slower_at_worst = stream.set_nodelay(true);
-        let (service, orders) = (make(peer), orders.clone());
-        match &door.tls {
-            None => connections.spawn(serve_1(stream, service, orders)),
-            Some(tls) => connections.spawn(serve_tls(stream, peer, tls.clone(), service, orders)),
+        let (service, orders, tls) = (make(peer), orders.clone(), door.tls.clone());
+        let serve = async move |stream| match tls {
+            None => serve_1(stream, service, orders).await,
+            Some(tls) => Box::pin(serve_tls(stream, peer, tls, service, orders)).await,
         };
+        let Some((runtime, load)) = door.hands.freest() else {
+            connections.spawn(serve(stream));
+            continue;
+        };
+        // It has to be known to the runtime that it is served on.
+        match stream.into_std() {
+            Ok(stream) => {
+                let moved = async move {
+                    let _load = load;
+                    match TcpStream::from_std(stream) {
+                        Ok(stream) => serve(stream).await,
+                        Err(error) => tracing::warn!(%error, "a connection could not be served"),
+                    }
+                };
+                connections.spawn_on(moved, runtime);
+            }
+            Err(error) => tracing::warn!(%error, "a connection could not be handed over"),
+        }
     }
-    Open { connections, order }
+    Open {
+        connections,
+        order,
+        _hands: door.hands,
+    }
 }
 
 impl Open {
@@ -109,17 +135,19 @@ where
     B: Body + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits::HEAD_TIME)
-        .max_header_size(limits::HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
+    // Pinned where it is made: what is moved is kept twice for as long as the connection lasts.
+    let mut connection = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits::HEAD_TIME)
+            .max_header_size(limits::HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service)
+    );
     let result = tokio::select! {
         result = connection.as_mut() => result,
         _ = orders.changed() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            connection.as_mut().await
         }
     };
     if let Err(error) = result {

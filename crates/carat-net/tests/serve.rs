@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use carat_net::{CertificateFiles, Door, Tls};
+use carat_net::{CertificateFiles, Door, Hands, Tls};
 use http::{Request, Response, Version};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty};
@@ -87,6 +87,7 @@ async fn start(tls: Option<Tls>) -> Rig {
     let door = Door {
         tls,
         connections: 100,
+        hands: Hands::default(),
     };
     let running = tokio::spawn(async move {
         let stopped = async {

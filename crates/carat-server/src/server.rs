@@ -11,7 +11,7 @@ use axum::http::Request;
 use carat_api::KeepAlive;
 use carat_engine::Engine;
 use carat_fetch::{Fetcher, MediaUrls};
-use carat_net::{Door, Paced, Tls};
+use carat_net::{Door, Hands, Paced, Tls};
 use carat_traces::Tracer;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -235,6 +235,7 @@ impl Server {
         let door = Door {
             tls: self.state.options.tls.clone(),
             connections: limits::CONNECTIONS,
+            hands: Hands::default(),
         };
         let open = carat_net::open(listener, door, make, stop).await;
         self.state.is_stopping.store(true, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use carat_gateway::{Config, Engine, Env, Gateway as Serving, Source};
+use carat_gateway::{Config, Engine, Env, Gateway as Serving, Hands, Source};
 use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
 use carat_server::Server;
 use carat_traces::Tracer;
@@ -251,6 +251,9 @@ impl Gateway {
             .enable_all()
             .build()
             .context("cannot start the threads that serve connections")?;
+        // A wake across threads takes longer than an answer: connections stay where they are.
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let hands = Hands::start(n_threads).context("cannot start the threads that serve connections")?;
         let tracer = traces
             .map(|traces| Tracer::start(traces, runtime.handle()))
             .transpose()?;
@@ -282,7 +285,7 @@ impl Gateway {
                 });
             }
             beside.spawn(carat_gateway::follow(Arc::clone(&gateway), source));
-            carat_gateway::run(gateway, listener, super::serve::stop_signal()).await;
+            carat_gateway::run(gateway, listener, hands, super::serve::stop_signal()).await;
             beside.shutdown().await;
             if let Some(tracer) = tracer {
                 tracer.flush(super::serve::TRACES_PATIENCE).await;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carat_ledger::Role;
-use carat_net::Door;
+use carat_net::{Door, Hands};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
@@ -166,6 +166,7 @@ pub async fn administer(gateway: Arc<Gateway>, listener: TcpListener, source: So
         // Within this machine a certificate's name would fit nobody's address.
         tls: api.gateway.tls.clone().filter(|_| !is_here),
         connections: CONNECTIONS,
+        hands: Hands::default(),
     };
     let make = |_peer| {
         let api = Arc::clone(&api);

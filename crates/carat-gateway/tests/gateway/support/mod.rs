@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use carat_gateway::{Config, Engine, Env, Gateway};
+use carat_gateway::{Config, Engine, Env, Gateway, Hands};
 use carat_ledger::Admin;
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
@@ -89,7 +89,8 @@ async fn rig_made(more: &str, secret: &str, make: impl FnOnce(Config) -> Gateway
     let address = listener.local_addr().unwrap();
     let gateway = Arc::new(make(config));
     let (stop, stopped) = oneshot::channel::<()>();
-    let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, async {
+    let hands = Hands::start(2).unwrap();
+    let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, hands, async {
         let _dropped_is_stopped_too = stopped.await;
     }));
     Rig {

@@ -1,0 +1,314 @@
+//! Connections to providers that wait for the next request.
+//!
+//! A request takes the connection that was used last, or opens one. A provider may have closed what waits here: such a
+//! connection is found when it is looked at, and where it was closed just as a request went out, unread, the next one is
+//! taken. Those that waited too long are closed by a task that ends with the pool.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::HOST;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Request, Response, Uri};
+use http_body_util::Full;
+use hyper_rustls::HttpsConnector;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use crate::engine::Doors;
+use crate::limits::{IDLE_CONNECTIONS, IDLE_TIME};
+use crate::link::{Link, LinkBody};
+
+/// How often connections that wait are looked at.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Why nobody answered.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// No connection could be made.
+    Unreachable,
+    /// The connection was closed before an answer came.
+    Closed,
+}
+
+/// Connections by where they lead.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    connector: HttpsConnector<Doors>,
+    idle: Arc<Idle>,
+}
+
+/// With the thread on whose runtime they are.
+type Place = (usize, Scheme, Authority);
+/// With the time since when they wait; the one that was used last is at the end.
+type Links = HashMap<Place, Vec<(Instant, Box<Link>)>>;
+
+/// Connections that wait.
+#[derive(Default)]
+struct Idle {
+    links: Mutex<Links>,
+    is_swept: AtomicBool,
+}
+
+/// Where a connection goes when its answer is whole.
+pub(crate) struct Home {
+    idle: Weak<Idle>,
+    place: Place,
+}
+
+impl Home {
+    /// It waits for the next request.
+    pub(crate) fn take_back(self, link: Box<Link>) {
+        let Some(idle) = self.idle.upgrade() else {
+            return;
+        };
+        let mut links = idle.links();
+        let waiting = links.entry(self.place).or_default();
+        if waiting.len() < IDLE_CONNECTIONS {
+            waiting.push((Instant::now(), link));
+        }
+    }
+}
+
+impl Idle {
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection to a place that was used last and is still good.
+    fn take(&self, place: &Place) -> Option<Box<Link>> {
+        loop {
+            let (since, mut link) = self.links().get_mut(place)?.pop()?;
+            if since.elapsed() < IDLE_TIME && link.is_idle() {
+                return Some(link);
+            }
+        }
+    }
+
+    /// Closes what waited too long, or was closed by the other side.
+    fn sweep(&self) {
+        self.links().retain(|_, waiting| {
+            waiting.retain_mut(|(since, link)| since.elapsed() < IDLE_TIME && link.is_idle());
+            !waiting.is_empty()
+        });
+    }
+
+    /// From now on a task looks after it.
+    fn keep_swept(self: &Arc<Self>) {
+        if self.is_swept.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(SWEEP);
+            loop {
+                ticks.tick().await;
+                match weak.upgrade() {
+                    Some(idle) => idle.sweep(),
+                    None => return,
+                }
+            }
+        });
+    }
+}
+
+impl Pool {
+    /// Connections that a connector makes.
+    pub(crate) fn new(connector: HttpsConnector<Doors>) -> Self {
+        let idle = Arc::default();
+        Self { connector, idle }
+    }
+
+    /// Sends a request to where its address says, over a connection that is at hand or a new one.
+    pub(crate) async fn ask(&self, request: Request<Bytes>) -> Result<Response<LinkBody>, Unanswered> {
+        let uri = request.uri().clone();
+        let (mut request, place) = addressed(request.map(Full::new)).ok_or(Unanswered::Unreachable)?;
+        self.idle.keep_swept();
+        loop {
+            let known = self.idle.take(&place);
+            let is_known = known.is_some();
+            let mut link = match known {
+                Some(link) => link,
+                None => Box::new(self.connect(uri.clone()).await?),
+            };
+            match link.ask(request).await {
+                Ok(response) => {
+                    let idle = Arc::downgrade(&self.idle);
+                    return Ok(response.map(|body| LinkBody::new(body, link, Home { idle, place })));
+                }
+                Err(mut failed) => {
+                    let unread = failed.take_message().filter(|_| is_known);
+                    tracing::debug!(error = %failed.error(), "a connection was closed before its answer");
+                    request = unread.ok_or(Unanswered::Closed)?;
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, uri: Uri) -> Result<Link, Unanswered> {
+        let mut connector = self.connector.clone();
+        let connected = async {
+            std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
+            connector.call(uri).await
+        };
+        // What exactly went wrong names hosts, which are the operator's business alone.
+        let io = connected.await.map_err(|error| {
+            tracing::debug!(%error, source = ?error.source(), "a provider cannot be reached");
+            Unanswered::Unreachable
+        })?;
+        Link::open(io).await.map_err(|error| {
+            tracing::debug!(%error, "a connection to a provider cannot be used");
+            Unanswered::Closed
+        })
+    }
+}
+
+/// The request as it goes over a connection: its address split into the place and the path, with a `Host`.
+fn addressed<B>(mut request: Request<B>) -> Option<(Request<B>, Place)> {
+    let mut parts = std::mem::take(request.uri_mut()).into_parts();
+    let (scheme, authority) = (parts.scheme.take()?, parts.authority.take()?);
+    let path = parts
+        .path_and_query
+        .unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    // The usual port is not said.
+    let port = authority
+        .port_u16()
+        .filter(|port| *port != if scheme == Scheme::HTTPS { 443 } else { 80 });
+    let host = match port {
+        Some(port) => HeaderValue::try_from(format!("{}:{port}", authority.host())),
+        None => HeaderValue::try_from(authority.host()),
+    };
+    request.headers_mut().entry(HOST).or_insert(host.ok()?);
+    Some((request, (carat_net::hand(), scheme, authority)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use http_body_util::BodyExt;
+    use hyper_util::client::legacy::connect::HttpConnector;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A provider that answers so many requests on a connection, and then closes it. It counts connections, and those
+    /// that were closed on it.
+    async fn provider(answers: usize, answer: &'static str) -> (Uri, Arc<[AtomicUsize; 2]>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/x", listener.local_addr().unwrap());
+        let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+        let seen = Arc::clone(&counts);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                seen[0].fetch_add(1, Ordering::Relaxed);
+                let seen = Arc::clone(&seen);
+                tokio::spawn(async move {
+                    let mut buffer = [0; 4096];
+                    for _ in 0..answers {
+                        if stream.read(&mut buffer).await.unwrap_or(0) == 0 {
+                            break;
+                        }
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                    if answers > 1 && stream.read(&mut buffer).await.unwrap_or(0) == 0 {
+                        seen[1].fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        (uri.parse().unwrap(), counts)
+    }
+
+    fn pool() -> Pool {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        Pool::new(HttpsConnector::from((Doors::new(tcp, None), tls)))
+    }
+
+    async fn ask(pool: &Pool, uri: &Uri) -> Response<LinkBody> {
+        let request = Request::post(uri.clone())
+            .body(Bytes::from_static(b"{}"))
+            .unwrap();
+        pool.ask(request).await.unwrap()
+    }
+
+    const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_once_its_answer_is_whole() {
+        let (uri, counts) = provider(100, WHOLE).await;
+        let pool = pool();
+        for _ in 0..5 {
+            let body = ask(&pool, &uri).await.into_body();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
+        }
+        assert_eq!(counts[0].load(Ordering::Relaxed), 1);
+        let (first, second) = (ask(&pool, &uri).await, ask(&pool, &uri).await);
+        assert_eq!(counts[0].load(Ordering::Relaxed), 2, "one was in use");
+        drop(first.into_body().collect().await.unwrap());
+        drop(second);
+        drop(ask(&pool, &uri).await.into_body().collect().await.unwrap());
+        assert_eq!(counts[0].load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_meanwhile_is_replaced() {
+        let (uri, counts) = provider(1, WHOLE).await;
+        let pool = pool();
+        for i in 1..=20 {
+            let body = ask(&pool, &uri).await.into_body();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
+            assert_eq!(counts[0].load(Ordering::Relaxed), i);
+            // Half of them are asked while the provider's goodbye may still be on its way.
+            if i % 2 == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn who_leaves_in_the_middle_of_an_answer_closes_its_connection() {
+        let half = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf";
+        let (uri, counts) = provider(100, half).await;
+        let pool = pool();
+        let mut body = ask(&pool, &uri).await.into_body();
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "half");
+        drop(body);
+        for _ in 0..100 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if counts[1].load(Ordering::Relaxed) == 1 {
+                return;
+            }
+        }
+        panic!("it is still open");
+    }
+
+    #[test]
+    fn an_address_is_split_into_place_and_path() {
+        let ask = |uri: &str| {
+            let request = Request::builder().uri(uri).body(()).unwrap();
+            let (request, place) = addressed(request)?;
+            let host = request.headers()[HOST].to_str().unwrap().to_string();
+            Some((request.uri().to_string(), host, place))
+        };
+        let (path, host, (_, scheme, _)) = ask("https://a.example:443/v1/x?y=1").unwrap();
+        assert_eq!((path.as_str(), host.as_str()), ("/v1/x?y=1", "a.example"));
+        assert_eq!(scheme, Scheme::HTTPS);
+        let (path, host, _) = ask("http://[::1]:8080").unwrap();
+        assert_eq!((path.as_str(), host.as_str()), ("/", "[::1]:8080"));
+        assert!(ask("/v1/x").is_none());
+    }
+}
