@@ -98,6 +98,15 @@ pub(crate) fn no_key() -> Failure {
     )
 }
 
+/// What is said to who asks for something that his key is not good for.
+pub(crate) fn not_allowed() -> Failure {
+    Failure {
+        param: Some("model".into()),
+        code: Some("model_not_allowed".into()),
+        ..Failure::new(Class::BadRequest, 403, "this key may not ask for this model")
+    }
+}
+
 /// Where requests are let in.
 pub(crate) struct Gate<'a> {
     pub(crate) ledger: &'a Ledger,
@@ -248,11 +257,7 @@ fn failure(refusal: &Refusal) -> Failure {
             401,
             "this key is not known here, or it was taken back or has expired",
         ),
-        Refusal::Model => Failure {
-            param: Some("model".into()),
-            code: Some("model_not_allowed".into()),
-            ..Failure::new(Class::BadRequest, 403, "this key may not ask for this model")
-        },
+        Refusal::Model => not_allowed(),
         Refusal::Role => Failure {
             code: Some("viewer".into()),
             ..Failure::new(

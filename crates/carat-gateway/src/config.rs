@@ -92,6 +92,8 @@ pub(crate) struct Timeouts {
     pub(crate) total: Duration,
     /// How long a request goes on when nobody can take it.
     pub(crate) outage: Duration,
+    /// The same where only one could, and has not said when it is back.
+    pub(crate) lone_outage: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,7 +198,7 @@ struct TimeoutsText {
     whole_ms: u64,
     idle_ms: u64,
     total_ms: u64,
-    outage_ms: u64,
+    outage_ms: Option<u64>,
 }
 
 impl Default for TimeoutsText {
@@ -207,7 +209,7 @@ impl Default for TimeoutsText {
             whole_ms: 300_000,
             idle_ms: 60_000,
             total_ms: 600_000,
-            outage_ms: 20_000,
+            outage_ms: None,
         }
     }
 }
@@ -362,6 +364,12 @@ impl TracesText {
     }
 }
 
+/// How long an outage is ridden through unless the file says otherwise.
+const OUTAGE_MS: u64 = 20_000;
+/// The same for who has nobody else to ask: long enough for a restart or a lost connection, short enough for somebody who
+/// waits for the reason.
+const LONE_OUTAGE_MS: u64 = 5_000;
+
 impl TimeoutsText {
     fn checked(&self) -> Result<Timeouts, Error> {
         let time = |name: &str, ms: u64| match ms {
@@ -377,7 +385,8 @@ impl TimeoutsText {
             whole: time("whole-ms", self.whole_ms)?,
             idle: time("idle-ms", self.idle_ms)?,
             total: time("total-ms", self.total_ms)?,
-            outage: time("outage-ms", self.outage_ms)?,
+            outage: time("outage-ms", self.outage_ms.unwrap_or(OUTAGE_MS))?,
+            lone_outage: time("outage-ms", self.outage_ms.unwrap_or(LONE_OUTAGE_MS))?,
         })
     }
 }

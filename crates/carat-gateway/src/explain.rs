@@ -38,6 +38,7 @@ pub(crate) fn response(chosen: &Chosen<'_>, call: &Call<'_>, known: &Known<'_>) 
             "max_tokens": needs.max_tokens,
             "images": needs.images,
             "audio": needs.audio,
+            "video": needs.video,
             "tools": needs.tools,
             "json_schema": needs.schema,
         },

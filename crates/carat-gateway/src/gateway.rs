@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use carat_ledger::Ledger;
+use carat_ledger::{Bearer, Ledger};
 use carat_net::{CertificateFiles, Tls};
 use carat_traces::Tracer;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
 
@@ -202,27 +202,40 @@ impl Gateway {
             return reply::refusal(Dialect::OpenAi, &failure);
         }
         let path = path.strip_prefix("/v1").unwrap_or(path);
-        let is_open = path.starts_with("/health");
-        if !is_open
-            && self
-                .ledger
-                .as_ref()
-                .is_some_and(|ledger| access::bearer(ledger, request.headers()).is_none())
-        {
-            return reply::refusal(Dialect::OpenAi, &access::no_key());
-        }
         match path {
-            "/health" | "/health/live" => reply::json(StatusCode::OK, &json!({"status": "ok"})),
-            "/health/ready" => self.ready(),
+            "/health" | "/health/live" => {
+                return reply::json(StatusCode::OK, &json!({"status": "ok"}));
+            }
+            "/health/ready" => return self.ready(),
+            _ => {}
+        }
+        let bearer = match self.bearer(request.headers()) {
+            Ok(bearer) => bearer,
+            Err(failure) => return reply::refusal(Dialect::OpenAi, &failure),
+        };
+        let may_see = |name: &str| bearer.as_ref().is_none_or(|bearer| bearer.may_ask(name));
+        match path {
             "/metrics" => metrics::response(self),
-            "/models" => self.models(request.headers().contains_key("anthropic-version")),
-            "/api/tags" => self.tags(),
+            "/models" => self.models(may_see, request.headers().contains_key("anthropic-version")),
+            "/api/tags" => self.tags(may_see),
             "/api/version" => reply::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
             other => match other.strip_prefix("/models/") {
-                Some(id) => self.model(id),
+                Some(id) => self.model(may_see, id),
                 None => not_found(path),
             },
         }
+    }
+
+    /// Whose request it is, where keys are needed.
+    ///
+    /// # Errors
+    /// There is no key.
+    pub(crate) fn bearer(&self, headers: &HeaderMap) -> Result<Option<Bearer>, Failure> {
+        let Some(ledger) = &self.ledger else {
+            return Ok(None);
+        };
+        let bearer = access::bearer(ledger, headers);
+        bearer.map(Some).ok_or_else(access::no_key)
     }
 
     fn ready(&self) -> Response<Body> {
@@ -232,22 +245,23 @@ impl Gateway {
         reply::json(StatusCode::OK, &json!({"status": "ok"}))
     }
 
-    /// Routes, and the candidates that may be asked for directly.
-    fn names(&self) -> Vec<String> {
+    /// Routes, and the candidates that may be asked for directly, as far as they may be seen.
+    fn names(&self, may_see: impl Fn(&str) -> bool) -> Vec<String> {
         let config = self.config();
         let mut names: Vec<String> = config.routes.keys().cloned().collect();
         if config.direct {
             let candidates = config.routes.values().flat_map(|route| &route.candidates);
             names.extend(candidates.map(|candidate| candidate.name.clone()));
         }
+        names.retain(|name| may_see(name));
         names.sort();
         names.dedup();
         names
     }
 
     /// The list as OpenAI's clients want it, or as Anthropic's do.
-    fn models(&self, is_anthropic: bool) -> Response<Body> {
-        let names = self.names();
+    fn models(&self, may_see: impl Fn(&str) -> bool, is_anthropic: bool) -> Response<Body> {
+        let names = self.names(may_see);
         if is_anthropic {
             let model = |name: &String| json!({"id": name, "type": "model", "display_name": name, "created_at": "1970-01-01T00:00:00Z"});
             let data: Vec<_> = names.iter().map(model).collect();
@@ -260,18 +274,18 @@ impl Gateway {
     }
 
     /// The list as Ollama's clients want it.
-    fn tags(&self) -> Response<Body> {
+    fn tags(&self, may_see: impl Fn(&str) -> bool) -> Response<Body> {
         let model = |name: &String| {
             let details = json!({"format": "", "family": "", "families": [], "parameter_size": "", "quantization_level": ""});
             json!({"name": name, "model": name, "modified_at": "1970-01-01T00:00:00Z", "size": 0, "digest": "", "details": details})
         };
-        let models: Vec<_> = self.names().iter().map(model).collect();
+        let models: Vec<_> = self.names(may_see).iter().map(model).collect();
         reply::json(StatusCode::OK, &json!({"models": models}))
     }
 
-    fn model(&self, id: &str) -> Response<Body> {
+    fn model(&self, may_see: impl Fn(&str) -> bool, id: &str) -> Response<Body> {
         let config = self.config();
-        match find(&config, id) {
+        match find(&config, id).filter(|_| may_see(id)) {
             Some(_) => reply::json(StatusCode::OK, &model(id)),
             None => reply::refusal(Dialect::OpenAi, &unknown_model(id)),
         }

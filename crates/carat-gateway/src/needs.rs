@@ -42,6 +42,7 @@ pub(crate) struct Needs {
     pub(crate) max_tokens: Option<u64>,
     pub(crate) images: bool,
     pub(crate) audio: bool,
+    pub(crate) video: bool,
     pub(crate) tools: bool,
     /// The answer must keep to a JSON schema.
     pub(crate) schema: bool,
@@ -53,7 +54,7 @@ impl Needs {
     /// Reads a request's fields. `max_tokens` is known already.
     pub(crate) fn read(endpoint: Endpoint, fields: &Fields<'_>, max_tokens: Option<u64>) -> Self {
         let (mut bytes, mut n_data) = (0, 0);
-        let (mut images, mut audio) = (false, false);
+        let (mut images, mut audio, mut video) = (false, false, false);
         let mut pictures = (0, 0);
         for text in SAID.iter().filter_map(|name| fields.raw(name)) {
             let (own, data) = sizes(text);
@@ -62,6 +63,7 @@ impl Needs {
             (bytes, n_data) = (bytes + own, n_data + data);
             images |= has_images(endpoint, text);
             audio |= has(text, "input_audio", None) || has_mime(text, "audio/");
+            video |= has(text, "video_url", None) || has_mime(text, "video/");
         }
         let tools = ["tools", "functions"].iter().filter_map(|name| fields.raw(name));
         let tools: usize = tools.filter(|text| !is_empty(text)).map(str::len).sum();
@@ -70,6 +72,7 @@ impl Needs {
             max_tokens,
             images,
             audio,
+            video,
             tools: tools > 0,
             schema: has_schema(fields),
             pictures,
@@ -342,7 +345,7 @@ mod tests {
     fn tools_sounds_and_schemas_are_seen() {
         let body = r#"{"messages":[{"content":[{"input_audio":{}}]}],"tools":[{}],"response_format":{"type":"json_schema"}}"#;
         let found = needs(Endpoint::Chat, body);
-        assert!(found.audio && found.tools && found.schema && !found.images);
+        assert!(found.audio && found.tools && found.schema && !found.images && !found.video);
         let plain = needs(
             Endpoint::Chat,
             r#"{"messages":[],"tools":[],"response_format":{"type":"text"}}"#,
@@ -356,6 +359,16 @@ mod tests {
             .schema
         );
         assert!(!needs(Endpoint::OllamaChat, r#"{"messages":[],"format":"json"}"#).schema);
+    }
+
+    #[test]
+    fn videos_are_seen() {
+        let part = r#"{"messages":[{"content":[{"type":"video_url","video_url":{"url":"x"}}]}]}"#;
+        let data = r#"{"contents":[{"parts":[{"inlineData":{"mimeType":"video/mp4","data":""}}]}]}"#;
+        for (endpoint, body) in [(Endpoint::Chat, part), (Endpoint::Generate, data)] {
+            let found = needs(endpoint, body);
+            assert!(found.video && !found.images && !found.audio, "{body}");
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ const TYPICAL_TOKENS: f64 = 300.0;
 pub(crate) enum Why {
     Images,
     Audio,
+    Video,
     Tools,
     Schema,
     Context,
@@ -44,6 +45,7 @@ impl Why {
         match self {
             Self::Images => "images",
             Self::Audio => "audio",
+            Self::Video => "video",
             Self::Tools => "tools",
             Self::Schema => "json-schema",
             Self::Context => "context",
@@ -62,6 +64,7 @@ impl Why {
         match self {
             Self::Images => "it does not see images",
             Self::Audio => "it does not hear",
+            Self::Video => "it does not take videos",
             Self::Tools => "it does not call tools",
             Self::Schema => "it does not keep to a JSON schema",
             Self::Context => "prompt and answer are likely to be longer than its context; it is asked last",
@@ -184,6 +187,7 @@ pub(crate) fn unable(candidate: &Candidate, needs: &Needs) -> Option<Why> {
     let cases = [
         (needs.images, able.images, Why::Images),
         (needs.audio, able.audio, Why::Audio),
+        (needs.video, able.video, Why::Video),
         (needs.tools, able.tools, Why::Tools),
         (needs.schema, able.json_schema, Why::Schema),
     ];

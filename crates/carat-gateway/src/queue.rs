@@ -251,7 +251,16 @@ impl<'a> Queue<'a> {
 
     /// Until when this request goes on though nobody can take it.
     fn hopes_until(&mut self) -> Instant {
-        let outage = self.means.config.timeouts.outage;
+        let timeouts = &self.means.config.timeouts;
+        let is_alone = self.route.candidates.len() < 2;
+        let now = clock::now();
+        let mut among = self.order.iter();
+        let is_stated = among.any(|&i| self.health(i).0.stated_rest(now).is_some());
+        let outage = if is_alone && !is_stated {
+            timeouts.lone_outage
+        } else {
+            timeouts.outage
+        };
         let until = *self.hopes_until.get_or_insert_with(|| Instant::now() + outage);
         until.min(self.call.deadline)
     }

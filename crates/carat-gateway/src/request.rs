@@ -89,11 +89,7 @@ impl Gateway {
     ) -> Result<Response<Body>, Failure> {
         let (head, body) = request.into_parts();
         // Nobody without a key has a body read for him.
-        if let Some(ledger) = &self.ledger
-            && access::bearer(ledger, &head.headers).is_none()
-        {
-            return Err(access::no_key());
-        }
+        let bearer = self.bearer(&head.headers)?;
         let body = whole(&head.headers, body, config.body_bytes).await?;
         // How long its body took is nobody's fault who answers.
         let deadline = Instant::now() + config.timeouts.total;
@@ -145,6 +141,9 @@ impl Gateway {
             body,
         };
         if called.is_dry || head.headers.contains_key("x-carat-dry-run") {
+            if bearer.is_some_and(|bearer| !bearer.may_ask(&name)) {
+                return Err(access::not_allowed());
+            }
             let chosen = Chosen {
                 name: &name,
                 route: &asking.route,

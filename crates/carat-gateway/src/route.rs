@@ -79,6 +79,7 @@ pub(crate) struct Abilities {
     pub(crate) context: Option<u64>,
     pub(crate) images: Option<bool>,
     pub(crate) audio: Option<bool>,
+    pub(crate) video: Option<bool>,
     pub(crate) tools: Option<bool>,
     pub(crate) json_schema: Option<bool>,
 }

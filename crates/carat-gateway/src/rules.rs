@@ -25,6 +25,8 @@ pub(crate) struct Rule {
     #[serde(default)]
     audio: Option<bool>,
     #[serde(default)]
+    video: Option<bool>,
+    #[serde(default)]
     tools: Option<bool>,
     #[serde(default)]
     json_schema: Option<bool>,
@@ -82,6 +84,7 @@ impl Rule {
             && self.max_tokens.is_none_or(|max| needs.prompt_tokens <= max)
             && is(self.images, needs.images)
             && is(self.audio, needs.audio)
+            && is(self.video, needs.video)
             && is(self.tools, needs.tools)
             && is(self.json_schema, needs.schema)
             && is(self.code, facts.has_code)

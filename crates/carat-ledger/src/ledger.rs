@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::local::Local;
 use crate::row::{Entry, Open, Row, clip};
 use crate::shared::Shared;
-use crate::{Error, Place, Role};
+use crate::{Error, Limits, Place, Role};
 
 /// Most warnings that wait to be written down.
 const MAX_WARNINGS: usize = 1000;
@@ -65,6 +65,15 @@ pub struct Bearer {
     pub user: Option<String>,
     /// What the user may do.
     pub role: Role,
+    /// Of each who pays and may not ask for everything, what may be asked for.
+    allowed: Vec<Limits>,
+}
+
+impl Bearer {
+    /// Whether a route or a model may be asked for with this key.
+    pub fn may_ask(&self, name: &str) -> bool {
+        self.allowed.iter().all(|limits| limits.allows(name))
+    }
 }
 
 impl Ledger {
@@ -135,10 +144,15 @@ impl Ledger {
     pub fn bearer(&self, secret: &str) -> Option<Bearer> {
         let directory = self.keeper.directory();
         let holder = directory.find(secret, now_ms())?;
+        let restricted = holder
+            .payers
+            .iter()
+            .filter(|payer| !payer.limits.models.is_empty());
         Some(Bearer {
             key: holder.name.clone(),
             user: holder.user.clone(),
             role: holder.role,
+            allowed: restricted.map(|payer| payer.limits.clone()).collect(),
         })
     }
 

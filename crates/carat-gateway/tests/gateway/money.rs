@@ -132,8 +132,29 @@ async fn keys_are_asked_for_and_limits_are_told() {
         requests_per_minute: Some(2),
         ..Limits::default()
     });
-    let (mut rig, _folder) = paid(rights, "").await;
+    let more = "[routes.s]\ncandidates = [\"m/ok\", \"m/other\"]";
+    let (mut rig, _folder) = paid(rights, more).await;
     assert_eq!(rig.chat("m/other", false).await.status, 403);
+    // What may not be asked for is not told of either.
+    for (name, seen, explained) in [("m/ok", 200, 200), ("m/other", 404, 403), ("s", 404, 403)] {
+        let listed: serde_json::Value = serde_json::from_str(&rig.get("/v1/models").await.text).unwrap();
+        let mut ids = listed["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|model| &model["id"]);
+        assert_eq!(ids.any(|id| id == name), seen == 200, "{name}");
+        assert_eq!(
+            rig.get(&format!("/v1/models/{name}")).await.status,
+            seen,
+            "{name}"
+        );
+        assert_eq!(
+            rig.post("/v1/route", &chat(name, false)).await.status,
+            explained,
+            "{name}"
+        );
+    }
     assert_eq!(rig.chat("m/ok", false).await.status, 200);
     assert_eq!(rig.chat("m/ok", false).await.status, 200);
     let limited = rig.chat("m/ok", false).await;
