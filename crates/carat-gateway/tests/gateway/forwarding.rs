@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{chat, mock, rig};
+use crate::support::{chat, mock, rig, rig_here};
 use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -264,7 +264,7 @@ async fn trickled(address: std::net::SocketAddr, path: &str) -> (String, bool) {
 
 #[tokio::test(start_paused = true)]
 async fn a_body_that_trickles_in_is_not_waited_for() {
-    let rig = rig("").await;
+    let rig = rig_here("").await;
     let shapes = [
         ("/v1/chat/completions", "\"type\":\"timeout\""),
         ("/v1/messages", "\"timeout_error\""),

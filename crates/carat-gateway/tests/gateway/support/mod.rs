@@ -71,25 +71,29 @@ pub(crate) async fn rig_with(more: &str, secret: &str) -> Rig {
 
 /// The same with a gateway that is changed before it serves.
 pub(crate) async fn rig_of(more: &str, secret: &str, change: impl FnOnce(Gateway) -> Gateway) -> Rig {
-    rig_made(more, secret, |config| change(Gateway::new(config).unwrap())).await
+    let make = |config| change(Gateway::new(config).unwrap());
+    rig_made(more, secret, Hands::start(2).unwrap(), make).await
+}
+
+/// The same on the test's own runtime, for tests whose clock is not the world's.
+pub(crate) async fn rig_here(more: &str) -> Rig {
+    let make = |config| Gateway::new(config).unwrap();
+    rig_made(more, "client-key", Hands::default(), make).await
 }
 
 /// The same with an engine in the gateway's process.
 pub(crate) async fn rig_around(more: &str, secret: &str, engine: Engine) -> Rig {
-    rig_made(more, secret, |config| {
-        Gateway::with_engine(config, engine).unwrap()
-    })
-    .await
+    let make = |config| Gateway::with_engine(config, engine).unwrap();
+    rig_made(more, secret, Hands::start(2).unwrap(), make).await
 }
 
-async fn rig_made(more: &str, secret: &str, make: impl FnOnce(Config) -> Gateway) -> Rig {
+async fn rig_made(more: &str, secret: &str, hands: Hands, make: impl FnOnce(Config) -> Gateway) -> Rig {
     let (mock_address, mock) = mock::start(0, true).await;
     let config = Config::parse(&config(mock_address, more), &env()).unwrap();
     let listener = carat_gateway::listen(config.listen).await.unwrap();
     let address = listener.local_addr().unwrap();
     let gateway = Arc::new(make(config));
     let (stop, stopped) = oneshot::channel::<()>();
-    let hands = Hands::start(2).unwrap();
     let running = tokio::spawn(carat_gateway::run(Arc::clone(&gateway), listener, hands, async {
         let _dropped_is_stopped_too = stopped.await;
     }));
