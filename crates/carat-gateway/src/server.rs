@@ -43,7 +43,8 @@ pub async fn run(gateway: Arc<Gateway>, listener: TcpListener, hands: Hands, sto
     };
     let make = |_peer| {
         let gateway = Arc::clone(&gateway);
-        service_fn(move |request| Arc::clone(&gateway).handle(request))
+        // Boxed, so that it is gone once the answer's head is: a connection keeps room for what it is given as long as it lasts.
+        service_fn(move |request| Box::pin(Arc::clone(&gateway).handle(request)))
     };
     let open = carat_net::open(listener, door, make, stop).await;
     gateway.is_stopping.store(true, Ordering::Relaxed);
