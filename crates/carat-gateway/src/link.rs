@@ -14,7 +14,6 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{Connection, SendRequest};
 use hyper_rustls::MaybeHttpsStream;
 
@@ -46,16 +45,13 @@ impl Link {
     }
 
     /// Sends a request, up to the head of its answer. Dropped before that, the connection is of no more use.
-    pub(crate) async fn ask(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+    pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
         let Self {
             sender,
             connection,
             gate,
         } = self;
-        let mut sent = pin!(sender.try_send_request(request));
+        let mut sent = pin!(sender.send_request(request));
         std::future::poll_fn(|cx| {
             gate.poll(cx, |cx| {
                 drive(connection, cx);

@@ -1,8 +1,9 @@
 //! Connections to providers that wait for the next request.
 //!
 //! A request takes the connection that was used last, or opens one. A provider may have closed what waits here: such a
-//! connection is found when it is looked at, and where it was closed just as a request went out, unread, the next one is
-//! taken. Those that waited too long are closed by a task that ends with the pool.
+//! connection is found when it is looked at, and where it was closed just as a request went out over it, before a byte
+//! of the answer came, the request goes once more over a new one. Those that waited too long are closed by a task that
+//! ends with the pool.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,27 +126,27 @@ impl Pool {
     /// Sends a request to where its address says, over a connection that is at hand or a new one.
     pub(crate) async fn ask(&self, request: Request<Bytes>) -> Result<Response<LinkBody>, Unanswered> {
         let uri = request.uri().clone();
-        let (mut request, place) = addressed(request.map(Full::new)).ok_or(Unanswered::Unreachable)?;
+        let (request, place) = addressed(request.map(Full::new)).ok_or(Unanswered::Unreachable)?;
         self.idle.keep_swept();
-        loop {
-            let known = self.idle.take(&place);
-            let is_known = known.is_some();
-            let mut link = match known {
-                Some(link) => link,
-                None => Box::new(self.connect(uri.clone()).await?),
-            };
-            match link.ask(request).await {
-                Ok(response) => {
-                    let idle = Arc::downgrade(&self.idle);
-                    return Ok(response.map(|body| LinkBody::new(body, link, Home { idle, place })));
-                }
-                Err(mut failed) => {
-                    let unread = failed.take_message().filter(|_| is_known);
-                    tracing::debug!(error = %failed.error(), "a connection was closed before its answer");
-                    request = unread.ok_or(Unanswered::Closed)?;
+        let home = Home {
+            idle: Arc::downgrade(&self.idle),
+            place,
+        };
+        if let Some(mut link) = self.idle.take(&home.place) {
+            match link.ask(request.clone()).await {
+                Ok(response) => return Ok(response.map(|body| LinkBody::new(body, link, home))),
+                // That a connection was closed after its last answer says nothing of the provider.
+                Err(error) => {
+                    tracing::debug!(%error, "a connection that waited was closed before its answer")
                 }
             }
         }
+        let mut link = Box::new(self.connect(uri).await?);
+        let response = link.ask(request).await.map_err(|error| {
+            tracing::debug!(%error, "a connection was closed before its answer");
+            Unanswered::Closed
+        })?;
+        Ok(response.map(|body| LinkBody::new(body, link, home)))
     }
 
     async fn connect(&self, uri: Uri) -> Result<Link, Unanswered> {
@@ -276,6 +277,44 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_closed_instead_of_an_answer_is_replaced_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let provider = tokio::spawn(async move {
+            // How many requests each connection takes, and whether the last one is answered.
+            let mut n_seen = Vec::new();
+            for (n_requests, is_last_answered) in [(2, false), (1, true), (0, true), (1, false)] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 4096];
+                for i in 1..=n_requests {
+                    assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                    n_seen.push(i);
+                    if i < n_requests || is_last_answered {
+                        stream.write_all(WHOLE.as_bytes()).await.unwrap();
+                    }
+                }
+            }
+            n_seen
+        });
+        let pool = pool();
+        for _ in 0..2 {
+            let body = ask(&pool, &uri).await.into_body();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
+        }
+        // Over new connections a request goes once.
+        for _ in 0..2 {
+            let request = Request::post(uri.clone())
+                .body(Bytes::from_static(b"{}"))
+                .unwrap();
+            let failed = pool.ask(request).await.err();
+            assert!(matches!(failed, Some(Unanswered::Closed)), "{failed:?}");
+        }
+        assert_eq!(provider.await.unwrap(), [1, 2, 1, 1]);
     }
 
     #[tokio::test]
