@@ -26,6 +26,7 @@ mod gateway;
 mod guard;
 mod health;
 mod heir;
+mod http1;
 mod limits;
 mod link;
 mod metrics;

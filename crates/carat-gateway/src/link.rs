@@ -2,265 +2,208 @@
 //!
 //! It has no task of its own: the request that it carries polls it, then the answer's body does, so that a byte from a
 //! provider wakes nobody but the client's own connection, and everything that one read has brought is at hand without
-//! another turn of the scheduler. Between requests nobody drives it; [`crate::pool`] looks at it before it is used again.
+//! another turn of the scheduler. It keeps no buffer either: what is read is decoded at once ([`crate::http1`]). Between
+//! requests nobody drives it; [`crate::pool`] looks at it before it is used again.
 
-use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{Connection, SendRequest};
+use hyper::rt::{Read, ReadBuf, Write};
 use hyper_rustls::MaybeHttpsStream;
 
 use crate::engine::Door;
+use crate::http1::{self, Framing, Head, Malformed};
 use crate::pool::Home;
 
 /// What goes over it.
 type Io = MaybeHttpsStream<Door>;
-/// Turns that a connection is given at once before others get theirs.
-const TURNS: usize = 4;
+/// Most that is read at once, in bytes.
+const READ_BYTES: usize = 16 << 10;
+
+/// Why an answer does not come, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Broken {
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    #[error("the connection was closed")]
+    Closed,
+    #[error("{0}")]
+    Malformed(#[from] Malformed),
+}
 
 /// A connection.
 pub(crate) struct Link {
-    sender: SendRequest<Full<Bytes>>,
-    /// None once it is closed.
-    connection: Option<Connection<Io, Full<Bytes>>>,
-    gate: Arc<Gate>,
+    io: Io,
+    /// It is of use once the answer is whole.
+    is_kept: bool,
 }
 
 impl Link {
     /// Over a stream that is open.
-    pub(crate) async fn open(io: Io) -> hyper::Result<Self> {
-        let (sender, connection) = hyper::client::conn::http1::handshake(io).await?;
-        Ok(Self {
-            sender,
-            connection: Some(connection),
-            gate: Arc::default(),
-        })
+    pub(crate) fn new(io: Io) -> Self {
+        Self { io, is_kept: true }
     }
 
     /// Sends a request, up to the head of its answer. Dropped before that, the connection is of no more use.
-    pub(crate) async fn ask(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        let Self {
-            sender,
-            connection,
-            gate,
-        } = self;
-        let mut sent = pin!(sender.send_request(request));
+    pub(crate) async fn ask(&mut self, request: &Request<Bytes>) -> Result<Response<Beginning>, Broken> {
+        let mut unsent = Bytes::from(http1::request_head(request)).chain(request.body().clone());
+        let mut is_sent = false;
+        let mut unread = Vec::new();
+        let mut found: Option<Head> = None;
         std::future::poll_fn(|cx| {
-            gate.poll(cx, |cx| {
-                drive(connection, cx);
-                sent.as_mut().poll(cx)
-            })
+            if !is_sent {
+                match self.poll_send(cx, &mut unsent) {
+                    Poll::Ready(Ok(())) => is_sent = true,
+                    // It may still say why it listens no more.
+                    Poll::Ready(Err(_)) => (is_sent, self.is_kept) = (true, false),
+                    Poll::Pending => {}
+                }
+            }
+            while found.is_none() {
+                if ready!(self.poll_read(cx, |read| unread.extend_from_slice(read)))? == 0 {
+                    return Poll::Ready(Err(Broken::Closed));
+                }
+                if let Some((n, head)) = http1::read_head(&unread)? {
+                    unread.drain(..n);
+                    found = Some(head);
+                }
+            }
+            // A refusal may come before all was sent, and ends the matter.
+            match found.take_if(|head| is_sent || !head.response.status().is_success()) {
+                Some(head) => Poll::Ready(Ok(head)),
+                None => Poll::Pending,
+            }
         })
         .await
+        .map(|head| {
+            self.is_kept &= is_sent && head.is_kept;
+            head.response.map(|()| Beginning {
+                framing: head.framing,
+                unread,
+            })
+        })
     }
 
     /// Whether another request may be sent, as far as can be known.
     pub(crate) fn is_idle(&mut self) -> bool {
-        drive(&mut self.connection, &mut Context::from_waker(&self.gate.waker()));
-        self.connection.is_some() && self.sender.is_ready()
+        // Nobody is to be woken for it any more. A byte that nobody asked for is as bad as the end.
+        let mut cx = Context::from_waker(Waker::noop());
+        self.is_kept && self.poll_read(&mut cx, |_| ()).is_pending()
     }
 
-    /// Nobody is to be woken for it any more.
-    fn rest(&self) {
-        *self.gate.client() = None;
+    fn poll_send(&mut self, cx: &mut Context<'_>, unsent: &mut impl Buf) -> Poll<io::Result<()>> {
+        while unsent.has_remaining() {
+            let mut pieces = [IoSlice::new(&[]); 2];
+            let n_pieces = unsent.chunks_vectored(&mut pieces);
+            let io = Pin::new(&mut self.io);
+            match ready!(io.poll_write_vectored(cx, &pieces[..n_pieces]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => unsent.advance(n),
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    /// Hands over what has come, and says how much that is: nothing at the end.
+    fn poll_read(&mut self, cx: &mut Context<'_>, take: impl FnOnce(&[u8])) -> Poll<io::Result<usize>> {
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut self.io).poll_read(cx, buffer.unfilled()))?;
+        let read = buffer.filled();
+        take(read);
+        Poll::Ready(Ok(read.len()))
     }
 }
 
-/// Lets a connection read and write what it can.
-fn drive(connection: &mut Option<Connection<Io, Full<Bytes>>>, cx: &mut Context<'_>) {
-    if let Some(open) = connection
-        && let Poll::Ready(result) = Pin::new(open).poll(cx)
-    {
-        if let Err(error) = result {
-            tracing::debug!(%error, "a connection to a provider ended early");
-        }
-        *connection = None;
-    }
+/// The beginning of a body.
+pub(crate) struct Beginning {
+    framing: Framing,
+    /// What came with the head.
+    unread: Vec<u8>,
 }
 
 /// The body of an answer, with the connection that it comes over.
 pub(crate) struct LinkBody {
-    body: Incoming,
-    /// Gone once the body is at its end.
+    framing: Framing,
+    /// What was decoded and not handed out.
+    said: Vec<u8>,
+    /// Gone once nothing more comes.
     link: Option<(Box<Link>, Home)>,
+    /// Why nothing more comes, if that is not the end.
+    broken: Option<Broken>,
 }
 
 impl LinkBody {
-    pub(crate) fn new(body: Incoming, link: Box<Link>, home: Home) -> Self {
-        let link = Some((link, home));
-        Self { body, link }
+    pub(crate) fn new(beginning: Beginning, link: Box<Link>, home: Home) -> Self {
+        let mut body = Self {
+            framing: beginning.framing,
+            said: Vec::new(),
+            link: Some((link, home)),
+            broken: None,
+        };
+        let decoded = body.framing.decode(&beginning.unread, &mut body.said);
+        body.came(beginning.unread.len(), decoded);
+        body
+    }
+
+    /// So many bytes came, and so many of them are of this body.
+    fn came(&mut self, n_read: usize, decoded: Result<usize, Malformed>) {
+        match decoded {
+            Ok(n_own) if self.framing.is_done() => {
+                if let Some((mut link, home)) = self.link.take()
+                    && n_own == n_read
+                    && link.is_idle()
+                {
+                    home.take_back(link);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => self.breaks(error.into()),
+        }
+    }
+
+    fn breaks(&mut self, why: Broken) {
+        self.link = None;
+        self.broken = Some(why);
     }
 }
 
 impl Body for LinkBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
-        let Self { body, link } = self.get_mut();
-        let Some((open, _)) = link else {
-            return Pin::new(body).poll_frame(cx);
-        };
-        let Link { connection, gate, .. } = open.as_mut();
-        let polled = gate.poll(cx, |cx| {
-            // What it has read before goes first: it hands out one piece at a time.
-            if let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) {
-                return Poll::Ready(frame);
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = self.get_mut();
+        loop {
+            if !this.said.is_empty() {
+                let said = std::mem::take(&mut this.said);
+                return Poll::Ready(Some(Ok(Frame::data(said.into()))));
             }
-            drive(connection, cx);
-            Pin::new(&mut *body).poll_frame(cx)
-        });
-        match polled {
-            Poll::Ready(None) => {
-                if let Some((mut link, home)) = link.take()
-                    && link.is_idle()
-                {
-                    link.rest();
-                    home.take_back(link);
-                }
+            let Some((link, _)) = &mut this.link else {
+                return Poll::Ready(this.broken.take().map(Err));
+            };
+            let mut decoded = Ok(0);
+            let read = link.poll_read(cx, |read| decoded = this.framing.decode(read, &mut this.said));
+            match ready!(read) {
+                Ok(0) if this.framing == Framing::UntilClosed => this.link = None,
+                Ok(0) => this.breaks(Broken::Closed),
+                Ok(n_read) => this.came(n_read, decoded),
+                Err(error) => this.breaks(error.into()),
             }
-            Poll::Ready(Some(Err(_))) => *link = None,
-            _ => {}
         }
-        polled
     }
 
     fn is_end_stream(&self) -> bool {
-        // Its reader must come back once more, so that the connection is of use to others.
-        self.link.is_none() && self.body.is_end_stream()
+        self.link.is_none() && self.said.is_empty() && self.broken.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Stands between a connection and the task that drives it. The connection's parts wake each other while it is polled,
-/// and each such wake would bring the task another turn in vain: here they only lead to another look at once.
-#[derive(Debug, Default)]
-struct Gate {
-    client: Mutex<Option<Waker>>,
-    /// [`POLLED`] and [`WOKEN`].
-    state: AtomicU8,
-}
-
-/// Somebody is polling.
-const POLLED: u8 = 1;
-/// It was woken since that began.
-const WOKEN: u8 = 2;
-
-impl Gate {
-    fn client(&self) -> std::sync::MutexGuard<'_, Option<Waker>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn waker(self: &Arc<Self>) -> Waker {
-        Waker::from(Arc::clone(self))
-    }
-
-    /// Polls until nothing moves any more.
-    fn poll<T>(
-        self: &Arc<Self>,
-        cx: &mut Context<'_>,
-        mut work: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        {
-            let mut client = self.client();
-            if !client.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-                *client = Some(cx.waker().clone());
-            }
-        }
-        let waker = self.waker();
-        for _ in 0..TURNS {
-            self.state.store(POLLED, Ordering::Release);
-            if let Poll::Ready(done) = work(&mut Context::from_waker(&waker)) {
-                self.state.store(0, Ordering::Release);
-                return Poll::Ready(done);
-            }
-            let left = self
-                .state
-                .compare_exchange(POLLED, 0, Ordering::AcqRel, Ordering::Acquire);
-            if left.is_ok() {
-                return Poll::Pending;
-            }
-        }
-        self.state.store(0, Ordering::Release);
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-impl Wake for Gate {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        let state = self.state.fetch_or(WOKEN, Ordering::AcqRel);
-        if state & POLLED == 0
-            && let Some(client) = &*self.client()
-        {
-            client.wake_by_ref();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicUsize;
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Counter(AtomicUsize);
-
-    impl Wake for Counter {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    #[test]
-    fn wakes_from_within_lead_to_another_look_and_those_from_without_to_the_client() {
-        let counter = Arc::new(Counter::default());
-        let client = Waker::from(Arc::clone(&counter));
-        let mut cx = Context::from_waker(&client);
-        let gate = Arc::new(Gate::default());
-        let mut n_looks = 0;
-        let mut kept = None;
-        let polled: Poll<()> = gate.poll(&mut cx, |cx| {
-            n_looks += 1;
-            if n_looks == 1 {
-                cx.waker().wake_by_ref();
-            }
-            kept = Some(cx.waker().clone());
-            Poll::Pending
-        });
-        assert!(polled.is_pending());
-        assert_eq!((n_looks, counter.0.load(Ordering::Relaxed)), (2, 0));
-        kept.unwrap().wake();
-        assert_eq!(counter.0.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn who_always_wakes_itself_lets_others_have_their_turn() {
-        let counter = Arc::new(Counter::default());
-        let client = Waker::from(Arc::clone(&counter));
-        let gate = Arc::new(Gate::default());
-        let mut n_looks = 0;
-        let polled: Poll<()> = gate.poll(&mut Context::from_waker(&client), |cx| {
-            n_looks += 1;
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        });
-        assert!(polled.is_pending());
-        assert_eq!((n_looks, counter.0.load(Ordering::Relaxed)), (TURNS, 1));
+        let left = self.framing.length().map(|left| left + self.said.len() as u64);
+        left.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

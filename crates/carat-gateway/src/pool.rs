@@ -14,7 +14,6 @@ use bytes::Bytes;
 use http::header::HOST;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::Full;
 use hyper_rustls::HttpsConnector;
 use tokio::time::Instant;
 use tower_service::Service;
@@ -126,24 +125,22 @@ impl Pool {
     /// Sends a request to where its address says, over a connection that is at hand or a new one.
     pub(crate) async fn ask(&self, request: Request<Bytes>) -> Result<Response<LinkBody>, Unanswered> {
         let uri = request.uri().clone();
-        let (request, place) = addressed(request.map(Full::new)).ok_or(Unanswered::Unreachable)?;
+        let (request, place) = addressed(request).ok_or(Unanswered::Unreachable)?;
         self.idle.keep_swept();
         let home = Home {
             idle: Arc::downgrade(&self.idle),
             place,
         };
         if let Some(mut link) = self.idle.take(&home.place) {
-            match link.ask(request.clone()).await {
+            match link.ask(&request).await {
                 Ok(response) => return Ok(response.map(|body| LinkBody::new(body, link, home))),
                 // That a connection was closed after its last answer says nothing of the provider.
-                Err(error) => {
-                    tracing::debug!(%error, "a connection that waited was closed before its answer")
-                }
+                Err(error) => tracing::debug!(%error, "a connection that waited gave no answer"),
             }
         }
         let mut link = Box::new(self.connect(uri).await?);
-        let response = link.ask(request).await.map_err(|error| {
-            tracing::debug!(%error, "a connection was closed before its answer");
+        let response = link.ask(&request).await.map_err(|error| {
+            tracing::debug!(%error, "a connection gave no answer");
             Unanswered::Closed
         })?;
         Ok(response.map(|body| LinkBody::new(body, link, home)))
@@ -160,10 +157,7 @@ impl Pool {
             tracing::debug!(%error, source = ?error.source(), "a provider cannot be reached");
             Unanswered::Unreachable
         })?;
-        Link::open(io).await.map_err(|error| {
-            tracing::debug!(%error, "a connection to a provider cannot be used");
-            Unanswered::Closed
-        })
+        Ok(Link::new(io))
     }
 }
 
@@ -256,12 +250,104 @@ mod tests {
             assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
         }
         assert_eq!(counts[0].load(Ordering::Relaxed), 1);
-        let (first, second) = (ask(&pool, &uri).await, ask(&pool, &uri).await);
-        assert_eq!(counts[0].load(Ordering::Relaxed), 2, "one was in use");
-        drop(first.into_body().collect().await.unwrap());
-        drop(second);
-        drop(ask(&pool, &uri).await.into_body().collect().await.unwrap());
+        // Two at once need two, and a third one after them none.
+        let both = tokio::join!(ask(&pool, &uri), ask(&pool, &uri));
         assert_eq!(counts[0].load(Ordering::Relaxed), 2);
+        drop(both);
+        drop(ask(&pool, &uri).await);
+        assert_eq!(counts[0].load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn bodies_end_as_their_heads_say_and_connections_stay_if_they_may() {
+        let chunks = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+        let length = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n";
+        // What comes in two writes, after which the provider says no more; what it says; whether it ends well; whether
+        // it stays open for another request.
+        let cases = [
+            ([chunks, "2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"], "abc", true, true),
+            ([chunks, "2\r\nab\r\n1\r\nc\r\n"], "abc", false, false),
+            ([chunks, "3\r\nabc\r\nx"], "abc", false, false),
+            ([chunks, "3\r\nabc\r\n0\r\n\r\nmore"], "abc", true, false),
+            ([length, "abc"], "abc", true, true),
+            ([length, "ab"], "ab", false, false),
+            ([length, "abcd"], "abc", true, false),
+            (["HTTP/1.1 204 OK\r\n", "\r\n"], "", true, true),
+            (["HTTP/1.1 200 OK\r\n\r\na", "bc"], "abc", true, false),
+            (
+                [
+                    "HTTP/1.1 103 OK\r\n\r\nHTTP/1.1 200",
+                    " OK\r\nconnection: close\r\ncontent-length: 3\r\n\r\nabc",
+                ],
+                "abc",
+                true,
+                false,
+            ),
+        ];
+        for (pieces, said, ends_well, stays) in cases {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
+                .parse()
+                .unwrap();
+            let provider = tokio::spawn(async move {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut buffer = [0; 4096];
+                assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                for piece in pieces {
+                    stream.write_all(piece.as_bytes()).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                if stays {
+                    stream.read(&mut buffer).await.unwrap()
+                } else {
+                    0
+                }
+            });
+            let pool = pool();
+            let mut body = ask(&pool, &uri).await.into_body();
+            let mut heard = Vec::new();
+            let mut is_well = true;
+            while let Some(frame) = body.frame().await {
+                match frame {
+                    Ok(frame) => heard.extend_from_slice(&frame.into_data().unwrap()),
+                    Err(_) => is_well = false,
+                }
+            }
+            assert_eq!(
+                (heard.as_slice(), is_well),
+                (said.as_bytes(), ends_well),
+                "{pieces:?}"
+            );
+            assert_eq!(!pool.idle.links().is_empty(), stays, "{pieces:?}");
+            drop(pool);
+            assert_eq!(provider.await.unwrap(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_heard_before_all_was_said() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
+            .parse()
+            .unwrap();
+        let provider = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buffer = [0; 4096];
+            assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+            let refusal = "HTTP/1.1 413 Large\r\ncontent-length: 2\r\n\r\nno";
+            stream.write_all(refusal.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            stream
+        });
+        let pool = pool();
+        let request = Request::post(uri)
+            .body(Bytes::from(vec![b' '; 64 << 20]))
+            .unwrap();
+        let response = pool.ask(request).await.unwrap();
+        assert_eq!(response.status(), 413);
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");
+        assert!(pool.idle.links().is_empty());
+        drop(provider.await.unwrap());
     }
 
     #[tokio::test]

@@ -42,6 +42,8 @@ pub(crate) struct Relay {
     timer: Pin<Box<Sleep>>,
     last_event: Instant,
     has_words: bool,
+    /// What went wrong right after the first words, when it is to be told.
+    broken: Option<Failure>,
     /// The upstream has said its last word; only the end of its stream is waited for.
     is_done: bool,
     /// Nothing more comes.
@@ -79,6 +81,7 @@ impl Relay {
             timer: Box::pin(tokio::time::sleep_until(deadline.min(now + idle))),
             last_event: now,
             has_words: false,
+            broken: None,
             is_done: false,
             is_over: false,
             account: None,
@@ -100,7 +103,11 @@ impl Relay {
                 Err(_) => return Err(slow("the provider took too long to begin its answer")),
                 Ok(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
-                        self.take(&data, account)?;
+                        match self.take(&data, account) {
+                            // What was said must be paid for, so it is not asked of another as if it had not been.
+                            Err(failure) if self.has_words => self.broken = Some(failure),
+                            taken => taken?,
+                        }
                     }
                 }
                 Ok(Some(Err(_)) | None) => return Err(cut()),
@@ -161,6 +168,10 @@ impl Relay {
             if self.is_over {
                 self.keep();
                 return Poll::Ready(None);
+            }
+            if let Some(failure) = self.broken.take() {
+                self.end(Some(failure));
+                continue;
             }
             match Pin::new(&mut self.upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
