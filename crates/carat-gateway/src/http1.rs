@@ -510,9 +510,11 @@ mod tests {
             let bytes = [start.as_bytes(), &rest].concat();
             if let Ok(Some((at, head))) = read_head(&bytes) {
                 prop_assert!(at <= bytes.len());
-                said(head.framing, &bytes[at..], n);
+                let (words, n_read, _) = said(head.framing, &bytes[at..], n);
+                prop_assert!(at + n_read <= bytes.len() && words.len() <= n_read);
             }
-            said(CHUNKS, &bytes, n);
+            let (words, n_read, _) = said(CHUNKS, &bytes, n);
+            prop_assert!(n_read <= bytes.len() && words.len() <= n_read);
         }
     }
 }

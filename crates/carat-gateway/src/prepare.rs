@@ -88,6 +88,7 @@ pub(crate) async fn prepare(
         dropped,
         hides_usage,
         wants_base64,
+        renamed,
     } = written;
     if let (Unsupported::Refuse, Some(first)) = (provider.unsupported, dropped.first()) {
         let message = format!("`{}` does not take the field `{first}`", provider.name);
@@ -122,6 +123,7 @@ pub(crate) async fn prepare(
             reasoning_apart: provider.reasoning_apart,
             secret: provider.secret.clone(),
             model: candidate.model.clone(),
+            renamed,
         },
     })))
 }
@@ -147,6 +149,8 @@ struct Written {
     hides_usage: bool,
     /// It asked for vectors as bytes.
     wants_base64: bool,
+    /// Tools under other names than the client's.
+    renamed: Vec<(String, String)>,
 }
 
 /// A body in the client's own words.
@@ -183,6 +187,7 @@ fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
         dropped,
         hides_usage: stream_options.hides_usage,
         wants_base64: false,
+        renamed: Vec::new(),
     }
 }
 
@@ -212,6 +217,7 @@ fn embedded(candidate: &Candidate, call: &Call<'_>) -> Result<Written, Failure> 
         dropped,
         hides_usage: false,
         wants_base64: texts.wants_base64,
+        renamed: Vec::new(),
     })
 }
 
@@ -225,6 +231,7 @@ fn counted(candidate: &Candidate, call: &Call<'_>) -> Result<Result<Written, Byt
             dropped: Vec::new(),
             hides_usage: false,
             wants_base64: false,
+            renamed: Vec::new(),
         })),
     }
 }
@@ -273,6 +280,7 @@ fn told(candidate: &Candidate, mut question: Question, is_stream: bool) -> Resul
         dropped,
         hides_usage: !question.wants_usage,
         wants_base64: false,
+        renamed: question.renamed(provider.dialect),
     })
 }
 

@@ -15,7 +15,7 @@ use crate::endpoint::{Dialect, Endpoint, Kind};
 use crate::failure::Failure;
 use crate::records::{Framing, Record};
 use crate::reply;
-use crate::translate::{self, Passing, Translated, count, embeddings};
+use crate::translate::{self, Event, Passing, Translated, count, embeddings};
 use crate::usage::{OpenAiUsage, Usage};
 
 /// What a record was.
@@ -86,9 +86,24 @@ pub(crate) struct Forwarding {
     pub(crate) secret: Option<String>,
     /// As the provider calls it.
     pub(crate) model: String,
+    /// Tools whose names the provider does not take: as it was told them, and as the client knows them.
+    pub(crate) renamed: Vec<(String, String)>,
 }
 
 impl Forwarding {
+    /// An event as the client is to be told it: some providers do not say who answers, or had to be told other names.
+    pub(crate) fn restore(&self, event: &mut Event) {
+        match event {
+            Event::Begin { model, .. } if model.is_empty() => model.clone_from(&self.model),
+            Event::Call { name, .. } => {
+                if let Some((_, own)) = self.renamed.iter().find(|(told, _)| told == name) {
+                    name.clone_from(own);
+                }
+            }
+            _ => {}
+        }
+    }
+
     pub(crate) fn transform(self) -> Box<dyn Transform> {
         if self.is_translated {
             return Box::new(Translated::new(self));
@@ -461,6 +476,7 @@ mod tests {
             reasoning_apart: false,
             secret: None,
             model: "m".into(),
+            renamed: Vec::new(),
         };
         let mut transform = forwarding.transform();
         let mut records = Records::new(Framing::Events);

@@ -19,7 +19,7 @@ use carat_ledger::Role;
 use carat_net::{Door, Hands};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use serde::Deserialize;
@@ -225,13 +225,21 @@ impl Api {
             ));
         }
         let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
-        let Ok(Ok(body)) = collected else {
-            let message = format!(
-                "a body of at most {BODY_BYTES} bytes must come within {} s",
-                BODY_TIME.as_secs()
-            );
-            return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message));
-        };
+        let body = collected.map_err(|_| {
+            let message = format!("the body must come within {} s", BODY_TIME.as_secs());
+            Refused::new(StatusCode::REQUEST_TIMEOUT, message)
+        })?;
+        let body = body.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                let message = format!("a body may have at most {BODY_BYTES} bytes");
+                Refused::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+            } else {
+                Refused::new(
+                    StatusCode::BAD_REQUEST,
+                    "the body did not come whole; send it again",
+                )
+            }
+        })?;
         let query = head.uri.query().unwrap_or_default();
         let call = acts::Call::new(&head.method, head.uri.path(), query, &body.to_bytes(), actor)?;
         let value: Value = self.acts.answer(call).await?;

@@ -445,6 +445,7 @@ mod tests {
             reasoning_apart: false,
             secret: None,
             model: "m".into(),
+            renamed: Vec::new(),
         };
         let framing = forwarding.framing();
         let mut edited = Edited::new(forwarding, Arc::new(guard));

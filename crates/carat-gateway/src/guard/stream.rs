@@ -70,8 +70,9 @@ impl Rewritten {
     /// Writes events as far as they may go out: whether a client waits for one of them.
     fn write(&mut self, events: Vec<Event>, out: &mut Vec<u8>) -> Result<bool, Denied> {
         let mut has_words = false;
-        for event in events {
+        for mut event in events {
             has_words |= self.counted.count(&event);
+            self.forwarding.restore(&mut event);
             match event {
                 Event::Text(text) => {
                     let new = self.unsaid(&text);
@@ -86,14 +87,7 @@ impl Rewritten {
                 }
                 // The answer has begun long ago.
                 Event::Begin { .. } if self.before.is_some() => {}
-                Event::Begin { id, model } => {
-                    let model = if model.is_empty() {
-                        self.forwarding.model.clone()
-                    } else {
-                        model
-                    };
-                    self.writer.event(&Event::Begin { id, model }, out);
-                }
+                Event::Begin { .. } => self.writer.event(&event, out),
                 event => {
                     if matches!(event, Event::Call { .. }) {
                         self.said = None;

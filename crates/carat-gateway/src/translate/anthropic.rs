@@ -358,7 +358,7 @@ fn write_tool(tool: &Tool) -> Value {
 }
 
 /// Names and ids may have letters, digits, `_` and `-`, in calls and results alike.
-fn safe(name: &str) -> String {
+pub(super) fn safe(name: &str) -> String {
     safe_name(name, 128)
 }
 

@@ -169,7 +169,7 @@ fn write_tool(tool: &Tool) -> Vec<Value> {
 }
 
 /// Names and ids may have letters, digits, `_` and `-`.
-fn safe(name: &str) -> String {
+pub(super) fn safe(name: &str) -> String {
     safe_name(name, NAME_CHARS)
 }
 

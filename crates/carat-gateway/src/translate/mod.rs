@@ -225,6 +225,20 @@ impl Question {
         Ok((value, dropped))
     }
 
+    /// Tools whose names a provider does not take: as it is told them, and as they are.
+    pub(crate) fn renamed(&self, dialect: Dialect) -> Vec<(String, String)> {
+        let safe = match dialect {
+            Dialect::Anthropic => anthropic::safe,
+            Dialect::Bedrock => bedrock::safe,
+            _ => return Vec::new(),
+        };
+        let told = self
+            .tools
+            .iter()
+            .map(|tool| (safe(&tool.name), tool.name.clone()));
+        told.filter(|(told, own)| told != own).collect()
+    }
+
     /// Adds pieces to the last turn if it has the same role, else a turn.
     fn push(&mut self, role: Role, pieces: Vec<Piece>) {
         if pieces.is_empty() {

@@ -129,20 +129,11 @@ impl Translated {
     fn write(&mut self, out: &mut Vec<u8>) -> bool {
         let mut has_words = false;
         for event in &mut self.events {
-            name_model(event, &self.forwarding.model);
+            self.forwarding.restore(event);
             has_words |= self.counted.count(event);
             self.writer.event(event, out);
         }
         has_words
-    }
-}
-
-/// Some providers do not say who answers.
-fn name_model(event: &mut Event, asked: &str) {
-    if let Event::Begin { model, .. } = event
-        && model.is_empty()
-    {
-        *model = asked.to_string();
     }
 }
 
@@ -200,9 +191,7 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
             "the provider's answer has no end",
         ));
     }
-    events
-        .iter_mut()
-        .for_each(|event| name_model(event, &forwarding.model));
+    events.iter_mut().for_each(|event| forwarding.restore(event));
     Ok(events)
 }
 
@@ -234,4 +223,56 @@ pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<W
         usage: counted.usage(),
         is_counted: counted.is_counted(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::endpoint::{Dialect, Endpoint};
+    use crate::records::{Framing, Records};
+    use crate::translate::Question;
+
+    #[test]
+    fn calls_come_back_under_the_names_that_the_client_gave() {
+        let asked = json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "tools": [
+            {"type": "function", "function": {"name": "a.b", "parameters": {"type": "object"}}},
+            {"type": "function", "function": {"name": "c", "parameters": {"type": "object"}}}]});
+        let question = Question::read(Endpoint::Chat, &asked).unwrap();
+        for dialect in [Dialect::Anthropic, Dialect::Bedrock] {
+            assert_eq!(
+                question.renamed(dialect),
+                [("a_b".to_string(), "a.b".to_string())]
+            );
+        }
+        assert!(question.renamed(Dialect::Gemini).is_empty());
+        let forwarding = || Forwarding {
+            endpoint: Endpoint::Chat,
+            dialect: Dialect::Anthropic,
+            is_translated: true,
+            hides_usage: false,
+            wants_base64: false,
+            reasoning_apart: false,
+            secret: None,
+            model: "m".into(),
+            renamed: question.renamed(Dialect::Anthropic),
+        };
+        let answer = json!({"id": "x", "model": "m", "stop_reason": "tool_use", "usage": {"input_tokens": 1, "output_tokens": 1},
+            "content": [{"type": "tool_use", "id": "t", "name": "a_b", "input": {}}, {"type": "tool_use", "id": "u", "name": "c", "input": {}}]});
+        let whole = translated_whole(&forwarding(), answer.to_string().as_bytes()).unwrap();
+        let value: Value = serde_json::from_slice(&whole.bytes).unwrap();
+        let calls = &value["choices"][0]["message"]["tool_calls"];
+        assert_eq!(calls[0]["function"]["name"], "a.b");
+        assert_eq!(calls[1]["function"]["name"], "c");
+
+        let event = json!({"type": "content_block_start", "index": 0, "content_block": {"type": "tool_use", "id": "t", "name": "a_b", "input": {}}});
+        let mut records = Records::new(Framing::Events);
+        records
+            .feed(format!("event: content_block_start\ndata: {event}\n\n").as_bytes())
+            .unwrap();
+        let (mut stream, mut out) = (Translated::new(forwarding()), Vec::new());
+        stream.record(&records.next().unwrap(), &mut out);
+        assert!(String::from_utf8(out).unwrap().contains("\"name\":\"a.b\""));
+    }
 }

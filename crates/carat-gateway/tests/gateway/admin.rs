@@ -9,6 +9,7 @@ use carat_gateway::{Config, Source, administer, listen};
 use http::Request;
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Rig, config, env, rig_with};
 
@@ -258,6 +259,27 @@ async fn only_admins_act_and_only_viewers_look() {
             "{method} {path}"
         );
     }
+}
+
+#[tokio::test]
+async fn bodies_that_are_too_large_or_do_not_come_are_told_apart() {
+    let office = Office::open().await;
+    let large = json!({"name": "x".repeat(100_000)});
+    let (status, value) = office.ask(ADMIN_KEY, "POST", "/admin/v1/keys", &large).await;
+    assert_eq!(status, 413, "{value}");
+    let mut stream = tokio::net::TcpStream::connect(office.address).await.unwrap();
+    let head = format!(
+        "POST /admin/v1/keys HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {ADMIN_KEY}\r\ncontent-length: 9\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    // Its connection is closed, since the rest of the body may still come.
+    tokio::time::timeout(Duration::from_secs(30), read)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
