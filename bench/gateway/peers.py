@@ -46,7 +46,10 @@ def litellm(folder, work, mock):
         for model in MODELS
     ]
     config = work / "litellm.yaml"
-    config.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))
+    # Bare, as the others run: without a key of clients it must be told that this is meant.
+    general = {"dangerously_permit_weak_or_unset_master_key": True}
+    settings = {"model_list": models, "litellm_settings": {"telemetry": False}, "general_settings": general}
+    config.write_text(json.dumps(settings))
     port = free_port()
     command = [python.parent / "litellm", "--config", config, "--port", str(port), "--host", "127.0.0.1"]
     return command, f"127.0.0.1:{port}", "", lambda model: model

@@ -12,6 +12,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Ve
 const HEAD_BYTES: usize = 64 << 10;
 /// Most headers of an answer.
 const HEADERS: usize = 128;
+/// Most interim answers before an answer.
+const INTERIM: usize = 16;
 /// Most bytes of a body that are no part of what it says, between two pieces of it: extensions of chunks, trailers.
 const ASIDE_BYTES: u32 = 16 << 10;
 
@@ -25,13 +27,12 @@ pub(crate) fn request_head(request: &Request<Bytes>) -> Vec<u8> {
     let mut head = Vec::with_capacity(1 << 10);
     head.put_slice(request.method().as_str().as_bytes());
     head.put_u8(b' ');
-    head.put_slice(
-        request
-            .uri()
-            .path_and_query()
-            .map_or("/", |path| path.as_str())
-            .as_bytes(),
-    );
+    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    // An address may have a query and no path.
+    if !path.starts_with('/') {
+        head.put_u8(b'/');
+    }
+    head.put_slice(path.as_bytes());
     head.put_slice(b" HTTP/1.1\r\n");
     let mut header = |name: &HeaderName, value: &[u8]| {
         head.put_slice(name.as_str().as_bytes());
@@ -61,33 +62,69 @@ pub(crate) struct Head {
     pub(crate) is_kept: bool,
 }
 
-/// Reads the head of an answer from what has come so far, and says how many bytes it took. None if more must come.
-/// Interim answers before it are passed over.
-///
-/// # Errors
-/// If it is none, or too large.
-pub(crate) fn read_head(read: &[u8]) -> Result<Option<(usize, Head)>, Malformed> {
-    let mut at = 0;
-    loop {
-        let mut headers = [httparse::EMPTY_HEADER; HEADERS];
-        let mut parsed = httparse::Response::new(&mut headers);
-        let n = match parsed.parse(&read[at..]) {
-            Ok(httparse::Status::Complete(n)) => n,
-            Ok(httparse::Status::Partial) if read.len() < HEAD_BYTES => return Ok(None),
-            Ok(httparse::Status::Partial) | Err(httparse::Error::TooManyHeaders) => {
-                return Err(Malformed("an answer's head is too large"));
+/// Reads the head of an answer, however it is cut. Interim answers before it are passed over.
+#[derive(Debug, Default)]
+pub(crate) struct HeadReader {
+    /// What came and is no part of a head that was read.
+    pub(crate) unread: Vec<u8>,
+    /// How much of it is known to hold no end of a head.
+    n_searched: usize,
+    n_interim: usize,
+}
+
+impl HeadReader {
+    /// Takes what came: the head, once it is whole.
+    ///
+    /// # Errors
+    /// If it is none, or too large.
+    pub(crate) fn feed(&mut self, read: &[u8]) -> Result<Option<Head>, Malformed> {
+        let is_first = self.unread.is_empty();
+        self.unread.extend_from_slice(read);
+        // What comes byte by byte is not parsed as often; what begins as no head does is told at once.
+        while is_first || self.has_end() {
+            let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+            let mut parsed = httparse::Response::new(&mut headers);
+            let n = match parsed.parse(&self.unread) {
+                Ok(httparse::Status::Complete(n)) => n,
+                Ok(httparse::Status::Partial) => break,
+                Err(httparse::Error::TooManyHeaders) => {
+                    return Err(Malformed("an answer's head is too large"));
+                }
+                Err(_) => return Err(Malformed("an answer's head is no HTTP")),
+            };
+            let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
+            let status = status.ok_or(Malformed("an answer's status is none"))?;
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(Malformed("an answer changes the protocol"));
             }
-            Err(_) => return Err(Malformed("an answer's head is no HTTP")),
-        };
-        at += n;
-        let status = parsed.code.and_then(|code| StatusCode::from_u16(code).ok());
-        let status = status.ok_or(Malformed("an answer's status is none"))?;
-        if status == StatusCode::SWITCHING_PROTOCOLS {
-            return Err(Malformed("an answer changes the protocol"));
+            let found = if status.is_informational() {
+                None
+            } else {
+                Some(head(status, &parsed)?)
+            };
+            self.unread.drain(..n);
+            self.n_searched = 0;
+            if found.is_some() {
+                return Ok(found);
+            }
+            self.n_interim += 1;
+            if self.n_interim > INTERIM {
+                return Err(Malformed("an answer has too many interim ones before it"));
+            }
         }
-        if !status.is_informational() {
-            return head(status, &parsed).map(|head| Some((at, head)));
+        if self.unread.len() >= HEAD_BYTES {
+            return Err(Malformed("an answer's head is too large"));
         }
+        Ok(None)
+    }
+
+    /// Whether there is an empty line in what was not searched yet.
+    fn has_end(&mut self) -> bool {
+        let from = self.n_searched.saturating_sub(2);
+        self.n_searched = self.unread.len();
+        let rest = &self.unread[from..];
+        memchr::memchr_iter(b'\n', rest)
+            .any(|at| rest[at + 1..].starts_with(b"\n") || rest[at + 1..].starts_with(b"\r\n"))
     }
 }
 
@@ -302,14 +339,26 @@ mod tests {
 
     use super::*;
 
-    fn read(head: &str) -> Result<Option<(usize, Head)>, Malformed> {
-        read_head(head.as_bytes())
+    /// Reads a head that comes in pieces of `n` bytes, and what is left.
+    fn read(text: &[u8], n: usize) -> Result<Option<(Head, Vec<u8>)>, Malformed> {
+        let mut reader = HeadReader::default();
+        let mut pieces = text.chunks(n);
+        while let Some(piece) = pieces.next() {
+            if let Some(head) = reader.feed(piece)? {
+                let rest = pieces.flatten().copied();
+                return Ok(Some((head, reader.unread.into_iter().chain(rest).collect())));
+            }
+        }
+        Ok(None)
     }
 
-    fn whole(head: &str) -> Head {
-        let (n, read) = read(head).unwrap().unwrap();
-        assert_eq!(n, head.len());
-        read
+    fn whole(text: &str) -> Head {
+        for n in 1..text.len() {
+            let (_, rest) = read([text, "rest"].concat().as_bytes(), n).unwrap().unwrap();
+            assert_eq!(rest, b"rest", "in pieces of {n}");
+            assert!(read(&text.as_bytes()[..text.len() - 1], n).unwrap().is_none());
+        }
+        read(text.as_bytes(), text.len()).unwrap().unwrap().0
     }
 
     /// What a body says, read in pieces of `n` bytes, with what was read of the input, or why it says nothing.
@@ -346,8 +395,11 @@ mod tests {
             String::from_utf8(request_head(&request)).unwrap(),
             "POST /v1/x?a=b HTTP/1.1\r\nhost: h:1\r\nx-a: 1\r\ncontent-length: 2\r\n\r\n"
         );
-        let request = Request::get("/").body(Bytes::new()).unwrap();
-        assert_eq!(request_head(&request), b"GET / HTTP/1.1\r\n\r\n");
+        for (address, path) in [("/", "/"), ("http://h", "/"), ("http://h?x=1", "/?x=1")] {
+            let request = Request::get(address).body(Bytes::new()).unwrap();
+            let head = format!("GET {path} HTTP/1.1\r\n\r\n");
+            assert_eq!(request_head(&request), head.as_bytes());
+        }
     }
 
     #[test]
@@ -409,9 +461,6 @@ mod tests {
         for (text, framing, is_kept) in cases {
             let head = whole(text);
             assert_eq!((head.framing, head.is_kept), (framing, is_kept), "{text}");
-            for n in 0..text.len() {
-                assert!(read(&text[..n]).unwrap().is_none(), "{}", &text[..n]);
-            }
         }
         let head = whole(
             "HTTP/1.1 429 Slow\r\nretry-after: 3\r\nset-cookie: a\r\nset-cookie: b\r\ncontent-length: 0\r\n\r\n",
@@ -439,8 +488,15 @@ mod tests {
             "HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
             &many,
             &long,
+            &"HTTP/1.1 103 Hints\r\n\r\n".repeat(INTERIM + 1),
         ] {
-            assert!(read(text).is_err(), "{}", &text[..text.len().min(80)]);
+            for n in [1, 7, text.len()] {
+                assert!(
+                    read(text.as_bytes(), n).is_err(),
+                    "{} by {n}",
+                    &text[..text.len().min(80)]
+                );
+            }
         }
     }
 
@@ -508,10 +564,9 @@ mod tests {
             n in 1_usize..64,
         ) {
             let bytes = [start.as_bytes(), &rest].concat();
-            if let Ok(Some((at, head))) = read_head(&bytes) {
-                prop_assert!(at <= bytes.len());
-                let (words, n_read, _) = said(head.framing, &bytes[at..], n);
-                prop_assert!(at + n_read <= bytes.len() && words.len() <= n_read);
+            if let Ok(Some((head, rest))) = read(&bytes, n) {
+                let (words, n_read, _) = said(head.framing, &rest, n);
+                prop_assert!(n_read <= rest.len() && words.len() <= n_read);
             }
             let (words, n_read, _) = said(CHUNKS, &bytes, n);
             prop_assert!(n_read <= bytes.len() && words.len() <= n_read);

@@ -5,9 +5,10 @@
 //! another turn of the scheduler. It keeps no buffer either: what is read is decoded at once ([`crate::http1`]). Between
 //! requests nobody drives it; [`crate::pool`] looks at it before it is used again.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
@@ -15,9 +16,10 @@ use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::rt::{Read, ReadBuf, Write};
 use hyper_rustls::MaybeHttpsStream;
+use tokio::task::coop::unconstrained;
 
 use crate::engine::Door;
-use crate::http1::{self, Framing, Head, Malformed};
+use crate::http1::{self, Framing, Head, HeadReader, Malformed};
 use crate::pool::Home;
 
 /// What goes over it.
@@ -30,7 +32,10 @@ const READ_BYTES: usize = 16 << 10;
 pub(crate) enum Broken {
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    #[error("the connection was closed")]
+    /// Before a byte of the answer.
+    #[error("the connection was closed instead of an answer")]
+    Unanswered,
+    #[error("the connection was closed in the middle of an answer")]
     Closed,
     #[error("{0}")]
     Malformed(#[from] Malformed),
@@ -53,9 +58,10 @@ impl Link {
     pub(crate) async fn ask(&mut self, request: &Request<Bytes>) -> Result<Response<Beginning>, Broken> {
         let mut unsent = Bytes::from(http1::request_head(request)).chain(request.body().clone());
         let mut is_sent = false;
-        let mut unread = Vec::new();
+        let mut is_heard = false;
+        let mut reader = HeadReader::default();
         let mut found: Option<Head> = None;
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             if !is_sent {
                 match self.poll_send(cx, &mut unsent) {
                     Poll::Ready(Ok(())) => is_sent = true,
@@ -65,12 +71,12 @@ impl Link {
                 }
             }
             while found.is_none() {
-                if ready!(self.poll_read(cx, |read| unread.extend_from_slice(read)))? == 0 {
-                    return Poll::Ready(Err(Broken::Closed));
-                }
-                if let Some((n, head)) = http1::read_head(&unread)? {
-                    unread.drain(..n);
-                    found = Some(head);
+                let mut read = Ok(None);
+                match ready!(self.poll_read(cx, |bytes| read = reader.feed(bytes))) {
+                    Ok(0) | Err(_) if !is_heard => return Poll::Ready(Err(Broken::Unanswered)),
+                    Ok(0) => return Poll::Ready(Err(Broken::Closed)),
+                    Ok(_) => (is_heard, found) = (true, read?),
+                    Err(error) => return Poll::Ready(Err(error.into())),
                 }
             }
             // A refusal may come before all was sent, and ends the matter.
@@ -84,16 +90,18 @@ impl Link {
             self.is_kept &= is_sent && head.is_kept;
             head.response.map(|()| Beginning {
                 framing: head.framing,
-                unread,
+                unread: reader.unread,
             })
         })
     }
 
     /// Whether another request may be sent, as far as can be known.
     pub(crate) fn is_idle(&mut self) -> bool {
-        // Nobody is to be woken for it any more. A byte that nobody asked for is as bad as the end.
+        // Nobody is to be woken for it any more, and a task that has used up its turn must see what has come, too.
         let mut cx = Context::from_waker(Waker::noop());
-        self.is_kept && self.poll_read(&mut cx, |_| ()).is_pending()
+        let look = unconstrained(poll_fn(|cx| self.poll_read(cx, |_| ())));
+        // A byte that nobody asked for is as bad as the end.
+        pin!(look).poll(&mut cx).is_pending() && self.is_kept
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, unsent: &mut impl Buf) -> Poll<io::Result<()>> {

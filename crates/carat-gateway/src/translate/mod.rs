@@ -21,6 +21,8 @@ mod replicate;
 mod responses;
 mod transform;
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::endpoint::{Dialect, Endpoint};
@@ -232,11 +234,20 @@ impl Question {
             Dialect::Bedrock => bedrock::safe,
             _ => return Vec::new(),
         };
-        let told = self
-            .tools
+        let called = self
+            .turns
             .iter()
-            .map(|tool| (safe(&tool.name), tool.name.clone()));
-        told.filter(|(told, own)| told != own).collect()
+            .flat_map(|turn| &turn.pieces)
+            .filter_map(|piece| match piece {
+                Piece::Call { name, .. } => Some(name),
+                _ => None,
+            });
+        let names: BTreeSet<&String> = self.tools.iter().map(|tool| &tool.name).chain(called).collect();
+        let told: Vec<(String, String)> = names.into_iter().map(|name| (safe(name), name.clone())).collect();
+        // Where two are told alike nobody knows which one is called.
+        let is_clear = |one: &String| told.iter().filter(|(other, _)| other == one).count() == 1;
+        let renamed = told.iter().filter(|(told, own)| told != own && is_clear(told));
+        renamed.cloned().collect()
     }
 
     /// Adds pieces to the last turn if it has the same role, else a turn.

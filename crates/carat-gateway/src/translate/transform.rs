@@ -247,6 +247,15 @@ mod tests {
             );
         }
         assert!(question.renamed(Dialect::Gemini).is_empty());
+        let history = json!({"model": "m", "messages": [{"role": "user", "content": "x"},
+            {"role": "assistant", "tool_calls": [{"id": "t", "type": "function", "function": {"name": "d.e", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "t", "content": "1"}],
+            "tools": [{"type": "function", "function": {"name": "a.b"}}, {"type": "function", "function": {"name": "a_b"}}]});
+        let other = Question::read(Endpoint::Chat, &history).unwrap();
+        assert_eq!(
+            other.renamed(Dialect::Bedrock),
+            [("d_e".to_string(), "d.e".to_string())]
+        );
         let forwarding = || Forwarding {
             endpoint: Endpoint::Chat,
             dialect: Dialect::Anthropic,
