@@ -63,24 +63,36 @@ async def client(address, model, deadline, seed, results):
             "model": model, "prompt": [2] + [dice.randrange(1000, 200_000) for _ in range(N_IN - 1)], "stream": True,
             "max_tokens": N_OUT, "temperature": 0, "ignore_eos": True, "logit_bias": {"1": -100, "106": -100},
         }
-        times = []
-        started = time.perf_counter()
-        status = await post(address, "/v1/completions", body, times.append)
-        if status != 200 or not times:
-            raise SystemExit(f"the server answered {status} with {len(times)} events")
-        results.append((started, times))
+        result = {"started": time.perf_counter(), "times": [], "n_tokens": 0}
+        results.append(result)
+
+        def on_event(now):
+            result["times"].append(now)
+            result["n_tokens"] += 1
+
+        status = await post(address, "/v1/completions", body, on_event)
+        if status != 200 or not result["times"]:
+            raise SystemExit(f"the server answered {status} with {len(result['times'])} events")
+        # An event may bring several tokens.
+        result["n_tokens"] = N_OUT
 
 
-async def measure(address, model, n_clients, seconds):
+async def measure(address, model, n_clients, seconds, within):
     results = []
     started = time.perf_counter()
     deadline = started + seconds
-    await asyncio.gather(*(client(address, model, deadline, (n_clients, i, started), results) for i in range(n_clients)))
-    took = time.perf_counter() - started
-    first = [times[0] - begun for begun, times in results]
-    gaps = [b - a for _, times in results for a, b in zip(times, times[1:])]
+    clients = [client(address, model, deadline, (n_clients, i, started), results) for i in range(n_clients)]
+    try:
+        await asyncio.wait_for(asyncio.gather(*clients), within)
+    except asyncio.TimeoutError:
+        pass
+    now = time.perf_counter()
+    # Who has heard nothing yet has waited at least until now.
+    first = [(one["times"] or [now])[0] - one["started"] for one in results]
+    gaps = [b - a for one in results for a, b in zip(one["times"], one["times"][1:])]
     return {
-        "clients": n_clients, "requests": len(results), "seconds": took, "tok_per_s": len(results) * N_OUT / took,
+        "clients": n_clients, "requests": len(results), "seconds": now - started,
+        "tok_per_s": sum(one["n_tokens"] for one in results) / (now - started),
         "first_ms_p50": 1e3 * statistics.median(first), "first_ms_p99": 1e3 * percentile(first, 0.99),
         "gap_ms_p50": 1e3 * statistics.median(gaps) if gaps else 0, "gap_ms_p99": 1e3 * percentile(gaps, 0.99) if gaps else 0,
     }
@@ -256,6 +268,7 @@ def main():
     parser.add_argument("--name", default="server")
     parser.add_argument("--model", default="default")
     parser.add_argument("--seconds", type=float, default=20, help="of each number of clients")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="leave what is not answered after this, and count what was heard")
     parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS)
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--idle", type=int, metavar="N")
@@ -283,7 +296,7 @@ def main():
             run[name] = asyncio.run(probe(address, n))
             print(given.name, name, {key: round(value, 1) for key, value in run[name].items()}, flush=True)
     for n in given.clients:
-        row = asyncio.run(measure(address, given.model, n, given.seconds))
+        row = asyncio.run(measure(address, given.model, n, given.seconds, given.within))
         run["rows"].append(row)
         print(
             f"{given.name}: {n:3} clients {row['tok_per_s']:8.1f} tok/s, first token {row['first_ms_p50']:.0f} ms (p50) "
