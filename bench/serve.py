@@ -43,17 +43,20 @@ async def post(address, path, body, on_event):
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: {address[0]}\r\nContent-Type: application/json\r\n"
     head += f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-    writer.write(head.encode() + data)
-    status = int((await reader.readline()).split()[1])
-    pending = b""
-    while chunk := await reader.read(65536):
-        *lines, pending = (pending + chunk).split(b"\n")
-        now = time.perf_counter()
-        for line in lines:
-            if line.startswith(b"data: {") and b'"text":""' not in line:
-                on_event(now)
-    writer.close()
-    return status
+    try:
+        writer.write(head.encode() + data)
+        status = int((await reader.readline()).split()[1])
+        pending = b""
+        while chunk := await reader.read(65536):
+            *lines, pending = (pending + chunk).split(b"\n")
+            now = time.perf_counter()
+            for line in lines:
+                if line.startswith(b"data: {") and b'"text":""' not in line:
+                    on_event(now)
+        return status
+    finally:
+        # Who leaves early must not keep the server busy for those after.
+        writer.close()
 
 
 async def client(address, model, deadline, seed, results):

@@ -6,7 +6,7 @@
 
 use bytes::{BufMut, Bytes};
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 
 /// Largest head of an answer, in bytes.
 const HEAD_BYTES: usize = 64 << 10;
@@ -132,9 +132,6 @@ fn head(status: StatusCode, parsed: &httparse::Response<'_, '_>) -> Result<Head,
     let mut response = Response::new(());
     *response.status_mut() = status;
     let is_1_0 = parsed.version == Some(0);
-    if is_1_0 {
-        *response.version_mut() = Version::HTTP_10;
-    }
     let headers = response.headers_mut();
     headers.reserve(parsed.headers.len());
     for header in &*parsed.headers {

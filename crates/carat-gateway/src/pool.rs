@@ -199,11 +199,17 @@ mod tests {
 
     use super::*;
 
+    /// Where a provider listens.
+    async fn door() -> (TcpListener, Uri) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/x", listener.local_addr().unwrap());
+        (listener, uri.parse().unwrap())
+    }
+
     /// A provider that answers so many requests on a connection, and then closes it. It counts connections, and those
     /// that were closed on it.
     async fn provider(answers: usize, answer: &'static str) -> (Uri, Arc<[AtomicUsize; 2]>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}/x", listener.local_addr().unwrap());
+        let (listener, uri) = door().await;
         let counts: Arc<[AtomicUsize; 2]> = Arc::default();
         let seen = Arc::clone(&counts);
         tokio::spawn(async move {
@@ -224,7 +230,7 @@ mod tests {
                 });
             }
         });
-        (uri.parse().unwrap(), counts)
+        (uri, counts)
     }
 
     fn pool() -> Pool {
@@ -292,10 +298,7 @@ mod tests {
             ),
         ];
         for (pieces, said, ends_well, stays) in cases {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
-                .parse()
-                .unwrap();
+            let (listener, uri) = door().await;
             let provider = tokio::spawn(async move {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 4096];
@@ -333,10 +336,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_is_heard_before_all_was_said() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let (listener, uri) = door().await;
         let provider = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut buffer = [0; 4096];
@@ -374,10 +374,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_is_closed_instead_of_an_answer_is_replaced_once() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri: Uri = format!("http://{}/x", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let (listener, uri) = door().await;
         let provider = tokio::spawn(async move {
             // How many requests each connection takes, and what is said to the last one.
             let mut n_seen = Vec::new();
