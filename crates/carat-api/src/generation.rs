@@ -297,8 +297,13 @@ pub struct Usage {
 impl Usage {
     /// Adds another answer to the same prompt.
     pub fn add_choice(&mut self, other: &Usage) {
+        // The first answer computed the prompt; the others found it in the cache.
+        self.cached = if self.prompt == 0 {
+            other.cached
+        } else {
+            self.cached.min(other.cached)
+        };
         self.prompt = self.prompt.max(other.prompt);
-        self.cached = self.cached.max(other.cached);
         self.completion += other.completion;
         self.reasoning += other.reasoning;
         self.drafted += other.drafted;

@@ -134,6 +134,8 @@ impl OutputReader {
             _ => self.pieces.push(AnswerPiece::Text(finished.text.clone())),
         }
         self.put(out);
+        // Arguments that a stop text cut are not what the tool wants: no call is reported.
+        let is_open = matches!(&self.calls, Calls::Prompted(calls) if calls.is_open());
         let has_calls = match &self.calls {
             Calls::None => false,
             Calls::Prompted(calls) => calls.n_calls() > 0,
@@ -141,7 +143,7 @@ impl OutputReader {
         };
         let kind = match finished.reason {
             FinishReason::Length | FinishReason::ContextFull => FinishKind::Length,
-            _ if has_calls => FinishKind::ToolCalls,
+            _ if has_calls && !is_open => FinishKind::ToolCalls,
             FinishReason::StopString => {
                 FinishKind::StopString(finished.stop_string.and_then(|i| self.stop.get(i).cloned()))
             }

@@ -288,6 +288,8 @@ impl ModelPool {
                 ready.is_leaving = false;
             }
         }
+        // Those that were to go for it stay, and answer again.
+        self.changed.notify_waiters();
         let loaded = result?;
         tracing::info!(
             model = id,
@@ -301,6 +303,12 @@ impl ModelPool {
     }
 
     async fn load_in_turn(&self, store: Arc<dyn ModelStore>, id: &str) -> Result<LoadedModel, ApiError> {
+        if self.running().len() >= self.keeping.n_loaded.max(1) {
+            // Nobody is sent away for a model that cannot come.
+            let (store, wanted) = (Arc::clone(&store), id.to_string());
+            let checked = blocking(move || store.check(&wanted)).await?;
+            checked.map_err(|error| not_loaded(id, error))?;
+        }
         while self.running().len() >= self.keeping.n_loaded.max(1) {
             self.make_room().await;
         }
@@ -310,16 +318,7 @@ impl ModelPool {
             match blocking(move || store.load(&wanted, claimed)).await? {
                 Ok(loaded) => return Ok(loaded),
                 Err(LoadError::NoRoom(_)) if self.make_room().await => {}
-                Err(LoadError::NoRoom(figures) | LoadError::TooLarge(figures)) => {
-                    let message =
-                        format!("the model `{id}` does not fit into this machine's memory: {figures}");
-                    let error = ApiError::field("model", message);
-                    return Err(error.with_code("model_does_not_fit"));
-                }
-                Err(error) => {
-                    let message = format!("the model `{id}` could not be loaded: {error}");
-                    return Err(ApiError::new(ErrorKind::Internal, message).with_code("model_not_loaded"));
-                }
+                Err(error) => return Err(not_loaded(id, error)),
             }
         }
     }
@@ -368,32 +367,23 @@ impl ModelPool {
 
     /// Unloads what nobody has used for long enough, and says when to look again.
     async fn unload_expired(&self) -> Option<Instant> {
-        let now = Instant::now();
+        let (expired, next) = self.lock().expired(Instant::now());
+        if expired.is_empty() {
+            return next;
+        }
+        // No load begins before their memory is free and their caches are saved.
+        let turn = self.turn.lock().await;
         let (gone, next) = {
             let mut state = self.lock();
-            let mut expired = Vec::new();
-            let mut next = None;
-            for (id, slot) in &state.slots {
-                if let Slot::Ready(ready) = slot
-                    && let Some(expires) = ready.expires()
-                {
-                    if expires <= now {
-                        expired.push(id.clone());
-                    } else {
-                        next = Some(next.map_or(expires, |next: Instant| next.min(expires)));
-                    }
-                }
-            }
+            let (expired, next) = state.expired(Instant::now());
             let gone: Vec<Ready> = expired.iter().filter_map(|id| state.take(id)).collect();
             (gone, next)
         };
-        let has_gone = !gone.is_empty();
         for ready in gone {
             unload(ready, "nobody used it").await;
         }
-        if has_gone {
-            self.changed.notify_waiters();
-        }
+        drop(turn);
+        self.changed.notify_waiters();
         next
     }
 
@@ -531,6 +521,17 @@ impl State {
         Some(ready)
     }
 
+    /// The models whose time is over, and when the next one's will be.
+    fn expired(&self, now: Instant) -> (Vec<String>, Option<Instant>) {
+        let times = self.slots.iter().filter_map(|(id, slot)| match slot {
+            Slot::Ready(ready) => Some((id, ready.expires()?)),
+            Slot::Loading(_) => None,
+        });
+        let (over, later): (Vec<_>, Vec<_>) = times.partition(|(_, expires)| *expires <= now);
+        let over = over.into_iter().map(|(id, _)| id.clone()).collect();
+        (over, later.into_iter().map(|(_, expires)| expires).min())
+    }
+
     /// The model to go next, and whether nobody uses it. Free ones go first.
     fn used_longest_ago(&self) -> Option<(String, bool)> {
         let ready = self.slots.iter().filter_map(|(id, slot)| match slot {
@@ -577,6 +578,20 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
             "the server made a mistake; its log says more",
         )
     })
+}
+
+/// What is told of a model that was not loaded.
+fn not_loaded(id: &str, error: LoadError) -> ApiError {
+    match error {
+        LoadError::NoRoom(figures) | LoadError::TooLarge(figures) => {
+            let message = format!("the model `{id}` does not fit into this machine's memory: {figures}");
+            ApiError::field("model", message).with_code("model_does_not_fit")
+        }
+        LoadError::Failed(reason) => {
+            let message = format!("the model `{id}` could not be loaded: {reason}");
+            ApiError::new(ErrorKind::Internal, message).with_code("model_not_loaded")
+        }
+    }
 }
 
 fn not_found(name: &str, ids: &[String]) -> ApiError {

@@ -76,6 +76,20 @@ pub(crate) struct Start {
     pub(crate) forbidden: Option<u32>,
 }
 
+/// How many answers `n` for each of so many prompts are.
+///
+/// # Errors
+/// When they are too many.
+pub(crate) fn checked_choices(n_prompts: usize, n: usize) -> Result<usize, ApiError> {
+    let n_choices = n_prompts.saturating_mul(n);
+    if n_choices <= limits::CHOICES {
+        return Ok(n_choices);
+    }
+    let most = limits::CHOICES;
+    let message = format!("{n_choices} answers are asked for at once; at most {most} may be");
+    Err(ApiError::field("n", message))
+}
+
 impl Reply {
     /// Queues all answers of a request.
     pub(crate) fn start(
@@ -89,14 +103,7 @@ impl Reply {
             trace::asked(trace, request, &model.setup.id);
         }
         check_stops(&request.stop)?;
-        let n_choices = start.prompts.len() * request.n;
-        if n_choices > limits::CHOICES {
-            let message = format!(
-                "{n_choices} answers are asked for at once; at most {} may be",
-                limits::CHOICES
-            );
-            return Err(ApiError::field("n", message));
-        }
+        let n_choices = checked_choices(start.prompts.len(), request.n)?;
         let sampling = sampling(state, &model, request)?;
         let suppressed = [&model.setup.suppressed, start.forbidden.as_slice()].concat();
         let room = |prompt: &Prompt| model.context().saturating_sub(prompt.ids.len());
@@ -278,6 +285,8 @@ impl Reply {
         }
         self.usage.completion += usage.completion;
         self.usage.reasoning += usage.reasoning;
+        self.usage.drafted += usage.drafted;
+        self.usage.accepted += usage.accepted;
     }
 
     fn fail(&mut self, error: ApiError, out: &mut Vec<Output>) {

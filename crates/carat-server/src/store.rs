@@ -58,6 +58,12 @@ pub trait ModelStore: Send + Sync + 'static {
     /// [`LoadError::Failed`] when its files cannot be read.
     fn details(&self, id: &str) -> Result<ModelDetails, LoadError>;
 
+    /// Whether one of them could be loaded if no other were: sooner told than loading it.
+    ///
+    /// # Errors
+    /// [`LoadError::TooLarge`], [`LoadError::Failed`].
+    fn check(&self, id: &str) -> Result<(), LoadError>;
+
     /// Loads one of them, where the others that are loaded may come to hold `claimed_bytes`.
     ///
     /// # Errors

@@ -176,7 +176,8 @@ fn schema_value(value: Value) -> Result<Value, ApiError> {
 fn escape_regex(text: &str) -> String {
     let mut escaped = String::new();
     for c in text.chars() {
-        if c.is_ascii_punctuation() {
+        // With a backslash these two are the borders of a word.
+        if c.is_ascii_punctuation() && !matches!(c, '<' | '>') {
             escaped.push('\\');
         }
         escaped.push(c);

@@ -166,7 +166,8 @@ pub fn completion(
         let mut logprobs = Vec::new();
         for delta in deltas {
             match delta {
-                Delta::Text(more) => text.push_str(more),
+                // There is no other place for thoughts here.
+                Delta::Text(more) | Delta::Reasoning(more) => text.push_str(more),
                 Delta::Logprob(token) => logprobs.push(token),
                 _ => {}
             }
@@ -232,7 +233,7 @@ impl CompletionEvents {
     /// A piece of a choice.
     pub fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         match delta {
-            Delta::Text(text) => {
+            Delta::Text(text) | Delta::Reasoning(text) => {
                 let head = self.heads.get_mut(choice).map(std::mem::take).unwrap_or_default();
                 self.chunk(choice, &(head + text), None, None, out);
             }

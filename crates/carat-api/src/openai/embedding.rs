@@ -8,7 +8,7 @@ use crate::ApiError;
 use crate::read::parse;
 
 /// Most texts in one request, as OpenAI has it.
-const MAX_INPUTS: usize = 2048;
+pub const MAX_INPUTS: usize = 2048;
 
 /// What to embed.
 #[derive(Debug)]

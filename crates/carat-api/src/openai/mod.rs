@@ -11,7 +11,7 @@ pub use chat::chat_request;
 pub(crate) use chat::{Thinking, effort, tool};
 pub use chat_answer::{ChatEvents, chat_completion};
 pub use completion::{CompletionEvents, CompletionRequest, Prompt, completion, completion_request};
-pub use embedding::{EmbeddingRequest, embedding_list, embedding_request};
+pub use embedding::{EmbeddingRequest, MAX_INPUTS, embedding_list, embedding_request};
 pub use responses::{ResponsesRequest, responses_request};
 pub use responses_answer::{ResponseEvents, ResponseHead, response};
 

@@ -78,12 +78,17 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
         .enumerate()
         .map(|(i, value)| flat_tool(value, i))
         .collect::<Result<_, _>>()?;
-    let temperature = sampling_echo(body);
+    let Echo { temperature, top_p } = serde_json::from_slice(body).unwrap_or_default();
+    let text_format = wire
+        .text
+        .and_then(|text| text.format)
+        .filter(|value| !value.is_null());
     let echo = json!({
         "instructions": wire.instructions, "metadata": wire.metadata.unwrap_or_else(|| json!({})),
         "parallel_tool_calls": wire.parallel_tool_calls.unwrap_or(true),
         "previous_response_id": wire.previous_response_id,
-        "temperature": temperature.0, "top_p": temperature.1,
+        "temperature": temperature, "top_p": top_p,
+        "text": {"format": text_format.clone().unwrap_or_else(|| json!({"type": "text"}))},
         "tool_choice": wire.tool_choice.clone().unwrap_or_else(|| "auto".into()), "tools": given,
         "max_output_tokens": wire.max_output_tokens, "store": wire.store.unwrap_or(true),
     });
@@ -96,7 +101,7 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
         tool_choice: tool_choice(wire.tool_choice, &tools)?,
         tools,
         parallel_tool_calls: wire.parallel_tool_calls.unwrap_or(true),
-        format: format(wire.text.and_then(|text| text.format))?,
+        format: format(text_format)?,
         sampling: sampling.into_sampling()?,
         max_tokens: max_tokens(wire.max_output_tokens)?,
         n: 1,
@@ -115,18 +120,14 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
 }
 
 /// Temperature and top-p as they were sent, for the answer to repeat.
-fn sampling_echo(body: &[u8]) -> (Option<f64>, Option<f64>) {
-    #[derive(Default, Deserialize)]
-    struct Echo {
-        temperature: Option<f64>,
-        top_p: Option<f64>,
-    }
-    let echo: Echo = serde_json::from_slice(body).unwrap_or_default();
-    (echo.temperature, echo.top_p)
+#[derive(Default, Deserialize)]
+struct Echo {
+    temperature: Option<f64>,
+    top_p: Option<f64>,
 }
 
 fn format(format: Option<Value>) -> Result<Format, ApiError> {
-    let Some(format) = format.filter(|value| !value.is_null()) else {
+    let Some(format) = format else {
         return Ok(Format::Text);
     };
     match format["type"].as_str() {

@@ -4,7 +4,7 @@
 
 use std::cmp::Ordering;
 
-use carat_model::{LanguageModel, SequenceCache};
+use carat_model::LanguageModel;
 
 use super::{Entry, Scheduler};
 
@@ -19,18 +19,43 @@ impl<M: LanguageModel> Scheduler<M> {
         while self.running.len() < self.limits.n_running {
             let Some(i) = self.next_waiting() else { return };
             let mut entry = self.waiting.swap_remove(i);
-            self.adopt_prefix(&mut entry);
+            let n_common = self.adopt_prefix(&mut entry);
             let sequence = &entry.generation.sequence;
             let needed = self.model.cache_bytes(sequence.n_tokens() + 1);
-            let held = self.model.cache_bytes(sequence.n_cached());
-            if !self.running.is_empty() && !self.make_room(needed.saturating_sub(held)) {
-                self.waiting.push(entry);
+            let extra = needed.saturating_sub(self.model.cache_bytes(sequence.n_cached()));
+            // It runs from here on, so that what it has adopted counts, even when the snapshot it came from gives way.
+            self.running.push(entry);
+            let has_room = self.running.len() == 1 || (self.may_have_room(extra) && self.make_room(extra));
+            if !has_room {
+                self.send_back_latest();
                 return;
             }
-            entry.place = None;
-            entry.generation.restart_clock();
-            self.running.push(entry);
+            if let Some(mut entry) = self.running.pop() {
+                self.restore_longer(&mut entry);
+                let n_reused = entry.generation.sequence.n_cached();
+                entry.generation.set_reused(n_reused);
+                self.counters.reused.add(n_reused);
+                entry.last_snapshot = n_reused;
+                if n_common >= n_reused + LEAST_SHARED {
+                    entry.want_snapshot(n_common);
+                }
+                entry.place = None;
+                entry.generation.restart_clock();
+                self.running.push(entry);
+            }
         }
+    }
+
+    /// Lets the sequence that was admitted last wait again, without a cache: one that waits must not hold memory.
+    fn send_back_latest(&mut self) {
+        let Some(mut entry) = self.running.pop() else {
+            return;
+        };
+        if let Ok(cache) = self.model.new_cache(self.limits.n_max) {
+            // An empty cache fits every sequence.
+            let _is_adopted = entry.generation.sequence.adopt(cache);
+        }
+        self.waiting.push(entry);
     }
 
     /// The waiting job that comes next and need not wait for another's prompt.
@@ -78,30 +103,34 @@ impl<M: LanguageModel> Scheduler<M> {
         false
     }
 
-    /// Continues from the longest known beginning, and asks for a snapshot where a longer one would have helped.
-    fn adopt_prefix(&mut self, entry: &mut Entry<M::Cache>) {
+    /// Continues from the longest beginning in memory, and tells how much of the prompt others began with.
+    fn adopt_prefix(&mut self, entry: &mut Entry<M::Cache>) -> usize {
+        entry.snapshot_at.clear();
         // A vector needs every token's hidden state, and those are not kept.
+        if entry.generation.is_embedding() {
+            return 0;
+        }
+        let sequence = &mut entry.generation.sequence;
+        let n_tokens = sequence.n_tokens();
+        let found = self.prefix.find(&sequence.tokens()[..n_tokens.saturating_sub(1)]);
+        if let Some(cache) = found.cache {
+            // What cannot be adopted is computed.
+            let _is_adopted = sequence.adopt(cache);
+        }
+        found.n_common
+    }
+
+    /// Continues from a longer beginning that the store has. Only for a sequence that has room for all its prompt: files are
+    /// read once, not at every step that it waits.
+    fn restore_longer(&mut self, entry: &mut Entry<M::Cache>) {
         if entry.generation.is_embedding() {
             return;
         }
         let sequence = &mut entry.generation.sequence;
         let n_tokens = sequence.n_tokens();
         let tokens = &sequence.tokens()[..n_tokens.saturating_sub(1)];
-        let found = self.prefix.find(tokens);
-        let n_known = found.cache.as_ref().map_or(0, SequenceCache::len);
-        let cache = self.restore(tokens, n_known).or(found.cache);
-        let mut n_reused = 0;
-        if let Some(cache) = cache
-            && sequence.adopt(cache).is_ok()
-        {
-            n_reused = sequence.n_cached();
-            entry.generation.set_reused(n_reused);
-            self.counters.reused.add(n_reused);
-        }
-        entry.last_snapshot = n_reused;
-        entry.snapshot_at.clear();
-        if found.n_common >= n_reused + LEAST_SHARED {
-            entry.want_snapshot(found.n_common);
+        if let Some(cache) = self.restore(tokens, sequence.n_cached()) {
+            let _is_adopted = sequence.adopt(cache);
         }
     }
 

@@ -39,6 +39,21 @@ impl<M: LanguageModel> Scheduler<M> {
         bytes
     }
 
+    /// Whether `extra` bytes more would be within the budget without any snapshot: if not, none need be given up.
+    pub(super) fn may_have_room(&self, extra: usize) -> bool {
+        let mut seen = HashSet::new();
+        let mut bytes = extra;
+        for entry in &self.running {
+            let cache = entry.generation.sequence.cache();
+            cache.visit_memory(&mut |piece, size| {
+                if seen.insert(piece) {
+                    bytes = bytes.saturating_add(size);
+                }
+            });
+        }
+        bytes <= self.limits.cache_bytes
+    }
+
     /// Whether `extra` bytes more are within the budget, once as many snapshots as it takes are gone.
     pub(super) fn make_room(&mut self, extra: usize) -> bool {
         let limit = self.limits.cache_bytes;

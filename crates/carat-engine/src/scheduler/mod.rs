@@ -322,7 +322,8 @@ impl<M: LanguageModel> Scheduler<M> {
             if n == 0 || n_cached > n_prompt || is_done {
                 continue;
             }
-            let is_wanted = n_cached == n_prompt || Some(n_cached) == entry.next_snapshot();
+            let is_due = entry.next_snapshot().is_some_and(|at| at <= n_cached);
+            let is_wanted = n_cached == n_prompt || is_due || entry.snapshot_at.contains(&n_cached);
             if is_wanted && n_cached >= LEAST_SNAPSHOT {
                 entry.last_snapshot = n_cached;
                 let is_mark = n_cached == n_prompt || entry.snapshot_at.contains(&n_cached);
@@ -381,22 +382,21 @@ impl<M: LanguageModel> Scheduler<M> {
 impl<C: SequenceCache> Entry<C> {
     /// Tokens that it can compute at once: to the end, or to where a snapshot is wanted.
     fn chunk(&self) -> usize {
-        let n_wanted = self.generation.n_wanted();
         let n_cached = self.generation.sequence.n_cached();
-        self.next_snapshot()
-            .map_or(n_wanted, |at| n_wanted.min(at - n_cached))
+        let asked = self.snapshot_at.iter().copied();
+        let next = asked
+            .chain(self.next_snapshot())
+            .filter(|&at| at > n_cached)
+            .min();
+        let n_wanted = self.generation.n_wanted();
+        next.map_or(n_wanted, |at| n_wanted.min(at - n_cached))
     }
 
-    /// The length at which the next snapshot is wanted, if that is within the prompt.
+    /// The length at which, or soon after which, one of the regular snapshots is wanted, if that is within the prompt. What
+    /// must be computed whole, as an image, may lie across it.
     fn next_snapshot(&self) -> Option<usize> {
-        if self.generation.is_embedding() {
-            return None;
-        }
-        let n_prompt = self.generation.request.prompt.len();
-        let spaced = self.last_snapshot + SNAPSHOT_SPACING;
-        let wanted = self.snapshot_at.first().map_or(spaced, |&at| at.min(spaced));
-        let n_cached = self.generation.sequence.n_cached();
-        (wanted < n_prompt && wanted >= n_cached).then_some(wanted)
+        let at = self.last_snapshot + SNAPSHOT_SPACING;
+        (!self.generation.is_embedding() && at < self.generation.request.prompt.len()).then_some(at)
     }
 
     /// Asks for a snapshot at `len`.

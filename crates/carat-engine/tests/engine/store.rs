@@ -1,6 +1,7 @@
 //! Beginnings that memory has no room for go to the store, and come back from it, also in another scheduler.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use carat_engine::{Finished, Job, Limits, PrefixStore, Request, SamplingParams, Scheduler, Update};
@@ -10,9 +11,9 @@ use crate::fake::{BOS, FakeCache, FakeModel, tokenizer, word};
 
 type Kept = Vec<(Vec<u32>, FakeCache)>;
 
-/// Caches by their tokens.
+/// Caches by their tokens, and how often one was read.
 #[derive(Clone, Default)]
-struct Shelf(Arc<Mutex<Kept>>);
+struct Shelf(Arc<Mutex<Kept>>, Arc<AtomicUsize>);
 
 impl Shelf {
     fn lengths(&self) -> Vec<usize> {
@@ -32,6 +33,7 @@ impl PrefixStore<FakeCache> for Shelf {
     }
 
     fn load(&mut self, tokens: &[u32]) -> Option<FakeCache> {
+        self.1.fetch_add(1, Ordering::Relaxed);
         let n = self.n_common(tokens);
         let kept = self.0.lock().unwrap();
         let (_, cache) = kept.iter().find(|(kept, _)| *kept == tokens[..n])?;
@@ -140,4 +142,48 @@ fn what_memory_has_no_room_for_is_put_away_while_it_runs() {
         assert!(ask(&mut scheduler, longer).1.usage.n_reused >= 599, "{seed}");
         assert_eq!(ask(&mut scheduler, prompt(600, seed)).0, text, "{seed}");
     }
+}
+
+#[test]
+fn a_job_that_waits_for_memory_reads_nothing_and_holds_nothing() {
+    use carat_model::LanguageModel;
+
+    let shelf = Shelf::default();
+    let mut first = scheduler(&shelf, 1 << 30);
+    ask(&mut first, prompt(600, 1));
+    first.close();
+    let mut longer = prompt(600, 1);
+    longer.push(word("a"));
+    let known = ask(&mut scheduler(&Shelf::default(), 1 << 30), longer.clone()).0;
+
+    let bytes = FakeModel::chaotic().cache_bytes(900);
+    let mut scheduler = scheduler(&shelf, bytes);
+    let answer = |max_tokens, prompt| Request {
+        prompt,
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(max_tokens),
+        ..Request::default()
+    };
+    let silent = |_| ControlFlow::Continue(());
+    scheduler.submit(Job::new(answer(200, prompt(600, 2)), Box::new(silent)));
+    while scheduler.counters().prefilled.get() < 600 {
+        scheduler.step();
+    }
+    scheduler.submit(Job::new(answer(8, longer.clone()), Box::new(silent)));
+    (0..50).for_each(|_| {
+        scheduler.step();
+        assert!(scheduler.counters().cache_bytes.get() <= bytes as u64);
+    });
+    assert_eq!(scheduler.counters().waiting.get(), 1, "there is no room for both");
+    assert_eq!(
+        shelf.1.load(Ordering::Relaxed),
+        0,
+        "nothing is read for one that waits"
+    );
+    assert_eq!(scheduler.counters().restored.get(), 0);
+    while !scheduler.is_idle() {
+        scheduler.step();
+    }
+    assert_eq!(shelf.1.load(Ordering::Relaxed), 1);
+    assert_eq!(ask(&mut scheduler, longer).0, known);
 }

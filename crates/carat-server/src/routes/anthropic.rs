@@ -9,7 +9,7 @@ use axum::extract::rejection::BytesRejection;
 use carat_api::{ApiError, ErrorKind, anthropic};
 use serde_json::json;
 
-use super::{Answer, at, blocking, converse, fetched, json, whole};
+use super::{Answer, at, blocking, converse, encoding, fetched, json, whole};
 use crate::prompt;
 use crate::reply::Caller;
 use crate::server::State;
@@ -44,6 +44,7 @@ pub(super) async fn count_tokens(
     let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let lease = state.models.lease(&request.model, None).await.map_err(refuse)?;
     let request = fetched(&state, &Arc::new(request)).await.map_err(refuse)?;
+    let _place = encoding(&state, &request).await.map_err(refuse)?;
     let n_tokens = blocking(move || prompt::n_tokens(&lease, &request))
         .await
         .map_err(refuse)?;

@@ -28,8 +28,9 @@ use tokio::sync::SemaphorePermit;
 use crate::access;
 use crate::limits;
 use crate::output::OutputReader;
+use crate::pool::Lease;
 use crate::prompt;
-use crate::reply::{Caller, Reply, Start};
+use crate::reply::{Caller, Reply, Start, too_late};
 use crate::server::State;
 use crate::tools;
 
@@ -153,6 +154,26 @@ async fn converse(
     request: &Arc<GenerationRequest>,
     caller: Caller,
 ) -> Result<Reply, ApiError> {
+    let (lease, start) = in_time(state, &caller, prepare(state, request)).await?;
+    Reply::start(state, lease, request, start, caller)
+}
+
+/// What comes before an answer is queued, no longer than a request may take.
+async fn in_time<T>(
+    state: &State,
+    caller: &Caller,
+    work: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let Some(limit) = state.options.request_timeout else {
+        return work.await;
+    };
+    let deadline = tokio::time::Instant::from_std(caller.arrived + limit);
+    let result = tokio::time::timeout_at(deadline, work).await;
+    result.unwrap_or_else(|_| Err(too_late()))
+}
+
+/// The model, and the conversation as it takes it.
+async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result<(Lease, Start), ApiError> {
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
     let (shared, model) = (Arc::clone(state), lease.model());
     let wanted = fetched(state, request).await?;
@@ -178,7 +199,7 @@ async fn converse(
         })
     })
     .await?;
-    Reply::start(state, lease, request, start, caller)
+    Ok((lease, start))
 }
 
 /// The request with what it names by address.

@@ -9,12 +9,12 @@ use axum::extract::State as Shared;
 use axum::extract::rejection::BytesRejection;
 use axum::http::Response;
 use carat_api::ollama::{self, Lines, Shape};
-use carat_api::openai::{CompletionRequest, Prompt};
+use carat_api::openai::{CompletionRequest, MAX_INPUTS, Prompt};
 use carat_api::{ApiError, ErrorKind, KeepAlive, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Answer, at, converse, json, openai, whole};
+use super::{Answer, at, converse, in_time, json, openai, whole};
 use crate::ids;
 use crate::model::ModelDetails;
 use crate::reply::{Caller, Reply};
@@ -204,7 +204,8 @@ pub(super) async fn embed(
     let wanted: Embed = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let name = wanted.model.as_deref().unwrap_or_default();
     let keep_alive = ollama::keep_alive(&wanted.keep_alive).map_err(refuse)?;
-    let model = state.models.lease(name, keep_alive).await.map_err(refuse)?;
+    let model = in_time(&state, &caller, state.models.lease(name, keep_alive));
+    let model = model.await.map_err(refuse)?;
     if let Some(text) = wanted.prompt {
         let (vectors, _) = openai::embed(&state, &model, vec![Prompt::Text(text)], caller)
             .await
@@ -225,8 +226,13 @@ pub(super) async fn embed(
             "`input` must be a string or an array of strings",
         ))
     };
+    let texts = texts.ok_or_else(wrong)?;
+    if texts.len() > MAX_INPUTS {
+        let message = format!("`input` may hold at most {MAX_INPUTS} texts");
+        return Err(refuse(ApiError::field("input", message)));
+    }
     let started = std::time::Instant::now();
-    let (vectors, n_tokens) = openai::embed(&state, &model, texts.ok_or_else(wrong)?, caller)
+    let (vectors, n_tokens) = openai::embed(&state, &model, texts, caller)
         .await
         .map_err(refuse)?;
     let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);

@@ -14,13 +14,13 @@ use carat_text::{ControlText, Special};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Answer, at, blocking, converse, is_brief, json, prepared, whole};
+use super::{Answer, at, blocking, converse, in_time, is_brief, json, prepared, whole};
 use crate::ids;
 use crate::limits;
 use crate::model::ServedModel;
 use crate::pool::Lease;
 use crate::prompt;
-use crate::reply::{Caller, Reply, Start, engine_error, too_late};
+use crate::reply::{Caller, Reply, Start, checked_choices, engine_error, too_late};
 use crate::server::State;
 use crate::stream::{self, Writer};
 use crate::trace;
@@ -113,7 +113,9 @@ pub(super) async fn complete(
     caller: Caller,
 ) -> Result<(Reply, Vec<String>), ApiError> {
     let wanted = &request.generation;
-    let lease = state.models.lease(&wanted.model, wanted.keep_alive).await?;
+    checked_choices(request.prompts.len(), wanted.n)?;
+    let lease = state.models.lease(&wanted.model, wanted.keep_alive);
+    let lease = in_time(state, &caller, lease).await?;
     let model = lease.model();
     let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
     let wanted = request.generation.clone();
@@ -161,7 +163,8 @@ pub(super) async fn embeddings(
 ) -> Answer {
     let refuse = at("/v1/embeddings");
     let request = openai::embedding_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    let model = state.models.lease(&request.model, None).await.map_err(refuse)?;
+    let model = in_time(&state, &caller, state.models.lease(&request.model, None));
+    let model = model.await.map_err(refuse)?;
     let (mut vectors, n_tokens) = embed(&state, &model, request.inputs, caller)
         .await
         .map_err(refuse)?;

@@ -11,9 +11,11 @@ use axum::response::IntoResponse;
 use carat_api::{ApiError, ErrorKind, parse};
 use carat_text::{ControlText, Special};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Answer, at, json, path_of, whole};
+use super::{Answer, at, json, path_of, prepared, whole};
+use crate::limits;
+use crate::pool::Lease;
 use crate::server::State;
 
 /// The document that describes the API.
@@ -91,6 +93,12 @@ pub(super) async fn tokenize(
     let wanted: Tokenize = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let name = wanted.model.as_deref().unwrap_or_default();
     let model = state.models.lease(name, None).await.map_err(refuse)?;
+    let is_brief = wanted.content.len() <= limits::BRIEF_BYTES;
+    let answer = prepared(is_brief, move || Ok(tokenized(&model, &wanted)));
+    Ok(json(&answer.await.map_err(refuse)?))
+}
+
+fn tokenized(model: &Lease, wanted: &Tokenize) -> Value {
     let tokenizer = &model.setup.tokenizer;
     let special = if wanted.parse_special == Some(false) {
         Special::AsText
@@ -108,7 +116,7 @@ pub(super) async fn tokenize(
     } else {
         ids.into()
     };
-    Ok(json(&answer))
+    answer
 }
 
 #[derive(Deserialize)]
@@ -135,7 +143,9 @@ pub(super) async fn detokenize(
         );
         return Err(refuse(ApiError::field("tokens", message)));
     }
-    let text = tokenizer.decode(&wanted.tokens, ControlText::Show);
+    let is_brief = size_of_val(wanted.tokens.as_slice()) <= limits::BRIEF_BYTES;
+    let decode = move || Ok(model.setup.tokenizer.decode(&wanted.tokens, ControlText::Show));
+    let text = prepared(is_brief, decode).await.map_err(refuse)?;
     Ok(json(&json!({"content": text, "prompt": text})))
 }
 

@@ -87,9 +87,9 @@ impl ResponseStore {
     }
 }
 
-fn unknown(id: &str, param: &str) -> ApiError {
+fn unknown(id: &str, param: &str, kind: ErrorKind) -> ApiError {
     let message = format!("the response `{id}` is not known here: it was not stored, or is too old");
-    let error = ApiError::new(ErrorKind::NotFound, message).with_code("previous_response_not_found");
+    let error = ApiError::new(kind, message).with_code("previous_response_not_found");
     ApiError {
         param: Some(param.to_string()),
         ..error
@@ -107,7 +107,7 @@ pub(super) async fn create(
         Some(id) => state
             .responses
             .turns(id)
-            .ok_or_else(|| refuse(unknown(id, "previous_response_id")))?,
+            .ok_or_else(|| refuse(unknown(id, "previous_response_id", ErrorKind::InvalidRequest)))?,
         None => Vec::new(),
     };
     turns.append(&mut wanted.generation.turns);
@@ -186,13 +186,13 @@ pub(super) async fn read(Shared(state): Shared<Arc<State>>, Path(id): Path<Strin
     let body = state
         .responses
         .body(&id)
-        .ok_or_else(|| refuse(unknown(&id, "id")))?;
+        .ok_or_else(|| refuse(unknown(&id, "id", ErrorKind::NotFound)))?;
     Ok(json(&body))
 }
 
 pub(super) async fn delete(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Answer {
     if !state.responses.remove(&id) {
-        return Err(at("/v1/responses")(unknown(&id, "id")));
+        return Err(at("/v1/responses")(unknown(&id, "id", ErrorKind::NotFound)));
     }
     Ok(json(&json!({"id": id, "object": "response", "deleted": true})))
 }

@@ -165,6 +165,11 @@ impl CallReader {
         self.n_calls
     }
 
+    /// Whether the arguments of the latest call are not whole.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.place, Place::Arguments { .. })
+    }
+
     /// Takes the next piece of text.
     pub(crate) fn push(&mut self, text: &str, out: &mut Vec<Delta>) {
         self.held.push_str(text);
@@ -300,6 +305,12 @@ mod tests {
                 );
             }
         }
+        let is_open = |text: &str| {
+            let mut reader = CallReader::new("x".into());
+            reader.push(text, &mut Vec::new());
+            reader.is_open()
+        };
+        assert!(is_open(&whole[..40]) && !is_open(whole));
         assert_eq!(read(&["Hel", "lo {x}"]), ("Hello {x}".to_string(), Vec::new()));
     }
 

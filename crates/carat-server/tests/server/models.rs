@@ -47,6 +47,14 @@ impl ModelStore for Store {
         Ok(ModelDetails::default())
     }
 
+    fn check(&self, id: &str) -> Result<(), LoadError> {
+        let (_, size) = MODELS.into_iter().find(|(other, _)| *other == id).unwrap();
+        if size > ROOM {
+            return Err(LoadError::TooLarge(format!("it needs {size}")));
+        }
+        self.details(id).map(|_| ())
+    }
+
     fn load(&self, id: &str, claimed_bytes: u64) -> Result<LoadedModel, LoadError> {
         if let Some(gate) = &self.gate {
             gate.lock().unwrap().recv().unwrap();
@@ -172,6 +180,21 @@ async fn what_cannot_be_had_is_said_with_the_reason() {
         assert!(told.text.contains("`small`, `middle`"), "{}", told.text);
     }
     assert_eq!(said(&client, "small").await, "small", "the server goes on");
+}
+
+#[tokio::test]
+async fn nobody_goes_for_a_model_that_cannot_come() {
+    let options = ServerOptions {
+        max_loaded: 1,
+        ..options()
+    };
+    let client = client_of(Store::default(), &options);
+    assert_eq!(said(&client, "small").await, "small");
+    assert_eq!(ask(&client, "huge").await.status, 400);
+    assert_eq!(ask(&client, "broken").await.status, 500);
+    assert_eq!(running(&client).await, ["small"]);
+    assert_eq!(said(&client, "middle").await, "middle");
+    assert_eq!(running(&client).await, ["middle"]);
 }
 
 #[tokio::test]

@@ -30,6 +30,18 @@ async fn a_chat_is_answered_whole() {
         (&json!("stop"), &json!("chat.completion"))
     );
     assert_eq!(answer["usage"]["completion_tokens"], 12);
+    let twice = ask(
+        &client,
+        json!({"n": 2, "messages": [{"role": "user", "content": "Another question"}]}),
+    )
+    .await;
+    let cached = twice["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .unwrap();
+    assert!(
+        cached + 1 < twice["usage"]["prompt_tokens"].as_u64().unwrap(),
+        "the second answer's prompt was cached, but the first one's was computed"
+    );
     let again = ask(&client, json!({})).await;
     let cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
         .as_u64()
@@ -126,12 +138,12 @@ async fn json_is_valid_whatever_the_model_says() {
         (told.status.as_u16(), &told.json()["error"]["param"]),
         (400, &json!("response_format.json_schema.schema"))
     );
-    let answer = ask(&client, json!({"guided_choice": ["yes", "n.o"]})).await;
+    let answer = ask(&client, json!({"guided_choice": ["<yes>", "n.o"]})).await;
     let text = answer["choices"][0]["message"]["content"]
         .as_str()
         .unwrap()
         .to_string();
-    assert!(text == "yes" || text == "n.o", "{text}");
+    assert!(text == "<yes>" || text == "n.o", "{text}");
     let answer = ask(&client, json!({"grammar": "root ::= [a-c] [x-z]"})).await;
     assert_eq!(
         answer["choices"][0]["message"]["content"].as_str().unwrap().len(),
@@ -294,7 +306,7 @@ async fn responses_go_on_from_each_other() {
         .await;
     assert_eq!(
         (told.status.as_u16(), &told.json()["error"]["param"]),
-        (404, &json!("previous_response_id"))
+        (400, &json!("previous_response_id"))
     );
 }
 

@@ -236,6 +236,12 @@ impl ModelStore for LocalModels {
         self.read_details(id).map_err(failed)
     }
 
+    fn check(&self, id: &str) -> Result<(), LoadError> {
+        let source = self.open(id).map_err(failed)?;
+        let fitting = self.fitting(&source, &mut None, 0).map_err(failed)?;
+        fitting.map(|_| ()).map_err(LoadError::TooLarge)
+    }
+
     fn load(&self, id: &str, claimed_bytes: u64) -> Result<LoadedModel, LoadError> {
         self.load_beside(id, claimed_bytes).map_err(failed)?
     }
