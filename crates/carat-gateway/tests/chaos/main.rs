@@ -142,6 +142,8 @@ async fn torment(moodies: Vec<Arc<Moody>>, time: Duration) {
                 moody.mood.store(mood, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(fastrand::u64(300..1500))).await;
             }
+            // Three that stayed ill would be an outage without an end for those who are still waiting.
+            moody.mood.store(0, Ordering::Relaxed);
         });
     }
     for _ in 0..2 {
