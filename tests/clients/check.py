@@ -159,7 +159,7 @@ def responses():
     assert call.type == "function_call" and json.loads(call.arguments)
     back = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
     assert OPENAI.responses.create(model=MODEL, input=[back], previous_response_id=made.id, max_output_tokens=8).output
-    refused(openai.NotFoundError, lambda: OPENAI.responses.create(model=MODEL, input="x", previous_response_id="resp_no"))
+    refused(openai.BadRequestError, lambda: OPENAI.responses.create(model=MODEL, input="x", previous_response_id="resp_no"))
 
 
 @check
