@@ -19,6 +19,8 @@ pub(crate) enum Level {
     /// AVX2 with AVX-VNNI: another integer product, the rest is the same.
     AvxVnni,
     Avx512,
+    /// AVX-512 with its products of bf16, and AMX with tiles of bf16 for many activation rows.
+    Amx,
     Neon,
     /// NEON with the 8-bit product of four.
     Dotprod,
@@ -28,7 +30,8 @@ pub(crate) enum Level {
 
 impl Level {
     /// Best first, as far as one processor can have them.
-    const ALL: [(Level, &'static str); 7] = [
+    const ALL: [(Level, &'static str); 8] = [
+        (Level::Amx, "amx"),
         (Level::Avx512, "avx512"),
         (Level::AvxVnni, "avxvnni"),
         (Level::Avx2, "avx2"),
@@ -47,6 +50,12 @@ impl Level {
             Level::AvxVnni => has_avx2() && std::arch::is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => has_avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => {
+                has_avx512()
+                    && std::arch::is_x86_feature_detected!("avx512bf16")
+                    && crate::x86_64::amx::is_present()
+            }
             // Every 64-bit ARM processor has it, and compilers take it for granted.
             #[cfg(target_arch = "aarch64")]
             Level::Neon => true,
@@ -62,10 +71,18 @@ impl Level {
     }
 }
 
-/// Names that the command line accepts and that carat has no kernels for yet.
-const WITHOUT_KERNELS: [&str; 1] = ["amx"];
-
 impl Isa {
+    /// Whether it multiplies tiles of bf16.
+    pub(crate) fn has_tiles(self) -> bool {
+        self.0 == Level::Amx
+    }
+
+    /// Whether its vectors are those of AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_avx512(self) -> bool {
+        matches!(self.0, Level::Avx512 | Level::Amx)
+    }
+
     /// The best set that this processor has.
     #[must_use]
     pub fn detect() -> Isa {
@@ -84,14 +101,8 @@ impl Isa {
     /// The set called `scalar`, `avx2`, `avxvnni`, `avx512`, `amx`, `neon`, `dotprod` or `i8mm`.
     ///
     /// # Errors
-    /// [`Error::UnknownIsa`] for another name, [`Error::MissingIsa`] when the processor or carat lacks it.
+    /// [`Error::UnknownIsa`] for another name, [`Error::MissingIsa`] when the processor lacks it.
     pub fn named(name: &str) -> Result<Isa, Error> {
-        if WITHOUT_KERNELS.contains(&name) {
-            return Err(Error::MissingIsa {
-                name: name.to_owned(),
-                best: Isa::detect().name(),
-            });
-        }
         let Some((level, _)) = Level::ALL.iter().find(|(_, n)| *n == name) else {
             return Err(Error::UnknownIsa {
                 name: name.to_owned(),
@@ -107,7 +118,7 @@ impl Isa {
         }
     }
 
-    /// `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod` or `i8mm`.
+    /// `scalar`, `avx2`, `avxvnni`, `avx512`, `amx`, `neon`, `dotprod` or `i8mm`.
     #[must_use]
     pub fn name(self) -> &'static str {
         Level::ALL
@@ -128,7 +139,7 @@ impl fmt::Display for Isa {
 pub fn cpu_features() -> Vec<(&'static str, bool)> {
     #[cfg(target_arch = "x86_64")]
     {
-        macro_rules! seen { ($($name:tt),*) => { vec![$(($name, std::arch::is_x86_feature_detected!($name))),*] } }
+        macro_rules! seen { ($($name:tt),*) => { [$(($name, std::arch::is_x86_feature_detected!($name))),*] } }
         seen![
             "avx2",
             "fma",
@@ -140,6 +151,9 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
             "avx512vnni",
             "avx512bf16"
         ]
+        .into_iter()
+        .chain([("amx", crate::x86_64::amx::is_present())])
+        .collect()
     }
     #[cfg(target_arch = "aarch64")]
     {
@@ -150,6 +164,13 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
     {
         Vec::new()
     }
+}
+
+/// Whether Intel made the processor.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_intel() -> bool {
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -182,8 +203,13 @@ mod tests {
     }
 
     #[test]
-    fn names_without_kernels_are_refused() {
-        assert!(matches!(Isa::named("amx"), Err(Error::MissingIsa { .. })));
+    fn sets_of_other_processors_are_refused() {
+        let other = if cfg!(target_arch = "x86_64") {
+            "neon"
+        } else {
+            "avx2"
+        };
+        assert!(matches!(Isa::named(other), Err(Error::MissingIsa { .. })));
         assert!(matches!(Isa::named("sse"), Err(Error::UnknownIsa { .. })));
     }
 }

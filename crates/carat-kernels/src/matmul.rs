@@ -7,6 +7,9 @@
 //! - `Int16`: the same with activations in 16 bits, whose error is nothing beside that of the weights.
 //! - `F32`: weights turned to f32 row by row, all products and sums in f32. The reference's arithmetic.
 //!
+//! With AMX, `Int8` and `Int16` multiply many rows in bf16 instead: weights and activations in 8 bits of mantissa for the
+//! one, in 16 for the other.
+//!
 //! Work is split over weight rows, never over the sum, so results do not depend on the number of threads.
 //! Few activation rows (decode) read each weight row once from memory and multiply it in registers; many
 //! (prefill) unpack a panel of weight rows to the cache first.
@@ -23,13 +26,15 @@ use crate::block::{BlockFormat, CHUNK};
 use crate::encoder::PairScratch;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, FloatScratch, float_panel, float_rows};
 use crate::isa::Level;
+#[cfg(target_arch = "x86_64")]
+use crate::x86_64::RoundedRows;
 use crate::{DType, Error, Isa, Pool, is_area, scalar};
 
 /// With this many activation rows a panel pays for its unpacking.
 fn panel_min_x(isa: Isa) -> usize {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => crate::x86_64::MAX_FEW + 1,
+        Level::Avx512 | Level::Amx => crate::x86_64::MAX_FEW + 1,
         _ => 5,
     }
 }
@@ -155,7 +160,15 @@ pub struct Activations {
     /// Empty if no weights need them.
     floats: Vec<f32>,
     is_quantized: bool,
-    quantized: QuantizedRows,
+    quantized: Quantized,
+}
+
+/// Activations as the kernels for quantized weights take them; one of these is filled.
+#[derive(Debug, Default)]
+struct Quantized {
+    rows: QuantizedRows,
+    #[cfg(target_arch = "x86_64")]
+    tiles: RoundedRows,
 }
 
 impl Activations {
@@ -168,7 +181,7 @@ impl Activations {
             n_cols: 0,
             floats: Vec::new(),
             is_quantized: false,
-            quantized: QuantizedRows::default(),
+            quantized: Quantized::default(),
         }
     }
 
@@ -198,7 +211,7 @@ impl Activations {
         self.is_quantized = weights.iter().any(is_integer);
         if self.is_quantized {
             let on = (compute.isa, Some(&compute.pool));
-            quantize(&mut self.quantized, self.precision, on, x, [n_rows, n_cols]);
+            self.quantized.fill(self.precision, on, x, [n_rows, n_cols]);
         }
     }
 
@@ -249,35 +262,36 @@ impl Activations {
         self.is_quantized = self.precision != Precision::F32;
         if self.is_quantized {
             let shape = [self.n_rows, self.n_cols];
-            quantize(
-                &mut self.quantized,
-                self.precision,
-                (isa, None),
-                &self.floats,
-                shape,
-            );
+            self.quantized
+                .fill(self.precision, (isa, None), &self.floats, shape);
         }
     }
 }
 
-/// Quantizes `x` `[n_rows, n_cols]` the way the kernels of the instruction set take it.
-fn quantize(
-    to: &mut QuantizedRows,
-    precision: Precision,
-    on: (Isa, Option<&Pool>),
-    x: &[f32],
-    shape: [usize; 2],
-) {
-    let bits = match precision {
-        Precision::Int16 => Bits::Sixteen,
-        Precision::Int8 | Precision::F32 => Bits::Eight,
-    };
-    let tile_rows = match on.0.0 {
+impl Quantized {
+    /// Takes `x` `[n_rows, n_cols]` the way the kernels of the instruction set want it.
+    fn fill(&mut self, precision: Precision, on: (Isa, Option<&Pool>), x: &[f32], shape: [usize; 2]) {
+        let bits = match precision {
+            Precision::Int16 => Bits::Sixteen,
+            Precision::Int8 | Precision::F32 => Bits::Eight,
+        };
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => crate::x86_64::tile_rows(shape[0]),
-        _ => 1,
-    };
-    to.fill(on, bits, x, shape, tile_rows);
+        if takes_tiles(on.0, shape[0]) {
+            return self.tiles.fill(on, bits == Bits::Sixteen, x, shape);
+        }
+        let tile_rows = match on.0.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => crate::x86_64::tile_rows(shape[0]),
+            _ => 1,
+        };
+        self.rows.fill(on, bits, x, shape, tile_rows);
+    }
+}
+
+/// Whether so many activation rows are multiplied by tiles of bf16.
+#[cfg(target_arch = "x86_64")]
+fn takes_tiles(isa: Isa, n_x: usize) -> bool {
+    isa.has_tiles() && n_x >= panel_min_x(isa)
 }
 
 /// One product of several that share their input: the weights and the output `[x rows, weight rows]`.
@@ -347,7 +361,7 @@ impl Compute {
     pub fn multiply(&self, x: &Activations, products: &mut [Product<'_>]) {
         let jobs: SmallVec<[Job<'_>; 4]> = products
             .iter_mut()
-            .map(|product| Job::new(self.isa, x, product.weights, product.out))
+            .map(|product| self.job(x, product.weights, product.out))
             .collect();
         self.run(&jobs);
     }
@@ -358,9 +372,13 @@ impl Compute {
     /// As [`Compute::multiply`].
     pub fn multiply_each<'a>(&self, products: impl Iterator<Item = (&'a Activations, Product<'a>)>) {
         let jobs: SmallVec<[Job<'_>; 16]> = products
-            .map(|(x, product)| Job::new(self.isa, x, product.weights, product.out))
+            .map(|(x, product)| self.job(x, product.weights, product.out))
             .collect();
         self.run(&jobs);
+    }
+
+    fn job<'a>(&self, x: &'a Activations, weights: Matrix<'a>, out: &'a mut [f32]) -> Job<'a> {
+        Job::new((self.isa, self.pool.n_threads()), x, weights, out)
     }
 
     fn run(&self, jobs: &[Job<'_>]) {
@@ -385,6 +403,8 @@ impl Compute {
 enum Method {
     Int8Rows,
     Int8Panel,
+    #[cfg(target_arch = "x86_64")]
+    Tiles,
     FloatRows,
     FloatPanel,
 }
@@ -400,7 +420,12 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn new(isa: Isa, x: &'a Activations, weights: Matrix<'a>, out: &'a mut [f32]) -> Job<'a> {
+    fn new(
+        (isa, n_threads): (Isa, usize),
+        x: &'a Activations,
+        weights: Matrix<'a>,
+        out: &'a mut [f32],
+    ) -> Job<'a> {
         assert_eq!(
             weights.n_cols, x.n_cols,
             "a weight's columns are not the activations' columns"
@@ -411,6 +436,8 @@ impl<'a> Job<'a> {
             weights.dtype.is_quantized() && x.precision != Precision::F32,
             many,
         ) {
+            #[cfg(target_arch = "x86_64")]
+            (true, true) if takes_tiles(isa, x.n_rows) => Method::Tiles,
             (true, true) if isa.0 != Level::Scalar => Method::Int8Panel,
             (true, _) => Method::Int8Rows,
             (false, true) => Method::FloatPanel,
@@ -418,11 +445,15 @@ impl<'a> Job<'a> {
         };
         let is_filled = match method {
             Method::Int8Rows | Method::Int8Panel => x.is_quantized,
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => x.is_quantized,
             Method::FloatRows | Method::FloatPanel => x.floats.len() == x.n_rows * x.n_cols,
         };
         assert!(is_filled, "activations were not filled for weights of this kind");
         let chunk_rows = match method {
             Method::Int8Panel => INT8_PANEL_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => crate::x86_64::amx_panel_rows(weights.n_rows, n_threads),
             Method::FloatPanel => FLOAT_PANEL_ROWS,
             // Up to sixteen rows are multiplied together; more activation rows mean more work for the same bytes.
             _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(16, 512) & !15,
@@ -442,14 +473,15 @@ impl<'a> Job<'a> {
         let first = chunk * self.chunk_rows;
         let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
         let (weights, out) = (&self.weights, &self.out);
+        // Threads that go at the same pace take turns.
+        let next_row = first + n_threads * self.chunk_rows;
         match self.method {
             Method::Int8Rows | Method::Int8Panel => {
                 let task = RowTask {
                     weights,
                     rows,
-                    // Threads that go at the same pace take turns.
-                    next_row: first + n_threads * self.chunk_rows,
-                    x: &x.quantized,
+                    next_row,
+                    x: &x.quantized.rows,
                     out,
                 };
                 if self.method == Method::Int8Panel {
@@ -457,6 +489,18 @@ impl<'a> Job<'a> {
                 } else {
                     int8_rows(isa, &task, &mut scratch.panel);
                 }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Method::Tiles => {
+                let task = crate::x86_64::TileTask {
+                    weights,
+                    rows,
+                    next_row,
+                    x: &x.quantized.tiles,
+                    out,
+                };
+                // SAFETY: `takes_tiles` saw an `Isa` that exists only where the processor has the features.
+                unsafe { crate::x86_64::multiply_amx(&task, &mut scratch.panel) };
             }
             Method::FloatRows => {
                 let task = FloatTask {
@@ -648,6 +692,9 @@ pub(crate) struct PanelScratch {
     /// Activations as words.
     #[cfg(target_arch = "x86_64")]
     pub(crate) x: Aligned<i16>,
+    /// Tiles of bf16.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) tiles: Aligned<u16>,
     /// The panel's outputs before they are whole.
     pub(crate) sums: Aligned<f32>,
 }
@@ -675,7 +722,7 @@ fn int8_rows(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
-        Level::Avx512 => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
+        Level::Avx512 | Level::Amx => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
         Level::Avx2 => unsafe { crate::x86_64::dot_rows_avx2(task) },
@@ -695,7 +742,7 @@ fn int8_panel(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
     match isa.0 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
-        Level::Avx512 => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
+        Level::Avx512 | Level::Amx => unsafe { crate::x86_64::multiply_avx512(task, scratch) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where the processor has the features.
         Level::Avx2 => unsafe { crate::x86_64::multiply_panel_avx2(task, scratch) },

@@ -4,7 +4,8 @@
 //! One instruction multiplies a pair of A, broadcast, with sixteen pairs of B and adds both products to sixteen
 //! sums in f32. The tile is that of [`crate::gemm_f32`]: 6 rows of A by 4 registers of B, 24 sums in 32 registers;
 //! each step of `k` (two elements) loads 4 registers and does 24 such instructions. The bound is twice the f32
-//! FMA peak. There is no AVX2 version: without the instruction f32 is faster.
+//! FMA peak. There is no AVX2 version: without the instruction f32 is faster. With AMX tiles do it
+//! (`x86_64/amx_pairs.rs`).
 //!
 //! [`EncoderPrecision::Bf16`]: crate::encoder::EncoderPrecision::Bf16
 
@@ -31,7 +32,17 @@ pub(crate) struct PairGemm<'a> {
     pub(crate) n: usize,
     /// Pairs that are summed.
     pub(crate) k: usize,
+    /// What rounding to bf16 lost of both.
+    pub(crate) rest: Option<Rest<'a>>,
     pub(crate) start: Start<'a>,
+}
+
+/// Operands of the same layout that are added to those of a [`PairGemm`], as numbers of 16 bits of mantissa in two halves.
+/// Their product with each other is left out.
+#[derive(Clone, Copy)]
+pub(crate) struct Rest<'a> {
+    pub(crate) a: &'a [u32],
+    pub(crate) b: &'a [u32],
 }
 
 /// What the sums start from.
@@ -146,12 +157,22 @@ mod avx512 {
     }
 }
 
+/// Whether products of bf16 are faster than those of f32. Intel's `vdpbf16ps` does half as many a cycle, so that there
+/// only tiles pay. The scalar version is the specification and is used wherever asked for.
+pub(crate) fn pays(isa: Isa) -> bool {
+    match isa.0 {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => is_supported(isa) && !crate::isa::is_intel(),
+        _ => is_supported(isa),
+    }
+}
+
 /// Whether there is a version for this instruction set.
 pub(crate) fn is_supported(isa: Isa) -> bool {
     match isa.0 {
         Level::Scalar => true,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => std::arch::is_x86_feature_detected!("avx512bf16"),
+        Level::Avx512 | Level::Amx => std::arch::is_x86_feature_detected!("avx512bf16"),
         _ => false,
     }
 }
@@ -167,7 +188,7 @@ macro_rules! dispatch_pairs {
                 $generic($crate::x86_64::Avx512, $($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
-            if isa.0 == $crate::isa::Level::Avx512 && $crate::pair_gemm::is_supported(isa) {
+            if isa.has_avx512() && $crate::pair_gemm::is_supported(isa) {
                 // SAFETY: an `Isa` of this level exists only where the processor has its features, and that for
                 // bf16 has just been looked for.
                 return unsafe { with_avx512($($arg),*) };
@@ -190,13 +211,32 @@ pub(crate) fn round_to_bf16(isa: Isa, x: &[f32], to: &mut [u16]) {
     round_row(isa, x, to);
 }
 
+dispatch! {
+    /// What rounding to bf16 loses, in place.
+    pub(crate) fn keep_what_rounding_loses(x: &mut [f32]) = keep_what_rounding_loses_generic;
+}
+
+/// LLVM makes vectors of it.
+#[inline(always)]
+fn keep_what_rounding_loses_generic<S: Simd>(_: S, x: &mut [f32]) {
+    for x in x {
+        *x -= f32::from_bits(u32::from(round(*x)) << 16);
+    }
+}
+
+/// The bf16 nearest to `x`, ties to even; a NaN stays one.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    if x.is_nan() { 0x7fc0 } else { rounded as u16 }
+}
+
 /// LLVM makes vectors of it.
 #[inline(always)]
 fn round_row_generic<S: Simd>(_: S, x: &[f32], to: &mut [u16]) {
     for (x, to) in x.iter().zip(to) {
-        let bits = x.to_bits();
-        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-        *to = if x.is_nan() { 0x7fc0 } else { rounded as u16 };
+        *to = round(*x);
     }
 }
 
@@ -248,11 +288,17 @@ impl PairGemm<'_> {
         let width = self.n.next_multiple_of(LANES);
         let fits = |end: Option<usize>, slice: &[u32]| end.is_some_and(|end| end <= slice.len());
         let row_of_a = area(self.k, self.a_col, Some(1));
-        assert!(fits(area(self.m, self.a_row, row_of_a), self.a), "A is too short");
-        assert!(
-            fits(area(self.k, self.ldb, Some(width)), self.b),
-            "B is too short"
+        let (a_end, b_end) = (
+            area(self.m, self.a_row, row_of_a),
+            area(self.k, self.ldb, Some(width)),
         );
+        for (a, b) in [(self.a, self.b)]
+            .into_iter()
+            .chain(self.rest.map(|rest| (rest.a, rest.b)))
+        {
+            assert!(fits(a_end, a), "A is too short");
+            assert!(fits(b_end, b), "B is too short");
+        }
         if let Start::Row(Some(row)) = self.start {
             assert!(row.len() >= self.n, "the sums' start is too short");
         }
@@ -266,7 +312,17 @@ impl PairGemm<'_> {
 /// touches them meanwhile.
 pub(crate) unsafe fn pair_gemm(isa: Isa, gemm: &PairGemm<'_>) {
     gemm.check();
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_tiles() {
+        // SAFETY: an `Isa` of this level exists only where the processor has the features; the rest is the caller's word.
+        return unsafe { crate::x86_64::multiply_pairs_amx(gemm) };
+    }
     run(isa, gemm);
+    if let Some(Rest { a, b }) = gemm.rest {
+        let start = Start::Old;
+        run(isa, &PairGemm { b, start, ..*gemm });
+        run(isa, &PairGemm { a, start, ..*gemm });
+    }
 }
 
 dispatch_pairs! {
@@ -395,7 +451,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn equals_a_plain_product_in_f64(m in 1usize..14, n in 1usize..150, k in 1usize..30, old: bool, seed: u64) {
+        fn equals_a_plain_product_in_f64(m in 1usize..14, n in 1usize..150, k in 1usize..40, old: bool, seed: u64) {
             let mut state = seed | 1;
             let mut number = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -409,12 +465,14 @@ mod tests {
                 (0..n).map(|_| unsafe { Scalar.pair(number(), number()) }).collect()
             };
             let (a, b) = (pairs((m + 1) * (k + 1)), pairs(k * ldb));
+            let (a_rest, b_rest) = (pairs((m + 1) * (k + 1)), pairs(k * ldb));
+            let rest = (seed % 3 == 0).then_some(Rest { a: &a_rest, b: &b_rest });
             let before: Vec<f32> = (0..m * ldc).map(|i| (i as f32).sin()).collect();
             let row: Vec<f32> = (0..n).map(|i| (i as f32).cos()).collect();
             for isa in Isa::available().filter(|isa| is_supported(*isa)) {
                 let mut c = before.clone();
                 let start = if old { Start::Old } else { Start::Row(Some(&row)) };
-                let gemm = PairGemm { a: &a, a_row, a_col, b: &b, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start };
+                let gemm = PairGemm { a: &a, a_row, a_col, b: &b, ldb, c: c.as_mut_ptr(), ldc, m, n, k, rest, start };
                 // SAFETY: `c` has m rows of ldc >= n.
                 unsafe { pair_gemm(isa, &gemm) };
                 for i in 0..m {
@@ -422,10 +480,13 @@ mod tests {
                         let from = f64::from(if old || j >= n { before[i * ldc + j] } else { row[j] });
                         let (mut sum, mut size) = (from, from.abs());
                         for p in 0..if j < n { k } else { 0 } {
-                            let (x, y) = (a[i * a_row + p * a_col], b[p * ldb + j]);
-                            for term in [value(x) * value(y), value(x >> 16) * value(y >> 16)] {
-                                sum += term;
-                                size += term.abs();
+                            let products = [(&a, &b), (&a, &b_rest), (&a_rest, &b)];
+                            for (a, b) in &products[..if rest.is_some() { 3 } else { 1 }] {
+                                let (x, y) = (a[i * a_row + p * a_col], b[p * ldb + j]);
+                                for term in [value(x) * value(y), value(x >> 16) * value(y >> 16)] {
+                                    sum += term;
+                                    size += term.abs();
+                                }
                             }
                         }
                         let bound = (2 * k + 1) as f64 * f64::from(f32::EPSILON) * size;

@@ -194,7 +194,7 @@ macro_rules! dispatch {
                 $crate::isa::Level::Avx2 | $crate::isa::Level::AvxVnni => unsafe { with_avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` of this level exists only where the processor has these features.
-                $crate::isa::Level::Avx512 => unsafe { with_avx512($($arg),*) },
+                $crate::isa::Level::Avx512 | $crate::isa::Level::Amx => unsafe { with_avx512($($arg),*) },
                 // Every 64-bit ARM processor has NEON: no function of its own is needed.
                 #[cfg(target_arch = "aarch64")]
                 $crate::isa::Level::Neon => $generic($crate::aarch64::Neon::<false>, $($arg),*),

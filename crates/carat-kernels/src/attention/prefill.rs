@@ -11,7 +11,7 @@
 //!
 //! so that softmax needs no sums across lanes. Where the cache keeps no more than bf16 does (`bf16`, `q8_0`, `q4_0`)
 //! and the processor multiplies bf16, operands are rounded to bf16 and paired along the summed axis, sums stay in
-//! f32: twice the products a cycle. Bound: `4 * M * KEYS * E` operations a tile at the peak of f32, or of bf16.
+//! f32: twice the products a cycle (with AMX sixteen times, and f16 caches too, by two numbers of bf16 each). Bound: `4 * M * KEYS * E` operations a tile at the peak of f32, or of bf16.
 //!
 //! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to
 //! the cache's format first by the caller: how a prompt was cut changes rounding only. So a local layer's cache
@@ -103,11 +103,11 @@ pub fn prefill(
         "the visible span is longer than the cache"
     );
     let out = SharedOut::new(query.out, n_tokens, q_width);
-    let in_pairs = multiplies_pairs(compute.isa(), &kv);
-    let rows = if in_pairs { ROWS_OF_PAIRS } else { ROWS };
+    let operands = Operands::of(compute.isa(), &kv);
+    let rows = if operands.in_pairs() { ROWS_OF_PAIRS } else { ROWS };
     let task = Task {
         isa: compute.isa(),
-        in_pairs,
+        operands,
         q: query.q,
         k: query.k,
         v: query.v,
@@ -135,18 +135,36 @@ pub fn prefill(
     });
 }
 
-/// Whether products are of bf16: where that rounds no more than the cache does, and the processor can.
-fn multiplies_pairs(isa: Isa, kv: &KvView<'_>) -> bool {
-    let is_rounded = match kv.shape.dtype {
-        KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => true,
-        KvDType::F16 | KvDType::F32 => false,
-    };
-    is_rounded && kv.shape.head_dim.is_multiple_of(pair_gemm::LANES) && pair_gemm::is_supported(isa)
+/// What the operands of products are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operands {
+    Floats,
+    /// Rounded to bf16.
+    Pairs,
+    /// Split into two numbers of bf16.
+    SplitPairs,
+}
+
+impl Operands {
+    /// bf16 where that rounds no more than the cache does and the processor is faster at it. What f16 keeps takes two
+    /// numbers of bf16 and three products, which pays with tiles alone.
+    fn of(isa: Isa, kv: &KvView<'_>) -> Operands {
+        let whole = kv.shape.head_dim.is_multiple_of(pair_gemm::LANES);
+        match kv.shape.dtype {
+            KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 if whole && pair_gemm::pays(isa) => Operands::Pairs,
+            KvDType::F16 if whole && isa.has_tiles() => Operands::SplitPairs,
+            _ => Operands::Floats,
+        }
+    }
+
+    fn in_pairs(self) -> bool {
+        self != Operands::Floats
+    }
 }
 
 struct Task<'a> {
     isa: Isa,
-    in_pairs: bool,
+    operands: Operands,
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
@@ -172,12 +190,16 @@ impl Task<'_> {
         tile.ends.clear();
         tile.ends.extend(tokens.clone().map(|token| self.end(token)));
         let end = tile.ends.iter().copied().max().unwrap_or(self.pos);
-        // Tiles of keys begin at multiples of KEYS, and pairs of keys at even positions, so that the order of sums
-        // does not depend on the chunk.
+        // Tiles of keys begin at multiples of KEYS, and what is summed together at multiples of it, so that the order of
+        // sums does not depend on the chunk.
+        let together = match self.operands {
+            Operands::Floats => 1,
+            _ if self.isa.has_tiles() => KEYS,
+            _ => 2,
+        };
         let mut base = first / KEYS * KEYS;
         while base < end {
-            let unseen = if self.in_pairs { first % 2 } else { 0 };
-            let keys = base.max(first - unseen)..(base + KEYS).min(end);
+            let keys = base.max(first / together * together)..(base + KEYS).min(end);
             self.load_keys(head, first, &keys, tile);
             self.multiply(&keys, &tokens, tile);
             base += KEYS;
@@ -209,8 +231,8 @@ impl Task<'_> {
                 tile.q[e * columns + r] = value * self.score_scale;
             }
         }
-        if self.in_pairs {
-            tile.round_queries(self.isa, dim);
+        if self.operands.in_pairs() {
+            tile.round_queries(self.isa, dim, self.operands == Operands::SplitPairs);
         }
     }
 
@@ -237,7 +259,7 @@ impl Task<'_> {
                 to.copy_from_slice(&own[(pos - self.pos) * width + head * dim..][..dim]);
             }
         }
-        if self.in_pairs {
+        if self.operands.in_pairs() {
             tile.round_keys(self.isa, keys.len(), dim);
         }
     }
@@ -245,14 +267,14 @@ impl Task<'_> {
     /// One tile of keys: scores, online softmax, weighted values.
     fn multiply(&self, keys: &Range<usize>, tokens: &Range<usize>, tile: &mut Tile) {
         let (dim, n, columns) = (self.kv.shape.head_dim, keys.len(), tile.columns());
-        if self.in_pairs {
+        if self.operands.in_pairs() {
             tile.score_pairs(self.isa, n, dim);
         } else {
             tile.score_floats(self.isa, n, dim);
         }
         self.mask(keys, tokens, &tile.ends, columns, &mut tile.scores);
         tile.soften(self.isa, n, dim);
-        if self.in_pairs {
+        if self.operands.in_pairs() {
             tile.weigh_pairs(self.isa, n, dim);
         } else {
             tile.weigh_floats(self.isa, n, dim);

@@ -5,7 +5,9 @@ use super::page::PAGE;
 use crate::Isa;
 use crate::aligned::Aligned;
 use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
-use crate::pair_gemm::{LANES, PairGemm, Start, pair_gemm, pair_rows, round_to_bf16};
+use crate::pair_gemm::{
+    LANES, PairGemm, Rest, Start, keep_what_rounding_loses, pair_gemm, pair_rows, round_to_bf16,
+};
 use crate::simd::{Scalar, Simd, dispatch};
 
 /// Positions of a tile of keys: those of a page.
@@ -32,17 +34,43 @@ pub(super) struct Tile {
     pairs: PairTile,
 }
 
-/// The operands in bf16, in pairs along the summed axis.
+/// The operands in bf16, in pairs along the summed axis, and where the cache keeps more than that, what rounding lost.
 #[derive(Default)]
 struct PairTile {
+    with_rest: bool,
     /// `[E / 2, C]`
-    q: Aligned<u32>,
+    q: [Aligned<u32>; 2],
     /// `[KEYS, E / 2]`
-    k: Aligned<u32>,
+    k: [Aligned<u32>; 2],
     /// `[KEYS / 2, E]`
-    v: Aligned<u32>,
+    v: [Aligned<u32>; 2],
     /// `[KEYS / 2, C]`
-    weights: Aligned<u32>,
+    weights: [Aligned<u32>; 2],
+}
+
+/// Makes `len` pairs of `x` by `round`, and with a rest those of what rounding loses, for which `x` is given up.
+fn split(
+    isa: Isa,
+    with_rest: bool,
+    x: &mut [f32],
+    to: &mut [Aligned<u32>; 2],
+    len: usize,
+    round: impl Fn(&[f32], &mut [u32]),
+) {
+    let [whole, rest] = to;
+    whole.resize(len);
+    round(x, whole);
+    if with_rest {
+        rest.resize(len);
+        keep_what_rounding_loses(isa, x);
+        round(x, rest);
+    }
+}
+
+impl PairTile {
+    fn rest<'a>(&self, a: &'a [u32], b: &'a [u32]) -> Option<Rest<'a>> {
+        self.with_rest.then_some(Rest { a, b })
+    }
 }
 
 impl Tile {
@@ -69,20 +97,27 @@ impl Tile {
         self.largest.len()
     }
 
-    /// The queries in bf16.
-    pub(super) fn round_queries(&mut self, isa: Isa, dim: usize) {
+    /// The queries in bf16, and what that loses if `with_rest`.
+    pub(super) fn round_queries(&mut self, isa: Isa, dim: usize, with_rest: bool) {
         let columns = self.columns();
-        self.pairs.q.resize(dim / 2 * columns);
-        pair_rows(isa, &self.q, columns, &mut self.pairs.q);
+        self.pairs.with_rest = with_rest;
+        let (x, to) = (&mut self.q, &mut self.pairs.q);
+        split(isa, with_rest, x, to, dim / 2 * columns, |x, to| {
+            pair_rows(isa, x, columns, to);
+        });
     }
 
     /// The first `n` keys and values in bf16.
     pub(super) fn round_keys(&mut self, isa: Isa, n: usize, dim: usize) {
+        let with_rest = self.pairs.with_rest;
         let pairs = &mut self.pairs;
-        pairs.k.resize(n * dim / 2);
-        round_to_bf16(isa, &self.k[..n * dim], bytemuck::cast_slice_mut(&mut pairs.k));
-        pairs.v.resize(n.div_ceil(2) * dim);
-        pair_rows(isa, &self.v[..n * dim], dim, &mut pairs.v);
+        let (k, v) = (&mut self.k[..n * dim], &mut self.v[..n * dim]);
+        split(isa, with_rest, k, &mut pairs.k, n * dim / 2, |x, to| {
+            round_to_bf16(isa, x, bytemuck::cast_slice_mut(to));
+        });
+        split(isa, with_rest, v, &mut pairs.v, n.div_ceil(2) * dim, |x, to| {
+            pair_rows(isa, x, dim, to);
+        });
     }
 
     /// S^T of `n` keys in f32.
@@ -139,16 +174,17 @@ impl Tile {
     pub(super) fn score_pairs(&mut self, isa: Isa, n: usize, dim: usize) {
         let columns = self.columns();
         let product = PairGemm {
-            a: &self.pairs.k,
+            a: &self.pairs.k[0],
             a_row: dim / 2,
             a_col: 1,
-            b: &self.pairs.q,
+            b: &self.pairs.q[0],
             ldb: columns,
             c: self.scores.as_mut_ptr(),
             ldc: columns,
             m: n,
             n: columns,
             k: dim / 2,
+            rest: self.pairs.rest(&self.pairs.k[1], &self.pairs.q[1]),
             start: Start::Row(None),
         };
         // SAFETY: `scores` has KEYS >= n rows of `columns` and is borrowed by nobody else.
@@ -158,19 +194,22 @@ impl Tile {
     /// Adds the values of `n` keys by their weights, from operands in bf16.
     pub(super) fn weigh_pairs(&mut self, isa: Isa, n: usize, dim: usize) {
         let (columns, n_pairs) = (self.columns(), n.div_ceil(2));
-        self.pairs.weights.resize(n_pairs * columns);
-        pair_rows(isa, &self.scores[..n * columns], columns, &mut self.pairs.weights);
+        let (x, to) = (&mut self.scores[..n * columns], &mut self.pairs.weights);
+        split(isa, self.pairs.with_rest, x, to, n_pairs * columns, |x, to| {
+            pair_rows(isa, x, columns, to);
+        });
         let product = PairGemm {
-            a: &self.pairs.weights,
+            a: &self.pairs.weights[0],
             a_row: 1,
             a_col: columns,
-            b: &self.pairs.v,
+            b: &self.pairs.v[0],
             ldb: dim,
             c: self.out.as_mut_ptr(),
             ldc: dim,
             m: self.out.len() / dim,
             n: dim,
             k: n_pairs,
+            rest: self.pairs.rest(&self.pairs.weights[1], &self.pairs.v[1]),
             start: Start::Old,
         };
         // SAFETY: `out` has m rows of `dim` and is borrowed by nobody else.

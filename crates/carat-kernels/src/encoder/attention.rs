@@ -264,6 +264,7 @@ impl Task<'_> {
             m: n,
             n: COLUMNS,
             k: half,
+            rest: None,
             start: Start::Row(None),
         };
         // SAFETY: `scores` has KEYS rows of COLUMNS and is borrowed by nobody else.
@@ -287,6 +288,7 @@ impl Task<'_> {
             m: dim,
             n: COLUMNS,
             k: n_pairs,
+            rest: None,
             start: Start::Old,
         };
         // SAFETY: `out` has `dim` rows of COLUMNS and is borrowed by nobody else.

@@ -29,14 +29,14 @@ pub(crate) use product::PairScratch;
 pub enum EncoderPrecision {
     /// All f32.
     F32,
-    /// Operands in bf16, sums in f32, where the processor has instructions for it.
+    /// Operands in bf16, sums in f32, where the processor is faster at it.
     Bf16,
 }
 
 impl EncoderPrecision {
     /// What is used with an instruction set: the scalar kernels stand for bf16 too, as their specification.
     fn on(self, isa: crate::Isa) -> EncoderPrecision {
-        if crate::pair_gemm::is_supported(isa) {
+        if crate::pair_gemm::pays(isa) {
             self
         } else {
             EncoderPrecision::F32

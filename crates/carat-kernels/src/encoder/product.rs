@@ -122,6 +122,7 @@ impl<'a> Job<'a> {
                     m: x.n_rows,
                     n,
                     k: half,
+                    rest: None,
                     start: Start::Row(bias),
                 };
                 // SAFETY: the output has `n_rows` rows, of which this task alone has these `n` columns.

@@ -64,7 +64,7 @@ impl Rows {
     /// `offset + 32` is within the chunk.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    unsafe fn wide_columns(self, offset: usize) -> [__m512i; 8] {
+    pub(super) unsafe fn wide_columns(self, offset: usize) -> [__m512i; 8] {
         // SAFETY: within each row's chunk, by the contracts of this function and of the type.
         let row = |r: usize| unsafe { _mm256_loadu_si256(self.chunk.add(r * self.stride + offset).cast()) };
         // Register i of a half: rows i and i + 4, two quarters each.

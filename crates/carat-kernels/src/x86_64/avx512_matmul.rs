@@ -25,7 +25,7 @@ use super::avx512_lanes::{PACK_ROWS, Rows};
 use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
 use crate::activation::QuantizedTile;
 use crate::block::{BlockFormat, CHUNK, by_format};
-use crate::matmul::{PanelScratch, RowTask};
+use crate::matmul::{Matrix, PanelScratch, RowTask};
 
 /// Weight rows of a panel.
 pub(crate) const PANEL_ROWS: usize = 2 * PACK_ROWS;
@@ -67,14 +67,19 @@ fn multiply_as<F: Pack, const WIDE: bool>(task: &RowTask<'_>, scratch: &mut Pane
     }
 }
 
-/// The first chunk of the 16 rows from `row` on. Kernels read whole chunks: what follows a row that ends within one is
+/// The first chunk of the 16 rows from `row` on, of `n_cols` columns in whole chunks. Kernels read whole chunks: what follows a row that ends within one is
 /// read too, and counts for nothing, since the activations are zero there. Where the matrix ends, a copy padded with
 /// zeros is made.
-fn sixteen_rows<F: BlockFormat>(task: &RowTask<'_>, row: usize, padded: &mut Vec<u8>) -> Rows {
-    let stride = task.weights.row_bytes();
+pub(super) fn sixteen_rows<F: BlockFormat>(
+    weights: &Matrix<'_>,
+    n_cols: usize,
+    row: usize,
+    padded: &mut Vec<u8>,
+) -> Rows {
+    let stride = weights.row_bytes();
     assert!(stride < 1 << 27, "offsets of rows fit 31 bits");
-    let bytes = task.weights.rows_from(row);
-    let needed = (PACK_ROWS - 1) * stride + task.x.n_cols() / CHUNK * F::CHUNK_BYTES;
+    let bytes = weights.rows_from(row);
+    let needed = (PACK_ROWS - 1) * stride + n_cols / CHUNK * F::CHUNK_BYTES;
     let chunk = if bytes.len() < needed {
         padded.clear();
         padded.extend_from_slice(bytes);
@@ -93,7 +98,7 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
     let n_chunks = task.x.n_cols() / CHUNK;
     let ahead = PREFETCH_BYTES.div_ceil(F::CHUNK_BYTES);
     for row in task.rows.clone().step_by(PACK_ROWS) {
-        let rows = sixteen_rows::<F>(task, row, &mut scratch.padded);
+        let rows = sixteen_rows::<F>(task.weights, task.x.n_cols(), row, &mut scratch.padded);
         let next = if row + PACK_ROWS < task.rows.end {
             row + PACK_ROWS
         } else {
@@ -249,7 +254,7 @@ fn many<F: Pack, const WIDE: bool>(task: &RowTask<'_>, scratch: &mut PanelScratc
 fn pack_panel<F: Pack>(task: &RowTask<'_>, chunks: std::ops::Range<usize>, scratch: &mut PanelScratch) {
     for group in 0..task.rows.len().div_ceil(PACK_ROWS) {
         let row = task.rows.start + PACK_ROWS * group;
-        let rows = sixteen_rows::<F>(task, row, &mut scratch.padded);
+        let rows = sixteen_rows::<F>(task.weights, task.x.n_cols(), row, &mut scratch.padded);
         for (i, c) in chunks.clone().enumerate() {
             // SAFETY: `sixteen_rows` gave 16 rows of at least `chunks.end` chunks; the features are those of this
             // function.

@@ -1,5 +1,11 @@
-//! The x86-64 versions: AVX2 (with FMA and F16C), the same with AVX-VNNI, and AVX-512 (F, BW, VL, DQ, VNNI).
+//! The x86-64 versions: AVX2 (with FMA and F16C), the same with AVX-VNNI, AVX-512 (F, BW, VL, DQ, VNNI), and that with AMX
+//! (tiles of bf16).
 
+pub(crate) mod amx;
+#[cfg(all(test, target_os = "linux"))]
+mod amx_emulator;
+mod amx_matmul;
+mod amx_pairs;
 pub(crate) mod avx2;
 mod avx2_dot;
 mod avx2_panel;
@@ -9,7 +15,10 @@ pub(crate) mod avx512;
 mod avx512_lanes;
 mod avx512_matmul;
 mod avx512_pack;
+mod rounded;
 
+pub(crate) use amx_matmul::{TileTask, multiply as multiply_amx, panel_rows as amx_panel_rows};
+pub(crate) use amx_pairs::multiply as multiply_pairs_amx;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx2_dot::{dot_rows as dot_rows_avx2, dot_rows_vnni as dot_rows_avx_vnni};
 pub(crate) use avx2_panel::{
@@ -19,6 +28,7 @@ pub(crate) use avx512::Avx512;
 pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;
+pub(crate) use rounded::RoundedRows;
 
 /// The f16 at `from` as f32.
 ///
