@@ -27,6 +27,8 @@ import subprocess
 import sys
 import time
 
+import llama_cache
+
 
 def numbers(text):
     return [int(part) for part in text.split(",")]
@@ -44,6 +46,9 @@ def arguments():
     parser.add_argument("--prefill", type=numbers, default=[512], help="prompt lengths (default 512)")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded at each depth (default 32)")
     parser.add_argument("--depth", type=numbers, default=[0], help="tokens in the cache before decoding (default 0)")
+    parser.add_argument("--copied-cache", type=int, metavar="WINDOW",
+                        help="do not let llama.cpp compute the tokens before decoding, but fill its cache with copies of "
+                             "a short prompt's rows; local layers get WINDOW of them (see llama_cache.py)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="append each round's figures here")
     parser.add_argument("--llama-only", action="store_true", help=argparse.SUPPRESS)
@@ -97,7 +102,10 @@ def measure_llama(options):
         rates[f"prefill {n}"] = timed(n, 512)
     for depth in options.depth:
         clear()
-        if depth:
+        if depth and options.copied_cache:
+            feed(llama_cache.SHORT, llama_cache.SHORT)
+            llama_cache.fill(llama_cpp, context, depth, options.copied_cache)
+        elif depth:
             feed(depth, 512)
         rates[f"decode at {depth}"] = timed(options.decode, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -108,6 +116,8 @@ def run_llama(options, model):
     command = [options.llama_python, __file__, model, "--llama-only", "--threads", str(options.threads),
                "--decode", str(options.decode), "--prefill", ",".join(map(str, options.prefill)),
                "--depth", ",".join(map(str, options.depth))]
+    if options.copied_cache:
+        command += ["--copied-cache", str(options.copied_cache)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 

@@ -39,6 +39,7 @@ pub(crate) fn setup(config: &Config, options: &LoadOptions, context: usize) -> S
         n_sequences: 1,
         kv_dtype: options.kv_dtype,
         n_threads: options.n_threads,
+        has_tiles: options.isa.has_tiles(),
         max_batch_tokens: options.max_batch_tokens,
         precision: options.precision_for(config),
         tower_bytes: 0,

@@ -5,7 +5,7 @@
 //! | `CARAT_HOME` | folder of carat's models, history and catalogue | `~/.carat` |
 //! | `CARAT_OFFLINE` | `1`: never use the network | off |
 //! | `CARAT_THREADS` | threads to compute with | physical cores |
-//! | `CARAT_ISA` | instruction set: `scalar`, `avx2`, `avxvnni`, `avx512`, `neon`, `dotprod`, `i8mm` | the best there is |
+//! | `CARAT_ISA` | instruction set: `scalar`, `avx2`, `avxvnni`, `avx512`, `amx`, `neon`, `dotprod`, `i8mm` | the best there is |
 //! | `CARAT_MODELS`, `CARAT_HOST`, `CARAT_PORT`, `CARAT_API_KEY`, `CARAT_CTX`, `CARAT_PARALLEL`, `CARAT_LOG` | see `carat serve` | |
 //! | `NO_COLOR` | anything: no colours | colours in a terminal |
 //!

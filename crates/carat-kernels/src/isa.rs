@@ -73,7 +73,8 @@ impl Level {
 
 impl Isa {
     /// Whether it multiplies tiles of bf16.
-    pub(crate) fn has_tiles(self) -> bool {
+    #[must_use]
+    pub fn has_tiles(self) -> bool {
         self.0 == Level::Amx
     }
 
@@ -169,8 +170,11 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
 /// Whether Intel made the processor.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn is_intel() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
-    [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    static IS_INTEL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *IS_INTEL.get_or_init(|| {
+        let id = std::arch::x86_64::__cpuid(0);
+        [id.ebx, id.edx, id.ecx].map(u32::to_le_bytes) == [*b"Genu", *b"ineI", *b"ntel"]
+    })
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -337,7 +337,7 @@ impl Compute {
     }
 
     /// Up to so many activation rows each one's result is, to the bit, what it is alone: they are multiplied by the same
-    /// kernel. More may differ in the order of sums.
+    /// kernel. More may differ in rounding.
     #[must_use]
     pub fn n_few(&self) -> usize {
         panel_min_x(self.isa) - 1
@@ -420,6 +420,13 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(
+            unused_variables,
+            reason = "only panels of tiles depend on the number of threads"
+        )
+    )]
     fn new(
         (isa, n_threads): (Isa, usize),
         x: &'a Activations,

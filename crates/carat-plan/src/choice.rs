@@ -260,6 +260,7 @@ mod tests {
             n_sequences: 1,
             kv_dtype: KvDType::F32,
             n_threads: 4,
+            has_tiles: false,
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,

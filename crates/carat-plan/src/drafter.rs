@@ -89,6 +89,7 @@ mod tests {
             n_sequences: 2,
             kv_dtype: KvDType::F16,
             n_threads: 2,
+            has_tiles: false,
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,

@@ -29,6 +29,8 @@ pub struct Setup {
     pub kv_dtype: KvDType,
     /// Threads that compute.
     pub n_threads: usize,
+    /// Whether they multiply by tiles ([`carat_kernels::Isa::has_tiles`]).
+    pub has_tiles: bool,
     /// Most tokens of one pass.
     pub max_batch_tokens: usize,
     /// Arithmetic of quantized weights.
@@ -105,12 +107,13 @@ impl Buffers {
         let row = row
             + 4 * 2 * (config.layers.len() as u64) * config.per_layer_width as u64
             + expert_bytes(config, setup);
-        let per_thread = panel_bytes(widest.input(), has_floats || setup.precision == Precision::F32);
+        let per_thread = panel_bytes(widest.input(), has_floats || setup.precision == Precision::F32)
+            + if setup.has_tiles { PANEL_OF_TILES } else { 0 };
         Buffers {
             activations: rows(row),
             products: rows(input_bytes(setup.precision, widest.input()))
                 .saturating_add(mul(threads, per_thread)),
-            attention: mul(threads, tile_bytes(widest.head, setup.kv_dtype)).saturating_add(decode_parts(
+            attention: mul(threads, tile_bytes(widest.head, setup)).saturating_add(decode_parts(
                 config,
                 setup.context,
                 setup.n_sequences,
@@ -178,15 +181,25 @@ fn panel_bytes(width: u64, has_floats: bool) -> u64 {
     integers + floats
 }
 
+/// Bytes of one thread's panel where there is AMX: 128 rows of a chunk of 256 columns as tiles, twice for 16 bits, and
+/// the sums of 512 activation rows.
+const PANEL_OF_TILES: u64 = 2 * 2 * 128 * 256 + 4 * 128 * 512;
+
 /// Bytes of one thread's tile of prefill attention: queries and their sums, 64 keys and values, the scores; 96
-/// queries in f32, or 192 with operands in bf16 beside those in f32.
-fn tile_bytes(head_dim: u64, kv_dtype: KvDType) -> u64 {
+/// queries in f32, or 192 with operands in bf16 beside those in f32. Tiles of AMX take copies of both operands, and of
+/// what rounding loses from f16.
+fn tile_bytes(head_dim: u64, setup: &Setup) -> u64 {
     let floats = |rows: u64| 4 * (2 * rows * head_dim + 2 * 64 * head_dim + 64 * rows);
-    match kv_dtype {
+    let pairs = 2 * (192 * head_dim + 2 * 64 * head_dim + 64 * 192);
+    let copies = if setup.has_tiles {
+        2 * (32 + 192) * head_dim
+    } else {
+        0
+    };
+    match setup.kv_dtype {
+        KvDType::F16 if setup.has_tiles => floats(192) + 2 * (pairs + copies),
         KvDType::F16 | KvDType::F32 => floats(96),
-        KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => {
-            floats(192) + 2 * (192 * head_dim + 2 * 64 * head_dim + 64 * 192)
-        }
+        KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => floats(192) + pairs + copies,
     }
 }
 
@@ -301,6 +314,7 @@ mod tests {
             n_sequences: 1,
             kv_dtype: KvDType::F16,
             n_threads: 2,
+            has_tiles: false,
             max_batch_tokens: 512,
             precision: Precision::Int8,
             tower_bytes: 0,
@@ -354,6 +368,7 @@ mod tests {
             more(&|s| s.max_batch_tokens = 1024).buffers.activations,
             2 * plan.buffers.activations
         );
+        assert!(more(&|s| s.has_tiles = true).buffers.total() > plan.buffers.total());
         assert!(more(&|s| s.precision = Precision::Int16).buffers.products > plan.buffers.products);
         assert_eq!(
             more(&|s| s.tower_bytes = 900_000_000).peak(),

@@ -5,7 +5,7 @@ mod draft;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use carat_engine::MAX_DRAFT;
 use carat_kernels::{Pool, read_once};
 use carat_model::{Config, KvCache, KvDType, LanguageModel, LogitRows, Model, Segment};
@@ -165,7 +165,7 @@ impl Bench {
             for &n_sequences in self.batch.iter().filter(|&&n| n > 0) {
                 let n = self.decode;
                 bench.shares.clear();
-                let times = self.times(|| bench.decode(n, depth, n_sequences))?;
+                let times = self.decode_times(&mut bench, n, depth, n_sequences)?;
                 bench.shares.sort_by(f64::total_cmp);
                 measured.push(Measured {
                     kind: "decode",
@@ -224,6 +224,31 @@ impl Bench {
 
     fn times(&self, mut once: impl FnMut() -> Result<Duration>) -> Result<Vec<Duration>> {
         (0..self.repeat).map(|_| once()).collect()
+    }
+
+    /// Each run goes on from the same prompts, which are computed once; the last takes their caches themselves, so that
+    /// a single run needs the memory of one.
+    fn decode_times(
+        &self,
+        bench: &mut Runner<'_>,
+        n: usize,
+        depth: usize,
+        n_sequences: usize,
+    ) -> Result<Vec<Duration>> {
+        let mut prompts = bench.prompts(n_sequences, depth, n)?;
+        let mut times = Vec::new();
+        for left in (0..self.repeat).rev() {
+            let caches = if left == 0 {
+                std::mem::take(&mut prompts)
+            } else {
+                let forks = prompts.iter().map(|cache| cache.fork(depth));
+                forks
+                    .collect::<Option<_>>()
+                    .context("a prompt's cache cannot be used twice")?
+            };
+            times.push(bench.decode(n, depth, caches)?);
+        }
+        Ok(times)
     }
 
     fn print(
@@ -318,15 +343,20 @@ impl Runner<'_> {
         Ok(started.elapsed())
     }
 
-    /// Time of `n` single tokens behind `depth` others, in each of `n_sequences` sequences at once.
-    fn decode(&mut self, n: usize, depth: usize, n_sequences: usize) -> Result<Duration> {
-        let mut caches = (0..n_sequences)
-            .map(|_| self.model.new_cache(depth + n))
-            .collect::<Result<Vec<_>, _>>()?;
-        for cache in &mut caches {
+    /// Caches of `n_sequences` prompts of `depth` tokens, with room for `n` more.
+    fn prompts(&mut self, n_sequences: usize, depth: usize, n: usize) -> Result<Vec<KvCache>> {
+        let one = |_| {
+            let mut cache = self.model.new_cache(depth + n)?;
             let prompt: Vec<u32> = self.ids.by_ref().take(depth).collect();
-            self.feed(cache, &prompt)?;
-        }
+            self.feed(&mut cache, &prompt)?;
+            Ok(cache)
+        };
+        (0..n_sequences).map(one).collect()
+    }
+
+    /// Time of `n` single tokens behind `depth` others, in each of the sequences at once.
+    fn decode(&mut self, n: usize, depth: usize, mut caches: Vec<KvCache>) -> Result<Duration> {
+        let n_sequences = caches.len();
         let tokens: Vec<u32> = self.ids.by_ref().take(n * n_sequences).collect();
         let (mut time, mut limit) = (Duration::ZERO, Duration::ZERO);
         for (step, tokens) in tokens.chunks(n_sequences).enumerate() {

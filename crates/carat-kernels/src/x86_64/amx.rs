@@ -229,7 +229,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn equals_its_scalar_twin(n_steps in 0usize..5, n_parts in 0usize..4, old: bool, seed: u64) {
-            prop_assume!(is_present());
+            if !is_present() {
+                return Ok(());
+            }
             let mut state = seed | 1;
             let mut number = || {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

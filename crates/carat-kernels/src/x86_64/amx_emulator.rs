@@ -1,6 +1,6 @@
 //! AMX for tests on processors without it: the instructions of [`super::amx`] raise SIGILL there, and the handler does
-//! what Intel's manual says that they do. So the very bytes that run on a processor with AMX are tested everywhere where
-//! AVX-512 is; that a real one does the same is then known of the instructions only, not of their speed.
+//! what Intel's manual says that they do. So the very bytes that run on a processor with AMX are tested on every Linux
+//! machine with AVX-512 (VNNI, BF16); that a real one does the same is then known of the instructions only, not of their speed.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;

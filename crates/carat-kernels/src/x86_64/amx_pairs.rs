@@ -21,6 +21,10 @@ struct Scratch {
     b: [Aligned<u32>; 2],
 }
 
+/// Four tiles, each row of which is one line of the cache.
+#[repr(align(64))]
+struct Sums([f32; SIDE * SIDE]);
+
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
@@ -43,29 +47,30 @@ pub(crate) unsafe fn multiply(gemm: &PairGemm<'_>) {
             .chain(gemm.rest.map(|rest| (rest.a, rest.b)));
         let n_operands = operands.clone().count();
         for ((a, b), (_, from)) in a.iter_mut().zip(b.iter_mut()).zip(operands.clone()) {
-            a.resize(strip);
-            b.resize(gemm.n.div_ceil(SIDE) * strip);
+            // Products of several sizes take turns: no memory is given back in between.
+            a.resize(strip.max(a.len()));
+            b.resize((gemm.n.div_ceil(SIDE) * strip).max(b.len()));
             copy_b(gemm, from, b);
         }
         for first in (0..gemm.m).step_by(SIDE) {
             for (a, (from, _)) in a.iter_mut().zip(operands.clone()) {
-                copy_a(gemm, from, first, a);
+                copy_a(gemm, from, first, &mut a[..strip]);
             }
             for s in 0..gemm.n.div_ceil(SIDE) {
                 let part = |i: usize, j: usize| Part {
                     a: a[i].as_ptr().cast(),
                     b: b[j][s * strip..].as_ptr().cast(),
                 };
-                let mut sums = [0.0; SIDE * SIDE];
+                let mut sums = Sums([0.0; SIDE * SIDE]);
                 // SAFETY: 32 rows of A and a strip of B have two tiles for each step; rows below `m` are of `gemm.c`.
                 unsafe {
                     if n_operands == 1 {
-                        tiles.multiply(&mut sums, Start::Zero, &[part(0, 0)], n_steps);
+                        tiles.multiply(&mut sums.0, Start::Zero, &[part(0, 0)], n_steps);
                     } else {
                         let parts = [part(0, 0), part(0, 1), part(1, 0)];
-                        tiles.multiply(&mut sums, Start::Zero, &parts, n_steps);
+                        tiles.multiply(&mut sums.0, Start::Zero, &parts, n_steps);
                     }
-                    write(gemm, first, s * SIDE, &sums);
+                    write(gemm, first, s * SIDE, &sums.0);
                 }
             }
         }
