@@ -23,12 +23,14 @@ class Reader:
         return struct.unpack("<" + form, self.take(struct.calcsize(form)))[0]
 
 
-def repeated(rows, width, n):
-    return (rows * -(-n * width // len(rows)))[:n * width]
+def repeat(out, rows, n_bytes):
+    for _ in range(n_bytes // len(rows)):
+        out += rows
+    out += rows[:n_bytes % len(rows)]
 
 
-def deeper(reader, depth, window):
-    """One of the caches in the state, with `depth` rows instead of its own, or the last `window` of them."""
+def deepen(out, reader, depth, window):
+    """Adds one of the caches in the state, with `depth` rows instead of its own, or the last `window` of them."""
     n_streams, n_rows = reader.number("I"), reader.number("I")
     if n_streams != 1 or n_rows != SHORT:
         raise ValueError(f"{n_streams} streams with {n_rows} rows, not one with {SHORT}")
@@ -36,23 +38,26 @@ def deeper(reader, depth, window):
         if reader.number("i") < 0 or reader.number("I") != 1 or reader.number("i") != 0:
             raise ValueError("rows of a form that this script does not know")
     n = min(depth, window) if window else depth
-    out = [struct.pack("<II", 1, n)]
-    out += [struct.pack("<iIi", position, 1, 0) for position in range(depth - n, depth)]
+    out += struct.pack("<II", 1, n)
+    for position in range(depth - n, depth):
+        out += struct.pack("<iIi", position, 1, 0)
     transposed, n_layers = reader.number("I"), reader.number("I")
-    out.append(struct.pack("<II", transposed, n_layers))
+    out += struct.pack("<II", transposed, n_layers)
     for _ in range(n_layers):
         kind, width = reader.number("i"), reader.number("Q")
-        out += [struct.pack("<iQ", kind, width), repeated(reader.take(SHORT * width), width, n)]
+        out += struct.pack("<iQ", kind, width)
+        repeat(out, reader.take(SHORT * width), n * width)
     for _ in range(n_layers):
         kind = reader.number("i")
         if transposed:
             size, n_values = reader.number("I"), reader.number("I")
-            out.append(struct.pack("<iII", kind, size, n_values))
-            out += [repeated(reader.take(SHORT * size), size, n) for _ in range(n_values)]
+            out += struct.pack("<iII", kind, size, n_values)
+            for _ in range(n_values):
+                repeat(out, reader.take(SHORT * size), n * size)
         else:
             width = reader.number("Q")
-            out += [struct.pack("<iQ", kind, width), repeated(reader.take(SHORT * width), width, n)]
-    return b"".join(out)
+            out += struct.pack("<iQ", kind, width)
+            repeat(out, reader.take(SHORT * width), n * width)
 
 
 def fill(llama_cpp, context, depth, window):
@@ -64,10 +69,12 @@ def fill(llama_cpp, context, depth, window):
     buffer = (ctypes.c_uint8 * size)()
     llama_cpp.llama_state_seq_get_data(context, buffer, size, 0)
     reader = Reader(bytes(buffer))
-    state = reader.take(8) + deeper(reader, depth, None) + deeper(reader, depth, window)
+    state = bytearray(reader.take(8))
+    deepen(state, reader, depth, None)
+    deepen(state, reader, depth, window)
     if reader.at != size:
         raise ValueError(f"{size - reader.at} bytes of the state are left over")
     llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-    filled = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+    filled = (ctypes.c_uint8 * len(state)).from_buffer(state)
     if llama_cpp.llama_state_seq_set_data(context, filled, len(state), 0) != len(state):
         raise ValueError("llama.cpp does not take the deeper state")
