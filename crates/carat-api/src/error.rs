@@ -9,6 +9,8 @@ pub enum ErrorKind {
     InvalidRequest,
     /// No key, or a wrong one (401).
     Authentication,
+    /// What is asked for is not for whoever asks (403).
+    Permission,
     /// Something that is asked for is not there (404).
     NotFound,
     /// The request took too long (408).
@@ -70,6 +72,7 @@ impl ApiError {
         match self.kind {
             ErrorKind::InvalidRequest => 400,
             ErrorKind::Authentication => 401,
+            ErrorKind::Permission => 403,
             ErrorKind::NotFound => 404,
             ErrorKind::Timeout => 408,
             ErrorKind::TooLarge => 413,
@@ -100,6 +103,7 @@ impl ApiError {
         let kind = match self.kind {
             ErrorKind::InvalidRequest => "invalid_request_error",
             ErrorKind::Authentication => "authentication_error",
+            ErrorKind::Permission => "permission_error",
             ErrorKind::NotFound => "not_found_error",
             ErrorKind::TooLarge => "request_too_large",
             ErrorKind::RateLimit => "rate_limit_error",

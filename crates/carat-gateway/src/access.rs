@@ -98,6 +98,15 @@ pub(crate) fn no_key() -> Failure {
     )
 }
 
+/// What is said, without a ledger, to who asks under a name that is not this machine's: a page may have made it so.
+pub(crate) fn not_here() -> Failure {
+    Failure::new(
+        Class::BadRequest,
+        403,
+        "without `[ledger]` this gateway answers to the names of this machine only; ask `localhost`",
+    )
+}
+
 /// What is said to who asks for something that his key is not good for.
 pub(crate) fn not_allowed() -> Failure {
     Failure {

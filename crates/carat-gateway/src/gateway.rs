@@ -7,8 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carat_ledger::{Bearer, Ledger};
-use carat_net::{CertificateFiles, Tls};
+use carat_net::{CertificateFiles, Tls, is_own_name};
 use carat_traces::Tracer;
+use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -229,10 +230,15 @@ impl Gateway {
     /// Whose request it is, where keys are needed.
     ///
     /// # Errors
-    /// There is no key.
+    /// There is no key; or, where none is needed, the request is to a name that is not this machine's.
     pub(crate) fn bearer(&self, headers: &HeaderMap) -> Result<Option<Bearer>, Failure> {
         let Some(ledger) = &self.ledger else {
-            return Ok(None);
+            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+            return if host.is_none_or(is_own_name) {
+                Ok(None)
+            } else {
+                Err(access::not_here())
+            };
         };
         let bearer = access::bearer(ledger, headers);
         bearer.map(Some).ok_or_else(access::no_key)

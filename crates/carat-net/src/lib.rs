@@ -8,11 +8,13 @@
 //! that read it as [`Paced`]. [`Open::drain`] lets answers end. [`Tls`] is a certificate with its key, which may be replaced while
 //! connections that began with the old one go on.
 //!
-//! What requests mean is the service's affair. Whoever asks servers in turn encrypts as [`client_tls`] says.
+//! What requests mean is the service's affair. Without keys it should answer to names of its own machine alone
+//! ([`is_own_name`]). Whoever asks servers in turn encrypts as [`client_tls`] says.
 
 mod hands;
 mod hangup;
 mod held;
+mod host;
 mod limits;
 mod paced;
 mod serve;
@@ -21,6 +23,7 @@ mod trust;
 
 pub use hands::{Hands, hand};
 pub use hangup::Hangups;
+pub use host::{is_own_name, name_of};
 pub use paced::{Paced, TooSlow};
 pub use serve::{Door, Open, open};
 pub use tls::{CertificateFiles, Tls, TlsError, follow};

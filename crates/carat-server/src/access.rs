@@ -8,12 +8,14 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONNECTION, CONTENT_TYPE, ORIGIN, RETRY_AFTER,
-    VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONNECTION, CONTENT_TYPE, HOST, ORIGIN,
+    RETRY_AFTER, VARY,
 };
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
 use carat_api::{ApiError, ErrorKind};
+use carat_net::{is_own_name, name_of};
 
 use crate::auth;
 use crate::limits::RETRY_AFTER_S;
@@ -79,6 +81,12 @@ fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Res
     let keys = &state.options.api_keys;
     let key = auth::key_of(request.headers());
     let peer: Option<IpAddr> = request.extensions().get::<Peer>().map(|peer| peer.0.ip());
+    // A page elsewhere can have its own name point to this machine, and is then allowed to read what comes of it.
+    if keys.is_empty() && peer.is_some() && !is_called_here(request, &state.options.cors_origins) {
+        let message = "without API keys this server answers to the names of this machine only; ask `localhost`, or \
+                       start it with a key, or with `--cors` and the origin whose name you use";
+        return Err(ApiError::new(ErrorKind::Permission, message));
+    }
     if !keys.is_empty() && !OPEN.contains(&path) {
         if peer.is_some_and(|peer| state.lockout.holds(peer, arrived)) {
             let message = "too many wrong API keys came from this address; wait a minute and check the key";
@@ -152,6 +160,20 @@ fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue
     (is_local || is_listed).then(|| origin.clone())
 }
 
+/// Whether the request is to a name of this machine, or to that of a listed origin. Clients that name nobody are no
+/// browsers.
+fn is_called_here(request: &Request, allowed: &[String]) -> bool {
+    let header = || request.headers().get(HOST)?.to_str().ok();
+    let host = request.uri().authority().map(Authority::as_str).or_else(header);
+    let is_listed = |host: &str| {
+        allowed.iter().any(|entry| {
+            let origin = entry.split_once("://").map_or(entry.as_str(), |(_, host)| host);
+            entry == "*" || name_of(origin).eq_ignore_ascii_case(name_of(host))
+        })
+    };
+    host.is_none_or(|host| is_own_name(host) || is_listed(host))
+}
+
 fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
     headers.insert(VARY, HeaderValue::from_static("origin"));
@@ -185,6 +207,24 @@ fn known(route: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn without_keys_only_names_of_this_machine_are_answered() {
+        let is_let_in = |host: &str, list: &[&str]| {
+            let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+            let request = Request::builder().uri("/v1/models").header(HOST, host);
+            is_called_here(&request.body(Body::empty()).unwrap(), &list)
+        };
+        assert!(is_let_in("localhost:8080", &[]));
+        for host in ["evil.example", "evil.example:8080"] {
+            assert!(!is_let_in(host, &[]), "{host}");
+            assert!(!is_let_in(host, &["https://good.example"]), "{host}");
+            assert!(is_let_in(host, &["*"]), "{host}");
+        }
+        assert!(is_let_in("good.example:8080", &["https://good.example"]));
+        let nobody = Request::builder().uri("/v1/models").body(Body::empty()).unwrap();
+        assert!(is_called_here(&nobody, &[]));
+    }
 
     #[test]
     fn pages_of_this_machine_and_listed_ones_may_read() {

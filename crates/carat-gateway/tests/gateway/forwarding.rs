@@ -246,6 +246,22 @@ async fn a_changed_file_is_taken_and_a_bad_one_refused() {
     following.abort();
 }
 
+#[tokio::test]
+async fn without_a_ledger_a_page_cannot_point_its_own_name_here() {
+    let rig = rig_here("").await;
+    let ask = async |host: &str| {
+        let mut stream = TcpStream::connect(rig.address).await.unwrap();
+        let head = format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    assert!(ask("localhost:4100").await.starts_with("HTTP/1.1 200 "));
+    let refused = ask("evil.example").await;
+    assert!(refused.starts_with("HTTP/1.1 403 "), "{refused}");
+}
+
 /// What a client is told that sends a byte of its body every five seconds, and whether its connection is closed.
 async fn trickled(address: std::net::SocketAddr, path: &str) -> (String, bool) {
     let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();

@@ -1,5 +1,5 @@
-//! Connections over sockets: under TLS, with slow handshakes beside them, addresses that give wrong keys, and bodies that
-//! come too slowly.
+//! Connections over sockets: under TLS, with slow handshakes beside them, addresses that give wrong keys, names that are
+//! somebody else's, and bodies that come too slowly.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,9 +33,18 @@ async fn start(options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
     (address, stop)
 }
 
-async fn get(mut stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, key: &str) -> String {
+async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, key: &str) -> String {
+    get_at("localhost", stream, path, key).await
+}
+
+async fn get_at(
+    host: &str,
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    path: &str,
+    key: &str,
+) -> String {
     let request =
-        format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n");
+        format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     // A peer that closes without a TLS farewell has still answered.
@@ -97,6 +106,32 @@ async fn an_address_that_guesses_is_shut_out() {
         answer.starts_with("HTTP/1.1 429") && answer.contains("retry-after"),
         "{answer}"
     );
+}
+
+#[tokio::test]
+async fn without_keys_a_page_cannot_point_its_own_name_here() {
+    let ask = async |address, host| {
+        get_at(
+            host,
+            TcpStream::connect(address).await.unwrap(),
+            "/v1/models",
+            "x",
+        )
+        .await
+    };
+    let (open, _running) = start(ServerOptions::default()).await;
+    assert!(ask(open, "127.0.0.1:8080").await.starts_with("HTTP/1.1 200"));
+    let refused = ask(open, "evil.example").await;
+    assert!(
+        refused.starts_with("HTTP/1.1 403") && refused.contains("localhost"),
+        "{refused}"
+    );
+    let options = ServerOptions {
+        api_keys: vec!["x".to_string()],
+        ..ServerOptions::default()
+    };
+    let (closed, _running) = start(options).await;
+    assert!(ask(closed, "models.example").await.starts_with("HTTP/1.1 200"));
 }
 
 /// What a client is told that sends a byte of its body every five seconds, and whether its connection is closed.
