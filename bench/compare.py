@@ -23,6 +23,7 @@ import json
 import os
 import resource
 import statistics
+import struct
 import subprocess
 import sys
 import time
@@ -201,5 +202,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, struct.error, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")

@@ -11,7 +11,7 @@
 //!
 //! so that softmax needs no sums across lanes. Where the cache keeps no more than bf16 does (`bf16`, `q8_0`, `q4_0`)
 //! and the processor is faster at bf16, operands are rounded to bf16 and paired along the summed axis, sums stay in
-//! f32: twice the products a cycle (with AMX sixteen times, and f16 caches too, by two numbers of bf16 each). Bound:
+//! f32: twice the products a cycle; with AMX sixteen times, and for f16 caches, as two numbers of bf16 each, five. Bound:
 //! `4 * M * KEYS * E` operations a tile at the peak of f32, or of bf16.
 //!
 //! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to

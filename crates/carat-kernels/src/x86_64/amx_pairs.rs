@@ -1,5 +1,5 @@
-//! [`crate::pair_gemm`] by tiles: both operands are copied to tiles, which costs a third of the products at most, since each
-//! tile of A meets all of B's columns and each of B all of A's rows.
+//! [`crate::pair_gemm`] by tiles: both operands are copied to tiles first. Each tile of A then meets all of B's columns, and
+//! each of B all of A's rows.
 
 use std::arch::x86_64::*;
 use std::cell::RefCell;
