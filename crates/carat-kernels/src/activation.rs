@@ -9,6 +9,7 @@
 //! Rows may stand in tiles: block 0 of each row of the tile, then block 1 of each, so that a kernel that works on
 //! several rows at once reads one stream. With tiles of one row each row stands by itself.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
@@ -182,10 +183,23 @@ impl QuantizedRows {
     /// Rows `i * tile_rows` and the following, as far as there are any.
     pub(crate) fn tile(&self, i: usize) -> QuantizedTile<'_> {
         let n = self.tile_rows * self.n_cols;
-        let (by16, by32) = (i * (n / 16)..(i + 1) * (n / 16), i * (n / 32)..(i + 1) * (n / 32));
+        self.part(i * n..(i + 1) * n)
+    }
+
+    /// All tiles, one behind the other.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
+    pub(crate) fn all(&self) -> QuantizedTile<'_> {
+        self.part(0..self.q.len())
+    }
+
+    fn part(&self, of: Range<usize>) -> QuantizedTile<'_> {
+        let (by16, by32) = (of.start / 16..of.end / 16, of.start / 32..of.end / 32);
         QuantizedTile {
-            q: &self.q[i * n..(i + 1) * n],
-            low: self.low.get(i * n..(i + 1) * n).unwrap_or(&[]),
+            q: &self.q[of.clone()],
+            low: self.low.get(of).unwrap_or(&[]),
             scale32: &self.scale32[by32.clone()],
             sum32: &self.sum32[by32.clone()],
             isum32: &self.isum32[by32],
@@ -235,8 +249,8 @@ impl QuantizedPart<'_> {
                 &block
             };
             let at = first + b * tile_rows;
-            let q: &mut [i8] = &mut self.q[32 * at..32 * (at + 1)];
-            let (scale, sums) = match self.low.get_mut(32 * at..32 * (at + 1)) {
+            let q = &mut self.q.as_chunks_mut().0[at];
+            let (scale, sums) = match self.low.as_chunks_mut().0.get_mut(at) {
                 Some(low) => quantize_wide_block(isa, values, q, low),
                 None => quantize_block(isa, values, q),
             };
@@ -253,12 +267,37 @@ impl QuantizedPart<'_> {
 }
 
 dispatch! {
-    fn quantize_block(values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) = quantize_block_generic;
+    fn quantize_block(values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) = quantize_block_generic;
 }
 
 dispatch! {
-    fn quantize_wide_block(values: &[f32; 32], q: &mut [i8], low: &mut [i8]) -> (f32, [i32; 2])
+    fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32]) -> (f32, [i32; 2])
         = quantize_wide_block_generic;
+}
+
+/// The largest absolute value; infinite or NaN if one of them is. In whole numbers, whose order is the same, since the
+/// compiler makes vectors of those only.
+#[inline(always)]
+fn largest_of(values: &[f32; 32]) -> f32 {
+    let bits = values
+        .iter()
+        .fold(0, |most, value| (value.to_bits() & 0x7FFF_FFFF).max(most));
+    f32::from_bits(bits)
+}
+
+/// What brings `largest` to `to`; zero if it is too small for that.
+#[inline(always)]
+fn factor_to(to: f32, largest: f32) -> f32 {
+    let factor = to / largest;
+    if factor.is_finite() { factor } else { 0.0 }
+}
+
+/// The whole number nearest to `x`, of two the even one, for `|x|` below 2^22: what such a number leaves in the lowest
+/// bits of one whose unit is its last bit.
+#[inline(always)]
+fn nearest(x: f32) -> i32 {
+    const UNIT: f32 = 12_582_912.0;
+    (x + UNIT).to_bits().wrapping_sub(UNIT.to_bits()) as i32
 }
 
 /// As [`quantize_block_generic`], with 16 bits.
@@ -266,56 +305,62 @@ dispatch! {
 fn quantize_wide_block_generic<S: Simd>(
     _: S,
     values: &[f32; 32],
-    q: &mut [i8],
-    low: &mut [i8],
+    q: &mut [i8; 32],
+    low: &mut [i8; 32],
 ) -> (f32, [i32; 2]) {
     const LARGEST: f32 = 127.0 * 256.0;
-    if !values.iter().all(|v| v.is_finite()) {
+    let largest = largest_of(values);
+    if !largest.is_finite() {
         // A broken number must be seen in the output, as it would be in f32.
         q.fill(0);
         low.fill(0);
         return (f32::NAN, [0; 2]);
     }
-    let largest = values
-        .iter()
-        .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
-    let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-    let mut sums = [0i32; 2];
-    for (half, sum) in sums.iter_mut().enumerate() {
-        for i in 16 * half..16 * (half + 1) {
-            let whole = ((values[i] * inverse).round_ties_even() as i32).clamp(-32_512, 32_512);
-            let high = (whole + 128) >> 8;
-            q[i] = high as i8;
-            // -128 would have no opposite in 8 bits, which the AVX2 kernel needs; -127 is a 1/256 of an 8-bit
-            // step away.
-            low[i] = (whole - 256 * high).max(-127) as i8;
-            *sum += 256 * i32::from(q[i]) + i32::from(low[i]);
-        }
+    let factor = factor_to(LARGEST, largest);
+    let mut parts = [[0; 32]; 2];
+    for (i, value) in values.iter().enumerate() {
+        let whole = nearest(value * factor);
+        let high = (whole + 128) >> 8;
+        // -128 would have no opposite in 8 bits, which the AVX2 kernel needs; -127 is a 1/256 of an 8-bit step away.
+        parts[0][i] = high;
+        parts[1][i] = (whole - 256 * high).max(-127);
     }
-    (largest / LARGEST, sums)
+    let [high, rest] = &parts;
+    narrow(high, q);
+    narrow(rest, low);
+    let sums = halves(high).map(|sum| 256 * sum);
+    let rest = halves(rest);
+    (largest / LARGEST, [sums[0] + rest[0], sums[1] + rest[1]])
 }
 
 /// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
 #[inline(always)]
-fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8]) -> (f32, [i32; 2]) {
-    if !values.iter().all(|v| v.is_finite()) {
+fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) {
+    let largest = largest_of(values);
+    if !largest.is_finite() {
         // A broken number must be seen in the output, as it would be in f32.
         q.fill(0);
         return (f32::NAN, [0; 2]);
     }
-    let largest = values
-        .iter()
-        .fold(0.0f32, |m, v| if v.abs() > m { v.abs() } else { m });
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    let mut sums = [0i32; 2];
-    for (half, sum) in sums.iter_mut().enumerate() {
-        for i in 16 * half..16 * (half + 1) {
-            let rounded = (values[i] * inverse).round_ties_even() as i32;
-            q[i] = rounded.clamp(-127, 127) as i8;
-            *sum += i32::from(q[i]);
-        }
+    let factor = factor_to(127.0, largest);
+    let whole = values.map(|value| nearest(value * factor));
+    narrow(&whole, q);
+    (largest / 127.0, halves(&whole))
+}
+
+/// Numbers that fit eight bits.
+#[inline(always)]
+fn narrow(from: &[i32; 32], to: &mut [i8; 32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from as i8;
     }
-    (largest / 127.0, sums)
+}
+
+/// The sums of the two halves.
+#[inline(always)]
+fn halves(of: &[i32; 32]) -> [i32; 2] {
+    let (first, second) = of.split_at(16);
+    [first.iter().sum(), second.iter().sum()]
 }
 
 #[cfg(test)]

@@ -420,13 +420,6 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(
-            unused_variables,
-            reason = "only panels of tiles depend on the number of threads"
-        )
-    )]
     fn new(
         (isa, n_threads): (Isa, usize),
         x: &'a Activations,
@@ -462,8 +455,13 @@ impl<'a> Job<'a> {
             #[cfg(target_arch = "x86_64")]
             Method::Tiles => crate::x86_64::amx_panel_rows(weights.n_rows, n_threads),
             Method::FloatPanel => FLOAT_PANEL_ROWS,
-            // Up to sixteen rows are multiplied together; more activation rows mean more work for the same bytes.
-            _ => (ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / x.n_rows.max(1)).clamp(16, 512) & !15,
+            _ => {
+                // Up to sixteen rows are multiplied together; eight activation rows take twice as long as one.
+                let by_time = ROWS_CHUNK_BYTES / weights.row_bytes.max(1) / (1 + x.n_rows / 8);
+                // A small matrix is work for all threads, and for none much longer than for the others.
+                let by_threads = weights.n_rows.div_ceil(4 * n_threads);
+                by_time.min(by_threads).next_multiple_of(16).clamp(16, 512)
+            }
         };
         Job {
             x,
@@ -689,6 +687,9 @@ pub(crate) struct PanelScratch {
     pub(crate) packed: Box<[crate::x86_64::Packed; 2]>,
     #[cfg(target_arch = "x86_64")]
     pub(crate) lanes: Box<crate::x86_64::Lanes>,
+    /// What the offsets of codes have too much, for each block of activations.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) shares: Aligned<i32>,
     /// The last rows of a matrix, filled up with zeros.
     #[cfg(target_arch = "x86_64")]
     pub(crate) padded: Vec<u8>,

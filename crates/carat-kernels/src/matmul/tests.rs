@@ -67,7 +67,7 @@ fn weights(dtype: DType, n: usize, numbers: &mut Numbers, extreme: bool) -> Vec<
 fn columns(dtype: DType, which: usize) -> usize {
     match dtype.block_len() {
         256 => [256, 512, 2048, 2304][which % 4],
-        32 => [32, 64, 224, 256, 288, 640, 2048, 2080][which % 8],
+        32 => [32, 64, 224, 256, 288, 416, 640, 2048, 2080][which % 9],
         _ => [1, 7, 16, 17, 64, 100, 513, 640][which % 8],
     }
 }

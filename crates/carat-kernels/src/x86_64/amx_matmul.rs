@@ -95,6 +95,8 @@ fn multiply_blocks<F: Pack, const WIDE: bool>(
     let panel = n_strips * SIDE * CHUNK;
     let n_chunks = task.x.n_cols() / CHUNK;
     for c in 0..n_chunks {
+        // What is left of the last chunk is not multiplied: the activations are zero there.
+        let n_steps = (task.weights.n_cols().div_ceil(32) - STEPS * c).min(STEPS);
         fill_panel::<F, WIDE>(task, c, scratch);
         let (panel, rest) = scratch.tiles.split_at(panel);
         let start = if c == 0 { Start::Zero } else { Start::Old };
@@ -109,14 +111,15 @@ fn multiply_blocks<F: Pack, const WIDE: bool>(
                     b: b.as_ptr(),
                 };
                 let whole = part(x, &panel[at.clone()]);
-                // SAFETY: both sides of each part have the tiles of a chunk, which are STEPS times two.
+                // SAFETY: both sides of each part have the tiles of a chunk, which are STEPS times two, no fewer than are
+                // wanted.
                 unsafe {
                     match x_rest {
                         Some(x_rest) if WIDE => {
                             let parts = [whole, part(x, &rest[at.clone()]), part(x_rest, &panel[at])];
-                            tiles.multiply(sums, start, &parts, STEPS);
+                            tiles.multiply(sums, start, &parts, n_steps);
                         }
-                        _ => tiles.multiply(sums, start, &[whole], STEPS),
+                        _ => tiles.multiply(sums, start, &[whole], n_steps),
                     }
                 }
                 if c + 1 == n_chunks {
@@ -140,7 +143,7 @@ fn fill_panel<F: Pack, const WIDE: bool>(task: &TileTask<'_>, c: usize, scratch:
         // SAFETY: `sixteen_rows` gave 16 rows of all chunks; the features are those of this function.
         unsafe {
             let chunk = rows.chunk.add(c * F::CHUNK_BYTES);
-            scratch.lanes.fill::<F>(Rows { chunk, ..rows });
+            scratch.lanes.fill::<F>(Rows { chunk, ..rows }, STEPS / 2);
             F::scales(&scratch.lanes, scales);
         }
         for b in 0..STEPS {

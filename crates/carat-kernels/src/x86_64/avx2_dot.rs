@@ -132,7 +132,12 @@ impl<F: Unpack, const WIDE: bool, const R: usize, const T: usize> Kernel for Til
                     unrolled!(F::CHUNK_BYTES.div_ceil(64), |line| {
                         _mm_prefetch::<_MM_HINT_T0>(bytes.wrapping_add(ahead + 64 * line).cast());
                     });
-                    add_chunk::<U, F, WIDE, T>(unit, bytes, &x, c, &mut sums[r]);
+                    // Of a last chunk that is half full the other half is not multiplied: the activations are zero there.
+                    if task.weights.n_cols() > CHUNK * c + CHUNK / 2 {
+                        add_chunk::<U, F, WIDE, T, 8>(unit, bytes, &x, c, &mut sums[r]);
+                    } else {
+                        add_chunk::<U, F, WIDE, T, 4>(unit, bytes, &x, c, &mut sums[r]);
+                    }
                 });
             }
             for (r, sums) in sums.into_iter().enumerate() {
@@ -144,14 +149,14 @@ impl<F: Unpack, const WIDE: bool, const R: usize, const T: usize> Kernel for Til
     }
 }
 
-/// Adds one chunk of a weight row times chunk `c` of `T` activation rows. Two chains of sums, which nothing of the
+/// Adds the first `G` blocks of 32 of one chunk of a weight row times chunk `c` of `T` activation rows. Two chains of sums, which nothing of the
 /// chunk before has to wait for.
 ///
 /// # Safety
 /// - As [`dot_rows_by`].
 /// - `bytes` begins a whole chunk, and `c` is below the activation rows' number of chunks.
 #[inline(always)]
-unsafe fn add_chunk<U: Unit, F: Unpack, const WIDE: bool, const T: usize>(
+unsafe fn add_chunk<U: Unit, F: Unpack, const WIDE: bool, const T: usize, const G: usize>(
     unit: U,
     bytes: *const u8,
     x: &[QuantizedTile<'_>; T],
@@ -175,7 +180,7 @@ unsafe fn add_chunk<U: Unit, F: Unpack, const WIDE: bool, const T: usize>(
                 });
             });
         }
-        unrolled!(8, |g| {
+        unrolled!(G, |g| {
             let w = F::codes(bytes, g);
             let scale = spread(scale[g / 4], g % 4);
             let at = CHUNK * c + 32 * g;

@@ -30,7 +30,7 @@ use std::ops::Range;
 
 use super::avx2_unit::{Kernel, Madd, Unit, Vnni};
 use super::avx2_unpack::Unpack;
-use crate::activation::{QuantizedRows, QuantizedTile};
+use crate::activation::QuantizedTile;
 use crate::block::{BlockFormat, CHUNK, by_format};
 use crate::matmul::{PanelScratch, RowChunks, RowTask};
 
@@ -102,9 +102,9 @@ unsafe fn multiply<U: Unit, F: Unpack, const WORDS: bool>(
                 // SAFETY: the caller's word; the panel has just been packed; as many activation rows are left.
                 t += unsafe {
                     match n_x - t {
-                        TILE_X.. => tiles::<U, F, WORDS, TILE_X>(unit, task.x, &cols, scratch, t),
-                        2 => tiles::<U, F, WORDS, 2>(unit, task.x, &cols, scratch, t),
-                        _ => tiles::<U, F, WORDS, 1>(unit, task.x, &cols, scratch, t),
+                        TILE_X.. => tiles::<U, F, WORDS, TILE_X>(unit, task, &cols, scratch, t),
+                        2 => tiles::<U, F, WORDS, 2>(unit, task, &cols, scratch, t),
+                        _ => tiles::<U, F, WORDS, 1>(unit, task, &cols, scratch, t),
                     }
                 };
             }
@@ -242,11 +242,12 @@ struct TileRow {
 /// - There are `T` activation rows from `t` on.
 unsafe fn tiles<U: Unit, F: Unpack, const WORDS: bool, const T: usize>(
     unit: U,
-    x: &QuantizedRows,
+    task: &RowTask<'_>,
     cols: &Range<usize>,
     scratch: &mut PanelScratch,
     t: usize,
 ) -> usize {
+    let x = task.x;
     let PanelScratch {
         q,
         scale,
@@ -289,7 +290,8 @@ unsafe fn tiles<U: Unit, F: Unpack, const WORDS: bool, const T: usize>(
             scale: &scale[scales.clone()],
             min: &min[scales],
             x,
-            n_subs,
+            // What is left of the last chunk is not multiplied: the activations are zero there.
+            n_subs: (task.weights.n_cols().min(cols.end) - cols.start).div_ceil(F::SUB),
             steps: std::hint::black_box(if WORDS { F::SUB / 2 } else { steps_of::<U, F>() }),
             sums: sums[first..first + PANEL_ROWS * (T - 1) + TILE_ROWS].as_mut_ptr(),
             of: PhantomData,

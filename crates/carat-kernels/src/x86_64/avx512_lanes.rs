@@ -113,18 +113,24 @@ impl Default for Lanes {
 }
 
 impl Lanes {
-    /// Takes the chunk of `rows`.
+    /// Takes the chunk of `rows`, of which the first `n_pairs` of four pairs of blocks are wanted, the rest may be
+    /// missing.
     ///
     /// # Safety
     /// The contract of [`Rows`] holds.
     // On its own, so that the caller's sums are not spilled in the midst of this.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) unsafe fn fill<F: BlockFormat>(&mut self, rows: Rows) {
+    pub(super) unsafe fn fill<F: BlockFormat>(&mut self, rows: Rows, n_pairs: usize) {
+        // Three pairs end within the whole columns, the only ones that are looked at below.
+        const { assert!(3 * F::CHUNK_BYTES / 4 <= F::CHUNK_BYTES / 32 * 32) };
         let (n_words, n_wide) = (F::CHUNK_BYTES / 4, F::CHUNK_BYTES / 32);
         // SAFETY: all within the chunk.
         unsafe {
             for g in 0..n_wide {
+                if n_pairs < 4 && 32 * g >= n_pairs * F::CHUNK_BYTES / 4 {
+                    return;
+                }
                 self.set(8 * g, rows.wide_columns(32 * g));
             }
             if n_words % 8 > 4 {

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Bound of the first: the weights are read once, so memory's bandwidth, as long as the arithmetic fits beside it. A chunk
-//! of Q4_0 (2,304 bytes) takes some 230 cycles with one activation row and 100 more with each further one. It must be well
+//! of Q4_0 (2,304 bytes) takes some 230 cycles with one activation row and 50 more with each further one. It must be well
 //! below what memory takes (400 cycles at 45 GB/s for two cores), since the two overlap only in part. Bound of the second: for each 32 elements and 16 outputs there are
 //! 8 `vpdpbusd`, a product and an FMA (formats with a min: two) on the two multiplying ports, so 80 % (73 %) of the int8
 //! peak. Its tile has 12 sums in i32, 12 in f32, 2 registers of weights, 1 of activations: 27 of 32.
@@ -24,6 +24,7 @@ use std::arch::x86_64::*;
 use super::avx512_lanes::{PACK_ROWS, Rows};
 use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
 use crate::activation::QuantizedTile;
+use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK, by_format};
 use crate::matmul::{Matrix, PanelScratch, RowTask};
 
@@ -35,6 +36,9 @@ const PANEL_X: usize = 6;
 pub(crate) const MAX_FEW: usize = 16;
 /// Blocks of 32 in a chunk.
 const BLOCKS: usize = CHUNK / 32;
+/// Activation rows that are multiplied side by side where there are that many: a register of sums each, beside eight of
+/// codes.
+const GROUP: usize = 8;
 /// How far ahead of its use a row's memory is asked for: some 400 ns at one core's bandwidth, with 16 rows.
 const PREFETCH_BYTES: usize = 768;
 
@@ -96,6 +100,8 @@ pub(super) fn sixteen_rows<F: BlockFormat>(
 fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &mut PanelScratch) {
     let (x, n_x) = (task.x.tile(0), task.x.n_rows().min(T));
     let n_chunks = task.x.n_cols() / CHUNK;
+    let n_blocks = task.weights.n_cols().div_ceil(32);
+    fill_shares::<F>(&mut scratch.shares, &x);
     let ahead = PREFETCH_BYTES.div_ceil(F::CHUNK_BYTES);
     for row in task.rows.clone().step_by(PACK_ROWS) {
         let rows = sixteen_rows::<F>(task.weights, task.x.n_cols(), row, &mut scratch.padded);
@@ -115,14 +121,20 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
                 let later = chunk.wrapping_offset((ahead * F::CHUNK_BYTES) as isize + wraps);
                 let later = Rows { chunk: later, ..rows };
                 let scales = &mut scratch.packed[0].scales[0];
-                scratch.lanes.fill::<F>(Rows { chunk, ..rows });
+                // What is left of the last chunk is not multiplied: the activations are zero there.
+                let n_pairs = (n_blocks - BLOCKS * c).min(BLOCKS).div_ceil(2);
+                scratch.lanes.fill::<F>(Rows { chunk, ..rows }, n_pairs);
                 F::scales(&scratch.lanes, scales);
                 for pair in 0..BLOCKS / 2 {
+                    later.prefetch::<F>(pair, BLOCKS / 2);
+                    if pair >= n_pairs {
+                        continue;
+                    }
                     for odd in 0..2 {
-                        let b = 2 * pair + odd;
-                        later.prefetch::<F>(b, BLOCKS);
                         let w = F::codes(&scratch.lanes, pair, odd);
-                        multiply_block::<F, WIDE, T>(&w, (scales, b), &x, (BLOCKS * c + b) * T, &mut sums);
+                        let b = 2 * pair + odd;
+                        let at = (BLOCKS * c + b) * T;
+                        multiply_block::<F, WIDE, T>(&w, (scales, b), (&x, &scratch.shares), at, &mut sums);
                     }
                 }
             }
@@ -136,40 +148,87 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
     }
 }
 
-/// Sixteen rows times the four-byte pieces at `x`: `N` registers of codes from `w` on.
-///
-/// Two chains of sums, since one dot product takes longer than the next one can wait.
-///
-/// # Safety
-/// - AVX-512 F and VNNI are there.
-/// - `x` is valid for reads of `4 * N` bytes.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn dot<const N: usize>(w: &[__m512i; 8], first: usize, x: *const i8, start: __m512i) -> __m512i {
-    let mut sums = [start, _mm512_setzero_si512()];
-    for k in 0..N {
-        // SAFETY: four bytes of those that the caller vouches for.
-        let piece = _mm512_set1_epi32(unsafe { x.cast::<i32>().add(k).read_unaligned() });
-        sums[k % 2] = _mm512_dpbusd_epi32(sums[k % 2], w[first + k], piece);
-    }
-    _mm512_add_epi32(sums[0], sums[1])
+/// Sixteen rows, a block's codes or half of them, times as many codes of the blocks of some activation rows from `x` on,
+/// which follow each other: added to one sum for each activation row.
+trait Dots: Sized {
+    /// # Safety
+    /// - AVX-512 F and VNNI are there.
+    /// - `x` is valid for reads of 16 bytes of each block for each element of `w`.
+    unsafe fn add(&mut self, w: &[[__m512i; 4]], x: *const i8);
 }
 
-/// The part of the sum that the codes' offset has too much: `-OFFSET` times the sum of the activations at `sum`.
-///
-/// # Safety
-/// `sum` is valid for a read.
-#[inline]
+/// Implements [`Dots`] in assembly: sum by sum in turn, since one dot product takes longer than the next one of the same
+/// sum can wait. The compiler puts those of one sum together where it likes, which takes a third longer.
+macro_rules! dots {
+    ($n:literal: $($d:ident $at:literal),*) => {
+        impl Dots for [__m512i; $n] {
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512vnni")]
+            unsafe fn add(&mut self, w: &[[__m512i; 4]], x: *const i8) {
+                let [$($d),*] = self;
+                for (half, &[w0, w1, w2, w3]) in w.iter().enumerate() {
+                    // SAFETY: reads what the caller vouches for, writes registers that are declared.
+                    unsafe { asm!(
+                        $(concat!("vpdpbusd {", stringify!($d), "}, {w0}, dword ptr [{x} + ", $at, "]{{1to16}}"),)*
+                        $(concat!("vpdpbusd {", stringify!($d), "}, {w1}, dword ptr [{x} + ", $at, " + 4]{{1to16}}"),)*
+                        $(concat!("vpdpbusd {", stringify!($d), "}, {w2}, dword ptr [{x} + ", $at, " + 8]{{1to16}}"),)*
+                        $(concat!("vpdpbusd {", stringify!($d), "}, {w3}, dword ptr [{x} + ", $at, " + 12]{{1to16}}"),)*
+                        x = in(reg) x.add(16 * half),
+                        w0 = in(zmm_reg) w0,
+                        w1 = in(zmm_reg) w1,
+                        w2 = in(zmm_reg) w2,
+                        w3 = in(zmm_reg) w3,
+                        $($d = inout(zmm_reg) *$d,)*
+                        options(pure, readonly, nostack, preserves_flags),
+                    ) };
+                }
+            }
+        }
+    };
+}
+
+dots!(4: d0 0, d1 32, d2 64, d3 96);
+dots!(8: d0 0, d1 32, d2 64, d3 96, d4 128, d5 160, d6 192, d7 224);
+
+/// Implements [`Dots`] for so few activation rows that each has two sums.
+macro_rules! few_dots {
+    ($($n:literal),*) => {$(
+        impl Dots for [__m512i; $n] {
+            #[inline]
+            #[target_feature(enable = "avx512f,avx512vnni")]
+            unsafe fn add(&mut self, w: &[[__m512i; 4]], x: *const i8) {
+                let mut others = [_mm512_setzero_si512(); $n];
+                for (k, w) in w.as_flattened().iter().enumerate() {
+                    for t in 0..$n {
+                        // SAFETY: four bytes of those that the caller vouches for.
+                        let piece = unsafe { x.add(32 * t).cast::<i32>().add(k).read_unaligned() };
+                        let sum = if k % 2 == 0 { &mut self[t] } else { &mut others[t] };
+                        *sum = _mm512_dpbusd_epi32(*sum, *w, _mm512_set1_epi32(piece));
+                    }
+                }
+                for (sum, other) in self.iter_mut().zip(others) {
+                    *sum = _mm512_add_epi32(*sum, other);
+                }
+            }
+        }
+    )*};
+}
+
+few_dots!(1, 2);
+
+/// What the sums of the products begin with: the part that the codes' offset has too much, `-OFFSET` times the sum of the
+/// activations, for each of their blocks, or half blocks if those have scales of their own. Once for all weight rows of a
+/// task, since it would be one operation in twelve.
 #[target_feature(enable = "avx512f")]
-unsafe fn share<F: BlockFormat>(sum: *const i32) -> __m512i {
-    const { assert!(F::HAS_MIN || F::OFFSET.count_ones() == 1) };
+fn fill_shares<F: BlockFormat>(shares: &mut Aligned<i32>, x: &QuantizedTile<'_>) {
     if F::HAS_MIN {
-        return _mm512_setzero_si512();
+        return;
     }
-    // SAFETY: the caller's word.
-    let sum = _mm512_set1_epi32(unsafe { *sum });
-    let shift = _mm_cvtsi32_si128(F::OFFSET.trailing_zeros() as i32);
-    _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_sll_epi32(sum, shift))
+    let isum = if F::SUB == 32 { x.isum32 } else { x.isum };
+    shares.resize(isum.len());
+    for (share, isum) in shares.iter_mut().zip(isum) {
+        *share = -F::OFFSET * isum;
+    }
 }
 
 /// Adds the products of the codes `w` of 16 rows, block `b` of a chunk with these scales, with `T` activation rows,
@@ -177,52 +236,91 @@ unsafe fn share<F: BlockFormat>(sum: *const i32) -> __m512i {
 ///
 /// # Safety
 /// - AVX-512 F, BW and VNNI are there.
-/// - `x` is a tile of `T` rows of at least `at + T` blocks, with low bytes if `WIDE`.
+/// - `x` is a tile of `T` rows of at least `at + T` blocks, with low bytes if `WIDE`, and its shares ([`fill_shares`]).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 unsafe fn multiply_block<F: BlockFormat, const WIDE: bool, const T: usize>(
     w: &[__m512i; BLOCK_REGISTERS],
-    (scales, b): (&Scales, usize),
-    x: &QuantizedTile<'_>,
+    scales: (&Scales, usize),
+    x: (&QuantizedTile<'_>, &[i32]),
     at: usize,
     sums: &mut [__m512; T],
 ) {
-    for (t, sums) in sums.iter_mut().enumerate() {
-        let at = at + t;
-        // SAFETY: block `at` is one of the tile's, by the caller's word; each has 32 codes, a scale, two sums.
+    const { assert!(T.is_power_of_two(), "what is no whole group is one smaller one") };
+    let (groups, rest) = sums.as_chunks_mut::<GROUP>();
+    // SAFETY: the caller's word, for each group.
+    unsafe {
+        for (i, sums) in groups.iter_mut().enumerate() {
+            multiply_group::<F, WIDE, GROUP>(w, scales, x, at + GROUP * i, sums);
+        }
+        let (fours, rest) = rest.as_chunks_mut::<4>();
+        for sums in fours {
+            multiply_group::<F, WIDE, 4>(w, scales, x, at, sums);
+        }
+        let (twos, ones) = rest.as_chunks_mut::<2>();
+        for sums in twos {
+            multiply_group::<F, WIDE, 2>(w, scales, x, at, sums);
+        }
+        let (ones, _) = ones.as_chunks_mut::<1>();
+        for sums in ones {
+            multiply_group::<F, WIDE, 1>(w, scales, x, at, sums);
+        }
+    }
+}
+
+/// [`multiply_block`] for `G` of the activation rows, block `at` and the following.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
+unsafe fn multiply_group<F: BlockFormat, const WIDE: bool, const G: usize>(
+    w: &[__m512i; BLOCK_REGISTERS],
+    (scales, b): (&Scales, usize),
+    (x, shares): (&QuantizedTile<'_>, &[i32]),
+    at: usize,
+    sums: &mut [__m512; G],
+) where
+    [__m512i; G]: Dots,
+{
+    let n_subs = 32 / F::SUB;
+    let &[w0, w1, w2, w3, w4, w5, w6, w7] = w;
+    let halves = [[w0, w1, w2, w3], [w4, w5, w6, w7]];
+    for sub in 0..n_subs {
+        let s = n_subs * b + sub;
+        // SAFETY: the blocks from `at` on are the tile's, by the caller's word; each has 32 codes, a scale, two sums.
         unsafe {
-            let (q, low) = (x.q.as_ptr().add(32 * at), x.low.as_ptr().wrapping_add(32 * at));
-            let x_scale = _mm512_set1_ps(*x.scale32.as_ptr().add(at));
-            let n_subs = 32 / F::SUB;
-            for sub in 0..n_subs {
-                let (first, s) = (8 / n_subs * sub, n_subs * b + sub);
-                let (x_isum, x_sum) = if F::SUB == 32 {
-                    (x.isum32.as_ptr().add(at), x.sum32.as_ptr().add(at))
-                } else {
-                    (
-                        x.isum.as_ptr().add(2 * at + sub),
-                        x.sum.as_ptr().add(2 * at + sub),
-                    )
-                };
-                let dots = |x: *const i8, start: __m512i| {
-                    if F::SUB == 32 {
-                        dot::<8>(w, first, x, start)
-                    } else {
-                        dot::<4>(w, first, x.add(16 * sub), start)
-                    }
-                };
-                let share = share::<F>(x_isum);
-                let dots = if WIDE {
-                    let high = dots(q, _mm512_setzero_si512());
-                    _mm512_add_epi32(_mm512_slli_epi32::<8>(high), dots(low, share))
-                } else {
-                    dots(q, share)
-                };
-                let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.scale[s].as_ptr()), x_scale);
+            let first_sum = n_subs * at + sub;
+            let x_sum = if F::SUB == 32 { x.sum32 } else { x.sum }.as_ptr().add(first_sum);
+            // The codes that have these scales, and where the activations' begin.
+            let (w, first) = if F::SUB == 32 {
+                (&halves[..], 32 * at)
+            } else {
+                (&halves[sub..=sub], 32 * at + 16 * sub)
+            };
+            let mut dots = [_mm512_setzero_si512(); G];
+            if !F::HAS_MIN {
+                for (g, dots) in dots.iter_mut().enumerate() {
+                    *dots = _mm512_set1_epi32(*shares.as_ptr().add(first_sum + n_subs * g));
+                }
+            }
+            dots.add(w, if WIDE { x.low } else { x.q }.as_ptr().add(first));
+            if WIDE {
+                let mut high = [_mm512_setzero_si512(); G];
+                high.add(w, x.q.as_ptr().add(first));
+                for (dots, high) in dots.iter_mut().zip(high) {
+                    *dots = _mm512_add_epi32(*dots, _mm512_slli_epi32::<8>(high));
+                }
+            }
+            let scale = _mm512_loadu_ps(scales.scale[s].as_ptr());
+            for (g, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                let x_scale = _mm512_set1_ps(*x.scale32.as_ptr().add(at + g));
+                let scale = _mm512_mul_ps(scale, x_scale);
                 *sums = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(dots), *sums);
                 if F::HAS_MIN {
                     let min = _mm512_loadu_ps(scales.min[s].as_ptr());
-                    *sums = _mm512_fmadd_ps(min, _mm512_set1_ps(*x_sum), *sums);
+                    let x_sum = _mm512_set1_ps(*x_sum.add(n_subs * g));
+                    *sums = _mm512_fmadd_ps(min, x_sum, *sums);
                 }
             }
         }
@@ -237,13 +335,14 @@ fn many<F: Pack, const WIDE: bool>(task: &RowTask<'_>, scratch: &mut PanelScratc
         "a panel has at most {PANEL_ROWS} rows"
     );
     let n_chunks = task.x.n_cols() / CHUNK;
+    fill_shares::<F>(&mut scratch.shares, &task.x.all());
     let mut first = 0;
     while first < n_chunks {
         let chunks = first..(first + PACK_CHUNKS).min(n_chunks);
         pack_panel::<F>(task, chunks.clone(), scratch);
         for i in 0..task.x.n_rows().div_ceil(PANEL_X) {
             // SAFETY: the panel holds these chunks of the rows of `task`; the features are those of this function.
-            unsafe { panel_tile::<F, WIDE>(task, &chunks, &scratch.packed, i) };
+            unsafe { panel_tile::<F, WIDE>(task, &chunks, (&scratch.packed, &scratch.shares), i) };
         }
         first = chunks.end;
     }
@@ -263,7 +362,7 @@ fn pack_panel<F: Pack>(task: &RowTask<'_>, chunks: std::ops::Range<usize>, scrat
                 // From the L2 cache, where `ask_for_next_panel` brought them.
                 let later = chunk.wrapping_add(2 * F::CHUNK_BYTES);
                 Rows { chunk: later, ..rows }.prefetch::<F>(0, 1);
-                scratch.lanes.fill::<F>(Rows { chunk, ..rows });
+                scratch.lanes.fill::<F>(Rows { chunk, ..rows }, BLOCKS / 2);
                 scratch.packed[group].set_chunk::<F>(i, &scratch.lanes);
             }
         }
@@ -304,13 +403,20 @@ fn ask_for_next_panel<F: BlockFormat>(task: &RowTask<'_>, chunks: &std::ops::Ran
 unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
     task: &RowTask<'_>,
     chunks: &std::ops::Range<usize>,
-    packed: &[Packed; 2],
+    (packed, shares): (&[Packed; 2], &[i32]),
     i: usize,
 ) {
     let x = task.x.tile(i);
+    let n_shares = PANEL_X * task.x.n_cols() / F::SUB;
+    let shares = if F::HAS_MIN {
+        shares
+    } else {
+        &shares[n_shares * i..n_shares * (i + 1)]
+    };
     let t = PANEL_X * i;
     let n_x = (task.x.n_rows() - t).min(PANEL_X);
     let n = task.rows.len();
+    let n_blocks = task.weights.n_cols().div_ceil(32);
     ask_for_next_panel::<F>(task, chunks, i);
     let halves = [lane_mask(n), lane_mask(n.saturating_sub(PACK_ROWS))];
     let mut sums = [[_mm512_setzero_ps(); 2]; PANEL_X];
@@ -326,9 +432,9 @@ unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
     for (i, c) in chunks.clone().enumerate() {
         let [top, bottom] = packed;
         let packed = [(&top.q[i], &top.scales[i]), (&bottom.q[i], &bottom.scales[i])];
-        for b in 0..BLOCKS {
+        for b in 0..(n_blocks - BLOCKS * c).min(BLOCKS) {
             // SAFETY: block `b` of chunk `c` of the tile, by the caller's word.
-            unsafe { panel_block::<F, WIDE>(packed, &x, b, (BLOCKS * c + b) * PANEL_X, &mut sums) };
+            unsafe { panel_block::<F, WIDE>(packed, (&x, shares), b, (BLOCKS * c + b) * PANEL_X, &mut sums) };
         }
     }
     for (j, sums) in sums.into_iter().enumerate().take(n_x) {
@@ -354,7 +460,7 @@ fn lane_mask(n: usize) -> __mmask16 {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
     packed: [(&[[u8; 64]; CHUNK / 4], &Scales); 2],
-    x: &QuantizedTile<'_>,
+    (x, shares): (&QuantizedTile<'_>, &[i32]),
     b: usize,
     at: usize,
     sums: &mut [[__m512; 2]; PANEL_X],
@@ -365,11 +471,6 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
         let mut dots = [[_mm512_setzero_si512(); 2]; PANEL_X];
         // SAFETY: six blocks from `at` on are in the tile, by the caller's word; each has 32 codes, a scale, two sums.
         unsafe {
-            let isum = if F::SUB == 32 {
-                x.isum32.as_ptr().add(at)
-            } else {
-                x.isum.as_ptr().add(2 * at + sub)
-            };
             let products = |dots: &mut _, x: *const i8| {
                 for half in 2 / n_subs * sub..2 / n_subs * (sub + 1) {
                     let k = 8 * b + 4 * half;
@@ -385,7 +486,7 @@ unsafe fn panel_block<F: BlockFormat, const WIDE: bool>(
             }
             if !F::HAS_MIN {
                 for (j, dots) in dots.iter_mut().enumerate() {
-                    let share = share::<F>(isum.add(n_subs * j));
+                    let share = _mm512_set1_epi32(*shares.as_ptr().add(n_subs * (at + j) + sub));
                     *dots = dots.map(|dot| if WIDE { _mm512_add_epi32(dot, share) } else { share });
                 }
             }

@@ -158,17 +158,26 @@ fn iq4_values(codes: __m512i) -> __m512i {
     _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes)
 }
 
-/// 16 where one of the four bits `4 k .. 4 k + 4` of a lane is set, each in its own byte.
+/// Adds 16 to the four codes of each lane whose bit among the bits `4 k .. 4 k + 4` of `fifth` is set.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn fifth_bits(words: __m512i, k: usize) -> __m512i {
-    let nibble = _mm512_and_si512(
-        _mm512_srl_epi32(words, _mm_cvtsi32_si128(4 * k as i32)),
-        _mm512_set1_epi32(15),
-    );
-    // The product has bit i of the nibble at bit 8 i.
-    let spread = _mm512_mullo_epi32(nibble, _mm512_set1_epi32(0x0020_4081));
-    _mm512_slli_epi32::<4>(_mm512_and_si512(spread, _mm512_set1_epi32(0x0101_0101)))
+fn add_fifth_bits(codes: __m512i, fifth: __m512i, k: usize) -> __m512i {
+    // Byte k / 2 of each lane, four times.
+    let byte = 0x0101_0101 * (k / 2) as i32;
+    let order = _mm512_broadcast_i32x4(_mm_setr_epi32(
+        byte,
+        byte + 0x0404_0404,
+        byte + 0x0808_0808,
+        byte + 0x0C0C_0C0C,
+    ));
+    let bytes = _mm512_shuffle_epi8(fifth, order);
+    let bit = _mm512_set1_epi32(0x0804_0201 << (4 * (k % 2)));
+    _mm512_mask_add_epi8(
+        codes,
+        _mm512_test_epi8_mask(bytes, bit),
+        codes,
+        _mm512_set1_epi8(16),
+    )
 }
 
 /// The four unsigned bytes of each lane as f32, byte `j` in register `j`.
@@ -217,7 +226,7 @@ fn five_bit_block(lanes: &Lanes, offset: usize) -> [__m512i; BLOCK_REGISTERS] {
     let fifth = lanes.word(offset);
     let mut codes = nibble_block(lanes, offset + 4);
     for (k, codes) in codes.iter_mut().enumerate() {
-        *codes = _mm512_or_si512(*codes, fifth_bits(fifth, k));
+        *codes = add_fifth_bits(*codes, fifth, k);
     }
     codes
 }
