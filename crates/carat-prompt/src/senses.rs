@@ -155,8 +155,14 @@ impl Senses {
     /// [`Senses::attach`] for all inputs of a prompt, in order, as long as they fit into `n_max` tokens.
     ///
     /// # Errors
-    /// As [`Senses::attach`]; [`Error::TooMany`] before anything is decoded, [`Error::TooLong`] as soon as it is clear.
-    pub fn attach_all(&self, attachments: &[Attachment], n_max: usize) -> Result<Vec<Arc<Attached>>> {
+    /// As [`Senses::attach`]; [`Error::TooMany`] before anything is decoded, [`Error::TooLong`] as soon as it is clear,
+    /// [`Error::Cancelled`] when `go_on`, asked before each, says no.
+    pub fn attach_all(
+        &self,
+        attachments: &[Attachment],
+        n_max: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Vec<Arc<Attached>>> {
         if attachments.len() > MAX_ATTACHMENTS {
             return Err(Error::TooMany {
                 found: attachments.len(),
@@ -165,6 +171,9 @@ impl Senses {
         let mut all = Vec::with_capacity(attachments.len());
         let mut n_media = 0;
         for attachment in attachments {
+            if !go_on() {
+                return Err(Error::Cancelled);
+            }
             let attached = self.attach(attachment)?;
             n_media += attached.n_soft_tokens();
             if n_media >= n_max {

@@ -75,7 +75,10 @@ impl Talk {
     }
 
     fn prompt(&self) -> Prompt {
-        let attached = self.senses.attach_all(&self.attachments(), 1024).unwrap();
+        let attached = self
+            .senses
+            .attach_all(&self.attachments(), 1024, &mut || true)
+            .unwrap();
         let messages = self.messages(&attached);
         let options = options(1024);
         let composed = compose(
@@ -235,7 +238,7 @@ fn video_of(talk: &Talk, order: [usize; 2]) -> Prompt {
         std::fs::copy(&talk.chat.images[image], folder.path().join(format!("{i}.png"))).unwrap();
     }
     let video = Attachment::Video(Source::File(folder.path().to_path_buf()));
-    let attached = talk.senses.attach_all(&[video], 1024).unwrap();
+    let attached = talk.senses.attach_all(&[video], 1024, &mut || true).unwrap();
     assert_eq!(attached[0].n_parts(), 2);
     let messages = talk.messages(&attached);
     let template = Some(&talk.template);
@@ -308,7 +311,10 @@ fn jobs_of_a_scheduler_see_and_hear() {
 #[test]
 fn a_second_question_runs_no_tower() {
     let talk = Talk::new("gemma4-unified", 512);
-    let attached = talk.senses.attach_all(&talk.attachments(), 1024).unwrap();
+    let attached = talk
+        .senses
+        .attach_all(&talk.attachments(), 1024, &mut || true)
+        .unwrap();
     let mut messages = talk.messages(&attached);
     let ask = |messages: &[Message], attached: &[Arc<Attached>]| {
         let composed = compose(
@@ -334,7 +340,7 @@ fn a_second_question_runs_no_tower() {
         name: "upload".into(),
         bytes,
     });
-    let again = talk.senses.attach_all(&[again], 1024).unwrap();
+    let again = talk.senses.attach_all(&[again], 1024, &mut || true).unwrap();
     let third = ask(&talk.messages(&again), &again);
     assert!(Arc::ptr_eq(&first.media[0].rows, &third.media[0].rows));
     assert_eq!(first.media[0].content, third.media[0].content);
@@ -365,7 +371,10 @@ fn what_a_model_cannot_take_is_refused_by_name() {
 fn too_much_is_refused_before_a_tower_runs() {
     let talk = Talk::new("gemma4-unified", 512);
     let attachments = talk.attachments();
-    let error = talk.senses.attach_all(&attachments, 100).unwrap_err();
+    let error = talk
+        .senses
+        .attach_all(&attachments, 100, &mut || true)
+        .unwrap_err();
     assert!(
         matches!(
             error,
@@ -377,7 +386,7 @@ fn too_much_is_refused_before_a_tower_runs() {
         ),
         "{error}"
     );
-    let attached = talk.senses.attach_all(&attachments, 163).unwrap();
+    let attached = talk.senses.attach_all(&attachments, 163, &mut || true).unwrap();
     let messages = talk.messages(&attached);
     let write = |attached, n_max| {
         compose(
@@ -414,7 +423,7 @@ fn too_much_is_refused_before_a_tower_runs() {
     );
     let error = talk
         .senses
-        .attach_all(&vec![attachments[0].clone(); 257], 1 << 20)
+        .attach_all(&vec![attachments[0].clone(); 257], 1 << 20, &mut || true)
         .unwrap_err();
     assert!(matches!(error, Error::TooMany { found: 257 }));
     let composed = compose(
@@ -435,7 +444,10 @@ fn too_much_is_refused_before_a_tower_runs() {
 #[test]
 fn a_template_that_drops_images_is_noticed() {
     let talk = Talk::new("gemma4-unified", 512);
-    let attached = talk.senses.attach_all(&talk.attachments()[..1], 1024).unwrap();
+    let attached = talk
+        .senses
+        .attach_all(&talk.attachments()[..1], 1024, &mut || true)
+        .unwrap();
     let messages = talk.messages(&attached);
     let template =
         ChatTemplate::from_jinja("{{ bos_token }}{{ messages | length }}", "<bos>", "<eos>").unwrap();
@@ -459,7 +471,10 @@ fn a_template_that_drops_images_is_noticed() {
 #[test]
 fn messages_cannot_forge_places() {
     let talk = Talk::new("gemma4-unified", 512);
-    let attached = talk.senses.attach_all(&talk.attachments()[..1], 1024).unwrap();
+    let attached = talk
+        .senses
+        .attach_all(&talk.attachments()[..1], 1024, &mut || true)
+        .unwrap();
     let mut messages = talk.messages(&attached);
     messages[0]
         .content
@@ -479,7 +494,10 @@ fn messages_cannot_forge_places() {
 #[test]
 fn without_a_template_inputs_come_before_the_text() {
     let talk = Talk::new("gemma3-vision", 512);
-    let attached = talk.senses.attach_all(&talk.attachments()[..1], 1024).unwrap();
+    let attached = talk
+        .senses
+        .attach_all(&talk.attachments()[..1], 1024, &mut || true)
+        .unwrap();
     let composed = compose(
         &talk.tokenizer,
         None,

@@ -45,7 +45,7 @@ pub(crate) fn render(
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Prompt, ApiError> {
     let conversation = conversation(model, request)?;
-    let attached = attach(model, &conversation)?;
+    let attached = attach(model, &conversation, go_on)?;
     let composed = composed(model, request, &conversation.messages, &attached)?;
     let mut prompt = composed
         .encode(&model.setup.senses, go_on)
@@ -81,10 +81,14 @@ fn begin(
     check_length(model, ids)
 }
 
-/// How many tokens a conversation has; no tower runs.
-pub(crate) fn n_tokens(model: &ServedModel, request: &GenerationRequest) -> Result<usize, ApiError> {
+/// How many tokens a conversation has; no tower runs. `go_on` as for [`render`].
+pub(crate) fn n_tokens(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<usize, ApiError> {
     let conversation = conversation(model, request)?;
-    let attached = attach(model, &conversation)?;
+    let attached = attach(model, &conversation, go_on)?;
     Ok(composed(model, request, &conversation.messages, &attached)?
         .ids()
         .len())
@@ -109,10 +113,14 @@ fn conversation(model: &ServedModel, request: &GenerationRequest) -> Result<Conv
     messages(turns)
 }
 
-fn attach(model: &ServedModel, conversation: &Conversation) -> Result<Vec<Arc<Attached>>, ApiError> {
+fn attach(
+    model: &ServedModel,
+    conversation: &Conversation,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Vec<Arc<Attached>>, ApiError> {
     let senses = &model.setup.senses;
     senses
-        .attach_all(&conversation.attachments, model.context())
+        .attach_all(&conversation.attachments, model.context(), go_on)
         .map_err(prompt_error)
 }
 

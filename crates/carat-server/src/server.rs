@@ -124,7 +124,7 @@ pub(crate) struct State {
     pub(crate) lockout: Lockout,
     pub(crate) fetcher: Fetcher,
     /// Places for those who encode images and sounds.
-    pub(crate) encodings: Semaphore,
+    pub(crate) encodings: Arc<Semaphore>,
     /// Seconds since 1970 at the start.
     pub(crate) created: u64,
     pub(crate) responses: ResponseStore,
@@ -175,7 +175,7 @@ impl Server {
                 ids: Ids::new(),
                 lockout: Lockout::default(),
                 fetcher: Fetcher::new(options.media_urls),
-                encodings: Semaphore::new(limits::ENCODINGS),
+                encodings: Arc::new(Semaphore::new(limits::ENCODINGS)),
                 created: ids::now().as_secs(),
                 responses: ResponseStore::default(),
                 options,

@@ -20,8 +20,18 @@ use crate::tojson::to_json;
 /// Bytes; Gemma's longest template has 19 kB. Bounds the depth of expressions too, see `deep_stack`.
 const SOURCE_LIMIT: usize = 64 << 10;
 
-/// Instructions per rendering: two thousand for each of a thousand messages. Bounds the depth of values too.
+/// Instructions per rendering of few messages. Bounds the depth of values too.
 const FUEL: u64 = 2_000_000;
+
+/// More for each pair of messages: Gemma 4's own template looks from each message back over the ones before it, at seven
+/// instructions for each.
+const FUEL_PER_PAIR: u64 = 16;
+
+/// So many messages need no more than [`FUEL`].
+const FEW_MESSAGES: usize = 64;
+
+/// Instructions per rendering at most, half a second or so; see `deep_stack`.
+const MOST_FUEL: u64 = 16_000_000;
 
 /// Nested blocks and calls; a call of a macro counts about ten times.
 const DEPTH_LIMIT: usize = 250;
@@ -65,19 +75,36 @@ pub(crate) fn environment(source: &str) -> Result<Environment<'static>> {
     environment.add_test("iterable", |value: &Value| {
         is_sequence(value) || value.kind() == ValueKind::Iterable
     });
-    deep_stack::run(|| environment.add_template_owned(NAME, source.to_owned()))
+    deep_stack::run(FUEL, || environment.add_template_owned(NAME, source.to_owned()))
         .and_then(|parsed| parsed)
         .map_err(|error| Error::TemplateSyntax(Box::new(error)))?;
     Ok(environment)
 }
 
-/// Runs the template with the variables `context`.
-pub(crate) fn render(environment: &Environment<'static>, context: Value) -> Result<String> {
+/// Runs the template with the variables `context`, among them `n_messages` messages.
+pub(crate) fn render(
+    environment: &Environment<'static>,
+    context: Value,
+    n_messages: usize,
+) -> Result<String> {
+    let n_pairs = (n_messages as u64).saturating_mul(n_messages as u64);
+    let fuel = FUEL
+        .saturating_add(n_pairs.saturating_mul(FUEL_PER_PAIR))
+        .min(MOST_FUEL);
+    let mut own = None;
+    // A copy, but not for those who need none.
+    let environment = if n_messages > FEW_MESSAGES {
+        let own = own.insert(environment.clone());
+        own.set_fuel(Some(fuel));
+        &*own
+    } else {
+        environment
+    };
     let mut output = Limited {
         bytes: Vec::new(),
         is_over: false,
     };
-    let outcome = deep_stack::run(|| {
+    let outcome = deep_stack::run(fuel, || {
         let template = environment.get_template(NAME)?;
         // All that the template made is freed here, on the deep stack.
         template.render_captured_to(context, &mut output).map(drop)

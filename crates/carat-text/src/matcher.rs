@@ -85,6 +85,16 @@ impl Matcher {
         &self.special_starts
     }
 
+    /// Whether a special piece begins with `text` or is its beginning. Looks through all of them.
+    pub(crate) fn may_begin_special(&self, vocabulary: &Vocabulary, text: &str) -> bool {
+        let specials = self
+            .sorted
+            .iter()
+            .filter(|&&id| vocabulary.kind(id).is_some_and(Kind::is_parsed_only));
+        let mut pieces = specials.map(|&id| vocabulary.piece(id));
+        pieces.any(|piece| piece.starts_with(text) || text.starts_with(piece))
+    }
+
     /// The longest piece at the start of `text`, with its length in bytes.
     #[inline]
     pub(crate) fn at_start(&self, vocabulary: &Vocabulary, text: &[u8], mode: Match) -> Option<(u32, usize)> {

@@ -10,7 +10,8 @@
 //!
 //! A template that looks for such characters renders the second conversation differently. Gemma 4's does, to cut
 //! thoughts out of earlier answers: for answers, its two channel markers are then left as they are. If that does not
-//! help either, the conversation is refused.
+//! help either, fields keep their names, by which templates sort them, if those can be no part of a special piece. If all
+//! that does not help, the conversation is refused.
 
 use serde_json::Value;
 
@@ -20,19 +21,37 @@ use crate::error::{Error, Result};
 /// Markers that templates look for in earlier answers.
 const CHANNEL_MARKERS: [&str; 2] = ["<|channel>", "<channel|>"];
 
+/// What a vocabulary has of special pieces.
+pub(crate) struct Specials<'a> {
+    /// Their first characters, sorted.
+    pub(crate) starts: &'a [char],
+    /// Whether one of them begins with this text or is its beginning.
+    pub(crate) may_begin: &'a dyn Fn(&str) -> bool,
+}
+
 /// Byte offsets in `rendered`, in order, of characters from messages and tools that could start a special piece.
 pub(crate) fn shielded_offsets(
     messages: &[Message],
     tools: &[Tool],
     rendered: &str,
-    special_starts: &[char],
+    specials: &Specials<'_>,
     render: impl Fn(&[Message], &[Tool]) -> Result<String>,
 ) -> Result<Vec<usize>> {
-    let stand_ins = StandIns::choose(messages, tools, rendered, special_starts)?;
+    let mut stand_ins = StandIns::choose(messages, tools, rendered, specials.starts)?;
     if stand_ins.pairs.is_empty() {
         return Ok(Vec::new());
     }
-    for kept in [&[][..], &CHANNEL_MARKERS] {
+    let attempts = [
+        (&[][..], false),
+        (&CHANNEL_MARKERS, false),
+        (&[], true),
+        (&CHANNEL_MARKERS, true),
+    ];
+    for (kept, keeps_keys) in attempts {
+        if keeps_keys && !keys_are_plain(messages, tools, specials) {
+            break;
+        }
+        stand_ins.keeps_keys = keeps_keys;
         // A template may well refuse what it does not expect: then the next attempt decides.
         let messages: Vec<Message> = messages.iter().map(|one| stand_ins.message(one, kept)).collect();
         let tools: Vec<Tool> = tools.iter().map(|tool| stand_ins.tool(tool)).collect();
@@ -49,6 +68,8 @@ pub(crate) fn shielded_offsets(
 /// Characters and the private ones that stand for them.
 struct StandIns {
     pairs: Vec<(char, char)>,
+    /// Whether the names of fields stay as they are.
+    keeps_keys: bool,
 }
 
 impl StandIns {
@@ -66,7 +87,10 @@ impl StandIns {
         needed.sort_unstable();
         needed.dedup();
         if needed.is_empty() {
-            return Ok(Self { pairs: Vec::new() });
+            return Ok(Self {
+                pairs: Vec::new(),
+                keeps_keys: false,
+            });
         }
         used.extend(rendered.chars().filter(|&c| c >= '\u{fdd0}'));
         // Noncharacters first: honest text never holds them. Then planes 15 and 16, for private use.
@@ -77,6 +101,7 @@ impl StandIns {
         let pairs: Option<Vec<_>> = needed.into_iter().map(|c| Some((c, free.next()?))).collect();
         Ok(Self {
             pairs: pairs.ok_or(Error::UntraceableText)?,
+            keeps_keys: false,
         })
     }
 
@@ -95,7 +120,7 @@ impl StandIns {
             Part::Video => Part::Video,
         };
         let call = |call: &ToolCall| ToolCall {
-            id: call.id.clone(),
+            id: text(&call.id),
             name: text(&call.name),
             arguments: self.value(&call.arguments),
         };
@@ -109,8 +134,7 @@ impl StandIns {
             reasoning: message.reasoning.as_ref().map(text),
             tool_calls: message.tool_calls.iter().map(call).collect(),
             tool_responses: message.tool_responses.iter().map(response).collect(),
-            // Only compared with calls' ids.
-            tool_call_id: message.tool_call_id.clone(),
+            tool_call_id: message.tool_call_id.as_ref().map(text),
             name: message.name.as_ref().map(text),
         }
     }
@@ -128,7 +152,14 @@ impl StandIns {
             Value::String(text) => Value::String(self.replace(text, &[])),
             Value::Array(items) => items.iter().map(|item| self.value(item)).collect(),
             Value::Object(fields) => {
-                let field = |(key, value): (&String, &Value)| (self.replace(key, &[]), self.value(value));
+                let key = |key: &String| {
+                    if self.keeps_keys {
+                        key.clone()
+                    } else {
+                        self.replace(key, &[])
+                    }
+                };
+                let field = |(name, value): (&String, &Value)| (key(name), self.value(value));
                 fields.iter().map(field).collect()
             }
             Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
@@ -169,6 +200,35 @@ impl StandIns {
     }
 }
 
+/// Whether no special piece can begin in the name of a field, whatever the template writes behind it.
+fn keys_are_plain(messages: &[Message], tools: &[Tool], specials: &Specials<'_>) -> bool {
+    let calls = messages.iter().flat_map(|message| &message.tool_calls);
+    let responses = messages.iter().flat_map(|message| &message.tool_responses);
+    let values = calls.map(|call| &call.arguments);
+    let values = values.chain(responses.map(|one| &one.response));
+    let mut are_plain = true;
+    for value in values.chain(tools.iter().map(|tool| &tool.parameters)) {
+        look_at_keys(value, &mut |key| {
+            let starts = key.char_indices().filter(|(_, c)| specials.starts.contains(c));
+            are_plain &= !starts.into_iter().any(|(at, _)| (specials.may_begin)(&key[at..]));
+        });
+    }
+    are_plain
+}
+
+fn look_at_keys(value: &Value, look: &mut impl FnMut(&str)) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| look_at_keys(item, look)),
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                look(key);
+                look_at_keys(value, look);
+            }
+        }
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
 /// Shows `look` every text of a message that a template may write.
 fn look_at_message(message: &Message, look: &mut impl FnMut(&str)) {
     for part in &message.content {
@@ -180,8 +240,10 @@ fn look_at_message(message: &Message, look: &mut impl FnMut(&str)) {
         .reasoning
         .iter()
         .chain(&message.name)
+        .chain(&message.tool_call_id)
         .for_each(|text| look(text));
     for call in &message.tool_calls {
+        look(&call.id);
         look(&call.name);
         look_at_value(&call.arguments, look);
     }

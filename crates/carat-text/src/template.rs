@@ -90,7 +90,7 @@ impl ChatTemplate {
             eos_token => self.eos.as_str(),
             carat_now_seconds => seconds,
         };
-        jinja::render(environment, context)
+        jinja::render(environment, context, messages.len())
     }
 
     /// Ids of the prompt. Control strings of the template become tokens, those in messages stay text; when
@@ -126,8 +126,11 @@ impl ChatTemplate {
         let rendered = self.render(messages, options)?;
         let render =
             |messages: &[Message], tools: &[Tool]| self.render(messages, RenderOptions { tools, ..options });
-        let starts = tokenizer.special_starts();
-        let shielded = shield::shielded_offsets(messages, options.tools, &rendered, starts, render)?;
+        let specials = shield::Specials {
+            starts: tokenizer.special_starts(),
+            may_begin: &|text| tokenizer.may_begin_special(text),
+        };
+        let shielded = shield::shielded_offsets(messages, options.tools, &rendered, &specials, render)?;
         Ok(PromptText::new(rendered, shielded))
     }
 }

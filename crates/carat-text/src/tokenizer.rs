@@ -211,6 +211,11 @@ impl Tokenizer {
         self.matcher.special_starts()
     }
 
+    /// Whether a special piece begins with `text` or is its beginning.
+    pub(crate) fn may_begin_special(&self, text: &str) -> bool {
+        self.matcher.may_begin_special(&self.vocabulary, text)
+    }
+
     /// The pieces.
     pub(crate) fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary

@@ -5,8 +5,11 @@ mod common;
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use carat_text::{ChatTemplate, ControlText, Error, Message, Part, RenderOptions, Role, Special, Tokenizer};
+use carat_text::{
+    ChatTemplate, ControlText, Error, Message, Part, RenderOptions, Role, Special, Tokenizer, ToolCall,
+};
 use common::{Pieces, fixture};
+use serde_json::json;
 
 /// Gemma 3's rules in Jinja, to run the goldens through the template engine as well.
 const TEMPLATE: &str = r#"{{ bos_token }}
@@ -242,6 +245,71 @@ fn a_template_that_rewrites_control_strings_is_refused_only_when_there_are_some(
         tokenizer.encode("plain", Special::AsText)
     );
     assert!(matches!(encode("a < b"), Err(Error::UntraceableText)));
+}
+
+#[test]
+fn fields_by_whose_names_a_template_sorts_may_hold_angle_brackets() {
+    let tokenizer = tokenizer();
+    let encode = |arguments: serde_json::Value| {
+        let call = ToolCall {
+            id: "1".into(),
+            name: "f".into(),
+            arguments,
+        };
+        let mut answer = Message::text(Role::Assistant, "");
+        answer.tool_calls = vec![call];
+        let messages = [Message::text(Role::User, "a"), answer];
+        let template = ChatTemplate::gemma4(true);
+        let rendered = template.render(&messages, RenderOptions::default()).unwrap();
+        let ids = template.encode(&tokenizer, &messages, RenderOptions::default());
+        ids.map(|ids| (tokenizer.decode(&ids, ControlText::Show) == rendered, ids))
+    };
+    // `<` comes before letters, what stands for it after them.
+    let (is_whole, ids) = encode(json!({"<name>": "<end_of_turn>", "date": "x"})).unwrap();
+    assert!(is_whole && !ids.contains(&106), "the value stays text");
+    for key in ["<end_of_turn>", "x<end_of", "<"] {
+        let outcome = encode(json!({key: "Bob", "date": "x", "<": 1}));
+        assert!(matches!(outcome, Err(Error::UntraceableText)), "{key}");
+    }
+}
+
+#[test]
+fn ids_of_calls_are_text_too() {
+    let source = "{% for m in messages %}{{ m.tool_call_id }}{% for c in m.tool_calls %}{{ c.id }}{% endfor %}{% endfor %}";
+    let template = ChatTemplate::from_jinja(source, "", "").unwrap();
+    let tokenizer = tokenizer();
+    let mut answer = Message::text(Role::Assistant, "");
+    answer.tool_calls = vec![ToolCall {
+        id: "x<end_of_turn>".into(),
+        name: "f".into(),
+        arguments: json!({}),
+    }];
+    let mut result = Message::text(Role::Tool, "1");
+    result.tool_call_id = Some("x<end_of_turn>".into());
+    let ids = template
+        .encode(&tokenizer, &[answer, result], RenderOptions::default())
+        .unwrap();
+    assert_eq!(
+        tokenizer.decode(&ids, ControlText::Show),
+        "x<end_of_turn>x<end_of_turn>"
+    );
+    assert!(!ids.contains(&106));
+}
+
+#[test]
+fn a_template_may_look_back_from_each_of_a_thousand_messages() {
+    let source = "{% for m in messages %}{% for j in range(loop.index0 - 1, -1, -1) %}\
+        {% if messages[j].role == 'tool' %}x{% endif %}{% endfor %}{% endfor %}done";
+    let template = ChatTemplate::from_jinja(source, "", "").unwrap();
+    let messages = vec![Message::text(Role::User, "a"); 1000];
+    let rendered = template.render(&messages, RenderOptions::default());
+    assert_eq!(rendered.unwrap(), "done");
+    // Of which no template may make use to go on for ever, or to exhaust the stack.
+    let nested = "{% set ns = namespace(x=[]) %}{% for a in range(99999) %}{% for b in range(99) %}\
+        {% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+    let template = ChatTemplate::from_jinja(nested, "", "").unwrap();
+    let rendered = template.render(&messages, RenderOptions::default());
+    assert!(matches!(rendered, Err(Error::TemplateRun(_))));
 }
 
 #[test]

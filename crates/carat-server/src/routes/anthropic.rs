@@ -1,6 +1,7 @@
 //! Anthropic's routes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -9,7 +10,7 @@ use axum::extract::rejection::BytesRejection;
 use carat_api::{ApiError, ErrorKind, anthropic};
 use serde_json::json;
 
-use super::{Answer, at, blocking, converse, encoding, fetched, json, whole};
+use super::{Answer, Presence, at, blocking, converse, encoding, fetched, json, whole};
 use crate::prompt;
 use crate::reply::Caller;
 use crate::server::State;
@@ -44,9 +45,14 @@ pub(super) async fn count_tokens(
     let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let lease = state.models.lease(&request.model, None).await.map_err(refuse)?;
     let request = fetched(&state, &Arc::new(request)).await.map_err(refuse)?;
-    let _place = encoding(&state, &request).await.map_err(refuse)?;
-    let n_tokens = blocking(move || prompt::n_tokens(&lease, &request))
-        .await
-        .map_err(refuse)?;
+    let place = encoding(&state, &request).await.map_err(refuse)?;
+    let presence = Presence::default();
+    let absent = presence.absent();
+    let n_tokens = blocking(move || {
+        // Held by the work, which goes on for a while when its client has gone.
+        let _place = place;
+        prompt::n_tokens(&lease, &request, &mut || !absent.load(Ordering::Relaxed))
+    });
+    let n_tokens = n_tokens.await.map_err(refuse)?;
     Ok(json(&json!({"input_tokens": n_tokens})))
 }

@@ -23,7 +23,7 @@ use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Par
 use carat_engine::Constraint;
 use carat_net::TooSlow;
 use serde_json::Value;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::access;
 use crate::limits;
@@ -177,10 +177,12 @@ async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
     let (shared, model) = (Arc::clone(state), lease.model());
     let wanted = fetched(state, request).await?;
-    let _place = encoding(state, &wanted).await?;
+    let place = encoding(state, &wanted).await?;
     let presence = Presence::default();
-    let absent = Arc::clone(&presence.0);
+    let absent = presence.absent();
     let start = prepared(is_brief(request), move || {
+        // Held by the work, which goes on for a while when its client has gone.
+        let _place = place;
         let mut go_on = || !absent.load(Ordering::Relaxed);
         let prompt = prompt::render(&model, &wanted, &mut go_on)?;
         let constraint = |_| model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids);
@@ -221,15 +223,15 @@ async fn fetched(
 }
 
 /// A place among those who encode images, sounds and videos, for requests that have some.
-async fn encoding<'a>(
-    state: &'a State,
+async fn encoding(
+    state: &State,
     request: &GenerationRequest,
-) -> Result<Option<SemaphorePermit<'a>>, ApiError> {
+) -> Result<Option<OwnedSemaphorePermit>, ApiError> {
     let mut parts = request.turns.iter().flat_map(|turn| &turn.parts);
     if parts.all(|part| matches!(part, Part::Text(_))) {
         return Ok(None);
     }
-    let place = state.encodings.acquire().await;
+    let place = Arc::clone(&state.encodings).acquire_owned().await;
     place
         .map(Some)
         .map_err(|_| ApiError::new(ErrorKind::Unavailable, "the server is stopping"))
@@ -238,6 +240,13 @@ async fn encoding<'a>(
 /// Raises a flag when the request that holds it is given up.
 #[derive(Default)]
 struct Presence(Arc<AtomicBool>);
+
+impl Presence {
+    /// The flag, for work that may outlive the request.
+    fn absent(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.0)
+    }
+}
 
 impl Drop for Presence {
     fn drop(&mut self) {
