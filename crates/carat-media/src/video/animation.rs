@@ -10,7 +10,7 @@ use image::codecs::gif::GifDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{AnimationDecoder, ImageDecoder, ImageFormat};
 
-use super::{FrameSampling, VideoFrame};
+use super::{FrameSampling, VideoFrame, gif_frames};
 use crate::error::{Error, Result};
 use crate::image::{RgbImage, check_size, damaged, damaged_by, decode_image, limits, over_white};
 use crate::input;
@@ -105,6 +105,11 @@ impl Animation<'_> {
 
     /// When each frame begins, in seconds, and at last when the final one ends.
     fn begins(&self) -> Result<Vec<f64>> {
+        if self.format == ImageFormat::Gif {
+            // Those of a WebP never leave its screen, which is what is counted below.
+            let cost = gif_frames::cost(&self.bytes);
+            self.check_cost(cost.n_frames, cost.n_pixels)?;
+        }
         let mut begins = vec![0.0];
         let mut n_pixels = 0u64;
         for frame in self.frames()? {
@@ -114,17 +119,22 @@ impl Animation<'_> {
             let delay = if delay > 0.0 { delay } else { DEFAULT_DELAY_SECONDS };
             begins.push(begins.last().copied().unwrap_or(0.0) + delay);
             n_pixels += u64::from(frame.buffer().width()) * u64::from(frame.buffer().height());
-            if n_pixels > self.max_pixels || begins.len() > MAX_SOURCE_FRAMES {
-                return Err(Error::AnimationTooLarge {
-                    file: self.name.clone(),
-                    reason: format!(
-                        "more than {} million pixels or {MAX_SOURCE_FRAMES} frames",
-                        self.max_pixels / 1_000_000
-                    ),
-                });
-            }
+            self.check_cost(begins.len() - 1, n_pixels)?;
         }
         Ok(begins)
+    }
+
+    fn check_cost(&self, n_frames: usize, n_pixels: u64) -> Result<()> {
+        if n_pixels <= self.max_pixels && n_frames <= MAX_SOURCE_FRAMES {
+            return Ok(());
+        }
+        Err(Error::AnimationTooLarge {
+            file: self.name.clone(),
+            reason: format!(
+                "more than {} million pixels or {MAX_SOURCE_FRAMES} frames",
+                self.max_pixels / 1_000_000
+            ),
+        })
     }
 
     fn frames(&self) -> Result<image::Frames<'_>> {

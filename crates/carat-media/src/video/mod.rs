@@ -7,6 +7,7 @@ mod animation;
 mod command;
 mod ffmpeg;
 mod folder;
+mod gif_frames;
 mod sampling;
 
 use std::path::Path;

@@ -75,6 +75,39 @@ fn animations_need_no_program() {
     );
 }
 
+/// A GIF of frames of one side, of whose pixels only the first few are there.
+fn gif(screen: u16, side: u16, n_frames: usize) -> Vec<u8> {
+    let square = |side: u16| [side.to_le_bytes(), side.to_le_bytes()].concat();
+    let mut gif = b"GIF89a".to_vec();
+    gif.extend(square(screen));
+    gif.extend([0x80, 0, 0, 0, 0, 0, 255, 255, 255]);
+    let frame = [&[0x2c, 0, 0, 0, 0], &square(side)[..], &[0, 2, 2, 0x4c, 0x01, 0]].concat();
+    gif.extend(frame.repeat(n_frames));
+    gif.push(0x3b);
+    gif
+}
+
+/// What is outside of the screen is decoded as well before it is cut off.
+#[test]
+fn frames_larger_than_the_screen_count_whole() {
+    for (side, n_frames) in [(4096, 33), (u16::MAX, 1)] {
+        let error = sent(&gif(1, side, n_frames), 1, None).unwrap_err();
+        assert!(matches!(error, Error::AnimationTooLarge { .. }), "{error}");
+    }
+    let error = sent(&gif(1, 1, 200_001), 1, None).unwrap_err();
+    assert!(matches!(error, Error::AnimationTooLarge { .. }), "{error}");
+    // An honest one whose screen is smaller than its frames is shown as far as the screen goes.
+    let mut motion = fs::read(fixture("media/motion.gif")).unwrap();
+    motion[6..10].copy_from_slice(&[16, 0, 12, 0]);
+    let frames = sent(&motion, 100, None).unwrap();
+    assert_eq!(frames.len(), 12);
+    assert!(
+        frames
+            .iter()
+            .all(|frame| (frame.image.width(), frame.image.height()) == (16, 12))
+    );
+}
+
 #[test]
 fn folders_are_read_in_order() {
     let dir = tempfile::tempdir().unwrap();
