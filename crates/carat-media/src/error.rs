@@ -127,6 +127,16 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Reading the audio took too long.
+    #[error(
+        "the audio in `{file}` takes too long to read, more than {seconds} seconds; convert it to WAV, MP3 or FLAC"
+    )]
+    AudioTimeout {
+        /// The file.
+        file: String,
+        /// The limit.
+        seconds: u64,
+    },
     /// No samples at all.
     #[error("`{file}` holds no sound: its audio is 0 seconds long")]
     AudioEmpty {
@@ -163,6 +173,19 @@ pub enum Error {
         file: String,
         /// The first such sample, counted at the file's own rate.
         index: usize,
+    },
+    /// A sample beyond [`limits::MAX_SAMPLE_MAGNITUDE`].
+    #[error(
+        "sample {index} of `{file}` is {value:e}, and a sound's lie between -1 and 1; write the file again from its \
+         source"
+    )]
+    AudioTooLoud {
+        /// The file.
+        file: String,
+        /// The first such sample, counted at the file's own rate.
+        index: usize,
+        /// It.
+        value: f32,
     },
     /// A sample rate beyond what is sensible.
     #[error(

@@ -19,6 +19,8 @@ pub const MAX_AUDIO_TOKENS: usize = 750;
 /// What a clip may be longer than [`MAX_AUDIO_SECONDS`] by, in milliseconds, and is cut off: MP3 and AAC encoders
 /// pad a clip of exactly 30 s by up to two of their frames.
 pub const AUDIO_PADDING_MS: u32 = 100;
+/// The same in samples, where that is more: two frames of AAC, which at 8 kHz are a quarter of a second.
+pub const AUDIO_PADDING_SAMPLES: u32 = 2048;
 /// Lowest sample rate that is read, in hertz.
 pub const MIN_SAMPLE_RATE_HZ: u32 = 1_000;
 /// Highest sample rate that is read, in hertz.
@@ -27,8 +29,18 @@ pub const MAX_SAMPLE_RATE_HZ: u32 = 768_000;
 pub const MAX_BAD_AUDIO_PACKETS: usize = 100;
 /// Packets without sound after which the sound is taken to be over.
 pub const MAX_EMPTY_AUDIO_PACKETS: usize = 1000;
-/// Packets that are looked at in one file, those of other tracks included.
-pub const MAX_AUDIO_PACKETS: usize = 1 << 20;
+/// Most frames of one packet that a header may claim, since memory is taken for them in advance: FLAC's packets have
+/// up to 65,535, those of every other codec fewer.
+pub const MAX_AUDIO_PACKET_FRAMES: u64 = 1 << 16;
+/// Most values of a Vorbis file's codebooks together: encoders write some tens of thousands.
+pub const MAX_VORBIS_VALUES: u64 = 1 << 22;
+/// Largest sample that is believed. Nominally it is 1; files of floats with the values of 32-bit integers reach this.
+/// All that is computed from it stays finite.
+pub const MAX_SAMPLE_MAGNITUDE: f32 = 2_147_483_648.0;
+/// Longest that reading one sound may take, in seconds: a pipe may be as slow as whoever speaks into it.
+pub const MAX_AUDIO_DECODE_SECONDS: u64 = 300;
+/// The same of a sound that somebody sent and that is there as a whole, which takes a fraction of a second.
+pub const MAX_SENT_AUDIO_DECODE_SECONDS: u64 = 20;
 
 /// Frames that are taken from a video unless the caller says otherwise, as in the reference.
 pub const DEFAULT_VIDEO_FRAMES: usize = 32;

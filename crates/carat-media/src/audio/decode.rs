@@ -6,8 +6,10 @@
 
 use std::io::{Cursor, ErrorKind, Seek};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions};
+use symphonia::core::codecs::audio::well_known::CODEC_ID_VORBIS;
+use symphonia::core::codecs::audio::{AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
 use symphonia::core::errors::Error as SymphoniaError;
 use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatOptions, FormatReader, Track, TrackType};
@@ -15,11 +17,12 @@ use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::meta::MetadataOptions;
 
 use super::mp4_lead::lead_seconds;
-use super::{Clip, max_samples_at};
+use super::{Clip, max_samples_at, vorbis_books};
 use crate::error::{Error, Result};
 use crate::input;
 use crate::limits::{
-    MAX_AUDIO_PACKETS, MAX_AUDIO_SECONDS, MAX_BAD_AUDIO_PACKETS, MAX_EMPTY_AUDIO_PACKETS, MAX_SAMPLE_RATE_HZ,
+    MAX_AUDIO_DECODE_SECONDS, MAX_AUDIO_PACKET_FRAMES, MAX_AUDIO_SECONDS, MAX_BAD_AUDIO_PACKETS,
+    MAX_EMPTY_AUDIO_PACKETS, MAX_SAMPLE_RATE_HZ, MAX_SENT_AUDIO_DECODE_SECONDS, MAX_VORBIS_VALUES,
     MIN_SAMPLE_RATE_HZ,
 };
 
@@ -40,28 +43,36 @@ pub fn read_audio(path: &Path) -> Result<Clip> {
             source,
         })?;
     }
-    decode_guarded(Box::new(file), &name, lead)
+    let limit = Duration::from_secs(MAX_AUDIO_DECODE_SECONDS);
+    decode_guarded(Box::new(file), &name, lead, limit)
 }
 
 /// Decodes the bytes of an audio file; `name` is what errors call it.
 ///
 /// # Errors
-/// [`Error::NotAudio`], [`Error::AudioCodec`], [`Error::AudioDamaged`], and those of [`Clip::new`].
+/// [`Error::NotAudio`], [`Error::AudioCodec`], [`Error::AudioDamaged`], [`Error::AudioTimeout`], and those of
+/// [`Clip::new`].
 pub fn decode_audio(bytes: &[u8], name: &str) -> Result<Clip> {
-    let lead = lead_seconds(&mut Cursor::new(bytes));
-    decode_guarded(Box::new(Cursor::new(bytes)), name, lead)
+    decode_within(bytes, name, Duration::from_secs(MAX_SENT_AUDIO_DECODE_SECONDS))
 }
 
-fn decode_guarded(source: Box<dyn MediaSource + '_>, name: &str, lead: f64) -> Result<Clip> {
+/// The same with another limit of time.
+pub(super) fn decode_within(bytes: &[u8], name: &str, limit: Duration) -> Result<Clip> {
+    let lead = lead_seconds(&mut Cursor::new(bytes));
+    decode_guarded(Box::new(Cursor::new(bytes)), name, lead, limit)
+}
+
+fn decode_guarded(source: Box<dyn MediaSource + '_>, name: &str, lead: f64, limit: Duration) -> Result<Clip> {
     let damaged = || Error::AudioDamaged {
         file: name.to_owned(),
         reason: "its header makes no sense".to_owned(),
     };
-    input::decode_guarded(|| decode(source, name, lead), damaged)
+    input::decode_guarded(|| decode(source, name, lead, limit), damaged)
 }
 
 /// `lead` is the silence in front to be left out, in seconds.
-fn decode(source: Box<dyn MediaSource + '_>, name: &str, lead: f64) -> Result<Clip> {
+fn decode(source: Box<dyn MediaSource + '_>, name: &str, lead: f64, limit: Duration) -> Result<Clip> {
+    let begun = Instant::now();
     let stream = MediaSourceStream::new(source, Default::default());
     let options = (FormatOptions::default(), MetadataOptions::default());
     let probed = symphonia::default::get_probe().probe(&Hint::new(), stream, options.0, options.1);
@@ -75,19 +86,45 @@ fn decode(source: Box<dyn MediaSource + '_>, name: &str, lead: f64) -> Result<Cl
         .as_ref()
         .and_then(|parameters| parameters.audio());
     let parameters = parameters.ok_or_else(|| codec_error(name, "its codec is unknown"))?;
+    check_claims(parameters, name)?;
     let mut decoder = symphonia::default::get_codecs()
         .make_audio_decoder(parameters, &AudioDecoderOptions::default())
         .map_err(|error| codec_error(name, &error.to_string()))?;
-    let mut sound = Sound::new(name, declared);
+    let mut sound = Sound {
+        declared_seconds: declared,
+        lead_seconds: lead,
+        ..Sound::new(name, begun, limit)
+    };
     sound.read(format.as_mut(), decoder.as_mut(), track_id)?;
     let Some(rate_hz) = sound.rate_hz else {
         return Err(Error::AudioEmpty {
             file: name.to_owned(),
         });
     };
-    let n_lead = (lead * f64::from(rate_hz)).round() as usize;
-    sound.samples.drain(..n_lead.min(sound.samples.len()));
+    let n_lead = sound.n_lead(rate_hz).min(sound.samples.len());
+    sound.samples.drain(..n_lead);
     Clip::new(sound.samples, rate_hz, name)
+}
+
+/// Refuses headers for which a decoder would take memory far beyond what their file could fill.
+fn check_claims(parameters: &AudioCodecParameters, name: &str) -> Result<()> {
+    // PCM's makes room for a whole packet.
+    if parameters.max_frames_per_packet > Some(MAX_AUDIO_PACKET_FRAMES) {
+        return Err(codec_error(
+            name,
+            "its header claims larger packets than any encoder writes",
+        ));
+    }
+    if parameters.codec == CODEC_ID_VORBIS {
+        let headers = parameters.extra_data.as_deref().unwrap_or_default();
+        if vorbis_books::n_values(headers) > MAX_VORBIS_VALUES {
+            return Err(codec_error(
+                name,
+                "its header has larger codebooks than any encoder writes",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What the header says of the length; MP3 files without one are estimated from their size.
@@ -122,26 +159,35 @@ struct Sound<'a> {
     declared_seconds: Option<f64>,
     samples: Vec<f32>,
     rate_hz: Option<u32>,
+    /// What of the samples is an encoder's silence, in front.
+    lead_seconds: f64,
     n_good: usize,
     n_bad: usize,
+    begun: Instant,
+    /// Longest that it may take from `begun` on.
+    limit: Duration,
     /// One packet's samples, all channels.
     interleaved: Vec<f32>,
 }
 
 impl<'a> Sound<'a> {
-    fn new(name: &'a str, declared_seconds: Option<f64>) -> Sound<'a> {
+    fn new(name: &'a str, begun: Instant, limit: Duration) -> Sound<'a> {
         Sound {
             name,
-            declared_seconds,
+            declared_seconds: None,
             samples: Vec::new(),
             rate_hz: None,
+            lead_seconds: 0.0,
             n_good: 0,
             n_bad: 0,
+            begun,
+            limit,
             interleaved: Vec::new(),
         }
     }
 
-    /// Decodes packets until the end, or until the clip is too long.
+    /// Decodes packets until the end, or until the clip is too long or has taken too long. Their number is no measure
+    /// of either: there are files with one packet for every sample.
     fn read(
         &mut self,
         format: &mut (dyn FormatReader + '_),
@@ -149,7 +195,14 @@ impl<'a> Sound<'a> {
         track_id: u32,
     ) -> Result<()> {
         let mut n_empty = 0;
-        for _ in 0..MAX_AUDIO_PACKETS {
+        loop {
+            // Looking for the next packet may take as long as a table in the header is made to.
+            if self.begun.elapsed() > self.limit {
+                return Err(Error::AudioTimeout {
+                    file: self.name.to_owned(),
+                    seconds: self.limit.as_secs(),
+                });
+            }
             // What lies beyond the declared end is decoded to nothing.
             if n_empty > MAX_EMPTY_AUDIO_PACKETS {
                 return self.check_enough();
@@ -183,7 +236,11 @@ impl<'a> Sound<'a> {
                 }
             }
         }
-        Err(self.damaged("it has more packets than a clip can need"))
+    }
+
+    /// Samples of the silence in front.
+    fn n_lead(&self, rate_hz: u32) -> usize {
+        (self.lead_seconds * f64::from(rate_hz)).round() as usize
     }
 
     fn append(&mut self, rate_hz: u32, n_channels: usize) -> Result<()> {
@@ -198,7 +255,7 @@ impl<'a> Sound<'a> {
         let frames = self.interleaved.chunks_exact(n_channels);
         let mean = |frame: &[f32]| frame.iter().sum::<f32>() / n_channels as f32;
         self.samples.extend(frames.map(mean));
-        if self.samples.len() > max_samples_at(rate_hz) {
+        if self.samples.len() > max_samples_at(rate_hz) + self.n_lead(rate_hz) {
             // A header may claim less than there is; then its length is not worth telling.
             let limit = f64::from(MAX_AUDIO_SECONDS);
             return Err(Error::AudioTooLong {

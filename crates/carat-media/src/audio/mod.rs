@@ -3,13 +3,19 @@
 mod decode;
 mod fft;
 mod frames;
+#[cfg(test)]
+mod hostile;
 mod mel;
 mod mp4_lead;
 mod resample;
+mod vorbis_books;
 
 use crate::content_hash::{ContentHash, Hasher};
 use crate::error::{Error, Result};
-use crate::limits::{AUDIO_PADDING_MS, MAX_AUDIO_SECONDS, MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ};
+use crate::limits::{
+    AUDIO_PADDING_MS, AUDIO_PADDING_SAMPLES, MAX_AUDIO_SECONDS, MAX_SAMPLE_MAGNITUDE, MAX_SAMPLE_RATE_HZ,
+    MIN_SAMPLE_RATE_HZ,
+};
 
 pub use decode::{decode_audio, read_audio};
 pub use frames::RawFrames;
@@ -21,7 +27,7 @@ pub const SAMPLE_RATE_HZ: u32 = 16_000;
 /// Most samples of a clip.
 const MAX_SAMPLES: usize = SAMPLE_RATE_HZ as usize * MAX_AUDIO_SECONDS as usize;
 
-/// A sound of at most 30 seconds: mono, 16 kHz, nominally in -1 ..= 1; never empty.
+/// A sound of at most 30 seconds: mono, 16 kHz, nominally in -1 ..= 1 and always finite; never empty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Clip {
     samples: Vec<f32>,
@@ -31,7 +37,8 @@ impl Clip {
     /// From mono samples at `rate_hz`; `name` is what errors call it.
     ///
     /// # Errors
-    /// [`Error::AudioEmpty`], [`Error::AudioTooLong`], [`Error::AudioNotFinite`], [`Error::SampleRate`].
+    /// [`Error::AudioEmpty`], [`Error::AudioTooLong`], [`Error::AudioNotFinite`], [`Error::AudioTooLoud`],
+    /// [`Error::SampleRate`].
     pub fn new(samples: Vec<f32>, rate_hz: u32, name: &str) -> Result<Clip> {
         let file = || name.to_owned();
         if !(MIN_SAMPLE_RATE_HZ..=MAX_SAMPLE_RATE_HZ).contains(&rate_hz) {
@@ -52,6 +59,15 @@ impl Clip {
         }
         if let Some(index) = samples.iter().position(|sample| !sample.is_finite()) {
             return Err(Error::AudioNotFinite { file: file(), index });
+        }
+        // Sums of samples near the largest float would not be finite.
+        let too_loud = |sample: &f32| sample.abs() > MAX_SAMPLE_MAGNITUDE;
+        if let Some(index) = samples.iter().position(too_loud) {
+            return Err(Error::AudioTooLoud {
+                file: file(),
+                index,
+                value: samples[index],
+            });
         }
         let mut samples = if rate_hz == SAMPLE_RATE_HZ {
             samples
@@ -85,8 +101,9 @@ impl Clip {
 
 /// Most samples of a clip at another rate, what encoders pad included.
 fn max_samples_at(rate_hz: u32) -> usize {
-    let milliseconds = u64::from(MAX_AUDIO_SECONDS) * 1000 + u64::from(AUDIO_PADDING_MS);
-    (u64::from(rate_hz) * milliseconds / 1000) as usize
+    let rate_hz = u64::from(rate_hz);
+    let padding = (rate_hz * u64::from(AUDIO_PADDING_MS) / 1000).max(u64::from(AUDIO_PADDING_SAMPLES));
+    (rate_hz * u64::from(MAX_AUDIO_SECONDS) + padding) as usize
 }
 
 #[cfg(test)]
@@ -100,8 +117,12 @@ mod tests {
         // A hundredth of a second more is an encoder's padding.
         assert_eq!(clip(480_160, 16_000).unwrap().samples().len(), 480_000);
         assert_eq!(clip(240_080, 8_000).unwrap().samples().len(), 480_000);
-        let error = clip(481_601, 16_000).unwrap_err();
+        let error = clip(482_049, 16_000).unwrap_err();
         assert!(matches!(error, Error::AudioTooLong { seconds: Some(s), .. } if s > 30.1));
+        // Two frames of AAC are much at a low rate, and less than a tenth of a second at a high one.
+        assert_eq!(clip(242_048, 8_000).unwrap().samples().len(), 480_000);
+        assert!(clip(242_049, 8_000).is_err());
+        assert!(clip(1_444_800, 48_000).is_ok() && clip(1_444_801, 48_000).is_err());
     }
 
     #[test]
@@ -117,11 +138,32 @@ mod tests {
                 "sample 1 of `a.wav` is not a finite number; write the file again from its source"
             );
         }
+        for bad in [3e38, -3e38, MAX_SAMPLE_MAGNITUDE * 1.01] {
+            let error = Clip::new([0.0, bad, bad, -bad].repeat(100), 44_100, "a.wav").unwrap_err();
+            assert!(matches!(error, Error::AudioTooLoud { index: 1, .. }), "{error}");
+        }
         for rate in [0, 999, 768_001, u32::MAX] {
             assert!(matches!(
                 Clip::new(vec![0.0], rate, "a"),
                 Err(Error::SampleRate { .. })
             ));
+        }
+    }
+
+    #[test]
+    fn the_loudest_clip_stays_finite() {
+        for rate_hz in [8_000, 16_000, 44_057, 48_000] {
+            let loudest = |i: usize| {
+                if i % 18 < 9 {
+                    MAX_SAMPLE_MAGNITUDE
+                } else {
+                    -MAX_SAMPLE_MAGNITUDE
+                }
+            };
+            let clip = Clip::new((0..20_000).map(loudest).collect(), rate_hz, "a.wav").unwrap();
+            let features = MelFeatures::new(&clip).unwrap();
+            let mut values = clip.samples().iter().chain(&features.values);
+            assert!(values.all(|value| value.is_finite()), "{rate_hz}");
         }
     }
 
