@@ -55,6 +55,8 @@ pub(crate) struct PromptRead {
     pub(crate) is_whole: bool,
     /// Whether anything was read that was not known before.
     pub(crate) is_news: bool,
+    /// Whether less is known now than before: another prompt was begun and not read to its end.
+    pub(crate) is_loss: bool,
     /// Its figures.
     pub(crate) finished: Finished,
 }
@@ -115,11 +117,7 @@ impl Answerer {
         );
         let prompt =
             composed.and_then(|composed| composed.encode(&self.senses, &mut || !interrupt.is_raised()));
-        prompt.map_err(|error| match error {
-            carat_prompt::Error::TooLong { .. } => Hinted::new(error.to_string(), LONGER_CONTEXT).into(),
-            carat_prompt::Error::Cancelled => Interrupted.into(),
-            error => error.into(),
-        })
+        prompt.map_err(unusable)
     }
 
     /// Whether the model has a channel for thoughts, and its conversations are written so that it can use it.
@@ -170,8 +168,11 @@ impl Answerer {
         });
         progress.end();
         let finished = finished?;
+        let is_whole = finished.reason != FinishReason::Cancelled;
+        let n_cached = self.session.as_ref().map_or(0, Session::n_cached);
         Ok(PromptRead {
-            is_whole: finished.reason != FinishReason::Cancelled,
+            is_whole,
+            is_loss: !is_whole && n_cached < n_before,
             is_news: finished.usage.n_reused < finished.usage.n_prompt - 1 || n_before == 0,
             finished,
         })
@@ -351,6 +352,15 @@ impl<'a> Shown<'a> {
 const LONGER_CONTEXT: &str =
     "give a larger --ctx (at most the model's context, see `carat show`), or /clear a long chat";
 
+/// Why there is no prompt, with what the user can do.
+pub(crate) fn unusable(error: carat_prompt::Error) -> anyhow::Error {
+    match error {
+        carat_prompt::Error::TooLong { .. } => Hinted::new(error.to_string(), LONGER_CONTEXT).into(),
+        carat_prompt::Error::Cancelled => Interrupted.into(),
+        error => error.into(),
+    }
+}
+
 /// Adds what the user can do.
 fn with_hint(error: carat_engine::Error) -> anyhow::Error {
     let hint = match &error {
@@ -414,9 +424,70 @@ pub(crate) fn print_statistics(finished: &Finished) {
 }
 
 #[cfg(test)]
+impl Answerer {
+    /// The model of a folder, which reads text alone, four tokens at a time.
+    pub(crate) fn for_test(folder: &std::path::Path) -> Self {
+        let home = folder.join("home");
+        let (settings, interrupt) = (
+            crate::settings::Settings::of_home(&home),
+            Interrupt::for_test(false),
+        );
+        let source = ModelSource::open(folder.to_str().unwrap(), &settings, &interrupt).unwrap();
+        let load = carat_model::LoadOptions {
+            n_threads: 1,
+            max_batch_tokens: 4,
+            ..carat_model::LoadOptions::default()
+        };
+        let model = Model::from_checkpoint(&source.checkpoint, load).unwrap();
+        let tokenizer = source.tokenizer().unwrap();
+        let template = source.chat_template(&tokenizer).unwrap();
+        Self::new(&source, tokenizer, template, model, Senses::none("test")).unwrap()
+    }
+}
+
+#[cfg(test)]
+impl AnswerOptions {
+    /// One likeliest token.
+    pub(crate) fn for_test() -> Self {
+        Self {
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(1),
+            stop_strings: Vec::new(),
+            logprobs: None,
+            context: Some(256),
+            thinking: false,
+            show: Show::Never,
+            drafting: Drafting::Off,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use carat_testkit::sentencepiece;
+    use carat_testkit::{ChatModel, sentencepiece};
+    use carat_text::Role;
+
+    #[test]
+    fn a_prompt_that_was_hardly_begun_is_worth_less_than_a_whole_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let chat = ChatModel::new("gemma3-vision", folder.path());
+        let mut answerer = Answerer::for_test(folder.path());
+        let options = AnswerOptions::for_test();
+        let (quiet, pressed) = (Interrupt::for_test(false), Interrupt::for_test(true));
+        let mut read = |text: String, interrupt: &Interrupt| {
+            let messages = [Message::text(Role::User, text)];
+            let prompt = answerer.prompt(&messages, &[], &options, &quiet).unwrap();
+            answerer.read(&prompt, &options, interrupt).unwrap()
+        };
+        let begun = read(chat.text.clone(), &pressed);
+        assert!(!begun.is_whole && begun.is_news && !begun.is_loss);
+        let whole = read(chat.text.repeat(4), &quiet);
+        assert!(whole.is_whole && whole.is_news && !whole.is_loss);
+        let other: String = chat.text.chars().rev().cycle().take(60).collect();
+        let begun = read(other, &pressed);
+        assert!(!begun.is_whole && begun.is_news && begun.is_loss);
+    }
 
     /// A vocabulary of letters and a blank with the marks of channels.
     fn tokenizer() -> Tokenizer {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::failure::INTERRUPTED;
+use crate::failure::{INTERRUPTED, Interrupted};
 
 /// Whether Ctrl-C was pressed since it was last looked at.
 #[derive(Debug, Clone)]
@@ -35,8 +35,23 @@ impl Interrupt {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Ends a step between whose parts it was pressed.
+    pub(crate) fn check(&self) -> Result<(), Interrupted> {
+        if self.is_raised() {
+            Err(Interrupted)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Forgets a press.
     pub(crate) fn clear(&self) {
         self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// One without a signal.
+    #[cfg(test)]
+    pub(crate) fn for_test(is_raised: bool) -> Self {
+        Self(Arc::new(AtomicBool::new(is_raised)))
     }
 }

@@ -12,6 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::compute_args::Arithmetic;
 use crate::model_source::ModelSource;
+use crate::planning::Towers;
 use crate::settings::Settings;
 
 /// How images, sounds and videos are taken.
@@ -35,6 +36,11 @@ pub(crate) struct MediaArgs {
 }
 
 impl MediaArgs {
+    /// The towers to plan for where any may be needed.
+    pub(crate) fn towers(&self) -> Towers<'_> {
+        self.mmproj.as_deref().map_or(Towers::Own, Towers::OfFile)
+    }
+
     /// The model's senses. Those of a model of text alone refuse everything by name.
     pub(crate) fn senses(
         &self,

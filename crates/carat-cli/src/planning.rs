@@ -1,5 +1,7 @@
 //! From an opened model and this machine to what `carat-plan` asks, and from its answer to a run.
 
+use std::path::Path;
+
 use anyhow::Result;
 use carat_hub::LocalModel;
 use carat_kernels::DType;
@@ -59,31 +61,65 @@ pub(crate) fn drafter(local: &LocalModel, target: &Config, setup: &Setup) -> Dra
     }
 }
 
-/// The towers of an opened model and what they compute in; 0 for a model of text alone.
-fn towers_of(checkpoint: &Checkpoint, weights: &Weights) -> u64 {
-    if weights.vision == 0 {
-        return 0;
+/// The towers that a run may use.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Towers<'a> {
+    /// None: it reads text alone.
+    None,
+    /// Those that belong to the model.
+    Own,
+    /// Those of this `mmproj` file.
+    OfFile(&'a Path),
+}
+
+impl Towers<'_> {
+    /// Their bytes and what they compute in; 0 for a model of text alone.
+    fn bytes(self, checkpoint: &Checkpoint, weights: &Weights) -> u64 {
+        let (source, stored) = match self {
+            Towers::None => return 0,
+            Towers::Own => (MediaSource::find(checkpoint).ok().flatten(), weights.vision),
+            // A file that cannot be read now will say so when it is loaded.
+            Towers::OfFile(path) => (
+                MediaSource::open(checkpoint, path).ok(),
+                std::fs::metadata(path).map_or(0, |file| file.len()),
+            ),
+        };
+        if stored == 0 {
+            return 0;
+        }
+        let media = source.as_ref().map(MediaSource::config);
+        stored.saturating_add(tower_buffers(checkpoint.config(), media))
     }
-    let source = MediaSource::find(checkpoint).ok().flatten();
-    let media = source.as_ref().map(MediaSource::config);
-    weights
-        .vision
-        .saturating_add(tower_buffers(checkpoint.config(), media))
+}
+
+/// Refuses a context that the model was not made for.
+pub(crate) fn check_context(n_max: usize, config: &Config) -> Result<()> {
+    if n_max > config.context_len {
+        return Err(Hinted::wrong_arguments(
+            format!(
+                "--ctx {n_max} is more than the {} tokens of this model",
+                config.context_len
+            ),
+            "give a smaller one, or leave it out",
+        )
+        .into());
+    }
+    Ok(())
 }
 
 /// Chooses context and cache format for a run on this machine, or refuses with what would fit. `None` where the
-/// system does not say how much memory there is. Towers count if the run may see or hear.
+/// system does not say how much memory there is.
 pub(crate) fn choose(
     source: &ModelSource,
     options: &LoadOptions,
     wish: Wish,
-    uses_towers: bool,
+    towers: Towers<'_>,
     drafter: Option<&FoundDrafter>,
 ) -> Result<Option<Choice>> {
     let Some(usable) = memory::usable_bytes() else {
         return Ok(None);
     };
-    choose_of(source, options, wish, usable, (uses_towers, drafter))
+    choose_of(source, options, wish, usable, (towers, drafter))
         .map(Some)
         .map_err(|refusal| refused(&refusal).into())
 }
@@ -96,7 +132,7 @@ pub(crate) fn choose_within(
     usable: u64,
     drafter: Option<&FoundDrafter>,
 ) -> Result<Choice, Box<Refusal>> {
-    choose_of(source, options, wish, usable, (true, drafter))
+    choose_of(source, options, wish, usable, (Towers::Own, drafter))
 }
 
 fn choose_of(
@@ -104,17 +140,13 @@ fn choose_of(
     options: &LoadOptions,
     wish: Wish,
     usable: u64,
-    (uses_towers, found): (bool, Option<&FoundDrafter>),
+    (towers, found): (Towers<'_>, Option<&FoundDrafter>),
 ) -> Result<Choice, Box<Refusal>> {
     let config = source.checkpoint.config();
     let weights = weights_of(&source.checkpoint, source.local.size_bytes);
     let plain = setup(config, options, config.context_len);
     let setup = Setup {
-        tower_bytes: if uses_towers {
-            towers_of(&source.checkpoint, &weights)
-        } else {
-            0
-        },
+        tower_bytes: towers.bytes(&source.checkpoint, &weights),
         drafter: found.map(|found| drafter(&found.local, config, &plain)),
         ..plain
     };
@@ -147,6 +179,19 @@ fn refused(refusal: &Refusal) -> Hinted {
 mod tests {
     use super::*;
     use carat_model::convert::Mix;
+
+    #[test]
+    fn towers_in_another_file_count_where_the_model_has_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("towers.gguf");
+        std::fs::write(&path, vec![0; 1000]).unwrap();
+        let checkpoint = Checkpoint::open(&carat_testkit::fixture("gemma3-text")).unwrap();
+        let weights = weights_of(&checkpoint, 0);
+        let bytes = |towers: Towers<'_>| towers.bytes(&checkpoint, &weights);
+        assert_eq!((bytes(Towers::None), bytes(Towers::Own)), (0, 0));
+        assert!(bytes(Towers::OfFile(&path)) >= 1000);
+        assert_eq!(bytes(Towers::OfFile(&folder.path().join("gone.gguf"))), 0);
+    }
 
     #[test]
     fn a_refusal_names_the_figures_and_what_would_fit() {

@@ -85,6 +85,15 @@ fn parse_threads(text: &str) -> anyhow::Result<usize> {
 }
 
 #[cfg(test)]
+impl Settings {
+    /// Those of an empty environment with this home folder, without network.
+    pub(crate) fn of_home(home: &Path) -> Self {
+        let env = |name: &str| (name == "CARAT_OFFLINE").then(|| "1".to_string());
+        Self::from_env(&env, home).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

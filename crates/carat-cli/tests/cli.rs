@@ -180,6 +180,16 @@ fn bench_measures_and_says_so_in_json() {
 }
 
 #[test]
+fn a_context_beyond_the_models_is_refused_before_anything_is_loaded() {
+    // The folder has no tokenizer, of which something would be said next.
+    let message = fail(&["run", model().to_str().unwrap(), "hi", "--ctx", "131073"], 2);
+    assert!(
+        message.contains("--ctx 131073 is more than the 131072 tokens of this model"),
+        "{message}"
+    );
+}
+
+#[test]
 fn show_draws_the_architecture() {
     let output = run(&["show", &model().display().to_string(), "--json"]);
     let card: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -241,4 +242,45 @@ fn show_tells_what_a_model_takes() {
     assert_eq!(json["modalities"]["images"]["soft_tokens"], 280);
     assert_eq!(json["modalities"]["audio"]["max_seconds"], 30);
     assert_eq!(json["modalities"]["video"]["soft_tokens"], 32 * 70);
+}
+
+/// Two questions about the same text: the second finds the text read.
+#[test]
+fn a_kept_text_is_read_once_for_several_questions() {
+    let folder = TempDir::new().unwrap();
+    let model = text_model(folder.path());
+    let kept = folder.path().join("text.kv");
+    let letter = |i: u32| char::from_u32(0x4e00 + 20 + i).unwrap();
+    let piped: String = (0..100).map(letter).collect();
+    let ask = |question: &str| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_carat"))
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("CARAT_OFFLINE", "1")
+            .args([
+                "run",
+                text(&model),
+                question,
+                "--raw",
+                "--prompt-cache",
+                text(&kept),
+            ])
+            .args(["-n", "1", "--threads", "1", "--verbose"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(piped.as_bytes()).unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        let said = said(&output);
+        let line = said.lines().find(|line| line.starts_with("file ")).unwrap();
+        let (_, rest) = line.split_once('(').unwrap();
+        rest.split_once(' ').unwrap().0.parse::<usize>().unwrap()
+    };
+    assert_eq!(ask(&letter(7).to_string()), 0);
+    assert!(ask(&letter(9).to_string()) >= 100);
 }

@@ -130,6 +130,18 @@ fn what_is_not_known_is_said() {
     assert!(fail(&["12B", "--quant", "q9"], 2).contains("Q4_K_M"));
 }
 
+#[test]
+fn towers_stay_as_they_are_stored_whatever_the_mix() {
+    let folder = fixture("gemma3-vision");
+    let folder = folder.to_str().unwrap();
+    let stored = json(&[folder, "--ram", "16GB"]);
+    let mixed = json(&[folder, "--ram", "16GB", "--quant", "q8_0"]);
+    assert!(stored["towers_bytes"].as_u64().unwrap() > 0);
+    for key in ["towers_bytes", "vision_bytes"] {
+        assert_eq!(stored[key], mixed[key], "{key}");
+    }
+}
+
 /// The drafter of a name of the catalogue, and of a folder's model that has one beside it.
 #[test]
 fn drafters_and_what_towers_compute_in_are_counted() {

@@ -203,12 +203,13 @@ impl Plan {
                 (Weights::of_mix(&subject.config, mix), mix.to_string())
             }
         };
-        let vision = match weights.vision {
-            0 => carat_plan::vision_bytes(&subject.config),
-            stored => Some(stored),
-        };
+        // A mix is of the text model: its towers stay as they are stored.
+        let stored = subject.stored.map(|weights| weights.vision);
+        let vision = stored
+            .filter(|&bytes| bytes > 0)
+            .or_else(|| carat_plan::vision_bytes(&subject.config));
         // Of a file without towers beside it, they are only told about.
-        let has_towers = weights.vision > 0 || subject.stored.is_none();
+        let has_towers = stored != Some(0);
         let towers = vision.filter(|_| has_towers).map(|bytes| {
             bytes.saturating_add(carat_plan::tower_buffers(&subject.config, subject.media.as_ref()))
         });

@@ -1,19 +1,19 @@
 //! `carat run`: one answer, or a chat.
 
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
 use carat_engine::FinishReason;
 use carat_model::{LoadOptions, Model};
 use carat_plan::Wish;
-use carat_prompt::{Attachment, Prompt, Senses};
+use carat_prompt::{Attachment, Prompt, Senses, Source};
 use carat_text::{Message, Role};
 use clap::Args;
 use serde_json::json;
 
-use crate::answer::{Answer, AnswerOptions, Answerer, print_reading, print_statistics};
+use crate::answer::{Answer, AnswerOptions, Answerer, print_reading, print_statistics, unusable};
 use crate::chat::Chat;
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::draft_args::{DraftArgs, FoundDrafter, with_room};
@@ -21,6 +21,7 @@ use crate::failure::{Hinted, Interrupted, sentence};
 use crate::interrupt::Interrupt;
 use crate::media_args::{self, MediaArgs};
 use crate::model_source::ModelSource;
+use crate::planning::Towers;
 use crate::prompt_file::PromptFile;
 use crate::sampling_args::SamplingArgs;
 use crate::settings::Settings;
@@ -70,7 +71,8 @@ pub(crate) struct Run {
     #[arg(long, short)]
     verbose: bool,
     /// Keep what the model has read of the prompt in FILE, and begin from there the next time. A prompt that begins alike
-    /// is then not computed again; Ctrl-C while it is being read keeps what was read
+    /// is then not computed again, so piped text comes before the question; Ctrl-C while it is being read keeps what was
+    /// read
     #[arg(long, value_name = "FILE")]
     prompt_cache: Option<PathBuf>,
     /// Print one JSON object instead of the text
@@ -107,9 +109,16 @@ impl Run {
         }
         self.check_files()?;
         let source = ModelSource::of(self.draft.obtain(&self.model, settings, interrupt)?)?;
+        if let Some(n_max) = self.ctx {
+            planning::check_context(n_max as usize, source.checkpoint.config())?;
+        }
         let mut drafter = self.draft.find(&source, settings, interrupt)?;
-        let uses_towers = prompt.is_none() || !self.media.attachments.0.is_empty();
-        let (load, context) = self.fitting(&source, settings, uses_towers, &mut drafter)?;
+        let towers = if prompt.is_none() || !self.media.attachments.0.is_empty() {
+            self.media.towers()
+        } else {
+            Towers::None
+        };
+        let (load, context) = self.fitting(&source, settings, towers, &mut drafter)?;
         let tokenizer = source.tokenizer()?;
         let template = match (self.raw, self.chat, source.chat_template(&tokenizer)?) {
             (true, _, _) => None,
@@ -158,7 +167,10 @@ impl Run {
     /// Files that are not there are told before a model is loaded for them.
     fn check_files(&self) -> Result<()> {
         for attachment in &self.media.attachments.0 {
-            if !Path::new(&attachment.name()).exists() {
+            let (Attachment::Image(from) | Attachment::Audio(from) | Attachment::Video(from)) = attachment;
+            if let Source::File(path) = from
+                && !path.exists()
+            {
                 let what = attachment.kind().name();
                 return Err(anyhow!(
                     "`{}`, given as {what}, does not exist",
@@ -208,7 +220,7 @@ impl Run {
         &self,
         source: &ModelSource,
         settings: &Settings,
-        uses_towers: bool,
+        towers: Towers<'_>,
         drafter: &mut Option<FoundDrafter>,
     ) -> Result<(LoadOptions, Option<usize>)> {
         let options = self.compute.options(settings)?;
@@ -219,7 +231,7 @@ impl Run {
             kv_dtype: self.compute.kv_type.or(is_reference.then_some(options.kv_dtype)),
         };
         let chosen = with_room(drafter, |drafter| {
-            planning::choose(source, &options, wish, uses_towers, drafter)
+            planning::choose(source, &options, wish, towers, drafter)
         });
         let chosen = match chosen {
             Err(_) if self.force => None,
@@ -242,7 +254,7 @@ impl Run {
     fn one_prompt(&self) -> Result<Option<String>> {
         match (&self.prompt, text_input::piped()?) {
             (Some(prompt), Some(piped)) if !piped.trim().is_empty() => {
-                Ok(Some(format!("{prompt}\n\n{piped}")))
+                Ok(Some(together(prompt, &piped, self.prompt_cache.is_some())))
             }
             (Some(prompt), _) => Ok(Some(prompt.clone())),
             (None, Some(piped)) if piped.is_empty() => {
@@ -270,7 +282,11 @@ impl Run {
         let files: &[Attachment] = &self.media.attachments.0;
         let n_max = options.context.unwrap_or(usize::MAX);
         let began = Instant::now();
-        let (message, attached) = media_args::message(prompt, answerer.senses.attach_all(files, n_max)?);
+        let attached = answerer
+            .senses
+            .attach_all(files, n_max, &mut || !interrupt.is_raised())
+            .map_err(unusable)?;
+        let (message, attached) = media_args::message(prompt, attached);
         let system = self.system.iter().map(|text| Message::text(Role::System, text));
         let messages: Vec<Message> = system.chain([message]).collect();
         let ids = answerer.prompt(&messages, &attached, options, interrupt)?;
@@ -317,7 +333,7 @@ impl Run {
         if self.verbose {
             print_reading("file", &read.finished);
         }
-        if read.is_news {
+        if read.is_news && !read.is_loss {
             match answerer.write_to(file) {
                 // The answer is worth more than the file.
                 Err(error) if read.is_whole => {
@@ -327,11 +343,15 @@ impl Run {
             }
         }
         if read.is_whole {
-            Ok(())
-        } else {
-            output::note(&format!("what was read is kept in `{}`", file.path().display()));
-            Err(Interrupted.into())
+            return Ok(());
         }
+        let path = file.path().display();
+        output::note(&if read.is_loss {
+            format!("`{path}` stays as it was: it holds more of an earlier prompt than was read of this one")
+        } else {
+            format!("what was read is kept in `{path}`")
+        });
+        Err(Interrupted.into())
     }
 
     fn answer_json(
@@ -380,5 +400,26 @@ impl Run {
             value["logprobs"] = tokens.into();
         }
         value
+    }
+}
+
+/// Question and piped text as one prompt. What is to be kept comes first, so that another question about the same text
+/// begins alike.
+fn together(question: &str, piped: &str, is_kept: bool) -> String {
+    if is_kept {
+        format!("{}\n\n{question}", piped.trim_end_matches(['\r', '\n']))
+    } else {
+        format!("{question}\n\n{piped}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_text_comes_before_the_question() {
+        assert_eq!(together("Sum up:", "notes\n", false), "Sum up:\n\nnotes\n");
+        assert_eq!(together("Who?", "novel\n", true), "novel\n\nWho?");
     }
 }

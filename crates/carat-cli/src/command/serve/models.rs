@@ -20,7 +20,6 @@ use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelSetup
 use super::prefix_folder::PrefixFolder;
 use crate::compute_args::{Arithmetic, ComputeArgs};
 use crate::draft_args::{DraftArgs, FoundDrafter, with_room};
-use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::media_args::video_tools;
 use crate::memory;
@@ -187,7 +186,7 @@ impl LocalModels {
             Some(Err(_)) if self.is_forced => None,
             Some(Err(refusal)) => return Ok(Err(planning::in_one_sentence(&refusal))),
         };
-        let context_len = source.checkpoint.config().context_len;
+        let config = source.checkpoint.config();
         let cache_bytes = match &self.serving.cache_memory {
             Some(text) => carat_plan::parse_bytes(text)
                 .with_context(|| format!("--cache-memory `{text}` cannot be used"))?,
@@ -196,15 +195,9 @@ impl LocalModels {
         let n_max = match (&chosen, asked) {
             (Some(choice), _) => choice.context,
             (None, Some(asked)) => asked,
-            (None, None) => context_len,
+            (None, None) => config.context_len,
         };
-        if n_max > context_len {
-            return Err(Hinted::wrong_arguments(
-                format!("--ctx {n_max} is more than the {context_len} tokens of this model"),
-                "give a smaller one, or leave it out",
-            )
-            .into());
-        }
+        planning::check_context(n_max, config)?;
         let limits = Limits {
             n_max,
             n_running: self.serving.parallel.unwrap_or(1) as usize,
