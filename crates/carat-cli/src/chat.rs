@@ -1,7 +1,8 @@
 //! The interactive chat: line editing, slash commands, one conversation.
 //!
 //! A line is a message. A pasted text of several lines is one message (bracketed paste), and so is what stands
-//! between two `"""`. Lines that begin with `/` are commands; see [`slash`]. Files that are dragged into a line are
+//! between two `"""`, the second at the end of a line or a paste. Lines that begin with `/` and a name are commands, but
+//! never what stands in such a block; see [`slash`]. Files that are dragged into a line are
 //! offered as attachments; see [`dropped`]. Ctrl-C stops an answer or drops the line being typed, Ctrl-D leaves.
 
 mod dropped;
@@ -12,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use carat_engine::FinishReason;
 use carat_prompt::{Attached, Attachment};
 use carat_text::{Message, Part, Role};
 use rustyline::DefaultEditor;
@@ -55,7 +57,10 @@ struct Turn {
 
 /// What the user entered.
 enum Input {
+    /// A line or a paste, which may be a command.
     Line(String),
+    /// What stood between two `"""`, which is a message whatever it says.
+    Block(String),
     Nothing,
     End,
 }
@@ -94,16 +99,23 @@ impl Chat {
         output::note("/help shows the commands, Ctrl-D leaves");
         loop {
             interrupt.clear();
-            let line = match read_input(&mut editor)? {
+            let (line, is_block) = match read_input(&mut editor)? {
                 Input::Nothing => continue,
                 Input::End => break,
-                Input::Line(line) => line,
+                Input::Line(line) => (line, false),
+                Input::Block(text) => (text, true),
             };
-            let Some(line) = self.take_dropped(line, &mut editor)? else {
-                continue;
+            let is_command = |text: &str| !is_block && slash::is_command(text);
+            let line = if is_command(&line) {
+                line
+            } else {
+                match self.take_dropped(line, &mut editor)? {
+                    Some(line) => line,
+                    None => continue,
+                }
             };
             // A path that was not to be attached is a text like any other.
-            if !slash::is_command(&line) {
+            if !is_command(&line) {
                 self.turn(&line, interrupt)?;
                 continue;
             }
@@ -142,12 +154,7 @@ impl Chat {
 
     /// Offers the files whose paths are in the line as attachments. What is left of the line, if anything.
     fn take_dropped(&mut self, line: String, editor: &mut DefaultEditor) -> Result<Option<String>> {
-        let is_command = line.starts_with('/') && slash::is_command(&line);
-        let files = if is_command {
-            Vec::new()
-        } else {
-            dropped(&line, &Path::is_file)
-        };
+        let files = dropped(&line, &Path::is_file);
         if files.is_empty() {
             return Ok(Some(line));
         }
@@ -213,6 +220,10 @@ impl Chat {
             .answerer
             .answer(prompt, &self.options, interrupt, &mut |text| output::write(text))?;
         output::line("\n")?;
+        // What was stopped before it began is no turn: the message's files wait for the next attempt.
+        if answer.finished.reason == FinishReason::Cancelled && answer.text.is_empty() {
+            return Err(Interrupted.into());
+        }
         // Each answer is another draw, and the whole chat still follows from the first seed.
         self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
         if self.verbose {
@@ -239,24 +250,36 @@ fn read_input(editor: &mut DefaultEditor) -> Result<Input> {
     let Some(line) = line else {
         return Ok(Input::Nothing);
     };
-    let mut text = line.trim().to_string();
-    if let Some(opened) = text.strip_prefix(BLOCK) {
-        let mut block = opened.to_string();
-        while !block.contains(BLOCK) {
-            match read_line(editor, "... ")? {
-                Some(Some(line)) => block = block + "\n" + &line,
-                Some(None) => return Ok(Input::Nothing),
-                None => return Ok(Input::End),
+    let line = line.trim();
+    let input = match line.strip_prefix(BLOCK) {
+        None => Input::Line(line.to_string()),
+        Some(opened) => {
+            let mut block = opened.to_string();
+            loop {
+                if let Some(text) = closed(&block) {
+                    break Input::Block(text.to_string());
+                }
+                match read_line(editor, "... ")? {
+                    Some(Some(line)) => block = block + "\n" + &line,
+                    Some(None) => return Ok(Input::Nothing),
+                    None => return Ok(Input::End),
+                }
             }
         }
-        text = block.split(BLOCK).next().unwrap_or_default().trim().to_string();
+    };
+    if let Input::Line(text) | Input::Block(text) = &input {
+        if text.is_empty() {
+            return Ok(Input::Nothing);
+        }
+        // A history that is full or unwritable must not keep anybody from chatting.
+        let _kept = editor.add_history_entry(text);
     }
-    if text.is_empty() {
-        return Ok(Input::Nothing);
-    }
-    // A history that is full or unwritable must not keep anybody from chatting.
-    let _kept = editor.add_history_entry(&text);
-    Ok(Input::Line(text))
+    Ok(input)
+}
+
+/// The text of a block once it is closed. Only at the end of what was entered at once: a paste may hold `"""` itself.
+fn closed(block: &str) -> Option<&str> {
+    block.trim_end().strip_suffix(BLOCK).map(str::trim)
 }
 
 /// `None` at Ctrl-D, `Some(None)` at Ctrl-C.
@@ -279,4 +302,35 @@ fn text_of(message: &Message) -> String {
         Part::Image | Part::Audio | Part::Video => "",
     });
     texts.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carat_testkit::ChatModel;
+
+    #[test]
+    fn a_block_ends_where_its_mark_ends_what_was_entered() {
+        assert_eq!(closed("text\"\"\""), Some("text"));
+        assert_eq!(closed("\ntext\n\"\"\" \n"), Some("text"));
+        assert_eq!(closed("\"\"\""), Some(""));
+        assert_eq!(closed(""), None);
+        assert_eq!(closed("def f():\n    \"\"\"Does it.\"\"\"\n    return 1"), None);
+        assert_eq!(
+            closed("def f():\n    \"\"\"Does it.\"\"\"\n    return 1\n\"\"\""),
+            Some("def f():\n    \"\"\"Does it.\"\"\"\n    return 1")
+        );
+    }
+
+    #[test]
+    fn an_answer_that_is_stopped_before_it_begins_leaves_no_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = ChatModel::new("gemma3-vision", folder.path());
+        let answerer = Answerer::for_test(folder.path());
+        let mut chat = Chat::new(answerer, AnswerOptions::for_test(), None, false, "test");
+        chat.turn(&model.text, &Interrupt::for_test(true)).unwrap();
+        assert_eq!(chat.turns.len(), 0);
+        chat.turn(&model.text, &Interrupt::for_test(false)).unwrap();
+        assert_eq!(chat.turns.len(), 2);
+    }
 }

@@ -298,12 +298,12 @@ fn saved(attached: &Attached) -> SavedAttachment {
     }
 }
 
-/// Whether a line is a command rather than a path or a text: it begins with a slash, and its first word has no other
-/// and no dot.
+/// Whether a line is a command rather than a path or a text: its first word is a slash and a name, which has letters
+/// alone, or `/?`. A comment of a program begins with a slash too.
 pub(super) fn is_command(line: &str) -> bool {
     let name = line.split_whitespace().next().unwrap_or_default();
     name.strip_prefix('/')
-        .is_some_and(|name| !name.contains(['/', '.']))
+        .is_some_and(|name| name == "?" || !name.is_empty() && name.chars().all(char::is_alphabetic))
 }
 
 /// A path as it is typed or dropped: quotes and backslashes are taken away.
@@ -331,4 +331,28 @@ fn number<T: std::str::FromStr>(value: &str) -> Result<T> {
     value
         .parse()
         .map_err(|_| anyhow!("`{value}` is not a number that fits here"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_names_and_texts_and_paths_have_none() {
+        for line in ["/help", "/?", "/set seed 3", "/hlep", "/load a.json"] {
+            assert!(is_command(line), "{line}");
+        }
+        for line in [
+            "/* a comment */ int x;",
+            "/** says */",
+            "//",
+            "/",
+            "/usr/bin is full",
+            "/notes.txt",
+            "help",
+            "",
+        ] {
+            assert!(!is_command(line), "{line}");
+        }
+    }
 }
