@@ -77,16 +77,19 @@ pub(crate) struct ServeSettings {
     #[arg(long)]
     pub(crate) port: Option<u16>,
     /// Key that clients must send; may be given several times
+    // What is written is printed, and what is printed may be read by others.
+    #[serde(skip_serializing)]
     #[arg(long, value_name = "KEY")]
     pub(crate) api_key: Vec<String>,
     /// Share of whoever brings a key, KEY=N, where others have 1; may be given several times
+    #[serde(skip_serializing)]
     #[arg(long, value_name = "KEY=N")]
     pub(crate) key_weight: Vec<String>,
     /// Serve https with this certificate chain (PEM); needs --tls-key
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// The certificate's private key (PEM)
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
     /// Tokens that prompt and answer of one request may have together [default: the model's context, or what memory has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
@@ -104,7 +107,7 @@ pub(crate) struct ServeSettings {
     #[arg(long, value_name = "FOLDER")]
     pub(crate) cache_dir: Option<PathBuf>,
     /// Largest size of that folder; what was used longest ago goes first [default: 20GB]
-    #[arg(long, value_name = "SIZE", requires = "cache_dir")]
+    #[arg(long, value_name = "SIZE")]
     pub(crate) cache_disk: Option<String>,
     /// Another name of the first model, or NAME=MODEL; may be given several times
     #[arg(long, value_name = "NAME")]
@@ -116,7 +119,7 @@ pub(crate) struct ServeSettings {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) max_loaded: Option<u32>,
     /// Refuse requests for other models instead of answering them with the first one
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) strict_model: Option<bool>,
     /// Origin whose web pages may use the server, `*` for any; pages of this machine always may
     #[arg(long, value_name = "ORIGIN")]
@@ -242,16 +245,35 @@ impl ServeSettings {
         })
     }
 
-    /// As a settings file, keys hidden.
+    /// Refuses what cannot be meant, wherever it was said: flags, environment and file may each say a part.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.api_key.iter().any(|key| key.trim().is_empty()) {
+            // Whoever sends an empty key would be let in by it.
+            return Err(Hinted::wrong_arguments(
+                "an --api-key is empty",
+                "give a key that cannot be guessed, or leave --api-key out",
+            )
+            .into());
+        }
+        if self.cache_disk.is_some() && self.cache_dir.is_none() {
+            return Err(Hinted::wrong_arguments(
+                "--cache-disk is the size of a folder, and none is named",
+                "name the folder with --cache-dir, or leave --cache-disk out",
+            )
+            .into());
+        }
+        Ok(())
+    }
+
+    /// As a settings file. Keys are left out of it, not replaced: whatever stood in their place would be a key.
     pub(crate) fn to_toml(&self) -> Result<String> {
-        let mut shown = self.clone();
-        shown
-            .api_key
-            .iter_mut()
-            .chain(&mut shown.key_weight)
-            .for_each(|key| *key = "(hidden)".to_string());
-        let text = toml::to_string(&shown).context("cannot write the settings")?;
-        Ok(format!("[serve]\n{text}"))
+        let text = toml::to_string(self).context("cannot write the settings")?;
+        let hidden = [("api-key", &self.api_key), ("key-weight", &self.key_weight)];
+        let notes = hidden.into_iter().filter(|(_, keys)| !keys.is_empty());
+        let notes: String = notes
+            .map(|(name, _)| format!("# {name}: hidden, set it here\n"))
+            .collect();
+        Ok(format!("[serve]\n{notes}{text}"))
     }
 }
 
@@ -302,7 +324,45 @@ mod tests {
         let shown = all.to_toml().unwrap();
         assert!(shown.contains("port = 1") && !shown.contains("\"x\""), "{shown}");
         std::fs::write(&path, shown).unwrap();
-        assert_eq!(ServeSettings::of_file(&path, true).unwrap().port, Some(1));
+        let again = ServeSettings::of_file(&path, true).unwrap();
+        assert_eq!((again.port, again.api_key.len()), (Some(1), 0));
+    }
+
+    #[test]
+    fn printed_settings_hold_no_key() {
+        let settings = ServeSettings {
+            api_key: vec!["secret".to_string()],
+            key_weight: vec!["secret=2".to_string()],
+            ..ServeSettings::default()
+        };
+        let shown = settings.to_toml().unwrap();
+        assert!(!shown.contains("secret"), "{shown}");
+        assert!(shown.contains("# api-key: hidden, set it here\n"), "{shown}");
+        let read: File = toml::from_str(&shown).unwrap();
+        assert_eq!(read.serve, ServeSettings::default());
+        let without = ServeSettings::default().to_toml().unwrap();
+        assert!(!without.contains("key"), "{without}");
+    }
+
+    #[test]
+    fn settings_are_checked_together_wherever_they_were_said() {
+        let of = |text: &str| toml::from_str::<File>(text).unwrap().serve;
+        let refused = |settings: ServeSettings| settings.check().unwrap_err().to_string();
+        for key in ["", " ", "\t"] {
+            let flag = ServeSettings {
+                api_key: vec!["good".to_string(), key.to_string()],
+                ..ServeSettings::default()
+            };
+            assert_eq!(refused(flag), "an --api-key is empty");
+        }
+        assert_eq!(refused(of("[serve]\napi-key = [\"\"]")), "an --api-key is empty");
+        let flag = ServeSettings {
+            cache_disk: Some("1GB".to_string()),
+            ..ServeSettings::default()
+        };
+        assert!(refused(flag.clone()).contains("--cache-disk"));
+        let both = flag.or(of("[serve]\ncache-dir = \"/tmp\"\napi-key = [\"good\"]"));
+        both.check().unwrap();
     }
 
     #[test]

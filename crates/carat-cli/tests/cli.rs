@@ -189,6 +189,58 @@ fn a_context_beyond_the_models_is_refused_before_anything_is_loaded() {
     );
 }
 
+/// Nothing is served: what is wrong is said first, or the settings are printed.
+#[test]
+fn settings_of_serve_are_those_of_flags_and_file_together() {
+    let folder = TempDir::new().unwrap();
+    let file = |text: &str| {
+        let path = folder.path().join("carat.toml");
+        fs::write(&path, format!("[serve]\n{text}\n")).unwrap();
+        path.display().to_string()
+    };
+    let refused = |extra: &[&str], said: &str| {
+        let message = fail(&[&["serve", "gemma9:1b", "--host", "0.0.0.0"], extra].concat(), 2);
+        assert!(message.contains(said), "{message}");
+    };
+    let printed = |line: &[&str]| {
+        let output = run(&[&["serve"], line, &["--print-config"]].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).to_string()
+    };
+    refused(&["--api-key", ""], "an --api-key is empty");
+    refused(&["--config", &file("api-key = [\" \"]")], "an --api-key is empty");
+    refused(&["--cache-disk", "1GB"], "name the folder with --cache-dir");
+    refused(
+        &["--tls-cert", "a.pem"],
+        "`tls-cert` and `tls-key` are needed together",
+    );
+    let config = file("tls-key = \"key.pem\"\ncache-dir = \"caches\"");
+    let shown = printed(&[
+        "m",
+        "--config",
+        &config,
+        "--tls-cert",
+        "a.pem",
+        "--cache-disk",
+        "1GB",
+    ]);
+    assert!(shown.contains("tls-key = \"key.pem\""), "{shown}");
+
+    let shown = printed(&["--strict-model", "m", "--api-key", "secret"]);
+    for line in [
+        "model = [\"m\"]",
+        "strict-model = true",
+        "# api-key: hidden, set it here",
+    ] {
+        assert!(shown.lines().any(|other| other == line), "no {line} in {shown}");
+    }
+    assert!(
+        !shown.contains("secret") && !shown.contains("\napi-key"),
+        "{shown}"
+    );
+    assert!(printed(&["m", "--strict-model=false"]).contains("strict-model = false"));
+}
+
 #[test]
 fn show_draws_the_architecture() {
     let output = run(&["show", &model().display().to_string(), "--json"]);

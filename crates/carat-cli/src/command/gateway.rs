@@ -285,6 +285,8 @@ impl Gateway {
                 });
             }
             beside.spawn(carat_gateway::follow(Arc::clone(&gateway), source));
+            // Ctrl-C is heard from here on; whoever pressed it before wants no gateway.
+            interrupt.check()?;
             carat_gateway::run(gateway, listener, hands, super::serve::stop_signal()).await;
             beside.shutdown().await;
             if let Some(tracer) = tracer {

@@ -71,6 +71,8 @@ impl Serve {
             .or(settings.serve.clone())
             .or(file)
             .resolved();
+        serving.check()?;
+        let files = certificate(&serving)?;
         if self.print_config {
             output::write(&serving.to_toml()?)?;
             return Ok(());
@@ -81,7 +83,6 @@ impl Serve {
         let options = server_options(&serving, &named)?;
         let file = serving.traces.as_deref();
         let traces = carat_traces::Settings::resolve(flag.as_deref(), &settings::variable, file, "carat")?;
-        let files = certificate(&serving)?;
         let host = serving.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let address = SocketAddr::new(host, serving.port.unwrap_or_default());
         let models = LocalModels {
@@ -124,6 +125,7 @@ pub(super) fn inside(settings: &Settings, interrupt: &Interrupt, compute: Comput
         ..stated
     }
     .resolved();
+    serving.check()?;
     let named = named(&serving.model, &DraftArgs::default(), settings, interrupt)?;
     let options = server_options(&serving, &named)?;
     let first = options.models.as_ref().and_then(|ids| ids.first().cloned());
@@ -154,10 +156,11 @@ pub(super) struct Inside {
 impl Inside {
     /// Starts it, within a runtime. What is wrong with the first model is said at once, not to the first client.
     pub(super) async fn start(self) -> Result<Server> {
+        let interrupt = self.models.interrupt.clone();
         let server = Server::with_store(self.models, self.options);
         let what = match self.first {
             Some(id) => {
-                let n_max = server.load(&id).await?;
+                let n_max = load(&server, &id, &interrupt).await?;
                 format!("{id} runs in this process (context {n_max})")
             }
             None => "every model of `carat list` can run in this process".to_string(),
@@ -165,6 +168,13 @@ impl Inside {
         output::note(&what);
         Ok(server)
     }
+}
+
+/// Loads the first model; the context that it has then. Whoever pressed Ctrl-C meanwhile wants no server.
+async fn load(server: &Server, id: &str, interrupt: &Interrupt) -> Result<usize> {
+    let loaded = server.load(id).await;
+    interrupt.check()?;
+    Ok(loaded?)
 }
 
 /// The models that were named, found or pulled, by the names that clients see.
@@ -256,7 +266,7 @@ fn certificate(serving: &ServeSettings) -> Result<Option<CertificateFiles>> {
         (None, None) => Ok(None),
         _ => {
             let message = "`tls-cert` and `tls-key` are needed together";
-            Err(Hinted::new(message, "set the other one too, or neither").into())
+            Err(Hinted::wrong_arguments(message, "set the other one too, or neither").into())
         }
     }
 }
@@ -307,11 +317,12 @@ async fn serve(
     let first = options.models.as_ref().and_then(|ids| ids.first().cloned());
     let tracer = options.tracer.clone();
     let scheme = if options.tls.is_some() { "https" } else { "http" };
+    let interrupt = models.interrupt.clone();
     let server = Server::with_store(models, options);
     // What is wrong with the first model is said at once, not to the first client.
     let what = match first {
         Some(id) => {
-            let n_max = server.load(&id).await?;
+            let n_max = load(&server, &id, &interrupt).await?;
             format!("{id} is served (context {n_max})")
         }
         None => "every model of `carat list` is served".to_string(),
@@ -367,4 +378,54 @@ pub(super) fn start_log(level: Option<LogLevel>, format: Option<LogFormat>) {
         Some(LogFormat::Json) => log.json().try_init(),
         _ => log.try_init(),
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Interrupted;
+    use carat_testkit::ChatModel;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: Serve,
+    }
+
+    /// The end of `command`, which must not go on for ever.
+    fn end_of(command: impl FnOnce() -> Result<()> + Send + 'static) -> anyhow::Error {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(command()));
+        told.recv_timeout(Duration::from_secs(60)).unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn whoever_stops_the_loading_of_the_first_model_gets_no_server() {
+        let folder = tempfile::tempdir().unwrap();
+        let _chat = ChatModel::new("gemma3-vision", folder.path());
+        let home = folder.path().join("home");
+        let settings = Settings::of_home(&home);
+        let model = folder.path().to_str().unwrap();
+        let line = ["serve", model, "--port", "0", "--log", "off", "--threads", "1"];
+        let serve = Line::parse_from(line).serve;
+        let compute = serve.compute.clone();
+        let own = settings.clone();
+        let error = end_of(move || serve.run(&own, &Interrupt::for_test(true)));
+        assert!(error.is::<Interrupted>(), "{error:#}");
+
+        let settings = Settings {
+            serve: ServeSettings {
+                model: vec![model.to_string()],
+                ..ServeSettings::default()
+            },
+            ..settings
+        };
+        let error = end_of(move || {
+            let inside = inside(&settings, &Interrupt::for_test(true), compute)?;
+            let runtime = tokio::runtime::Runtime::new()?;
+            runtime.block_on(inside.start()).map(drop)
+        });
+        assert!(error.is::<Interrupted>(), "{error:#}");
+    }
 }
