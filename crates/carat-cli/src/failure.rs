@@ -87,12 +87,8 @@ pub(crate) fn in_one_line(error: anyhow::Error) -> anyhow::Error {
     if error.is::<Interrupted>() {
         return error;
     }
+    let code = exit_code(&error);
     let hinted = error.downcast_ref::<Hinted>();
-    let code = if is_ours(&error) {
-        OUR_MISTAKE
-    } else {
-        hinted.map_or(1, |hinted| hinted.code)
-    };
     let advice = hinted.map_or_else(String::new, |hinted| format!("; {}", hinted.hint));
     let text = sentence(&error) + &advice;
     let text = text.lines().map(str::trim).collect::<Vec<_>>().join(" ");
@@ -113,8 +109,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(one_line) = error.downcast_ref::<OneLine>() {
         return ExitCode::from(one_line.code);
     }
-    let hinted = error.downcast_ref::<Hinted>();
-    if let Some(hinted) = hinted {
+    if let Some(hinted) = error.downcast_ref::<Hinted>() {
         let _unsaid = writeln!(stderr, "hint: {}", hinted.hint);
     }
     if is_ours(error) {
@@ -122,9 +117,26 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
             stderr,
             "hint: this is a mistake in carat; please report it with the command you ran"
         );
-        return ExitCode::from(OUR_MISTAKE);
     }
-    ExitCode::from(hinted.map_or(1, |hinted| hinted.code))
+    ExitCode::from(exit_code(error))
+}
+
+/// The exit code of a failure that is told.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if is_ours(error) {
+        return OUR_MISTAKE;
+    }
+    if is_stopped_download(error) {
+        return INTERRUPTED;
+    }
+    error.downcast_ref::<Hinted>().map_or(1, |hinted| hinted.code)
+}
+
+/// Whether Ctrl-C stopped a download; unlike other interruptions it is told, since what was fetched can be gone on from.
+fn is_stopped_download(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| matches!(cause.downcast_ref(), Some(carat_hub::Error::Cancelled)))
 }
 
 /// The error and its causes in one sentence.
@@ -182,6 +194,23 @@ mod tests {
         assert_eq!(sentence(&error), "cannot load the model: file `x` is gone");
         let error = anyhow!("no such file").context("cannot read `x`");
         assert_eq!(sentence(&error), "cannot read `x`: no such file");
+    }
+
+    #[test]
+    fn a_download_that_was_stopped_is_told_and_ends_as_an_interruption() {
+        let error = anyhow::Error::new(carat_hub::Error::Cancelled);
+        assert_eq!(exit_code(&error), INTERRUPTED);
+        assert!(sentence(&error).contains("run the same command again"));
+        let error = error.context("cannot get the model");
+        assert_eq!(exit_code(&error), INTERRUPTED);
+        let one_line = in_one_line(error);
+        assert_eq!(one_line.downcast_ref::<OneLine>().unwrap().code, INTERRUPTED);
+        let other = anyhow::Error::new(carat_hub::Error::DiskFull("x".into()));
+        assert_eq!(exit_code(&other), 1);
+        assert_eq!(
+            exit_code(&Hinted::wrong_arguments("a", "b").into()),
+            WRONG_ARGUMENTS
+        );
     }
 
     #[test]
