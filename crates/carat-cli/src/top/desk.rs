@@ -1,7 +1,7 @@
 //! Asking the admin API: a connection for each question, over plain HTTP, as it is spoken on one machine.
 
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -55,13 +55,8 @@ impl Desk {
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let away = || format!("no gateway answers at http://{}", self.host);
-        let address = self
-            .host
-            .to_socket_addrs()
-            .with_context(away)?
-            .next()
-            .with_context(away)?;
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(away)?;
+        let addresses = self.host.to_socket_addrs().with_context(away)?;
+        let mut stream = connect(addresses).with_context(away)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let Self { host, key } = self;
@@ -73,6 +68,18 @@ impl Desk {
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
         read(&answer)
     }
+}
+
+/// A connection to the first address that takes one: `localhost` is often ::1 too, where a gateway need not listen.
+fn connect(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// An answer of a known length, which the admin API always gives.
@@ -103,5 +110,18 @@ mod tests {
         assert_eq!(wrong.to_string(), "the admin API answers 401: no");
         assert!(read::<Status>(b"HTTP/1.1 200 OK\r\n").is_err());
         assert!(Desk::new("https://x", "k".into()).is_err());
+    }
+
+    #[test]
+    fn every_address_of_a_name_is_tried() {
+        let bound = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (closed, open) = (bound(), bound());
+        let addresses = [closed.local_addr().unwrap(), open.local_addr().unwrap()];
+        drop(closed);
+        let stream = connect(addresses.into_iter()).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), addresses[1]);
+        let refused = connect(addresses[..1].iter().copied()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(connect(std::iter::empty()).is_err());
     }
 }
