@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use carat_testkit::{Golden, assert_close, fixture, relative_l2};
+use carat_testkit::{ChatModel, Golden, assert_close, fixture, relative_l2};
 use tempfile::TempDir;
 
 /// What the reference's float32 logits may differ by, absolute.
@@ -177,6 +177,22 @@ fn bench_measures_and_says_so_in_json() {
     let speed = &found["results"][1]["tok_per_s"];
     assert!(speed["min"].as_f64().unwrap() <= speed["median"].as_f64().unwrap());
     assert!(fail(&["bench", &model, "--depth", "999999"], 2).contains("more than the 131072"));
+}
+
+#[test]
+fn bench_of_drafts_says_its_depth_and_takes_one() {
+    let folder = TempDir::new().unwrap();
+    let _chat = ChatModel::new("gemma3-vision", folder.path());
+    let model = folder.path().to_str().unwrap();
+    let line = ["bench", model, "--draft", "2", "--accept", "0.5"];
+    let line = [&line[..], &["--decode", "4", "--repeat", "1", "--depth", "20"]].concat();
+    let output = run(&[&line[..], &["--json"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let found: serde_json::Value = serde_json::from_str(stdout(&output)).unwrap();
+    assert_eq!(found["results"][0]["depth"], 20);
+    let several = fail(&["bench", "nothing", "--draft", "2", "--depth", "0,16"], 2);
+    assert!(several.contains("hint: give one --depth"), "{several}");
+    fail(&["bench", "nothing", "--draft", "2", "--reading"], 2);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::compute_args::ComputeArgs;
 use crate::draft_args::DraftArgs;
-use crate::failure::{Hinted, Interrupted};
+use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::planning::weights_of;
@@ -66,7 +66,7 @@ pub(crate) struct Bench {
     chunk: u32,
     /// Between decoded tokens read the weights with nothing else to do, and tell what share of that bandwidth decode
     /// reaches
-    #[arg(long)]
+    #[arg(long, conflicts_with = "draft")]
     reading: bool,
     /// Print JSON
     #[arg(long)]
@@ -114,6 +114,13 @@ impl Measured {
 
 impl Bench {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        if !self.draft.is_empty() && self.depth.len() > 1 {
+            return Err(Hinted::wrong_arguments(
+                "--draft is measured at one depth, and several are given",
+                "give one --depth, and run it again for each other one",
+            )
+            .into());
+        }
         let source = ModelSource::open(&self.model, settings, interrupt)?;
         let mut options = self.compute.options(settings)?;
         options.max_batch_tokens = self.chunk as usize;
@@ -360,7 +367,7 @@ impl Runner<'_> {
         let tokens: Vec<u32> = self.ids.by_ref().take(n * n_sequences).collect();
         let (mut time, mut limit) = (Duration::ZERO, Duration::ZERO);
         for (step, tokens) in tokens.chunks(n_sequences).enumerate() {
-            self.stop_if_asked()?;
+            self.interrupt.check()?;
             if let Some(reading) = &self.reading {
                 limit += reading.limit(depth + step, n_sequences);
             }
@@ -388,7 +395,7 @@ impl Runner<'_> {
         let tokens: Vec<u32> = self.ids.by_ref().take(n * VERIFY_PASSES).collect();
         let started = Instant::now();
         for tokens in tokens.chunks(n) {
-            self.stop_if_asked()?;
+            self.interrupt.check()?;
             self.model.forward(
                 &mut [Segment {
                     tokens,
@@ -402,14 +409,10 @@ impl Runner<'_> {
         Ok(started.elapsed())
     }
 
-    fn stop_if_asked(&self) -> Result<()> {
-        stop_if_asked(self.interrupt)
-    }
-
     fn feed(&mut self, cache: &mut KvCache, tokens: &[u32]) -> Result<()> {
         let mut chunks = tokens.chunks(self.model.max_batch_tokens()).peekable();
         while let Some(tokens) = chunks.next() {
-            self.stop_if_asked()?;
+            self.interrupt.check()?;
             let logits = if chunks.peek().is_none() {
                 LogitRows::Last
             } else {
@@ -465,13 +468,6 @@ impl<'a> Reading<'a> {
         let caches = n_sequences as u64 * at(depth).saturating_sub(at(0));
         time.mul_f64((at(0) + caches) as f64 / self.n_bytes.max(1) as f64)
     }
-}
-
-fn stop_if_asked(interrupt: &Interrupt) -> Result<()> {
-    if interrupt.is_raised() {
-        return Err(Interrupted.into());
-    }
-    Ok(())
 }
 
 fn draft_length(text: &str) -> Result<usize, String> {

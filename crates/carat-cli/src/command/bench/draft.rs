@@ -86,7 +86,12 @@ impl DraftBench<'_> {
                 row.predicted = Some(expected * one / cost);
             }
         }
-        print(&rows, name, guess_s, one, as_json)
+        self.print(&rows, name, guess_s, one, as_json)
+    }
+
+    /// Tokens of the prompt, behind which the answer is measured.
+    fn n_prompt(&self) -> usize {
+        N_PROMPT.max(self.depth)
     }
 
     /// The median speed of an answer, and the last of them.
@@ -96,7 +101,7 @@ impl DraftBench<'_> {
         tokenizer: &Tokenizer,
         drafting: Drafting,
     ) -> Result<(f64, carat_engine::Finished)> {
-        let n_prompt = N_PROMPT.max(self.depth);
+        let n_prompt = self.n_prompt();
         let mut rates = Vec::new();
         let mut last = None;
         for _ in 0..self.n_repeats {
@@ -114,7 +119,7 @@ impl DraftBench<'_> {
                 _ if self.interrupt.is_raised() => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             })?;
-            super::stop_if_asked(self.interrupt)?;
+            self.interrupt.check()?;
             rates.push(finished.timings.decode_tok_per_s());
             last = Some(finished);
         }
@@ -130,7 +135,7 @@ impl DraftBench<'_> {
         let (mut least, mut logits) = (f64::INFINITY, Vec::new());
         let tokens: Vec<u32> = (2..2 + n).filter_map(|id| u32::try_from(id).ok()).collect();
         for _ in 0..N_PASSES {
-            super::stop_if_asked(self.interrupt)?;
+            self.interrupt.check()?;
             let started = Instant::now();
             model.forward(
                 &mut [Segment {
@@ -145,60 +150,63 @@ impl DraftBench<'_> {
         }
         Ok(least)
     }
-}
 
-fn print(rows: &[Row], name: &str, guess_s: f64, one: f64, as_json: bool) -> Result<()> {
-    if as_json {
-        let results: Vec<_> = rows
+    fn print(&self, rows: &[Row], name: &str, guess_s: f64, one: f64, as_json: bool) -> Result<()> {
+        let depth = self.n_prompt();
+        if as_json {
+            let results: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    json!({
+                        "acceptance": row.acceptance, "length": row.length, "depth": depth, "tok_per_s": row.tok_per_s,
+                        "speed_up": row.speed_up, "predicted": row.predicted, "drafted": row.drafted,
+                        "accepted": row.accepted,
+                    })
+                })
+                .collect();
+            return output::json(&json!({
+                "model": name, "pass_ms": one * 1e3, "guess_ms": guess_s * 1e3, "results": results,
+            }));
+        }
+        let share = |row: &Row, i: usize| {
+            let drafted = row.drafted.get(i).filter(|n| **n > 0)?;
+            Some(format!("{:.2}", count(*row.accepted.get(i)?) / count(*drafted)))
+        };
+        let cells: Vec<Vec<String>> = rows
             .iter()
             .map(|row| {
-                json!({
-                    "acceptance": row.acceptance, "length": row.length, "tok_per_s": row.tok_per_s,
-                    "speed_up": row.speed_up, "predicted": row.predicted, "drafted": row.drafted,
-                    "accepted": row.accepted,
-                })
+                let by_position: Vec<String> = (0..4).map_while(|i| share(row, i)).collect();
+                vec![
+                    format!("{:.2}", row.acceptance),
+                    row.length.map_or("adaptive".to_string(), |n| n.to_string()),
+                    depth.to_string(),
+                    format!("{:.2}", row.tok_per_s),
+                    format!("{:.2}", row.speed_up),
+                    row.predicted.map_or(String::new(), |x| format!("{x:.2}")),
+                    row.drafted.iter().sum::<usize>().to_string(),
+                    row.accepted.iter().sum::<usize>().to_string(),
+                    by_position.join(" "),
+                ]
             })
             .collect();
-        return output::json(&json!({
-            "model": name, "pass_ms": one * 1e3, "guess_ms": guess_s * 1e3, "results": results,
-        }));
+        output::line(&format!(
+            "{name}: a pass of one row {:.1} ms, a guess {:.1} ms",
+            one * 1e3,
+            guess_s * 1e3
+        ))?;
+        let head = [
+            "RIGHT",
+            "LENGTH",
+            "DEPTH",
+            "TOK/S",
+            "TIMES",
+            "EXPECTED",
+            "DRAFTED",
+            "ACCEPTED",
+            "BY POSITION",
+        ];
+        Ok(output::table(&head, &cells)?)
     }
-    let share = |row: &Row, i: usize| {
-        let drafted = row.drafted.get(i).filter(|n| **n > 0)?;
-        Some(format!("{:.2}", count(*row.accepted.get(i)?) / count(*drafted)))
-    };
-    let cells: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            let by_position: Vec<String> = (0..4).map_while(|i| share(row, i)).collect();
-            vec![
-                format!("{:.2}", row.acceptance),
-                row.length.map_or("adaptive".to_string(), |n| n.to_string()),
-                format!("{:.2}", row.tok_per_s),
-                format!("{:.2}", row.speed_up),
-                row.predicted.map_or(String::new(), |x| format!("{x:.2}")),
-                row.drafted.iter().sum::<usize>().to_string(),
-                row.accepted.iter().sum::<usize>().to_string(),
-                by_position.join(" "),
-            ]
-        })
-        .collect();
-    output::line(&format!(
-        "{name}: a pass of one row {:.1} ms, a guess {:.1} ms",
-        one * 1e3,
-        guess_s * 1e3
-    ))?;
-    let head = [
-        "RIGHT",
-        "LENGTH",
-        "TOK/S",
-        "TIMES",
-        "EXPECTED",
-        "DRAFTED",
-        "ACCEPTED",
-        "BY POSITION",
-    ];
-    Ok(output::table(&head, &cells)?)
 }
 
 /// A model whose words are dice: guesses come true with a given probability.
