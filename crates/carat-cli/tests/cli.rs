@@ -257,6 +257,50 @@ fn settings_of_serve_are_those_of_flags_and_file_together() {
     assert!(printed(&["m", "--strict-model=false"]).contains("strict-model = false"));
 }
 
+/// Linux takes any bytes as a name.
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_that_are_no_unicode_are_used_and_shown() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = TempDir::new().unwrap();
+    let odd = |name: &[u8]| folder.path().join(std::ffi::OsStr::from_bytes(name));
+    let home = odd(b"home\xff");
+    let models = home.join(".lmstudio/models/someone/something");
+    fs::create_dir_all(&models).unwrap();
+    let json = |command: &mut Command| {
+        let output = command.arg("--json").output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        serde_json::from_str::<serde_json::Value>(stdout(&output)).unwrap()
+    };
+    let written = json(
+        carat(folder.path())
+            .arg("quantize")
+            .args([model(), models.join("gemma-3-small.gguf")])
+            .args(["--type", "Q8_0"]),
+    );
+    assert!(written["path"].as_str().unwrap().ends_with("gemma-3-small.gguf"));
+    assert!(
+        json(carat(&home).arg("list"))[0]["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("gemma-3-small.gguf")
+    );
+    assert!(json(carat(&home).arg("doctor"))["stores"].is_array());
+
+    let image = odd(b"cat\xff.png");
+    fs::copy(fixture("gemma3-vision/image0.png"), &image).unwrap();
+    let output = carat(folder.path())
+        .args(["run", "gemma9:1b", "hi", "--image"])
+        .arg(&image)
+        .output()
+        .unwrap();
+    assert!(
+        stderr(&output).contains("no model is named"),
+        "{}",
+        stderr(&output)
+    );
+}
+
 #[test]
 fn show_draws_the_architecture() {
     let output = run(&["show", &model().display().to_string(), "--json"]);

@@ -39,7 +39,7 @@ impl Doctor {
         if self.json {
             let stores: Vec<_> = stores
                 .iter()
-                .map(|s| json!({"place": s.place.as_str(), "dir": s.dir, "exists": s.dir.is_dir(), "models": s.n_models}))
+                .map(|s| json!({"place": s.place.as_str(), "dir": s.dir.display().to_string(), "exists": s.dir.is_dir(), "models": s.n_models}))
                 .collect();
             let memory = memory::machine_bytes();
             return output::json(&json!({

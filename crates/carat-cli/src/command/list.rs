@@ -95,7 +95,7 @@ fn model_json(model: &LocalModel) -> serde_json::Value {
         .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     json!({
         "name": model.name,
-        "path": model.path,
+        "path": model.path.display().to_string(),
         "size_bytes": model.size_bytes,
         "place": model.place.as_str(),
         "modified_unix_s": modified.map(|since| since.as_secs()),

@@ -79,7 +79,7 @@ impl Quantize {
             .collect();
         if self.json {
             return output::json(&json!({
-                "path": self.output, "type": self.mix.name(), "bytes": report.total_bytes,
+                "path": self.output.display().to_string(), "type": self.mix.name(), "bytes": report.total_bytes,
                 "tensors": formats.into_iter().collect::<std::collections::BTreeMap<_, _>>(), "notes": report.notes,
             }));
         }

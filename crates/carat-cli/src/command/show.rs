@@ -257,7 +257,7 @@ impl Card<'_> {
             "modalities": modalities,
             "encoders": self.media.map(MediaSource::path),
             "title": self.text_of("general.name"),
-            "path": self.source.local.path,
+            "path": self.source.local.path.display().to_string(),
             "place": self.source.local.place.as_str(),
             "size_bytes": self.source.local.size_bytes,
             "family": format!("{:?}", self.config.family).to_lowercase(),
