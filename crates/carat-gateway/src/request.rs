@@ -88,7 +88,8 @@ impl Gateway {
         trace: Option<Trace>,
     ) -> Result<Response<Body>, Failure> {
         let (head, body) = request.into_parts();
-        // Nobody without a key has a body read for him.
+        let body = Paced::new(body);
+        // Nobody without a key has a body kept for him.
         let bearer = self.bearer(&head.headers)?;
         let body = whole(&head.headers, body, config.body_bytes).await?;
         // How long its body took is nobody's fault who answers.
@@ -439,7 +440,7 @@ fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
 }
 
 /// The whole body, if it is not too large and comes in time.
-async fn whole(headers: &HeaderMap, body: Incoming, limit: usize) -> Result<Bytes, Failure> {
+async fn whole(headers: &HeaderMap, body: Paced<Incoming>, limit: usize) -> Result<Bytes, Failure> {
     let too_large = || {
         let message =
             format!("the body has more than the {limit} bytes that this gateway takes (`max-body-mb`)");
@@ -451,7 +452,7 @@ async fn whole(headers: &HeaderMap, body: Incoming, limit: usize) -> Result<Byte
     if stated.is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    let collected = Limited::new(Paced::new(body), limit).collect().await;
+    let collected = Limited::new(body, limit).collect().await;
     collected.map(Collected::to_bytes).map_err(|error| {
         if error.is::<LengthLimitError>() {
             too_large()

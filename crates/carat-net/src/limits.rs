@@ -12,6 +12,12 @@ pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
 pub(crate) const BODY_WAIT: Duration = Duration::from_secs(20);
 /// Bytes a second that a body must come at, once that is used up.
 pub(crate) const BODY_RATE: u64 = 8 << 10;
+/// Bytes of a body that nobody wants which are read all the same; see [`crate::Paced`].
+pub(crate) const UNWANTED_BYTES: usize = 64 << 20;
+/// How long such bytes are waited for.
+pub(crate) const UNWANTED_TIME: Duration = Duration::from_secs(5);
+/// How long the answer gets to go before them.
+pub(crate) const UNWANTED_DELAY: Duration = Duration::from_millis(10);
 /// Most requests at the same time on one connection of HTTP/2.
 pub(crate) const STREAMS: u32 = 128;
 /// Bytes that a client may send ahead in one request of HTTP/2, and in all of a connection.

@@ -4,16 +4,23 @@
 //! keep its reader waiting for [`BODY_WAIT`] in all; what comes gives back the time that it takes at [`BODY_RATE`], but
 //! never more than is gone. A large body over a slow line goes through, however long it takes; one that stalls, or
 //! trickles, ends with [`TooSlow`]. Only waiting is counted, not what the reader does between two pieces.
+//!
+//! A body that its reader gives up, since it is too large or its sender not known, is read on for a while and thrown
+//! away. The connection would be closed otherwise while the client still writes, who would find it broken and never
+//! see the answer that says why.
 
 use std::error::Error as StdError;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Buf;
 use http_body::{Body, Frame, SizeHint};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::limits::{BODY_RATE, BODY_WAIT};
+use crate::limits::{BODY_RATE, BODY_WAIT, UNWANTED_BYTES, UNWANTED_DELAY, UNWANTED_TIME};
 
 /// A body did not come at the pace that is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,10 +41,16 @@ impl TooSlow {
     }
 }
 
+/// What [`Paced`] takes: a body that can be read on by somebody else.
+pub trait Lasting: Body<Data: Send> + Unpin + Send + 'static {}
+
+impl<B: Body<Data: Send> + Unpin + Send + 'static> Lasting for B {}
+
 /// A body that must come at a certain pace.
 #[derive(Debug)]
-pub struct Paced<B> {
-    body: B,
+pub struct Paced<B: Lasting> {
+    /// Nothing once it has ended.
+    body: Option<B>,
     /// How long it may keep its reader waiting from now on.
     patience: Duration,
     waiting_since: Option<Instant>,
@@ -45,11 +58,11 @@ pub struct Paced<B> {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B> Paced<B> {
+impl<B: Lasting> Paced<B> {
     /// The same body, timed from its first reading on.
     pub fn new(body: B) -> Self {
         Self {
-            body,
+            body: Some(body),
             patience: BODY_WAIT,
             waiting_since: None,
             alarm: None,
@@ -79,9 +92,8 @@ impl<B> Paced<B> {
     }
 }
 
-impl<B> Body for Paced<B>
+impl<B: Lasting> Body for Paced<B>
 where
-    B: Body + Unpin,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
     type Data = B::Data;
@@ -92,30 +104,72 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, Self::Error>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.body).poll_frame(cx) {
+        let Some(body) = &mut this.body else {
+            return Poll::Ready(None);
+        };
+        let polled = Pin::new(body).poll_frame(cx);
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
-                let n_bytes = frame.data_ref().map_or(0, bytes::Buf::remaining);
+                let n_bytes = frame.data_ref().map_or(0, Buf::remaining);
                 this.came(n_bytes as u64);
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(end) => Poll::Ready(end.map(|end| end.map_err(Into::into))),
-            Poll::Pending if this.is_late(cx) => Poll::Ready(Some(Err(TooSlow.into()))),
+            Poll::Ready(end) => {
+                this.body = None;
+                Poll::Ready(end.map(|end| end.map_err(Into::into)))
+            }
+            Poll::Pending if this.is_late(cx) => {
+                this.body = None;
+                Poll::Ready(Some(Err(TooSlow.into())))
+            }
             Poll::Pending => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body
+            .as_ref()
+            .map_or(SizeHint::with_exact(0), Body::size_hint)
     }
+}
+
+impl<B: Lasting> Drop for Paced<B> {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take()
+            && !body.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(throw_away(body));
+        }
+    }
+}
+
+/// Reads what a client still sends, within limits.
+async fn throw_away(mut body: impl Lasting) {
+    // A client that asked first whether to send its body shall see the answer, not that its body is read.
+    tokio::time::sleep(UNWANTED_DELAY).await;
+    let reading = async {
+        let mut n_bytes = 0;
+        while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+            n_bytes += frame.data_ref().map_or(0, Buf::remaining);
+            if n_bytes > UNWANTED_BYTES {
+                break;
+            }
+        }
+    };
+    // Whoever sends more, or slower, finds the connection closed.
+    let _ = tokio::time::timeout(UNWANTED_TIME, reading).await;
 }
 
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use bytes::Bytes;
     use http_body_util::BodyExt;
@@ -180,6 +234,42 @@ mod tests {
         let (n_bytes, took) = read(16 << 20, 2, 19_000).await;
         assert_eq!((n_bytes, took), (Some(32 << 20), 57));
         assert_eq!(read(16 << 20, 2, 21_000).await.0, None);
+    }
+
+    /// A body with pieces for as long as anybody reads them, which counts them.
+    struct Endless(Arc<AtomicUsize>);
+
+    impl Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[0; 1 << 20])))))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_is_read_for_a_while() {
+        let n_read = Arc::new(AtomicUsize::new(0));
+        drop(Paced::new(Endless(Arc::clone(&n_read))));
+        tokio::time::sleep(UNWANTED_DELAY / 2).await;
+        assert_eq!(n_read.load(Ordering::Relaxed), 0, "the answer goes first");
+        tokio::time::sleep(UNWANTED_TIME).await;
+        assert_eq!(n_read.load(Ordering::Relaxed), (UNWANTED_BYTES >> 20) + 1);
+        let next = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let every = Duration::from_secs(1);
+        let mut ended = Paced::new(Drip {
+            piece: 1,
+            n_left: 1,
+            every,
+            next,
+        });
+        while ended.frame().await.is_some() {}
+        assert!(ended.body.is_none(), "nothing is left to read");
     }
 
     #[tokio::test(start_paused = true)]

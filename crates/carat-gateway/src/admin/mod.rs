@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use carat_ledger::Role;
+use carat_net::Paced;
 use carat_net::{Door, Hands};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
@@ -224,7 +225,8 @@ impl Api {
                 text,
             ));
         }
-        let collected = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
+        let collected =
+            tokio::time::timeout(BODY_TIME, Limited::new(Paced::new(body), BODY_BYTES).collect()).await;
         let body = collected.map_err(|_| {
             let message = format!("the body must come within {} s", BODY_TIME.as_secs());
             Refused::new(StatusCode::REQUEST_TIMEOUT, message)

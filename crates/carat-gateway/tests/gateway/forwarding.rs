@@ -162,6 +162,28 @@ async fn what_cannot_be_asked_is_refused_in_the_clients_words() {
 }
 
 #[tokio::test]
+async fn who_sends_too_much_gets_to_read_so() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    let rig = rig("max-body-mb = 1\n---").await;
+    let piece = vec![b' '; 1 << 20];
+    let mut client = tokio::net::TcpStream::connect(rig.address).await.unwrap();
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        8 * piece.len()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..8 {
+        // By then the refusal is on its way; a closed connection would break now.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        client.write_all(&piece).await.unwrap();
+    }
+    let mut answer = [0; 12];
+    client.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_ends_the_call() {
     let rig = rig("").await;
     let mut response = rig
