@@ -623,10 +623,10 @@ impl<'a> SharedOut<'a> {
 
 /// The chunks of one weight row.
 ///
-/// A row whose length is no multiple of 256 ends within a chunk. Kernels always read whole chunks: what follows
-/// the row in the matrix is then read too, and counts for nothing, since the activations are zero there (unless a
-/// damaged file has infinite scales: then the rows before such a block become NaN with it). Only where the matrix
-/// itself ends is a padded copy made.
+/// A row whose length is no multiple of 256 ends within a chunk. Kernels may read whole chunks: what follows the row in
+/// the matrix is then read too, and counts for nothing, since the activations are zero there, where it is multiplied at
+/// all (if a damaged file has infinite scales, the rows before such a block may become NaN with it). Only where the
+/// matrix itself ends is a padded copy made.
 pub(crate) struct RowChunks<'a, F: BlockFormat> {
     /// The matrix from this row on.
     bytes: &'a [u8],

@@ -30,7 +30,7 @@ const FUEL_PER_PAIR: u64 = 16;
 /// So many messages need no more than [`FUEL`].
 const FEW_MESSAGES: usize = 64;
 
-/// Instructions per rendering at most, half a second or so; see `deep_stack`.
+/// Instructions per rendering at most; `deep_stack` has room for them.
 const MOST_FUEL: u64 = 16_000_000;
 
 /// Nested blocks and calls; a call of a macro counts about ten times.

@@ -149,8 +149,8 @@ impl<F: Unpack, const WIDE: bool, const R: usize, const T: usize> Kernel for Til
     }
 }
 
-/// Adds the first `G` blocks of 32 of one chunk of a weight row times chunk `c` of `T` activation rows. Two chains of sums, which nothing of the
-/// chunk before has to wait for.
+/// Adds the first `G` blocks of 32 of one chunk of a weight row times chunk `c` of `T` activation rows. Two chains of
+/// sums, which nothing of the chunk before has to wait for.
 ///
 /// # Safety
 /// - As [`dot_rows_by`].

@@ -48,11 +48,11 @@ pub(super) async fn count_tokens(
     let place = encoding(&state, &request).await.map_err(refuse)?;
     let presence = Presence::default();
     let absent = presence.absent();
-    let n_tokens = blocking(move || {
+    let counting = blocking(move || {
         // Held by the work, which goes on for a while when its client has gone.
         let _place = place;
         prompt::n_tokens(&lease, &request, &mut || !absent.load(Ordering::Relaxed))
     });
-    let n_tokens = n_tokens.await.map_err(refuse)?;
+    let n_tokens = counting.await.map_err(refuse)?;
     Ok(json(&json!({"input_tokens": n_tokens})))
 }
