@@ -7,7 +7,8 @@
 //! of `q`, or of `256 q + low`.
 //!
 //! Rows may stand in tiles: block 0 of each row of the tile, then block 1 of each, so that a kernel that works on
-//! several rows at once reads one stream. With tiles of one row each row stands by itself.
+//! several rows at once reads one stream. With tiles of one row each row stands by itself. Kernels that multiply words
+//! of 16 bits find `256 q + low`, or `q`, as such beside the bytes.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -31,6 +32,8 @@ pub(crate) struct QuantizedRows {
     q: Aligned<i8>,
     /// Empty with 8 bits.
     low: Aligned<i8>,
+    /// Empty unless asked for.
+    words: Aligned<i16>,
     scale: Aligned<f32>,
     sum: Aligned<f32>,
     isum: Aligned<i32>,
@@ -46,6 +49,12 @@ pub(crate) struct QuantizedTile<'a> {
     pub(crate) q: &'a [i8],
     /// `[n / 32, T, 32]`, or empty with 8 bits.
     pub(crate) low: &'a [i8],
+    /// `[n / 32, T, 32]`: `256 q + low`, or `q` with 8 bits; empty if not asked for.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "read by tests and on x86-64")
+    )]
+    pub(crate) words: &'a [i16],
     /// `[n / 32, T]`
     pub(crate) scale32: &'a [f32],
     /// `[n / 32, T]`: scale times the sum of 32 `q`.
@@ -79,6 +88,22 @@ pub(crate) struct QuantizedRow<'a> {
     pub(crate) sum: &'a [f32],
 }
 
+/// How rows stand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) tile_rows: usize,
+    /// Whether `words` are there.
+    pub(crate) has_words: bool,
+}
+
+impl Layout {
+    /// Each row by itself.
+    pub(crate) const ROWS: Layout = Layout {
+        tile_rows: 1,
+        has_words: false,
+    };
+}
+
 /// Bits of a quantized activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Bits {
@@ -87,15 +112,15 @@ pub(crate) enum Bits {
 }
 
 impl QuantizedRows {
-    /// Quantizes `x` `[n_rows, n_cols]`, in tiles of `tile_rows`, on the pool's threads if there is one and it pays.
-    /// What fills up the last tile is of no meaning.
+    /// Quantizes `x` `[n_rows, n_cols]`, on the pool's threads if there is one and it pays. What fills up the last tile is
+    /// of no meaning.
     pub(crate) fn fill(
         &mut self,
         (isa, pool): (Isa, Option<&Pool>),
         bits: Bits,
         x: &[f32],
         [n_rows, n_cols]: [usize; 2],
-        tile_rows: usize,
+        Layout { tile_rows, has_words }: Layout,
     ) {
         assert!(
             is_area(x.len(), n_rows, n_cols) && tile_rows > 0,
@@ -108,6 +133,7 @@ impl QuantizedRows {
         let n = n_rows.next_multiple_of(tile_rows) * padded;
         self.q.resize(n);
         self.low.resize(if bits == Bits::Sixteen { n } else { 0 });
+        self.words.resize(if has_words { n } else { 0 });
         self.isum.resize(n / 16);
         self.isum32.resize(n / 32);
         for floats in [&mut self.scale, &mut self.sum] {
@@ -139,6 +165,7 @@ impl QuantizedRows {
     /// The buffers cut into parts of `n` elements, which are whole tiles.
     fn parts(&mut self, n: usize) -> impl Iterator<Item = QuantizedPart<'_>> {
         let mut low = self.low.chunks_mut(n);
+        let mut words = self.words.chunks_mut(n);
         let floats16 = self.scale.chunks_mut(n / 16).zip(self.sum.chunks_mut(n / 16));
         let floats32 = self.scale32.chunks_mut(n / 32).zip(self.sum32.chunks_mut(n / 32));
         let whole = self.isum.chunks_mut(n / 16).zip(self.isum32.chunks_mut(n / 32));
@@ -147,6 +174,7 @@ impl QuantizedRows {
             move |(((q, (scale, sum)), (scale32, sum32)), (isum, isum32))| QuantizedPart {
                 q,
                 low: low.next().unwrap_or(&mut []),
+                words: words.next().unwrap_or(&mut []),
                 scale,
                 sum,
                 isum,
@@ -199,7 +227,8 @@ impl QuantizedRows {
         let (by16, by32) = (of.start / 16..of.end / 16, of.start / 32..of.end / 32);
         QuantizedTile {
             q: &self.q[of.clone()],
-            low: self.low.get(of).unwrap_or(&[]),
+            low: self.low.get(of.clone()).unwrap_or(&[]),
+            words: self.words.get(of).unwrap_or(&[]),
             scale32: &self.scale32[by32.clone()],
             sum32: &self.sum32[by32.clone()],
             isum32: &self.isum32[by32],
@@ -226,6 +255,7 @@ impl QuantizedRows {
 struct QuantizedPart<'a> {
     q: &'a mut [i8],
     low: &'a mut [i8],
+    words: &'a mut [i16],
     scale: &'a mut [f32],
     sum: &'a mut [f32],
     isum: &'a mut [i32],
@@ -254,6 +284,9 @@ impl QuantizedPart<'_> {
                 Some(low) => quantize_wide_block(isa, values, q, low),
                 None => quantize_block(isa, values, q),
             };
+            if let Some(words) = self.words.as_chunks_mut().0.get_mut(at) {
+                widen_block(isa, q, self.low.as_chunks().0.get(at), words);
+            }
             self.scale[2 * at..2 * at + 2].fill(scale);
             self.scale32[at] = scale;
             self.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
@@ -273,6 +306,23 @@ dispatch! {
 dispatch! {
     fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32]) -> (f32, [i32; 2])
         = quantize_wide_block_generic;
+}
+
+dispatch! {
+    fn widen_block(q: &[i8; 32], low: Option<&[i8; 32]>, words: &mut [i16; 32]) = widen_block_generic;
+}
+
+/// The same numbers in words.
+#[inline(always)]
+fn widen_block_generic<S: Simd>(_: S, q: &[i8; 32], low: Option<&[i8; 32]>, words: &mut [i16; 32]) {
+    match low {
+        Some(low) => {
+            for (i, word) in words.iter_mut().enumerate() {
+                *word = 256 * i16::from(q[i]) + i16::from(low[i]);
+            }
+        }
+        None => *words = q.map(i16::from),
+    }
 }
 
 /// The largest absolute value; infinite or NaN if one of them is. In whole numbers, whose order is the same, since the
@@ -385,7 +435,7 @@ mod tests {
             let (bits, units) = if wide { (Bits::Sixteen, 1.51) } else { (Bits::Eight, 0.5001) };
             for isa in Isa::available() {
                 let mut rows = QuantizedRows::default();
-                rows.fill((isa, Some(&pool())), bits, &x, [1, x.len()], 1);
+                rows.fill((isa, Some(&pool())), bits, &x, [1, x.len()], Layout::ROWS);
                 let row = rows.row(0);
                 prop_assert_eq!(rows.is_wide(), wide);
                 for (i, value) in x.iter().enumerate() {
@@ -417,14 +467,17 @@ mod tests {
             Bits::Sixteen,
             &x,
             [n_rows, n_cols],
-            1,
+            Layout::ROWS,
         );
         tiles.fill(
             (Isa::detect(), Some(&pool())),
             Bits::Sixteen,
             &x,
             [n_rows, n_cols],
-            4,
+            Layout {
+                tile_rows: 4,
+                has_words: true,
+            },
         );
         for t in 0..n_rows {
             let (row, tile) = (rows.tile(t), tiles.tile(t / 4));
@@ -432,6 +485,9 @@ mod tests {
                 let at = 4 * b + t % 4;
                 assert_eq!(row.q[32 * b..][..32], tile.q[32 * at..][..32]);
                 assert_eq!(row.low[32 * b..][..32], tile.low[32 * at..][..32]);
+                for (i, word) in tile.words[32 * at..][..32].iter().enumerate() {
+                    assert_eq!(i32::from(*word), whole(&rows.row(t), 32 * b + i));
+                }
                 assert_eq!(row.isum[2 * b..][..2], tile.isum[2 * at..][..2]);
                 assert_eq!(
                     (row.isum32[b], row.scale32[b]),
@@ -448,7 +504,7 @@ mod tests {
                 let mut x = [1.0; 64];
                 x[40] = broken;
                 let mut rows = QuantizedRows::default();
-                rows.fill((isa, Some(&pool())), bits, &x, [1, 64], 1);
+                rows.fill((isa, Some(&pool())), bits, &x, [1, 64], Layout::ROWS);
                 let row = rows.row(0);
                 assert!(
                     row.scale[1].is_finite() && row.scale[2].is_nan() && row.sum[3].is_nan(),
@@ -466,15 +522,19 @@ mod tests {
             Bits::Sixteen,
             &[1.0; 1024],
             [2, 512],
-            2,
+            Layout {
+                tile_rows: 2,
+                has_words: true,
+            },
         );
         rows.fill(
             (Isa::detect(), Some(&pool())),
             Bits::Eight,
             &[2.0; 40],
             [1, 40],
-            1,
+            Layout::ROWS,
         );
+        assert!(rows.tile(0).words.is_empty());
         assert_eq!((rows.n_rows(), rows.n_cols(), rows.is_wide()), (1, 256, false));
         assert_eq!(&rows.row(0).q[38..42], &[127, 127, 0, 0]);
     }

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
 
-use crate::activation::{Bits, QuantizedRows};
+use crate::activation::{Bits, Layout, QuantizedRows};
 use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK};
 use crate::encoder::PairScratch;
@@ -279,12 +279,20 @@ impl Quantized {
         if takes_tiles(on.0, shape[0]) {
             return self.tiles.fill(on, bits == Bits::Sixteen, x, shape);
         }
-        let tile_rows = match on.0.0 {
+        let layout = match on.0.0 {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Amx => crate::x86_64::tile_rows(shape[0]),
-            _ => 1,
+            Level::Avx512 | Level::Amx => Layout {
+                tile_rows: crate::x86_64::tile_rows(shape[0]),
+                has_words: false,
+            },
+            #[cfg(target_arch = "x86_64")]
+            level @ (Level::Avx2 | Level::AvxVnni) if shape[0] >= panel_min_x(on.0) => Layout {
+                tile_rows: crate::x86_64::AVX2_TILE_X,
+                has_words: bits == Bits::Sixteen || level == Level::Avx2,
+            },
+            _ => Layout::ROWS,
         };
-        self.rows.fill(on, bits, x, shape, tile_rows);
+        self.rows.fill(on, bits, x, shape, layout);
     }
 }
 
@@ -590,6 +598,7 @@ impl<'a> SharedOut<'a> {
     }
 
     /// Writes the elements of weight rows from `row` on.
+    #[inline]
     pub(crate) fn set_run(&self, t: usize, row: usize, values: &[f32]) {
         let to = self.run(t, row, values.len());
         // SAFETY: `run` checked the bounds; this task alone writes these elements.
@@ -614,6 +623,15 @@ impl<'a> SharedOut<'a> {
         );
         // SAFETY: within the slice that `new` got.
         unsafe { self.to.add(t * self.n_rows + row) }
+    }
+
+    /// Activation rows.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for the kernels of x86-64")
+    )]
+    pub(crate) fn n_x(&self) -> usize {
+        self.n_x
     }
 
     pub(crate) fn stride(&self) -> usize {
@@ -697,9 +715,6 @@ pub(crate) struct PanelScratch {
     pub(crate) q: Aligned<u8>,
     pub(crate) scale: Aligned<f32>,
     pub(crate) min: Aligned<f32>,
-    /// Activations as words.
-    #[cfg(target_arch = "x86_64")]
-    pub(crate) x: Aligned<i16>,
     /// Tiles of bf16.
     #[cfg(target_arch = "x86_64")]
     pub(crate) tiles: Aligned<u16>,

@@ -194,7 +194,7 @@ proptest! {
         let mut rows = QuantizedRows::default();
         let (bits, precision) =
             if wide { (Bits::Sixteen, Precision::Int16) } else { (Bits::Eight, Precision::Int8) };
-        rows.fill((Isa::detect(), None), bits, &case.x, [n_x, case.n_cols], 1);
+        rows.fill((Isa::detect(), None), bits, &case.x, [n_x, case.n_cols], Layout::ROWS);
         let x: Vec<f64> = (0..n_x)
             .flat_map(|t| {
                 let row = rows.row(t);

@@ -111,15 +111,16 @@ impl<'a, F: Unpack, const WIDE: bool, const R: usize, const T: usize> Tile<'a, F
     unsafe fn run_at<U: Unit>(unit: U, task: &'a RowTask<'a>, row: usize, t: usize) -> usize {
         let chunks = std::array::from_fn(|r| RowChunks::new(task.weights, row + r));
         // SAFETY: the caller's word.
-        unsafe { unit.run(&Self { task, chunks, row, t }) };
+        unsafe { unit.run(&mut Self { task, chunks, row, t }) };
         R
     }
 }
 
 impl<F: Unpack, const WIDE: bool, const R: usize, const T: usize> Kernel for Tile<'_, F, WIDE, R, T> {
     #[inline(always)]
-    unsafe fn run<U: Unit>(&self, unit: U) {
-        let Tile { task, chunks, row, t } = self;
+    unsafe fn run<U: Unit>(&mut self, unit: U) {
+        let Tile { task, chunks, row, t } = &*self;
+        let (row, t) = (*row, *t);
         let x: [QuantizedTile<'_>; T] = std::array::from_fn(|i| task.x.tile(t + i));
         let group = (task.weights.row_bytes() * R).max(1);
         let ahead = group * PREFETCH_BYTES.div_ceil(group);
@@ -209,14 +210,12 @@ unsafe fn add_chunk<U: Unit, F: Unpack, const WIDE: bool, const T: usize, const 
 unsafe fn products<U: Unit, F: Unpack>(unit: U, w: __m256i, x: __m256i) -> __m256i {
     // SAFETY: the caller's word.
     unsafe {
-        let zero = _mm256_setzero_si256();
-        let (w, x) = if U::steps(F::BITS) == 0 {
+        if U::steps(F::BITS) == 0 {
             let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-            (_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed))
+            unit.products(_mm256_abs_epi8(signed), _mm256_sign_epi8(x, signed))
         } else {
-            (w, x)
-        };
-        unit.widen(zero, unit.add_bytes(unit.begin(zero), w, x))
+            unit.products(w, x)
+        }
     }
 }
 

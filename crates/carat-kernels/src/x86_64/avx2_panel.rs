@@ -1,7 +1,7 @@
 //! A quantized matrix times many quantized activation rows, AVX2 with or without AVX-VNNI: prefill.
 //!
 //! A panel of [`PANEL_ROWS`] weight rows by [`PANEL_COLS`] columns is unpacked to the L1 cache once and multiplied
-//! with every activation row. Two shapes of codes:
+//! with every activation row, 16 rows after the other. Two shapes of codes:
 //!
 //! ```text
 //! bytes  [16 rows][K/4][2][8][4] u8     times four signed bytes of an activation row, for 8-bit activations
@@ -13,35 +13,35 @@
 //! spare bits: eight of 4 bits, four of 5, two of 6; then `vpmaddwd` widens to 32 bits. Codes of 8 bits do not fit
 //! even once and are words from the start. With VNNI `vpdpbusd` and `vpdpwssd` do product and sum in one.
 //!
-//! The tile is 2 registers of rows by [`TILE_X`] activation rows: 6 sums in integers, 6 in f32, 2 of weights, 1
-//! broadcast: 15 of 16. Bound, for 32 columns by 8 rows and one activation row, on four vector ports of which two
-//! multiply (AMD; three and two on Intel):
+//! The tile is 2 registers of rows by [`TILE_X`] activation rows: 6 sums in integers, 6 in f32, 2 of weights, a broadcast
+//! and a product: all 16. Bound, for 32 columns by 8 rows and one activation row, on the three vector ports of Intel, of
+//! which two multiply (AMD has four, of which two multiply):
 //!
-//! | | products | sums | scales, offset | of the rate of `vpmaddubsw` alone (64 products a cycle) |
+//! | | products | sums | scales | of the rate of `vpmaddubsw` alone (64 products a cycle) |
 //! |---|---|---|---|---|
-//! | bytes of 4 bits | 8 + 1 | 7 | 4 | 20 on 4 ports, 5 cycles: 80 % |
-//! | words | 16 | 15 | 3 | 34 on 4 ports, 8.5 cycles: 47 % |
-//! | bytes, VNNI | 8 | 0 | 4 | 8 and 2 on the two multipliers, 5 cycles: 80 % |
-//! | words, VNNI | 16 | 0 | 3 | 16 and 2 on the two multipliers, 9 cycles: 44 % |
+//! | bytes of 4 bits | 8 + 1 | 7 + 1 | 3 | 20 on 3 ports, 6.7 cycles: 60 % (AMD 80 %) |
+//! | words | 16 | 15 | 3 | 34 on 3 ports, 11.3 cycles: 35 % (AMD 47 %) |
+//! | bytes, VNNI | 8 | 0 | 3 | 11 on two ports, 5.5 cycles: 73 % (AMD 80 %) |
+//! | words, VNNI | 16 | 0 | 3 | 19 on two ports, 9.5 cycles: 42 % |
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::avx2_products::{Sums, TILE_ROWS, TILE_X};
 use super::avx2_unit::{Kernel, Madd, Unit, Vnni};
 use super::avx2_unpack::Unpack;
-use crate::activation::QuantizedTile;
+use super::fill_shares;
+use crate::activation::{QuantizedRows, QuantizedTile};
 use crate::block::{BlockFormat, CHUNK, by_format};
-use crate::matmul::{PanelScratch, RowChunks, RowTask};
+use crate::matmul::{PanelScratch, RowChunks, RowTask, SharedOut};
 
 /// Weight rows of a panel.
 const PANEL_ROWS: usize = 32;
+/// Activation rows that stand together in memory.
+pub(crate) const PANEL_TILE_X: usize = TILE_X;
 /// Columns of a panel: 16 KiB of bytes or 32 KiB of words, and up to 4 KiB of scales.
 const PANEL_COLS: usize = 512;
-/// Activation rows of a tile.
-const TILE_X: usize = 3;
-/// Rows of a tile: two registers.
-const TILE_ROWS: usize = 2 * LANES;
 const LANES: usize = 8;
 
 /// As [`crate::scalar::dot_rows`], best for many activation rows.
@@ -86,33 +86,34 @@ unsafe fn multiply<U: Unit, F: Unpack, const WORDS: bool>(
 ) {
     let (n_cols, n_x) = (task.x.n_cols(), task.x.n_rows());
     scratch.reserve(2 * PANEL_ROWS * PANEL_COLS, PANEL_ROWS * PANEL_COLS / 16);
-    scratch.x.resize(TILE_X * PANEL_COLS);
-    scratch.sums.resize(n_x * PANEL_ROWS);
+    scratch.sums.resize(n_x.next_multiple_of(TILE_X) * PANEL_ROWS);
+    if !WORDS {
+        // SAFETY: the caller's word.
+        unsafe { fill_all_shares::<F>(task.x, scratch) };
+    }
     for row in task.rows.clone().step_by(PANEL_ROWS) {
-        let n_rows = PANEL_ROWS.min(task.rows.end - row);
+        let rows = row..(row + PANEL_ROWS).min(task.rows.end);
         let chunks: [Option<RowChunks<'_, F>>; PANEL_ROWS] =
-            std::array::from_fn(|r| (r < n_rows).then(|| RowChunks::new(task.weights, row + r)));
-        scratch.sums.fill(0.0);
+            std::array::from_fn(|r| (r < rows.len()).then(|| RowChunks::new(task.weights, row + r)));
         for first in (0..n_cols).step_by(PANEL_COLS) {
             let cols = first..(first + PANEL_COLS).min(n_cols);
             // SAFETY: the caller's word.
             unsafe { pack::<F, WORDS>(&chunks, &cols, scratch) };
-            let mut t = 0;
-            while t < n_x {
-                // SAFETY: the caller's word; the panel has just been packed; as many activation rows are left.
-                t += unsafe {
-                    match n_x - t {
-                        TILE_X.. => tiles::<U, F, WORDS, TILE_X>(unit, task, &cols, scratch, t),
-                        2 => tiles::<U, F, WORDS, 2>(unit, task, &cols, scratch, t),
-                        _ => tiles::<U, F, WORDS, 1>(unit, task, &cols, scratch, t),
-                    }
-                };
+            for first in rows.clone().step_by(TILE_ROWS) {
+                let strip = first..(first + TILE_ROWS).min(rows.end);
+                let mut strip = Strip::<F, WORDS>::new(task, &cols, scratch, (row, strip));
+                // SAFETY: the caller's word; the panel has just been packed.
+                unsafe { unit.run(&mut strip) };
             }
         }
-        for (t, sums) in scratch.sums.chunks_exact(PANEL_ROWS).enumerate() {
-            task.out.set_run(t, row, &sums[..n_rows]);
-        }
     }
+}
+
+/// # Safety
+/// AVX2 is there.
+#[target_feature(enable = "avx2")]
+unsafe fn fill_all_shares<F: BlockFormat>(x: &QuantizedRows, scratch: &mut PanelScratch) {
+    fill_shares::<F>(&mut scratch.shares, &x.all());
 }
 
 /// Unpacks columns `cols` of up to [`PANEL_ROWS`] rows; missing rows are zeros.
@@ -224,231 +225,213 @@ fn transpose(rows: &mut [__m256i; LANES]) {
     }
 }
 
-/// What a tile reads of an activation row, with the sums at the granularity of the format.
-#[derive(Clone, Copy)]
-struct TileRow {
-    /// Lanes of four bytes or two words.
-    q: *const i32,
-    scale: *const f32,
-    sum: *const f32,
-    isum: *const i32,
-}
-
-/// Adds the packed rows times `T` activation rows from `t` on to the panel's sums; returns `T`.
-///
-/// # Safety
-/// - AVX2, FMA, F16C and the instructions of `unit` are there.
-/// - The panel has been packed with the same `F`, `WORDS` and `cols`.
-/// - There are `T` activation rows from `t` on.
-unsafe fn tiles<U: Unit, F: Unpack, const WORDS: bool, const T: usize>(
-    unit: U,
-    task: &RowTask<'_>,
-    cols: &Range<usize>,
-    scratch: &mut PanelScratch,
-    t: usize,
-) -> usize {
-    let x = task.x;
-    let PanelScratch {
-        q,
-        scale,
-        min,
-        x: words,
-        sums,
-        ..
-    } = scratch;
-    let sub = cols.start / F::SUB;
-    let x: [TileRow; T] = std::array::from_fn(|i| {
-        let row = x.tile(t + i);
-        let words = &mut words[PANEL_COLS * i..PANEL_COLS * i + cols.len()];
-        if WORDS {
-            // SAFETY: the caller's word.
-            unsafe { widen_row(&row, cols, words) };
-        }
-        let (scale, sum, isum) = if F::SUB == 16 {
-            (x.row(t + i).scale, row.sum, row.isum)
-        } else {
-            (row.scale32, row.sum32, row.isum32)
-        };
-        TileRow {
-            q: if WORDS {
-                words.as_ptr().cast()
-            } else {
-                row.q[cols.start..].as_ptr().cast()
-            },
-            scale: scale[sub..].as_ptr(),
-            sum: sum[sub..].as_ptr(),
-            isum: isum[sub..].as_ptr(),
-        }
-    });
-    let n_subs = cols.len() / F::SUB;
-    let q_bytes = TILE_ROWS * cols.len() * if WORDS { 2 } else { 1 };
-    for tile in 0..PANEL_ROWS / TILE_ROWS {
-        let scales = TILE_ROWS * n_subs * tile..TILE_ROWS * n_subs * (tile + 1);
-        let first = PANEL_ROWS * t + TILE_ROWS * tile;
-        let tile = Tile::<F, WORDS, T> {
-            q: &q[q_bytes * tile..q_bytes * (tile + 1)],
-            scale: &scale[scales.clone()],
-            min: &min[scales],
-            x,
-            // What is left of the last chunk is not multiplied: the activations are zero there.
-            n_subs: (task.weights.n_cols().min(cols.end) - cols.start).div_ceil(F::SUB),
-            steps: std::hint::black_box(if WORDS { F::SUB / 2 } else { steps_of::<U, F>() }),
-            sums: sums[first..first + PANEL_ROWS * (T - 1) + TILE_ROWS].as_mut_ptr(),
-            of: PhantomData,
-        };
-        // SAFETY: the caller's word, and the tile has its part of the panel.
-        unsafe { unit.run(&tile) };
-    }
-    T
-}
-
-/// The columns `cols` of an activation row as words.
-#[target_feature(enable = "avx2")]
-fn widen_row(row: &QuantizedTile<'_>, cols: &Range<usize>, to: &mut [i16]) {
-    let q = &row.q[cols.clone()];
-    match row.low.get(cols.clone()) {
-        Some(low) => {
-            for ((to, q), low) in to.iter_mut().zip(q).zip(low) {
-                *to = 256 * i16::from(*q) + i16::from(*low);
-            }
-        }
-        None => {
-            for (to, q) in to.iter_mut().zip(q) {
-                *to = i16::from(*q);
-            }
-        }
-    }
-}
-
-/// Steps of bytes between two widenings, a divisor of those of `SUB` columns.
-fn steps_of<U: Unit, F: Unpack>() -> usize {
-    let most = U::steps(F::BITS).clamp(1, F::SUB / 4);
-    1 << most.ilog2()
-}
-
-/// 16 rows of a panel by `T` activation rows, over `n_subs` times `SUB` columns.
-struct Tile<'a, F, const WORDS: bool, const T: usize> {
+/// 16 rows of a panel by all activation rows.
+struct Strip<'a, F, const WORDS: bool> {
     q: &'a [u8],
     scale: &'a [f32],
     min: &'a [f32],
-    x: [TileRow; T],
-    n_subs: usize,
-    /// Steps between two widenings. A number that the compiler does not know: of a loop written out it makes eight
-    /// trees of sums, which do not fit its registers.
-    steps: usize,
-    /// `[T]` times 16, [`PANEL_ROWS`] apart.
-    sums: *mut f32,
+    /// All tiles of activations, of whose columns the first `n_blocks` blocks from `first_block` on are multiplied.
+    x: QuantizedTile<'a>,
+    shares: &'a [i32],
+    n_tiles: usize,
+    /// Blocks of a whole row.
+    row_blocks: usize,
+    first_block: usize,
+    n_blocks: usize,
+    /// `[n_tiles, TILE_X, PANEL_ROWS]`: the sums of the columns before, unless these are the first.
+    sums: &'a mut [f32],
+    is_first: bool,
+    /// Where they go with the last columns, and the first of the weight rows.
+    out: Option<(&'a SharedOut<'a>, Range<usize>)>,
     of: PhantomData<F>,
 }
 
-impl<F: Unpack, const WORDS: bool, const T: usize> Kernel for Tile<'_, F, WORDS, T> {
+/// What a strip reads of a tile of activations.
+#[derive(Clone, Copy)]
+struct TileX {
+    q: *const i8,
+    words: *const i16,
+    scale: *const f32,
+    sum: *const f32,
+    share: *const i32,
+}
+
+impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
+    /// Subs of a block of 32 columns.
+    const SUBS: usize = 32 / F::SUB;
+
+    /// The weight rows `rows` of a panel that begins at row `panel` and has the columns `cols`.
+    fn new(
+        task: &'a RowTask<'_>,
+        cols: &Range<usize>,
+        scratch: &'a mut PanelScratch,
+        (panel, rows): (usize, Range<usize>),
+    ) -> Self {
+        let strip = (rows.start - panel) / TILE_ROWS;
+        let n_subs = cols.len() / F::SUB;
+        let q_bytes = TILE_ROWS * cols.len() * if WORDS { 2 } else { 1 };
+        let scales = TILE_ROWS * n_subs * strip..TILE_ROWS * n_subs * (strip + 1);
+        let x = task.x.all();
+        let (n_tiles, row_blocks) = (task.x.n_rows().div_ceil(TILE_X), task.x.n_cols() / 32);
+        let n_x_blocks = n_tiles * TILE_X * row_blocks;
+        let has_codes = if WORDS { x.words.len() } else { x.q.len() } == 32 * n_x_blocks;
+        let has_shares = WORDS || F::HAS_MIN || scratch.shares.len() == Self::SUBS * n_x_blocks;
+        assert!(
+            task.x.tile_rows() == TILE_X && has_codes && has_shares && cols.end <= 32 * row_blocks,
+            "activations in tiles of three rows, with words or shares if they are needed"
+        );
+        Strip {
+            q: &scratch.q[q_bytes * strip..q_bytes * (strip + 1)],
+            scale: &scratch.scale[scales.clone()],
+            min: &scratch.min[scales],
+            x,
+            shares: &scratch.shares,
+            n_tiles,
+            row_blocks,
+            first_block: cols.start / 32,
+            // What is left of the last chunk is not multiplied: the activations are zero there.
+            n_blocks: (task.weights.n_cols().min(cols.end) - cols.start).div_ceil(32),
+            sums: &mut scratch.sums[TILE_ROWS * strip..],
+            is_first: cols.start == 0,
+            out: (cols.end == task.x.n_cols()).then_some((task.out, rows)),
+            of: PhantomData,
+        }
+    }
+
+    /// Tile `i`, below `n_tiles`, from the first block on.
     #[inline(always)]
-    unsafe fn run<U: Unit>(&self, unit: U) {
-        let (x, q) = (&self.x, self.q.as_ptr());
-        // SAFETY: the caller's word; operands have `n_subs` times `SUB` columns, `sums` as many runs as said.
+    fn tile(&self, i: usize) -> TileX {
+        let block = TILE_X * (self.row_blocks * i + self.first_block);
+        let x_sum = if F::SUB == 32 { self.x.sum32 } else { self.x.sum };
+        TileX {
+            q: self.x.q.as_ptr().wrapping_add(32 * block),
+            words: self.x.words.as_ptr().wrapping_add(32 * block),
+            scale: self.x.scale32.as_ptr().wrapping_add(block),
+            sum: x_sum.as_ptr().wrapping_add(Self::SUBS * block),
+            share: self.shares.as_ptr().wrapping_add(Self::SUBS * block),
+        }
+    }
+
+    /// The products of the `SUB` columns that are part `sub` of block `b`.
+    ///
+    /// # Safety
+    /// The instructions of `unit` are there, `x` is one of the tiles, and `b` is below `n_blocks`.
+    #[inline(always)]
+    unsafe fn products<U: Unit>(&self, unit: U, x: TileX, b: usize, sub: usize) -> Sums {
+        const { assert!(F::SUB == 16 || F::SUB == 32) };
+        let column = 32 * b + F::SUB * sub;
+        let x_column = 32 * TILE_X * b + F::SUB * sub;
+        // SAFETY: the strip and the tile have these columns, by the caller's word and what `new` saw.
         unsafe {
-            let mut sums = [[_mm256_setzero_ps(); 2]; T];
-            for s in 0..self.n_subs {
-                let dots = if WORDS {
-                    word_products::<U, F, T>(unit, x, q, s, self.steps)
+            if WORDS {
+                let w = self.q.as_ptr().add(2 * TILE_ROWS * column);
+                let x = x.words.add(x_column);
+                return if F::SUB == 16 {
+                    unit.tile_words::<8>(w, x)
                 } else {
-                    byte_products::<U, F, T>(unit, x, q, s, self.steps)
+                    unit.tile_words::<16>(w, x)
                 };
-                for half in 0..2 {
-                    let at = TILE_ROWS * s + LANES * half;
-                    let scale = _mm256_loadu_ps(self.scale.as_ptr().add(at));
-                    for i in 0..T {
-                        let dot = _mm256_cvtepi32_ps(dots[i][half]);
-                        let factor = _mm256_mul_ps(scale, _mm256_broadcast_ss(&*x[i].scale.add(s)));
-                        sums[i][half] = _mm256_fmadd_ps(factor, dot, sums[i][half]);
-                    }
-                    if F::HAS_MIN {
-                        let min = _mm256_loadu_ps(self.min.as_ptr().add(at));
-                        for i in 0..T {
-                            let x_sum = _mm256_broadcast_ss(&*x[i].sum.add(s));
-                            sums[i][half] = _mm256_fmadd_ps(min, x_sum, sums[i][half]);
+            }
+            let w = self.q.as_ptr().add(TILE_ROWS * column);
+            let x = x.q.add(x_column);
+            let n_steps = F::SUB / 4;
+            match U::steps(F::BITS).min(n_steps) {
+                2..4 => several_times::<2>(n_steps, |step| {
+                    unit.tile_bytes::<2>(w.add(64 * step), x.add(4 * step))
+                }),
+                4..8 => several_times::<4>(n_steps, |step| {
+                    unit.tile_bytes::<4>(w.add(64 * step), x.add(4 * step))
+                }),
+                _ => unit.tile_bytes::<8>(w, x),
+            }
+        }
+    }
+
+    /// Adds block `b` times tile `x` to `sums`.
+    ///
+    /// # Safety
+    /// As [`Strip::products`].
+    #[inline(always)]
+    unsafe fn add_block<U: Unit>(&self, unit: U, x: TileX, b: usize, sums: &mut [[__m256; 2]; TILE_X]) {
+        for sub in 0..Self::SUBS {
+            // SAFETY: the caller's word; the strip has scales for its blocks, the tile those and sums for its own.
+            unsafe {
+                let dots = self.products(unit, x, b, sub);
+                for (i, (sums, dots)) in sums.iter_mut().zip(dots).enumerate() {
+                    let block = TILE_X * b + i;
+                    let part = Self::SUBS * block + sub;
+                    let x_scale = _mm256_broadcast_ss(&*x.scale.add(block));
+                    for (half, (sum, mut dot)) in sums.iter_mut().zip(dots).enumerate() {
+                        let at = TILE_ROWS * (Self::SUBS * b + sub) + LANES * half;
+                        if !WORDS && !F::HAS_MIN {
+                            dot = _mm256_add_epi32(dot, _mm256_set1_epi32(*x.share.add(part)));
+                        }
+                        let scale = _mm256_mul_ps(x_scale, _mm256_loadu_ps(self.scale.as_ptr().add(at)));
+                        *sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), *sum);
+                        if F::HAS_MIN {
+                            let x_sum = _mm256_broadcast_ss(&*x.sum.add(part));
+                            *sum = _mm256_fmadd_ps(_mm256_loadu_ps(self.min.as_ptr().add(at)), x_sum, *sum);
                         }
                     }
                 }
             }
-            for (i, sums) in sums.into_iter().enumerate() {
-                for (half, sum) in sums.into_iter().enumerate() {
-                    let to = self.sums.add(PANEL_ROWS * i + LANES * half);
-                    _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum));
+        }
+    }
+
+    /// Takes the sums of tile `i`: to those of the next columns, or to the output.
+    #[inline(always)]
+    fn take(&mut self, i: usize, sums: [[f32; TILE_ROWS]; TILE_X]) {
+        for (j, mut sums) in sums.into_iter().enumerate() {
+            let t = TILE_X * i + j;
+            let before = &mut self.sums[PANEL_ROWS * t..PANEL_ROWS * t + TILE_ROWS];
+            if !self.is_first {
+                for (sum, before) in sums.iter_mut().zip(&*before) {
+                    *sum += before;
                 }
+            }
+            match &self.out {
+                None => before.copy_from_slice(&sums),
+                Some((out, _)) if t >= out.n_x() => {}
+                // Of a known length, that is, without a call.
+                Some((out, rows)) if rows.len() == TILE_ROWS => out.set_run(t, rows.start, &sums),
+                Some((out, rows)) => out.set_run(t, rows.start, &sums[..rows.len()]),
             }
         }
     }
 }
 
-/// The products of the `SUB` columns `s`, codes of bytes.
-///
-/// # Safety
-/// As [`Tile`], `s` below its `n_subs`.
+/// The sums of all `n_steps`, of which `products` gives those of `N` from a step on.
 #[inline(always)]
-unsafe fn byte_products<U: Unit, F: Unpack, const T: usize>(
-    unit: U,
-    x: &[TileRow; T],
-    q: *const u8,
-    s: usize,
-    steps: usize,
-) -> [[__m256i; 2]; T] {
-    // SAFETY: the caller's word.
-    unsafe {
-        let mut dots = [[_mm256_setzero_si256(); 2]; T];
-        if F::OFFSET != 0 {
-            for i in 0..T {
-                dots[i] = [_mm256_set1_epi32(-F::OFFSET * *x[i].isum.add(s)); 2];
-            }
+unsafe fn several_times<const N: usize>(n_steps: usize, products: impl Fn(usize) -> Sums) -> Sums {
+    let mut sums = products(0);
+    for step in (N..n_steps).step_by(N) {
+        for (sums, more) in sums
+            .as_flattened_mut()
+            .iter_mut()
+            .zip(products(step).as_flattened())
+        {
+            // SAFETY: the callers have AVX2.
+            *sums = unsafe { _mm256_add_epi32(*sums, *more) };
         }
-        let n_rounds = F::SUB / 4 / steps_of::<U, F>();
-        for round in 0..n_rounds {
-            let mut sums = dots.map(|dots| dots.map(|dot| unit.begin(dot)));
-            for k in 0..steps {
-                let at = s * (F::SUB / 4) + round * steps + k;
-                let w0 = _mm256_load_si256(q.add(64 * at).cast());
-                let w1 = _mm256_load_si256(q.add(64 * at + 32).cast());
-                for i in 0..T {
-                    let x = _mm256_set1_epi32(x[i].q.add(at).read_unaligned());
-                    sums[i][0] = unit.add_bytes(sums[i][0], w0, x);
-                    sums[i][1] = unit.add_bytes(sums[i][1], w1, x);
-                }
-            }
-            for i in 0..T {
-                for half in 0..2 {
-                    dots[i][half] = unit.widen(dots[i][half], sums[i][half]);
-                }
-            }
-        }
-        dots
     }
+    sums
 }
 
-/// The products of the `SUB` columns `s`, codes of words, their offset taken off already.
-///
-/// # Safety
-/// As [`Tile`], `s` below its `n_subs`.
-#[inline(always)]
-unsafe fn word_products<U: Unit, F: Unpack, const T: usize>(
-    unit: U,
-    x: &[TileRow; T],
-    q: *const u8,
-    s: usize,
-    steps: usize,
-) -> [[__m256i; 2]; T] {
-    // SAFETY: the caller's word.
-    unsafe {
-        let mut dots = [[_mm256_setzero_si256(); 2]; T];
-        for k in 0..steps {
-            let at = s * (F::SUB / 2) + k;
-            let w0 = _mm256_load_si256(q.add(64 * at).cast());
-            let w1 = _mm256_load_si256(q.add(64 * at + 32).cast());
-            for i in 0..T {
-                let x = _mm256_set1_epi32(x[i].q.add(at).read_unaligned());
-                dots[i][0] = unit.add_words(dots[i][0], w0, x);
-                dots[i][1] = unit.add_words(dots[i][1], w1, x);
-            }
+impl<F: Unpack, const WORDS: bool> Kernel for Strip<'_, F, WORDS> {
+    #[inline(always)]
+    unsafe fn run<U: Unit>(&mut self, unit: U) {
+        for i in 0..self.n_tiles {
+            let x = self.tile(i);
+            // SAFETY: the caller's word; tile and blocks are those that there are.
+            let sums = unsafe {
+                let mut sums = [[_mm256_setzero_ps(); 2]; TILE_X];
+                for b in 0..self.n_blocks {
+                    self.add_block(unit, x, b, &mut sums);
+                }
+                // As many f32, in their order.
+                std::mem::transmute::<[[__m256; 2]; TILE_X], [[f32; TILE_ROWS]; TILE_X]>(sums)
+            };
+            self.take(i, sums);
         }
-        dots
     }
 }

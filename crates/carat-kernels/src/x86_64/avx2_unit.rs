@@ -7,6 +7,8 @@
 
 use std::arch::x86_64::*;
 
+use super::avx2_products::{Sums, madd_bytes, madd_words, vnni_bytes, vnni_words};
+
 /// The instructions that multiply.
 pub(super) trait Unit: Copy {
     /// Runs `kernel` with this unit, in a function that has its features.
@@ -14,25 +16,31 @@ pub(super) trait Unit: Copy {
     /// # Safety
     /// - AVX2, FMA, F16C and the set of this unit are there.
     /// - What the kernel asks for.
-    unsafe fn run<K: Kernel>(self, kernel: &K);
-    /// Products of a lane of bytes with one of codes that may be added before [`Unit::widen`], for codes of `bits`.
-    /// None where the codes must be words.
+    unsafe fn run<K: Kernel>(self, kernel: &mut K);
+    /// Products of a lane of bytes with one of codes that may be added in one go ([`Unit::tile_bytes`]), for codes of
+    /// `bits`. None where the codes must be words.
     fn steps(bits: u32) -> usize;
-    /// What the products of bytes are added to, of which `sum` is the beginning.
-    unsafe fn begin(self, sum: __m256i) -> __m256i;
-    /// `sums` and the products of four bytes a lane: codes `w`, activations `x`.
-    unsafe fn add_bytes(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i;
-    /// `sum`, and the products that were added to its [`Unit::begin`].
-    unsafe fn widen(self, sum: __m256i, sums: __m256i) -> __m256i;
-    /// `sum` and the products of two words a lane.
-    unsafe fn add_words(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i;
+    /// The products of four bytes a lane: codes `w`, activations `x`.
+    unsafe fn products(self, w: __m256i, x: __m256i) -> __m256i;
+    /// The products of a tile's `N` lanes of bytes: codes from `w` on, activations from `x` on.
+    ///
+    /// # Safety
+    /// - The set of this unit is there.
+    /// - As [`madd_bytes`].
+    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums;
+    /// The products of a tile's `N` lanes of words.
+    ///
+    /// # Safety
+    /// - The set of this unit is there.
+    /// - As [`madd_words`].
+    unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums;
 }
 
 /// Something to be computed with either unit.
 pub(super) trait Kernel {
     /// # Safety
     /// - As [`Unit::run`], of which this is the inside.
-    unsafe fn run<U: Unit>(&self, unit: U);
+    unsafe fn run<U: Unit>(&mut self, unit: U);
 }
 
 /// AVX2 alone.
@@ -41,7 +49,7 @@ pub(super) struct Madd;
 
 impl Unit for Madd {
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run<K: Kernel>(self, kernel: &K) {
+    unsafe fn run<K: Kernel>(self, kernel: &mut K) {
         // SAFETY: the caller's word.
         unsafe { kernel.run(self) }
     }
@@ -50,25 +58,27 @@ impl Unit for Madd {
         (i16::MAX as usize) / (2 * 127 * ((1 << bits) - 1))
     }
     #[inline(always)]
-    unsafe fn begin(self, _: __m256i) -> __m256i {
-        // SAFETY: register-only instruction of a set that the callers have.
-        unsafe { _mm256_setzero_si256() }
+    unsafe fn products(self, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: register-only instructions of a set that the callers have.
+        unsafe { widen(_mm256_maddubs_epi16(w, x)) }
     }
     #[inline(always)]
-    unsafe fn add_bytes(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_add_epi16(sums, _mm256_maddubs_epi16(w, x)) }
+    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums {
+        // SAFETY: the caller's word.
+        unsafe { madd_bytes::<N>(w, x).map(|sums| sums.map(|sums| widen(sums))) }
     }
     #[inline(always)]
-    unsafe fn widen(self, sum: __m256i, sums: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(sums, _mm256_set1_epi16(1))) }
+    unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
+        // SAFETY: the caller's word.
+        unsafe { madd_words::<N>(w, x) }
     }
-    #[inline(always)]
-    unsafe fn add_words(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)) }
-    }
+}
+
+/// Sums of pairs of words.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen(words: __m256i) -> __m256i {
+    _mm256_madd_epi16(words, _mm256_set1_epi16(1))
 }
 
 /// AVX-VNNI.
@@ -77,7 +87,7 @@ pub(super) struct Vnni;
 
 impl Unit for Vnni {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-    unsafe fn run<K: Kernel>(self, kernel: &K) {
+    unsafe fn run<K: Kernel>(self, kernel: &mut K) {
         // SAFETY: the caller's word.
         unsafe { kernel.run(self) }
     }
@@ -85,21 +95,18 @@ impl Unit for Vnni {
         usize::MAX
     }
     #[inline(always)]
-    unsafe fn begin(self, sum: __m256i) -> __m256i {
-        sum
+    unsafe fn products(self, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: register-only instructions of a set that the callers have.
+        unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), w, x) }
     }
     #[inline(always)]
-    unsafe fn add_bytes(self, sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: register-only instruction of a set that the callers have.
-        unsafe { _mm256_dpbusd_avx_epi32(sums, w, x) }
+    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums {
+        // SAFETY: the caller's word.
+        unsafe { vnni_bytes::<N>(w, x) }
     }
     #[inline(always)]
-    unsafe fn widen(self, _: __m256i, sums: __m256i) -> __m256i {
-        sums
-    }
-    #[inline(always)]
-    unsafe fn add_words(self, sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // SAFETY: as above.
-        unsafe { _mm256_dpwssd_avx_epi32(sum, w, x) }
+    unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
+        // SAFETY: the caller's word.
+        unsafe { vnni_words::<N>(w, x) }
     }
 }

@@ -25,8 +25,8 @@ use std::arch::x86_64::*;
 
 use super::avx512_lanes::{PACK_ROWS, Rows};
 use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
+use super::fill_shares;
 use crate::activation::QuantizedTile;
-use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK, by_format};
 use crate::matmul::{Matrix, PanelScratch, RowTask};
 
@@ -217,21 +217,6 @@ macro_rules! few_dots {
 }
 
 few_dots!(1, 2);
-
-/// What the sums of the products begin with: the part that the codes' offset has too much, `-OFFSET` times the sum of the
-/// activations, for each of their blocks, or half blocks if those have scales of their own. Once for all weight rows of a
-/// task, since it would be one operation in twelve.
-#[target_feature(enable = "avx512f")]
-fn fill_shares<F: BlockFormat>(shares: &mut Aligned<i32>, x: &QuantizedTile<'_>) {
-    if F::HAS_MIN {
-        return;
-    }
-    let isum = if F::SUB == 32 { x.isum32 } else { x.isum };
-    shares.resize(isum.len());
-    for (share, isum) in shares.iter_mut().zip(isum) {
-        *share = -F::OFFSET * isum;
-    }
-}
 
 /// Adds the products of the codes `w` of 16 rows, block `b` of a chunk with these scales, with `T` activation rows,
 /// whose blocks begin at block `at` of the tile.

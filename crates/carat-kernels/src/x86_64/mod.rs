@@ -1,6 +1,10 @@
 //! The x86-64 versions: AVX2 (with FMA and F16C), the same with AVX-VNNI, AVX-512 (F, BW, VL, DQ, VNNI), and that with AMX
 //! (tiles of bf16).
 
+use crate::activation::QuantizedTile;
+use crate::aligned::Aligned;
+use crate::block::BlockFormat;
+
 pub(crate) mod amx;
 #[cfg(all(test, target_os = "linux"))]
 mod amx_emulator;
@@ -9,6 +13,7 @@ mod amx_pairs;
 pub(crate) mod avx2;
 mod avx2_dot;
 mod avx2_panel;
+mod avx2_products;
 mod avx2_unit;
 mod avx2_unpack;
 pub(crate) mod avx512;
@@ -22,13 +27,29 @@ pub(crate) use amx_pairs::multiply as multiply_pairs_amx;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx2_dot::{dot_rows as dot_rows_avx2, dot_rows_vnni as dot_rows_avx_vnni};
 pub(crate) use avx2_panel::{
-    multiply_panel as multiply_panel_avx2, multiply_panel_vnni as multiply_panel_avx_vnni,
+    PANEL_TILE_X as AVX2_TILE_X, multiply_panel as multiply_panel_avx2,
+    multiply_panel_vnni as multiply_panel_avx_vnni,
 };
 pub(crate) use avx512::Avx512;
 pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;
 pub(crate) use rounded::RoundedRows;
+
+/// What the sums of the products begin with: the part that the codes' offset has too much, `-OFFSET` times the sum of the
+/// activations, for each of their blocks, or half blocks if those have scales of their own. Once for all weight rows of a
+/// task, since it would be one operation in twelve.
+#[inline(always)]
+fn fill_shares<F: BlockFormat>(shares: &mut Aligned<i32>, x: &QuantizedTile<'_>) {
+    if F::HAS_MIN {
+        return;
+    }
+    let isum = if F::SUB == 32 { x.isum32 } else { x.isum };
+    shares.resize(isum.len());
+    for (share, isum) in shares.iter_mut().zip(isum) {
+        *share = -F::OFFSET * isum;
+    }
+}
 
 /// The f16 at `from` as f32.
 ///
