@@ -113,7 +113,8 @@ unsafe fn multiply<U: Unit, F: Unpack, const WORDS: bool>(
 /// AVX2 is there.
 #[target_feature(enable = "avx2")]
 unsafe fn fill_all_shares<F: BlockFormat>(x: &QuantizedRows, scratch: &mut PanelScratch) {
-    fill_shares::<F>(&mut scratch.shares, &x.all());
+    let all = x.all();
+    fill_shares::<F>(&mut scratch.shares, &all, 0..all.isum32.len());
 }
 
 /// Unpacks columns `cols` of up to [`PANEL_ROWS`] rows; missing rows are zeros.

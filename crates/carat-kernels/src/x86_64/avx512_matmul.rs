@@ -27,6 +27,7 @@ use super::avx512_lanes::{PACK_ROWS, Rows};
 use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
 use super::fill_shares;
 use crate::activation::QuantizedTile;
+use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK, by_format};
 use crate::matmul::{Matrix, PanelScratch, RowTask};
 
@@ -103,7 +104,7 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
     let (x, n_x) = (task.x.tile(0), task.x.n_rows().min(T));
     let n_chunks = task.x.n_cols() / CHUNK;
     let n_blocks = task.weights.n_cols().div_ceil(32);
-    fill_shares::<F>(&mut scratch.shares, &x);
+    fill_shares::<F>(&mut scratch.shares, &x, 0..x.isum32.len());
     let ahead = PREFETCH_BYTES.div_ceil(F::CHUNK_BYTES);
     for row in task.rows.clone().step_by(PACK_ROWS) {
         let rows = sixteen_rows::<F>(task.weights, task.x.n_cols(), row, &mut scratch.padded);
@@ -322,14 +323,13 @@ fn many<F: Pack, const WIDE: bool>(task: &RowTask<'_>, scratch: &mut PanelScratc
         "a panel has at most {PANEL_ROWS} rows"
     );
     let n_chunks = task.x.n_cols() / CHUNK;
-    fill_shares::<F>(&mut scratch.shares, &task.x.all());
     let mut first = 0;
     while first < n_chunks {
         let chunks = first..(first + PACK_CHUNKS).min(n_chunks);
         pack_panel::<F>(task, chunks.clone(), scratch);
         for i in 0..task.x.n_rows().div_ceil(PANEL_X) {
             // SAFETY: the panel holds these chunks of the rows of `task`; the features are those of this function.
-            unsafe { panel_tile::<F, WIDE>(task, &chunks, (&scratch.packed, &scratch.shares), i) };
+            unsafe { panel_tile::<F, WIDE>(task, &chunks, (&scratch.packed, &mut scratch.shares), i) };
         }
         first = chunks.end;
     }
@@ -390,16 +390,12 @@ fn ask_for_next_panel<F: BlockFormat>(task: &RowTask<'_>, chunks: &std::ops::Ran
 unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
     task: &RowTask<'_>,
     chunks: &std::ops::Range<usize>,
-    (packed, shares): (&[Packed; 2], &[i32]),
+    (packed, shares): (&[Packed; 2], &mut Aligned<i32>),
     i: usize,
 ) {
     let x = task.x.tile(i);
-    let n_shares = PANEL_X * task.x.n_cols() / F::SUB;
-    let shares = if F::HAS_MIN {
-        shares
-    } else {
-        &shares[n_shares * i..n_shares * (i + 1)]
-    };
+    let tile_blocks = PANEL_X * BLOCKS;
+    fill_shares::<F>(shares, &x, tile_blocks * chunks.start..tile_blocks * chunks.end);
     let t = PANEL_X * i;
     let n_x = (task.x.n_rows() - t).min(PANEL_X);
     let n = task.rows.len();

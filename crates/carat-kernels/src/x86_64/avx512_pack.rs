@@ -15,8 +15,9 @@ use crate::block::{
     BlockFormat, CHUNK, IQ4_CODES, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
 
-/// Chunks of 16 rows that are kept together: with [`PACK_ROWS`] rows 32 KiB of codes and 8 of scales.
-pub(crate) const PACK_CHUNKS: usize = 8;
+/// Chunks of 16 rows that are kept together: 64 KiB of codes and up to 16 of scales, in the L2 cache, from where a tile of
+/// activations reads them as fast as from the first. Fewer mean that sums are put down and taken up again more often.
+pub(crate) const PACK_CHUNKS: usize = 16;
 
 /// Registers of codes of 32 elements.
 pub(super) const BLOCK_REGISTERS: usize = 8;

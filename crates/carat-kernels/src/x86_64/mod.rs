@@ -1,6 +1,8 @@
 //! The x86-64 versions: AVX2 (with FMA and F16C), the same with AVX-VNNI, AVX-512 (F, BW, VL, DQ, VNNI), and that with AMX
 //! (tiles of bf16).
 
+use std::ops::Range;
+
 use crate::activation::QuantizedTile;
 use crate::aligned::Aligned;
 use crate::block::BlockFormat;
@@ -37,16 +39,17 @@ pub(crate) use avx512_pack::Packed;
 pub(crate) use rounded::RoundedRows;
 
 /// What the sums of the products begin with: the part that the codes' offset has too much, `-OFFSET` times the sum of the
-/// activations, for each of their blocks, or half blocks if those have scales of their own. Once for all weight rows of a
-/// task, since it would be one operation in twelve.
+/// activations, for the `blocks` of them, or their half blocks if those have scales of their own. Once for many weight
+/// rows, since it would be one operation in twelve.
 #[inline(always)]
-fn fill_shares<F: BlockFormat>(shares: &mut Aligned<i32>, x: &QuantizedTile<'_>) {
+fn fill_shares<F: BlockFormat>(shares: &mut Aligned<i32>, x: &QuantizedTile<'_>, blocks: Range<usize>) {
     if F::HAS_MIN {
         return;
     }
     let isum = if F::SUB == 32 { x.isum32 } else { x.isum };
     shares.resize(isum.len());
-    for (share, isum) in shares.iter_mut().zip(isum) {
+    let part = blocks.start * 32 / F::SUB..blocks.end * 32 / F::SUB;
+    for (share, isum) in shares[part.clone()].iter_mut().zip(&isum[part]) {
         *share = -F::OFFSET * isum;
     }
 }
