@@ -100,8 +100,8 @@ pub(crate) trait Backend {
         out: &mut Self::Buffer,
     );
 
-    /// Puts what [`Backend::pack`] left for later into the caches' layer `layer`, after the last layer that attends
-    /// to it: what a ring of the cache loses by it is needed no more.
+    /// Puts what [`Backend::pack`] left for later into the caches' layer `layer`, after the last layer whose rows before
+    /// each sequence's last attend to it: what a ring of the cache loses by it is needed no more.
     fn store(&mut self, layer: usize, kv: &KeyValues<Self>, sequences: &mut [Sequence<'_, Self::Cache>]);
 
     /// Counts the tokens of a pass in the caches, once every layer has stored them.

@@ -11,8 +11,10 @@
 //! After the reference's `modeling_gemma3` and `modeling_gemma4`. What differs between models and layers is in
 //! their [`crate::LayerConfig`] and in which weights there are; there is one decoder.
 //!
-//! Layers may attend to the keys and values of an earlier one. After the last layer that has its own, nothing more
-//! is written to the caches: from there on only the rows whose logits are wanted are computed.
+//! Layers may attend to the keys and values of an earlier one. After the last layer that has its own, only the rows
+//! whose logits are wanted are needed. Where that is at most one of each sequence, the others are dropped there and the
+//! caches are completed before: the last row sees nothing that a ring loses by it. Otherwise whole chunks go on, and the
+//! caches are completed after the last layer.
 
 use smallvec::SmallVec;
 
@@ -136,18 +138,23 @@ pub(crate) fn forward<B: Backend>(
     for i in 0..n_owning {
         forward.layer(i, &weights.layers[i], pass.sequences);
     }
-    forward.fill_caches(pass.sequences);
     if pass.wanted.is_empty() {
+        forward.fill_caches(pass.sequences);
         outputs.logits.clear();
         return Ok(());
     }
-    let mut is_narrow = false;
-    if n_owning < n_layers && pass.sequences.iter().all(|sequence| sequence.n_wanted <= 1) {
+    let is_narrow = n_owning < n_layers && pass.sequences.iter().all(|sequence| sequence.n_wanted <= 1);
+    if is_narrow {
+        // A single row is decoded: it reads its own keys and values from the cache.
+        forward.fill_caches(pass.sequences);
         forward.narrow(pass);
-        is_narrow = true;
     }
     for i in n_owning..n_layers {
         forward.layer(i, &weights.layers[i], pass.sequences);
+    }
+    if !is_narrow {
+        // Not before: the first rows of a chunk see positions whose places in a ring its last rows take.
+        forward.fill_caches(pass.sequences);
     }
     forward.finish(weights, (!is_narrow).then_some(pass.wanted));
     forward.outputs(weights, pass, outputs);

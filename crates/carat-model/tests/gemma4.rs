@@ -246,6 +246,36 @@ fn a_batch_of_all_kinds_changes_only_rounding() {
     }
 }
 
+/// Logits of every token and hidden states of every token, the prompt cut into chunks of `chunk`.
+fn all_rows(model: &mut Model, tokens: &[u32], chunk: usize) -> [Vec<f32>; 2] {
+    let mut cache = model.new_cache(tokens.len()).unwrap();
+    let mut hidden = Vec::new();
+    for tokens in tokens.chunks(chunk) {
+        let mut batch = [segment(tokens, &mut cache, LogitRows::Hidden)];
+        model.forward(&mut batch, &mut Vec::new()).unwrap();
+        hidden.extend_from_slice(model.hidden());
+    }
+    [logits(model, tokens, chunk), hidden]
+}
+
+/// Chunks so long that they go around a local layer's ring: its places of what the first rows see are those of the
+/// last ones. Layers that attend to another's keys and values come when the chunk has them all.
+#[test]
+fn shared_kv_of_a_chunk_longer_than_the_ring_changes_only_rounding() {
+    let tokens: Vec<u32> = (0..300).map(|i| (i * 131 + 17) % 500).collect();
+    for name in MODELS {
+        let mut model = load(name, LoadOptions::reference());
+        let whole = all_rows(&mut model, &tokens, 512);
+        for chunk in [16, 60, 150] {
+            let cut = all_rows(&mut model, &tokens, chunk);
+            for (what, cut, whole) in [("logits", &cut[0], &whole[0]), ("hidden states", &cut[1], &whole[1])] {
+                let error = relative_l2(cut, whole);
+                assert!(error < TOL_REORDERED, "{name}, {what} in chunks of {chunk}: {error}");
+            }
+        }
+    }
+}
+
 #[test]
 fn both_spellings_of_a_config_are_one_model() {
     for name in MODELS {
