@@ -5,8 +5,8 @@
 //! token ids u32 ... | pages as they are in memory, layer by layer | SHA-256 of all before [32]
 //! ```
 //!
-//! Numbers are little-endian. `owner` is a digest of the model and of how it is run: keys and values of
-//! other weights, or in another format, mean nothing. A file is believed only when its digest is right, and no length
+//! Numbers are little-endian. `owner` is a digest of the model, its settings and how it is run: keys and values of
+//! other weights, of weights that are used otherwise, or in another format, mean nothing. A file is believed only when its digest is right, and no length
 //! in it is believed before it has been held against what the model and the wanted context allow.
 
 use std::io::{self, Read, Write};
@@ -15,12 +15,14 @@ use std::sync::Arc;
 use carat_kernels::attention::{KvDType, KvPage};
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::Container;
+use crate::fingerprint::{fingerprint, short};
 use crate::kv_cache::KvCache;
 use crate::{Checkpoint, Config, Error, Model, SequenceCache};
 
 const MAGIC: &[u8; 8] = b"caratkv1";
-/// Bytes from both ends of each tensor that tell models apart.
-const SAMPLE: usize = 1024;
+/// Counted up when carat begins to compute other keys and values from the same model, by more than rounding.
+const ARITHMETIC: u32 = 1;
 
 /// Writes and reads the caches of one model, run in one way.
 #[derive(Clone, Debug)]
@@ -34,19 +36,18 @@ impl CacheFiles {
     /// For caches that `model`, loaded from `checkpoint`, makes. Reads a little of every tensor.
     #[must_use]
     pub fn new(checkpoint: &Checkpoint, model: &Model) -> CacheFiles {
-        let mut digest = Sha256::new();
-        let options = model.options();
-        digest.update(format!("{:?} {}", options.precision, options.kv_dtype));
-        for info in checkpoint.infos() {
-            digest.update(format!("\n{} {} {:?}", info.name, info.type_name, info.shape));
-        }
-        for bytes in checkpoint.tensor_bytes() {
-            digest.update(&bytes[..bytes.len().min(SAMPLE)]);
-            digest.update(&bytes[bytes.len().saturating_sub(SAMPLE)..]);
-        }
+        let (config, options) = (model.config(), model.options());
+        // The same tensors with another window or rope give other keys and values.
+        let settings = format!(
+            "{ARITHMETIC} {config:?} {:?} {}",
+            options.precision, options.kv_dtype
+        );
         CacheFiles {
-            owner: digest.finalize().into(),
-            config: model.config().clone(),
+            owner: match checkpoint.container() {
+                Container::Gguf(files) => fingerprint(&settings, files.infos(), files.tensors()),
+                Container::HuggingFace(files) => fingerprint(&settings, files.infos(), files.tensors()),
+            },
+            config: config.clone(),
             kv_dtype: options.kv_dtype,
         }
     }
@@ -54,10 +55,7 @@ impl CacheFiles {
     /// Eight bytes that tell the owners of files apart in their names.
     #[must_use]
     pub fn owner_id(&self) -> u64 {
-        self.owner
-            .iter()
-            .take(8)
-            .fold(0, |id, byte| id << 8 | u64::from(*byte))
+        short(&self.owner)
     }
 
     /// Writes a cache and the `tokens` that it holds. What a drafter keeps is left out.
@@ -122,7 +120,7 @@ impl CacheFiles {
         }
         if from.array::<32>()? != self.owner {
             return Err(refused(
-                "it belongs to another model, or to other settings of --dtype and --kv-type",
+                "it belongs to another model or version of carat, or to other settings of --dtype and --kv-type",
             ));
         }
         let (n_tokens, high, n_layers) = (from.number()?, from.number()?, from.number()?);

@@ -17,6 +17,7 @@ mod config;
 mod cpu;
 mod drafter;
 mod error;
+mod fingerprint;
 mod gemma;
 mod kv_cache;
 mod kv_file;

@@ -185,6 +185,26 @@ fn a_saved_cache_that_is_not_this_models_is_refused() {
     };
     let other = CacheFiles::new(&checkpoint, &load(KvDType::Q8_0));
     refused(&other, 400, &file);
+    // The same tensors, used otherwise: what is cached would be other numbers.
+    let json = std::fs::read_to_string(&path).unwrap();
+    for (from, to) in [
+        ("\"rope_theta\": 1000000", "\"rope_theta\": 500000"),
+        ("\"sliding_window\": 16", "\"sliding_window\": 15"),
+        ("\"query_pre_attn_scalar\": 20", "\"query_pre_attn_scalar\": 24"),
+    ] {
+        assert!(json.contains(from), "{from}");
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), json.replace(from, to)).unwrap();
+        let weights = "model.safetensors";
+        std::fs::copy(path.with_file_name(weights), dir.path().join(weights)).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let options = LoadOptions {
+            kv_dtype: KvDType::F16,
+            ..LoadOptions::reference()
+        };
+        let model = Model::from_checkpoint(&checkpoint, options).unwrap();
+        refused(&CacheFiles::new(&checkpoint, &model), 400, &file);
+    }
     refused(&files, 100, &file);
     for end in [0, 7, 39, 60, 200, file.len() / 2, file.len() - 1] {
         refused(&files, 400, &file[..end]);

@@ -57,6 +57,7 @@ pub struct Senses {
 struct Towers {
     processor: MediaProcessor,
     encoder: Mutex<MediaEncoder>,
+    encoder_id: u64,
     cache: Mutex<MediaCache>,
     n_runs: AtomicU64,
 }
@@ -78,12 +79,16 @@ impl Senses {
             None => MediaSource::find(checkpoint)?,
         };
         let towers = match source {
-            Some(source) => Some(Towers {
-                processor: processor(source.config(), options.media)?,
-                encoder: Mutex::new(model.media_encoder(&source, options.precision)?),
-                cache: Mutex::new(MediaCache::new(options.cache_bytes)),
-                n_runs: AtomicU64::new(0),
-            }),
+            Some(source) => {
+                let encoder = model.media_encoder(&source, options.precision)?;
+                Some(Towers {
+                    processor: processor(source.config(), options.media)?,
+                    encoder_id: encoder.id(),
+                    encoder: Mutex::new(encoder),
+                    cache: Mutex::new(MediaCache::new(options.cache_bytes)),
+                    n_runs: AtomicU64::new(0),
+                })
+            }
             None => None,
         };
         Ok(Senses {
@@ -207,7 +212,7 @@ impl Senses {
             };
             all.push(Encoded {
                 rows,
-                content: content_of(input),
+                content: towers.content_of(input),
             });
         }
         *stage = Stage::Encoded(all.clone());
@@ -268,12 +273,13 @@ impl Towers {
         lock(&self.cache).insert(*input.content_hash.as_bytes(), Arc::clone(&rows));
         Ok(rows)
     }
-}
 
-/// The first bytes of the hash: what the engine tells media apart by.
-fn content_of(input: &EncoderInput) -> u64 {
-    let first = input.content_hash.as_bytes().first_chunk::<8>();
-    first.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    /// What the engine tells media apart by: the first bytes of the input's hash, and which towers see it. Caches in files
+    /// outlive the process, and other towers make other rows of the same input.
+    fn content_of(&self, input: &EncoderInput) -> u64 {
+        let first = input.content_hash.as_bytes().first_chunk::<8>();
+        first.map_or(0, |bytes| u64::from_le_bytes(*bytes)) ^ self.encoder_id
+    }
 }
 
 /// A panic of another thread leaves caches and towers usable: each call begins anew.

@@ -29,6 +29,19 @@ struct Talk {
     senses: Senses,
 }
 
+/// The towers in `precision`, with as few soft tokens of an image as the fixtures have.
+fn senses(name: &str, model: &Model, checkpoint: &Checkpoint, precision: EncoderPrecision) -> Senses {
+    let options = SensesOptions {
+        precision,
+        media: MediaOptions {
+            image_budget: TokenBudget::VIDEO_FRAME,
+            ..MediaOptions::default()
+        },
+        ..SensesOptions::default()
+    };
+    Senses::of_model(name, model, checkpoint, options).unwrap()
+}
+
 impl Talk {
     fn new(name: &str, max_batch_tokens: usize) -> Talk {
         let folder = TempDir::new().unwrap();
@@ -42,16 +55,8 @@ impl Talk {
             ..LoadOptions::reference()
         };
         let model = Model::from_checkpoint(&checkpoint, options).unwrap();
-        let options = SensesOptions {
-            precision: EncoderPrecision::F32,
-            media: MediaOptions {
-                image_budget: TokenBudget::VIDEO_FRAME,
-                ..MediaOptions::default()
-            },
-            ..SensesOptions::default()
-        };
         Talk {
-            senses: Senses::of_model(name, &model, &checkpoint, options).unwrap(),
+            senses: senses(name, &model, &checkpoint, EncoderPrecision::F32),
             tokenizer: Tokenizer::from_sentencepiece(&tokenizer).unwrap(),
             template: ChatTemplate::from_jinja(&template, "<bos>", "<eos>").unwrap(),
             _folder: folder,
@@ -345,6 +350,22 @@ fn a_second_question_runs_no_tower() {
     assert!(Arc::ptr_eq(&first.media[0].rows, &third.media[0].rows));
     assert_eq!(first.media[0].content, third.media[0].content);
     assert_eq!(talk.senses.n_runs(), 3);
+}
+
+/// What other towers made of an image must not be found in a cache that outlived them.
+#[test]
+fn what_media_are_known_by_depends_on_the_towers() {
+    let mut talk = Talk::new("gemma3-vision", 512);
+    let checkpoint = Checkpoint::open(&talk.chat.folder).unwrap();
+    let mut contents = |precision| {
+        talk.senses = senses("gemma3-vision", &talk.model, &checkpoint, precision);
+        let media = talk.prompt().media;
+        media.into_iter().map(|one| one.content).collect::<Vec<u64>>()
+    };
+    let first = contents(EncoderPrecision::F32);
+    assert_eq!(contents(EncoderPrecision::F32), first);
+    let others = contents(EncoderPrecision::Bf16);
+    assert!(first.iter().zip(&others).all(|(a, b)| a != b));
 }
 
 #[test]

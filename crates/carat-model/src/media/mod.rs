@@ -71,6 +71,7 @@ pub type MediaObserver<'a> = dyn FnMut(MediaStage, &[f32]) + 'a;
 pub struct MediaEncoder {
     config: MediaConfig,
     d_model: usize,
+    id: u64,
     vision: Option<Vision>,
     audio: Option<Audio>,
     workspace: Workspace,
@@ -125,6 +126,7 @@ impl MediaEncoder {
         };
         tensors.all_used()?;
         Ok(MediaEncoder {
+            id: tensors.id(&format!("{config:?} {precision:?}")),
             config,
             d_model,
             vision,
@@ -143,6 +145,12 @@ impl MediaEncoder {
     #[must_use]
     pub fn d_model(&self) -> usize {
         self.d_model
+    }
+
+    /// A number that tells its rows from those that other towers, or these in another precision, make of the same input.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Encodes one image; `rows` becomes `[n_soft_tokens, d_model]`.

@@ -14,6 +14,7 @@ use carat_kernels::{DType, dequantize};
 
 use super::linear::{Clip, Linear};
 use crate::Error;
+use crate::fingerprint::{fingerprint, short};
 
 /// The files that have the tensors.
 #[derive(Clone, Copy)]
@@ -159,6 +160,14 @@ impl<'a> Tensors<'a> {
             .map(|i| values[i % n_in * n_out + i / n_in])
             .collect();
         Linear::new(DType::F32, (n_out, n_in), bytes_of(&rows), None, None)
+    }
+
+    /// Tells these files, used with these settings, from others.
+    pub(super) fn id(&self, settings: &str) -> u64 {
+        short(&match self.files {
+            Files::Folder(files) => fingerprint(settings, files.infos(), files.tensors()),
+            Files::Mmproj(file) => fingerprint(settings, file.infos(), file.tensors()),
+        })
     }
 
     /// Fails when a tensor of the towers has not been asked for.

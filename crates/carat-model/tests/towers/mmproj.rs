@@ -314,6 +314,26 @@ fn unified_embedders_in_a_gguf_file_see_and_hear_the_same() {
     check("gemma4-unified", &path);
 }
 
+/// What is remembered of an image is found again with the same towers alone.
+#[test]
+fn towers_are_told_apart() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("mmproj.gguf");
+    let checkpoint = checkpoint("gemma3-vision");
+    let id = |tensors: &[Written], precision| {
+        write(&path, &siglip_keys(), tensors);
+        let source = MediaSource::open(&checkpoint, &path).unwrap();
+        let encoder = MediaEncoder::load(&source, &LoadOptions::default(), precision).unwrap();
+        encoder.id()
+    };
+    let mut tensors = towers("gemma3-vision", SIGLIP);
+    let first = id(&tensors, EncoderPrecision::F32);
+    assert_eq!(id(&tensors, EncoderPrecision::F32), first);
+    assert_ne!(id(&tensors, EncoderPrecision::Bf16), first);
+    tensors[0].values[0] += 1.0;
+    assert_ne!(id(&tensors, EncoderPrecision::F32), first);
+}
+
 #[test]
 fn files_that_do_not_fit_are_refused() {
     let dir = TempDir::new().unwrap();
