@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Family;
+
 /// The errors of loading and running a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -247,6 +249,18 @@ pub enum Error {
         y: i32,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// Encoders of another generation.
+    #[error(
+        "`{}` has encoders for {found}, but the model is a {expected}; use those that were made for it", path.display()
+    )]
+    ForeignTowers {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// Whose encoders they are.
+        found: Family,
+        /// What the text model is.
+        expected: Family,
     },
     /// Encoders of another model.
     #[error(

@@ -371,10 +371,7 @@ fn in_catalogue(hub: &Hub, entry: &Entry) -> Option<Guesser> {
 fn published_name(model: &str, family: Family) -> String {
     let size = model.rsplit_once("gemma4-").or(model.rsplit_once("gemma3-"));
     let size = size.map_or(model, |(_, size)| size).to_uppercase();
-    match family {
-        Family::Gemma3 => format!("Gemma 3 {size}"),
-        Family::Gemma4 => format!("Gemma 4 {size}"),
-    }
+    format!("{family} {size}")
 }
 
 /// The configuration to read where a path holds one and no weights.

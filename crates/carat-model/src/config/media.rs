@@ -9,7 +9,7 @@ use std::path::Path;
 use carat_format::{Gguf, Metadata};
 use serde::Deserialize;
 
-use super::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
+use super::{Family, MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
 use crate::Error;
 
 /// Mel bins that the audio encoder of Gemma 4 takes.
@@ -265,6 +265,18 @@ impl MediaConfig {
             _ => None,
         };
         MediaConfig { vision, audio }.checked(path)
+    }
+
+    /// The generations of Gemma whose towers these are: one at most, unless files are mixed up.
+    pub(crate) fn families(&self) -> impl Iterator<Item = Family> {
+        let vision = self.vision.as_ref().map(|vision| match vision {
+            VisionConfig::Siglip(_) => Family::Gemma3,
+            VisionConfig::Gemma4(_) | VisionConfig::Unified(_) => Family::Gemma4,
+        });
+        let audio = self.audio.as_ref().map(|audio| match audio {
+            AudioConfig::Conformer(_) | AudioConfig::Unified(_) => Family::Gemma4,
+        });
+        vision.into_iter().chain(audio)
     }
 
     /// Keeps sizes within what any Gemma has, so that no product of them overflows.

@@ -10,6 +10,7 @@ mod hugging_face;
 mod media;
 mod published;
 
+use std::fmt;
 use std::path::Path;
 
 use crate::Error;
@@ -94,6 +95,15 @@ pub enum Family {
     Gemma3,
     /// Gemma 4: E2B, E4B, 12B, 26B-A4B, 31B and what is tuned from them.
     Gemma4,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Gemma3 => "Gemma 3",
+            Family::Gemma4 => "Gemma 4",
+        })
+    }
 }
 
 /// Where a layer's keys and values come from.

@@ -11,7 +11,7 @@ use carat_format::{Gguf, Safetensors, read_limited};
 use super::tensors::{Files, Tensors};
 use crate::checkpoint::{Container, MAX_CONFIG_BYTES};
 use crate::config::{AudioConfig, MediaConfig, VisionConfig};
-use crate::{Checkpoint, Error};
+use crate::{Checkpoint, Config, Error};
 
 /// Most `mmproj` files of a folder that are looked into.
 const MAX_CANDIDATES: usize = 64;
@@ -41,7 +41,7 @@ impl<'a> MediaSource<'a> {
     pub fn find(checkpoint: &'a Checkpoint) -> Result<Option<MediaSource<'a>>, Error> {
         match checkpoint.container() {
             Container::HuggingFace(tensors) => {
-                MediaSource::of_folder(checkpoint.path(), tensors, checkpoint.config().d_model)
+                MediaSource::of_folder(checkpoint.path(), tensors, checkpoint.config())
             }
             Container::Gguf(_) => {
                 let mut candidates = candidates(checkpoint.path());
@@ -56,10 +56,11 @@ impl<'a> MediaSource<'a> {
     /// The towers in the `mmproj` file at `path`, for the text model `checkpoint`.
     ///
     /// # Errors
-    /// What is wrong with the file; [`Error::ForeignMmproj`] when it is for another model.
+    /// What is wrong with the file; [`Error::ForeignTowers`] and [`Error::ForeignMmproj`] when it is for another model.
     pub fn open(checkpoint: &'a Checkpoint, path: &Path) -> Result<MediaSource<'a>, Error> {
         let gguf = Gguf::open(path)?;
         let config = MediaConfig::from_mmproj(&gguf, path)?;
+        check_family(&config, checkpoint.config(), path)?;
         let expected = checkpoint.config().d_model;
         if let Some(found) = output_width(&gguf, &config)
             && found != expected
@@ -81,16 +82,17 @@ impl<'a> MediaSource<'a> {
     pub(super) fn of_folder(
         folder: &Path,
         tensors: &'a Safetensors,
-        d_model: usize,
+        text: &Config,
     ) -> Result<Option<MediaSource<'a>>, Error> {
         let path = folder.join("config.json");
         let config = MediaConfig::from_config_json(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?;
         if config == MediaConfig::default() {
             return Ok(None);
         }
+        check_family(&config, text, folder)?;
         Ok(Some(MediaSource {
             config,
-            d_model,
+            d_model: text.d_model,
             path: folder.to_owned(),
             files: OwnedFiles::Folder(tensors),
         }))
@@ -118,6 +120,19 @@ impl<'a> MediaSource<'a> {
             OwnedFiles::Mmproj(file) => Files::Mmproj(file),
         };
         Tensors::new(&self.path, files)
+    }
+}
+
+/// Models of both generations are 2560, 3840 and 5376 wide: rows that fit are not enough.
+fn check_family(config: &MediaConfig, text: &Config, path: &Path) -> Result<(), Error> {
+    let expected = text.family;
+    match config.families().find(|found| *found != expected) {
+        None => Ok(()),
+        Some(found) => Err(Error::ForeignTowers {
+            path: path.to_owned(),
+            found,
+            expected,
+        }),
     }
 }
 

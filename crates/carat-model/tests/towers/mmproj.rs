@@ -1,10 +1,12 @@
 //! Towers in `mmproj` GGUF files, written here as llama.cpp's converters do, give what the same weights in
 //! safetensors give.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use carat_format::{GgufBuilder, Value};
 use carat_kernels::DType;
+use carat_model::convert::{ConvertOptions, Mix, convert};
 use carat_model::{
     Checkpoint, EncoderPrecision, Error, Family, ImageInput, LoadOptions, MediaEncoder, MediaSource,
 };
@@ -312,6 +314,44 @@ fn unified_embedders_in_a_gguf_file_see_and_hear_the_same() {
     ];
     write(&path, &keys, &towers("gemma4-unified", GEMMA4));
     check("gemma4-unified", &path);
+}
+
+/// Text models of both generations have one width here, as the 12B of both do.
+#[test]
+fn towers_of_the_other_generation_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let (siglip, gemma4) = (dir.path().join("mmproj-a.gguf"), dir.path().join("mmproj-b.gguf"));
+    write(&siglip, &siglip_keys(), &towers("gemma3-vision", SIGLIP));
+    write(&gemma4, &gemma4_keys(3)[..6], &towers("gemma4-dense", GEMMA4));
+    let (of_3, of_4) = (checkpoint("gemma3-vision"), checkpoint("gemma4-dense"));
+    assert_eq!(of_3.config().d_model, of_4.config().d_model);
+    for (text, path, found) in [(&of_3, &gemma4, Family::Gemma4), (&of_4, &siglip, Family::Gemma3)] {
+        let expected = text.config().family;
+        let error = MediaSource::open(text, path).unwrap_err();
+        assert!(
+            matches!(error, Error::ForeignTowers { found: f, expected: e, .. } if (f, e) == (found, expected)),
+            "{error}"
+        );
+        let said = error.to_string();
+        assert!(
+            said.contains(&format!("for {found}, but the model is a {expected}")),
+            "{said}"
+        );
+    }
+    // Beside a file of text the right one is found, whatever comes first in the folder.
+    let text = dir.path().join("text.gguf");
+    let options = ConvertOptions {
+        mix: Mix::F32,
+        pure: false,
+        n_threads: 2,
+    };
+    convert(&folder("gemma4-dense"), &text, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    let checkpoint = Checkpoint::open(&text).unwrap();
+    let found = MediaSource::find(&checkpoint).unwrap().unwrap();
+    assert_eq!(found.path(), gemma4);
+    drop(found);
+    std::fs::remove_file(&gemma4).unwrap();
+    assert!(MediaSource::find(&checkpoint).unwrap().is_none());
 }
 
 /// What is remembered of an image is found again with the same towers alone.
