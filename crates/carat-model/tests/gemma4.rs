@@ -313,6 +313,41 @@ fn every_precision_runs() {
     }
 }
 
+/// How many pairs of a global head turn does not depend on what is listed of local layers before it.
+#[test]
+fn a_listed_local_layer_leaves_the_global_rope_alone() {
+    let path = fixture("gemma4-edge/config.json");
+    let json = std::fs::read_to_string(&path).unwrap();
+    let (from, to) = (
+        "\"per_layer_config\": {",
+        "\"per_layer_config\": {\"00\": {\"head_dim\": 16},",
+    );
+    assert!(json.contains(from));
+    let read = |json: &str| Config::from_config_json(json.as_bytes(), &path).unwrap();
+    let config = read(&json);
+    assert_eq!(config.ropes[1].n_turning, Some(4));
+    assert_eq!(read(&json.replace(from, to)), config);
+}
+
+/// Looking up each of so many layers among so many entries would take minutes.
+#[test]
+fn a_config_of_too_many_layers_is_refused_at_once() {
+    let path = fixture("gemma4-edge/config.json");
+    let json = std::fs::read_to_string(&path).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let n = 100_000;
+    let text = &mut json["text_config"];
+    text["num_hidden_layers"] = n.into();
+    text["layer_types"] = vec!["full_attention"; n].into();
+    let listed = (0..150_000).map(|i| (i.to_string(), serde_json::json!({})));
+    text["per_layer_config"] = serde_json::Value::Object(listed.collect());
+    let error = Config::from_config_json(json.to_string().as_bytes(), &path).unwrap_err();
+    assert!(
+        error.to_string().contains("num_hidden_layers = 100000, but it must be between 1 and 1024"),
+        "{error}"
+    );
+}
+
 #[test]
 fn a_config_that_cannot_be_is_refused_by_name() {
     let path = fixture("gemma4-edge/config.json");
@@ -347,6 +382,21 @@ fn a_config_that_cannot_be_is_refused_by_name() {
             "\"num_attention_heads\": 4",
             "\"num_attention_heads\": 0",
             "number of heads",
+        ),
+        (
+            "\"per_layer_config\": {",
+            "\"per_layer_config\": {\"03\": {\"head_dim\": 24},",
+            "head size = 24, but it must be the same in all local and in all global layers",
+        ),
+        (
+            "\"per_layer_config\": {",
+            "\"per_layer_config\": {\"layer 3\": {\"head_dim\": 16},",
+            "per_layer_config = layer 3",
+        ),
+        (
+            "\"per_layer_config\": {",
+            "\"per_layer_config\": {\"4\": {\"head_dim\": 32},",
+            "per_layer_config = 4",
         ),
     ] {
         assert!(json.contains(from), "{from}");

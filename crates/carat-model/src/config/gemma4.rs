@@ -89,6 +89,12 @@ impl Gemma4Sizes {
         })
     }
 
+    /// Width of a head in the layers of a kind; `None` where there are none.
+    fn head_dim(&self, is_global: bool) -> Option<usize> {
+        let mut of_kind = self.layers.iter().filter(|layer| layer.is_global == is_global);
+        of_kind.next().map(|layer| layer.head_dim)
+    }
+
     /// The last layer of the same kind that has keys and values of its own.
     fn donor(&self, layer: &Gemma4Layer, n_owning: usize, path: &Path) -> Result<usize, Error> {
         let is_donor = |other: &Gemma4Layer| {
@@ -122,6 +128,11 @@ impl Gemma4Sizes {
         )?;
         for layer in &self.layers {
             layer.check(checker)?;
+            // Each kind has one rope, whose angles are laid out for one width.
+            if self.head_dim(layer.is_global) != Some(layer.head_dim) {
+                let expected = "the same in all local and in all global layers";
+                return Err(checker.bad("head size", layer.head_dim.to_string(), expected));
+            }
         }
         if let Some(experts) = self.experts {
             checker.between("number of experts", experts.n, 1, MAX_EXPERTS)?;

@@ -84,7 +84,7 @@ impl Default for TextConfig {
 }
 
 /// What one layer has of its own.
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 struct LayerOverrides {
     head_dim: Option<usize>,
@@ -142,7 +142,13 @@ pub(super) fn read(root: serde_json::Value, path: &Path) -> Result<Config, Error
         is_unified,
     };
     reader.check_features()?;
+    let layers = reader.layers()?;
     let text = &reader.text;
+    // Without a layer of the kind its rope turns nothing.
+    let head_dim = |is_global| {
+        let layer = layers.iter().find(|layer| layer.is_global == is_global);
+        layer.map_or(text.head_dim, |layer| layer.head_dim)
+    };
     let per_layer_default = if is_unified { 0 } else { 256 };
     let sizes = Gemma4Sizes {
         d_model: text.hidden_size,
@@ -154,12 +160,12 @@ pub(super) fn read(root: serde_json::Value, path: &Path) -> Result<Config, Error
         norm_eps: text.rms_norm_eps,
         logit_cap: text.final_logit_softcapping,
         per_layer_width: text.hidden_size_per_layer_input.unwrap_or(per_layer_default),
-        local_rope: reader.rope(|ropes| &ropes.sliding_attention, 1e4, None)?,
-        global_rope: reader.rope(|ropes| &ropes.full_attention, 1e6, Some(0.25))?,
+        local_rope: reader.rope(|ropes| &ropes.sliding_attention, head_dim(false), 1e4, None)?,
+        global_rope: reader.rope(|ropes| &ropes.full_attention, head_dim(true), 1e6, Some(0.25))?,
         sees_spans: reader.sees_spans()?,
         experts: reader.experts()?,
         n_shared: text.num_kv_shared_layers,
-        layers: reader.layers()?,
+        layers,
     };
     sizes.into_config(path)
 }
@@ -235,18 +241,21 @@ impl Reader<'_> {
         }))
     }
 
-    /// `default` of the share of pairs that turn holds where the file says nothing of its ropes.
+    /// The rope of the layers whose heads are `head_dim` wide. `default` of the share of pairs that turn holds where the
+    /// file says nothing of its ropes.
     fn rope(
         &self,
         of: impl Fn(&Ropes) -> &RopeParameters,
+        head_dim: usize,
         theta: f32,
         default: Option<f32>,
     ) -> Result<Rope, Error> {
+        let n_turning = |share: f32| (share * head_dim as f32 / 2.0) as usize;
         let Some(rope) = self.text.rope_parameters.as_ref().map(of) else {
             return Ok(Rope {
                 theta,
                 scaling: 1.0,
-                n_turning: default.map(|share| self.n_turning(share)),
+                n_turning: default.map(n_turning),
             });
         };
         let (scaling, share) = match rope.rope_type.as_deref() {
@@ -263,24 +272,8 @@ impl Reader<'_> {
         Ok(Rope {
             theta: rope.rope_theta.unwrap_or(theta),
             scaling,
-            n_turning: share.map(|share| self.n_turning(share)),
+            n_turning: share.map(n_turning),
         })
-    }
-
-    /// Pairs of a global layer's head that turn.
-    fn n_turning(&self, share: f32) -> usize {
-        let overrides = self.text.per_layer_config.as_ref();
-        let listed = overrides.and_then(|layers| layers.values().find_map(|layer| layer.head_dim));
-        let head_dim = listed.unwrap_or_else(|| self.global_head_dim());
-        (share * head_dim as f32 / 2.0) as usize
-    }
-
-    fn global_head_dim(&self) -> usize {
-        match (self.text.global_head_dim, &self.text.per_layer_config) {
-            (Some(head_dim), _) => head_dim,
-            (None, None) => 512,
-            (None, Some(_)) => self.text.head_dim,
-        }
     }
 
     fn layers(&self) -> Result<Vec<Gemma4Layer>, Error> {
@@ -289,11 +282,25 @@ impl Reader<'_> {
         if is_global.len() != text.num_hidden_layers {
             return Err(self.bad("layer_types", is_global.len(), "one for each layer"));
         }
+        // Before anything is done for each of them.
+        if is_global.len() > MAX_LAYERS {
+            return Err(Error::OutOfRange {
+                path: self.path.to_owned(),
+                field: "num_hidden_layers",
+                value: is_global.len(),
+                least: 1,
+                most: MAX_LAYERS,
+            });
+        }
+        let listed = self.listed()?;
         let first_shared = is_global.len().saturating_sub(text.num_kv_shared_layers);
         let mut layers = Vec::with_capacity(is_global.len());
         for (i, is_global) in is_global.into_iter().enumerate() {
             let is_double = text.use_double_wide_mlp && i >= first_shared;
-            let overrides = self.overrides(i, is_global);
+            let overrides = match &listed {
+                Some(listed) => listed.get(&i).copied().unwrap_or_default(),
+                None => self.of_kind(is_global),
+            };
             let d_ff = overrides.intermediate_size.unwrap_or(text.intermediate_size);
             layers.push(Gemma4Layer {
                 is_global,
@@ -307,18 +314,30 @@ impl Reader<'_> {
         Ok(layers)
     }
 
-    /// What layer `i` has of its own, in either spelling.
-    fn overrides(&self, i: usize, is_global: bool) -> LayerOverrides {
-        let text = &self.text;
-        if let Some(layers) = &text.per_layer_config {
-            let mut found = layers.iter().filter(|(key, _)| key.parse() == Ok(i));
-            return found.next().map(|(_, layer)| layer.clone()).unwrap_or_default();
+    /// What layers have of their own, by their indexes, where the file lists it.
+    fn listed(&self) -> Result<Option<BTreeMap<usize, LayerOverrides>>, Error> {
+        let Some(layers) = &self.text.per_layer_config else {
+            return Ok(None);
+        };
+        let mut listed = BTreeMap::new();
+        for (key, layer) in layers {
+            let index = key.parse().ok();
+            // What names no layer, or one that is named already, would be forgotten.
+            if index.is_none_or(|i: usize| listed.insert(i, *layer).is_some()) {
+                return Err(self.bad("per_layer_config", key, "a layer's index, each named once"));
+            }
         }
+        Ok(Some(listed))
+    }
+
+    /// What the layers of a kind have of their own, where the file does not list layers.
+    fn of_kind(&self, is_global: bool) -> LayerOverrides {
         if !is_global {
             return LayerOverrides::default();
         }
+        let text = &self.text;
         LayerOverrides {
-            head_dim: Some(self.global_head_dim()),
+            head_dim: Some(text.global_head_dim.unwrap_or(512)),
             num_key_value_heads: text.num_global_key_value_heads.filter(|_| text.attention_k_eq_v),
             ..LayerOverrides::default()
         }
