@@ -108,9 +108,7 @@ impl<B: Backend> Weights<B> {
     /// Finds every tensor, checks its shape and hands it to the backend.
     pub(crate) fn load(checkpoint: &Checkpoint, backend: &B) -> Result<Weights<B>, Error> {
         let config = checkpoint.config();
-        let names = Names::new(checkpoint);
-        let places = places(config, names.gate_up);
-        names.check(checkpoint, &places)?;
+        let (names, places) = understood(checkpoint)?;
         let loader = Loader {
             checkpoint,
             names: &names,
@@ -118,7 +116,7 @@ impl<B: Backend> Weights<B> {
             backend,
         };
         let head = match names.head() {
-            Some(name) => Some(backend.matrix(&loader.tensor(&name, &[config.vocab_size, config.d_model])?)?),
+            Some(name) => Some(backend.matrix(&tensor(checkpoint, name, &head_shape(config))?)?),
             None => None,
         };
         let layers = (0..config.layers.len())
@@ -141,6 +139,35 @@ impl<B: Backend> Weights<B> {
             layers,
         })
     }
+}
+
+/// Whether loading would find every tensor of the text model in its shape, and none that it has no place for.
+///
+/// # Errors
+/// [`Error::MissingTensors`], [`Error::UnknownTensors`], [`Error::TensorShape`], and tensors in formats that carat does not
+/// read.
+pub(crate) fn check(checkpoint: &Checkpoint) -> Result<(), Error> {
+    let (names, places) = understood(checkpoint)?;
+    for (layer, role, shape) in &places {
+        tensor(checkpoint, &names.of(*layer, *role), shape)?;
+    }
+    if let Some(name) = names.head() {
+        tensor(checkpoint, name, &head_shape(checkpoint.config()))?;
+    }
+    Ok(())
+}
+
+/// What the checkpoint calls its tensors, and which there are; all of them by name, and no others.
+fn understood(checkpoint: &Checkpoint) -> Result<(Names, Vec<Place>), Error> {
+    let names = Names::new(checkpoint);
+    let places = places(checkpoint.config(), names.gate_up);
+    names.check(checkpoint, &places)?;
+    Ok((names, places))
+}
+
+/// Of a matrix of its own for the logits.
+fn head_shape(config: &Config) -> [usize; 2] {
+    [config.vocab_size, config.d_model]
 }
 
 /// The matrix called `name`, of shape `[out, in]`.
@@ -261,10 +288,6 @@ impl<B: Backend> Loader<'_, B> {
             places: &self.places[first..],
         }
     }
-
-    fn tensor(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, Error> {
-        tensor(self.checkpoint, name, shape)
-    }
 }
 
 fn tensor<'a>(checkpoint: &'a Checkpoint, name: &str, shape: &[usize]) -> Result<TensorView<'a>, Error> {
@@ -290,7 +313,11 @@ impl<B: Backend> At<'_, B> {
     fn tensor(&self, role: Role) -> Result<TensorView<'_>, Error> {
         let place = self.places.iter().find(|place| place.1 == role);
         let shape = place.map_or(&[][..], |place| &place.2);
-        self.loader.tensor(&self.loader.names.of(self.layer, role), shape)
+        tensor(
+            self.loader.checkpoint,
+            &self.loader.names.of(self.layer, role),
+            shape,
+        )
     }
 
     fn matrix(&self, role: Role) -> Result<B::Matrix, Error> {

@@ -6,10 +6,10 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use carat_format::{Gguf, Value};
+use carat_format::{Gguf, SafeDType, Safetensors, SafetensorsBuilder, Value};
 use carat_kernels::{DType, dequantize};
 use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert, tensors_of};
-use carat_model::{Checkpoint, LanguageModel, LoadOptions, LogitRows, Model, Segment};
+use carat_model::{Checkpoint, Error, LanguageModel, LoadOptions, LogitRows, Model, Segment};
 use carat_testkit::{Golden, fixture, relative_l2, sentencepiece};
 use carat_text::{GgufVocabulary, Special, Tokenizer};
 use tempfile::TempDir;
@@ -330,6 +330,94 @@ fn norms_get_their_one() {
         .data;
     let expected: Vec<f32> = stored.iter().map(|w| w + 1.0).collect();
     assert_eq!(written, expected);
+}
+
+/// The fixture with other words in its settings, and tensors of zeros beside its own.
+fn changed_folder(settings: &[(&str, &str)], extra: &[(&str, &[usize])]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut json = fs::read_to_string(folder().join("config.json")).unwrap();
+    for (from, to) in settings {
+        assert!(json.contains(from), "{from}");
+        json = json.replace(from, to);
+    }
+    fs::write(dir.path().join("config.json"), json).unwrap();
+    let source = Safetensors::open(&folder()).unwrap();
+    let mut builder = SafetensorsBuilder::new();
+    for info in source.infos() {
+        builder.tensor(info.name, SafeDType::F32, info.shape);
+    }
+    for (name, shape) in extra {
+        builder.tensor(name, SafeDType::F32, shape);
+    }
+    let mut writer = builder.create(&dir.path().join("model.safetensors")).unwrap();
+    for info in source.infos() {
+        let bytes = source.raw(info.name).unwrap().bytes;
+        writer.write_tensor(info.name, bytes).unwrap();
+    }
+    for (name, shape) in extra {
+        let n_bytes = 4 * shape.iter().product::<usize>();
+        writer.write_tensor(name, &vec![0; n_bytes]).unwrap();
+    }
+    writer.finish().unwrap();
+    dir
+}
+
+/// Converts a folder that is not to be converted; nothing is written.
+fn refusal(folder: &TempDir) -> ConvertError {
+    let target = folder.path().join("model.gguf");
+    let result = convert(folder.path(), &target, &options(Mix::Q8_0), &mut |_| {
+        ControlFlow::Continue(())
+    });
+    assert!(!target.exists());
+    result.unwrap_err()
+}
+
+/// A conversion that leaves out what it does not know, or writes what cannot be loaded, hides that something is wrong.
+#[test]
+fn a_folder_that_could_not_be_loaded_is_not_converted() {
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    let error = refusal(&changed_folder(&[], &[(bias, &[96])]));
+    assert!(
+        matches!(&error, ConvertError::Model(Error::UnknownTensors { names, .. }) if names == &[bias]),
+        "{error}"
+    );
+    // A ninth layer, whose shard is not there.
+    let longer = [
+        ("\"num_hidden_layers\": 8", "\"num_hidden_layers\": 9"),
+        ("\"layer_types\": [", "\"layer_types\": [\"sliding_attention\","),
+    ];
+    let error = refusal(&changed_folder(&longer, &[]));
+    assert!(
+        matches!(&error, ConvertError::Model(Error::MissingTensors { names, .. }) if names.len() == 13),
+        "{error}"
+    );
+    let narrower = [("\"intermediate_size\": 160", "\"intermediate_size\": 128")];
+    let error = refusal(&changed_folder(&narrower, &[]));
+    assert!(
+        matches!(&error, ConvertError::Model(Error::TensorShape { .. })),
+        "{error}"
+    );
+}
+
+/// Towers have no place in a file of text; a head has one by each of its names, and what is run is what is converted.
+#[test]
+fn towers_are_left_out_and_a_head_is_kept() {
+    for head in ["lm_head.weight", "language_model.lm_head.weight"] {
+        let dir = changed_folder(&[], &[("vision_tower.x.weight", &[2]), (head, &[512, 64])]);
+        let path = dir.path().join("model.gguf");
+        let report = run(dir.path(), &path, Mix::F32);
+        assert!(
+            report
+                .notes
+                .iter()
+                .any(|note| note.starts_with("1 tensors that are not of the text model")),
+            "{:?}",
+            report.notes
+        );
+        let ids = [2, 7, 9];
+        assert!(logits(&path, &ids).iter().all(|logit| *logit == 0.0), "{head}");
+        assert_eq!(logits(dir.path(), &ids), logits(&path, &ids), "{head}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use carat_kernels::DType;
 
 use super::{ConvertError, metadata};
 use crate::checkpoint::{Checkpoint, Container};
-use crate::{Config, Error, Family, gguf_name};
+use crate::{Config, Error, Family, gguf_name, weights};
 
 /// Keys that say how a file was made and not what the model is; the new file gets its own or none.
 const KEYS_OF_THE_FILE: [&str; 4] = [
@@ -104,10 +104,12 @@ fn from_gguf(gguf: &Gguf, path: &Path) -> Result<Source, ConvertError> {
 }
 
 fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, ConvertError> {
+    // What loading would refuse (weights of adapters, biases, shards of another model) is not left out in silence.
+    weights::check(checkpoint)?;
     let mut tensors = Vec::new();
     let mut n_left_out = 0;
     for info in files.infos() {
-        let Some(name) = name_in_gguf(info.name) else {
+        let Some(name) = gguf_name(info.name) else {
             n_left_out += 1;
             continue;
         };
@@ -166,13 +168,6 @@ fn rope_factors(config: &Config) -> Option<SourceTensor> {
         stored: bytes.into(),
         offset: 0.0,
     })
-}
-
-fn name_in_gguf(name: &str) -> Option<String> {
-    match name {
-        "lm_head.weight" | "language_model.lm_head.weight" => Some("output.weight".to_owned()),
-        other => gguf_name(other),
-    }
 }
 
 /// Order in the file: embedding, head and last norm, then layer by layer, as a run reads them.

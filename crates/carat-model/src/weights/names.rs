@@ -233,7 +233,7 @@ fn layer_places(config: &Config, layer: &LayerConfig, gate_up: GateUp) -> Vec<(R
 pub(crate) fn gguf_shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     let names = Names {
         prefix: None,
-        has_head: false,
+        head: None,
         gate_up: GateUp::Together,
     };
     let places = places(config, GateUp::Together).into_iter();
@@ -274,6 +274,9 @@ const OTHER_PARTS: [&str; 17] = [
 /// `None` for a tensor that is not of the text model.
 #[must_use]
 pub fn gguf_name(safetensors_name: &str) -> Option<String> {
+    if HUGGING_FACE_HEADS.contains(&safetensors_name) {
+        return Some(GGUF_HEAD.to_owned());
+    }
     let is_longer = |prefix: &&&str| safetensors_name.starts_with(**prefix);
     let prefix = TEXT_PREFIXES
         .iter()
@@ -297,7 +300,7 @@ pub fn gguf_name(safetensors_name: &str) -> Option<String> {
 pub(super) struct Names {
     /// `None` for GGUF.
     pub(super) prefix: Option<&'static str>,
-    has_head: bool,
+    head: Option<&'static str>,
     pub(super) gate_up: GateUp,
 }
 
@@ -308,28 +311,27 @@ impl Names {
         let is_apart = infos
             .iter()
             .any(|info| info.name.ends_with(".ffn_gate_exps.weight"));
-        let (prefix, head) = match checkpoint.container() {
-            Container::Gguf(_) => (None, GGUF_HEAD),
+        let (prefix, heads) = match checkpoint.container() {
+            Container::Gguf(_) => (None, &[GGUF_HEAD][..]),
             Container::HuggingFace(_) => {
                 let holds_text = |prefix: &&&str| has(&format!("{prefix}embed_tokens.weight"));
                 let prefix = TEXT_PREFIXES.iter().find(holds_text).copied();
-                (Some(prefix.unwrap_or(TEXT_PREFIXES[0])), HUGGING_FACE_HEAD)
+                (
+                    Some(prefix.unwrap_or(TEXT_PREFIXES[0])),
+                    &HUGGING_FACE_HEADS[..],
+                )
             }
         };
         Names {
             prefix,
-            has_head: has(head),
+            head: heads.iter().copied().find(|name| has(name)),
             gate_up: if is_apart { GateUp::Apart } else { GateUp::Together },
         }
     }
 
-    pub(super) fn head(&self) -> Option<String> {
-        let name = if self.prefix.is_none() {
-            GGUF_HEAD
-        } else {
-            HUGGING_FACE_HEAD
-        };
-        self.has_head.then(|| name.to_owned())
+    /// The matrix that makes the logits, where it is not the embedding.
+    pub(super) fn head(&self) -> Option<&'static str> {
+        self.head
     }
 
     pub(super) fn of(&self, layer: Option<usize>, role: Role) -> String {
@@ -354,7 +356,7 @@ impl Names {
             .iter()
             .map(|(layer, role, _)| self.of(*layer, *role))
             .collect();
-        needed.extend(self.head());
+        needed.extend(self.head().map(str::to_owned));
         let infos = checkpoint.infos();
         let found: HashSet<&str> = infos.iter().map(|info| info.name).collect();
         let mut missing: Vec<String> = needed
@@ -391,8 +393,8 @@ impl Names {
     }
 }
 
-/// Stored only where it is not the embedding.
-const HUGGING_FACE_HEAD: &str = "lm_head.weight";
+/// Stored only where it is not the embedding: in text-only and newer checkpoints, and in original multimodal ones.
+const HUGGING_FACE_HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];
 /// As above.
 const GGUF_HEAD: &str = "output.weight";
 
@@ -409,6 +411,9 @@ mod tests {
                 gguf_name(&format!("{prefix}norm.weight")).as_deref(),
                 Some("output_norm.weight")
             );
+        }
+        for head in HUGGING_FACE_HEADS {
+            assert_eq!(gguf_name(head).as_deref(), Some(GGUF_HEAD));
         }
         for other in [
             "vision_tower.x.weight",
