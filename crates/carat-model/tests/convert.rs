@@ -399,6 +399,49 @@ fn a_folder_that_could_not_be_loaded_is_not_converted() {
     );
 }
 
+/// Nobody has a key for a local rope that is scaled.
+#[test]
+fn settings_that_cannot_be_written_are_not_forgotten() {
+    let scaled = [(
+        "\"rope_theta\": 10000,\n      \"rope_type\": \"default\"",
+        "\"rope_theta\": 10000, \"rope_type\": \"linear\", \"factor\": 2.0",
+    )];
+    let error = refusal(&changed_folder(&scaled, &[]));
+    assert!(
+        matches!(&error, ConvertError::Forgotten { setting, .. } if setting.contains("rope")),
+        "{error}"
+    );
+}
+
+#[test]
+fn settings_that_few_models_have_are_written() {
+    let settings: [&[(&str, &str)]; 4] = [
+        // Very near what is taken for granted, the root of a head's width.
+        &[(
+            "\"query_pre_attn_scalar\": 20",
+            "\"query_pre_attn_scalar\": 24.00002",
+        )],
+        // No local layers.
+        &[
+            ("\"sliding_attention\",", "\"full_attention\","),
+            ("\"sliding_attention\"\n", "\"full_attention\"\n"),
+        ],
+        &[("\"factor\": 8.0", "\"factor\": 3.0")],
+        &[("\"rope_theta\": 10000,", "\"rope_theta\": 30000,")],
+    ];
+    for settings in settings {
+        let dir = changed_folder(settings, &[]);
+        let path = dir.path().join("model.gguf");
+        run(dir.path(), &path, Mix::F32);
+        let config = |path: &Path| Checkpoint::open(path).unwrap().config().clone();
+        let (from, to) = (config(dir.path()), config(&path));
+        assert_eq!((&from.layers, from.score_scale), (&to.layers, to.score_scale));
+        for rope in from.layers.iter().map(|layer| layer.rope) {
+            assert_eq!(from.ropes[rope], to.ropes[rope]);
+        }
+    }
+}
+
 /// Towers have no place in a file of text; a head has one by each of its names, and what is run is what is converted.
 #[test]
 fn towers_are_left_out_and_a_head_is_kept() {

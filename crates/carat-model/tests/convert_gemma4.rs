@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use carat_format::{Gguf, GgufBuilder, Value};
 use carat_kernels::DType;
-use carat_model::convert::{ConvertOptions, ConvertReport, Mix, convert, tensors_of};
+use carat_model::convert::{ConvertError, ConvertOptions, ConvertReport, Mix, convert, tensors_of};
 use carat_model::{Checkpoint, LanguageModel, LoadOptions, LogitRows, Model, Precision, Segment};
 use carat_testkit::{Golden, fixture, relative_l2};
 use carat_text::{GgufVocabulary, Special, Tokenizer};
+use tempfile::TempDir;
 
 const MODELS: [&str; 4] = ["gemma4-unified", "gemma4-dense", "gemma4-edge", "gemma4-moe"];
 
@@ -79,6 +80,88 @@ fn a_folder_converted_to_f32_gives_the_reference_logits() {
         );
         assert_eq!(from.config(), to.config(), "{model}");
     }
+}
+
+/// The model with other words in its settings.
+fn changed_folder(model: &str, from: &str, to: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let json = fs::read_to_string(folder(model).join("config.json")).unwrap();
+    assert!(json.contains(from), "{from}");
+    fs::write(dir.path().join("config.json"), json.replace(from, to)).unwrap();
+    let weights = "model.safetensors";
+    fs::copy(folder(model).join(weights), dir.path().join(weights)).unwrap();
+    dir
+}
+
+/// What moves logits and differs from the released models goes over all the same.
+#[test]
+fn settings_that_few_models_have_are_written() {
+    let tokens: Vec<u32> = (0..60).map(|i| (i * 131 + 17) % 500).collect();
+    let proportional = "\"rope_type\": \"proportional\"";
+    for (model, from, to) in [
+        (
+            "gemma4-dense",
+            proportional,
+            "\"rope_type\": \"linear\", \"factor\": 4.0",
+        ),
+        ("gemma4-dense", proportional, "\"rope_type\": \"default\""),
+        (
+            "gemma4-edge",
+            "\"partial_rotary_factor\": 0.25",
+            "\"partial_rotary_factor\": 1.0",
+        ),
+        ("gemma4-dense", "\"vision\"", "null"),
+        (
+            "gemma4-edge",
+            "\"use_bidirectional_attention\": null",
+            "\"use_bidirectional_attention\": \"vision\"",
+        ),
+    ] {
+        let dir = changed_folder(model, from, to);
+        let path = dir.path().join("model.gguf");
+        run(dir.path(), &path, Mix::F32);
+        let config = |path: &Path| Checkpoint::open(path).unwrap().config().clone();
+        assert_ne!(config(dir.path()), config(&folder(model)), "{model}: {to}");
+        assert_eq!(config(dir.path()), config(&path), "{model}: {to}");
+        let options = LoadOptions::reference();
+        let error = relative_l2(
+            &logits(&path, &tokens, options),
+            &logits(dir.path(), &tokens, options),
+        );
+        assert!(error < TOL_LOGITS, "{model}: {to}: {error}");
+    }
+}
+
+/// Neither a folder's setting that has no key, nor a file's that carat does not know, is passed over.
+#[test]
+fn settings_that_cannot_be_are_not_forgotten() {
+    let dir = changed_folder(
+        "gemma4-dense",
+        "\"rope_theta\": 10000.0,\n        \"rope_type\": \"default\"",
+        "\"rope_theta\": 10000.0, \"rope_type\": \"linear\", \"factor\": 2.0",
+    );
+    let path = dir.path().join("model.gguf");
+    let options = ConvertOptions {
+        mix: Mix::F32,
+        pure: false,
+        n_threads: 2,
+    };
+    let error = convert(dir.path(), &path, &options, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(
+        matches!(&error, ConvertError::Forgotten { setting, .. } if setting.contains("rope")),
+        "{error}"
+    );
+    assert!(!path.exists());
+    run(&folder("gemma4-dense"), &path, Mix::F32);
+    let mut builder = GgufBuilder::new();
+    for (key, value) in Gguf::open(&path).unwrap().metadata().iter() {
+        builder.metadata(key, value.clone());
+    }
+    builder.metadata("gemma4.rope.scaling.type", Value::from("yarn"));
+    let other = dir.path().join("other.gguf");
+    builder.create(&other).unwrap().finish().unwrap();
+    let error = Checkpoint::open(&other).unwrap_err().to_string();
+    assert!(error.contains("gemma4.rope.scaling.type"), "{error}");
 }
 
 #[test]

@@ -268,9 +268,15 @@ fn shared_kv_of_a_chunk_longer_than_the_ring_changes_only_rounding() {
         let whole = all_rows(&mut model, &tokens, 512);
         for chunk in [16, 60, 150] {
             let cut = all_rows(&mut model, &tokens, chunk);
-            for (what, cut, whole) in [("logits", &cut[0], &whole[0]), ("hidden states", &cut[1], &whole[1])] {
+            for (what, cut, whole) in [
+                ("logits", &cut[0], &whole[0]),
+                ("hidden states", &cut[1], &whole[1]),
+            ] {
                 let error = relative_l2(cut, whole);
-                assert!(error < TOL_REORDERED, "{name}, {what} in chunks of {chunk}: {error}");
+                assert!(
+                    error < TOL_REORDERED,
+                    "{name}, {what} in chunks of {chunk}: {error}"
+                );
             }
         }
     }
@@ -343,7 +349,9 @@ fn a_config_of_too_many_layers_is_refused_at_once() {
     text["per_layer_config"] = serde_json::Value::Object(listed.collect());
     let error = Config::from_config_json(json.to_string().as_bytes(), &path).unwrap_err();
     assert!(
-        error.to_string().contains("num_hidden_layers = 100000, but it must be between 1 and 1024"),
+        error
+            .to_string()
+            .contains("num_hidden_layers = 100000, but it must be between 1 and 1024"),
         "{error}"
     );
 }

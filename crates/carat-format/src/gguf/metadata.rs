@@ -22,6 +22,18 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// Keys that are to be written, as a reader of the file at `path` (named in errors) would find them.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a key that is there twice.
+    pub fn from_entries(path: &Path, entries: impl IntoIterator<Item = (String, Value)>) -> Result<Metadata> {
+        let mut metadata = Metadata::new(path);
+        for (key, value) in entries {
+            metadata.insert(&key, value)?;
+        }
+        Ok(metadata)
+    }
+
     pub(super) fn new(path: &Path) -> Metadata {
         Metadata {
             path: path.to_owned(),

@@ -84,9 +84,21 @@ impl Gemma4Sizes {
             score_scale: 1.0,
             logit_cap: self.logit_cap,
             per_layer_width: self.per_layer_width,
-            ropes: vec![self.local_rope, self.global_rope],
+            ropes: vec![
+                self.rope(self.local_rope, false),
+                self.rope(self.global_rope, true),
+            ],
             layers,
         })
+    }
+
+    /// The rope of a kind of layers. That all of its pairs turn is said in one way, whatever the file has.
+    fn rope(&self, rope: Rope, is_global: bool) -> Rope {
+        let n_pairs = self.head_dim(is_global).map(|head_dim| head_dim / 2);
+        Rope {
+            n_turning: rope.n_turning.filter(|n| Some(*n) != n_pairs),
+            ..rope
+        }
     }
 
     /// Width of a head in the layers of a kind; `None` where there are none.

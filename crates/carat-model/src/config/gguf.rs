@@ -6,12 +6,46 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use carat_format::{Gguf, Metadata};
+use carat_kernels::DType;
+
+pub(crate) use gemma4::{ROPE_FACTORS, SEES_SPANS, usually_sees_spans};
 
 use super::{Config, Gemma3Sizes, Rope, every_nth_global};
 use crate::Error;
 
 /// Layers of the 27B, whose scores are scaled by 168^-0.5 instead of head_dim^-0.5. Files do not say so.
 const LAYERS_OF_27B: usize = 62;
+
+/// What a configuration is read from: a GGUF file, or what is to become one.
+pub(crate) trait GgufHead {
+    /// The keys.
+    fn metadata(&self) -> &Metadata;
+
+    /// The shape of a tensor, outermost first; `None` where there is no such tensor.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+
+    /// The numbers of a tensor, as they are stored.
+    ///
+    /// # Errors
+    /// A format that carat does not read.
+    fn values(&self, name: &str) -> Result<Option<(DType, &[u8])>, Error>;
+}
+
+impl GgufHead for Gguf {
+    fn metadata(&self) -> &Metadata {
+        self.metadata()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        let info = self.infos().find(|info| info.name == name)?;
+        Some(info.shape)
+    }
+
+    fn values(&self, name: &str) -> Result<Option<(DType, &[u8])>, Error> {
+        let tensor = self.tensor(name).transpose()?;
+        Ok(tensor.map(|tensor| (tensor.dtype, tensor.bytes)))
+    }
+}
 
 impl Config {
     /// Reads the configuration of an opened GGUF file.
@@ -20,6 +54,11 @@ impl Config {
     /// [`Error::Architecture`] for another model, [`Error::MissingField`] and [`Error::BadField`] for sizes
     /// that are missing or impossible.
     pub fn from_gguf(gguf: &Gguf, path: &Path) -> Result<Config, Error> {
+        Config::from_head(gguf, path)
+    }
+
+    /// As [`Config::from_gguf`], also of what is not a file yet.
+    pub(crate) fn from_head(gguf: &dyn GgufHead, path: &Path) -> Result<Config, Error> {
         let keys = Keys {
             metadata: gguf.metadata(),
             path,
@@ -49,11 +88,6 @@ impl Config {
         } else {
             head_dim as f32
         };
-        let scaling = match keys.metadata.str("gemma3.rope.scaling.type")? {
-            Some("linear") => keys.f32("gemma3.rope.scaling.factor")?.unwrap_or(1.0),
-            Some("none") | None => 1.0,
-            Some(_) => return Err(keys.bad("gemma3.rope.scaling.type", "linear or none")),
-        };
         let sizes = Gemma3Sizes {
             n_layers,
             d_model: keys.required("gemma3.embedding_length")?,
@@ -77,7 +111,7 @@ impl Config {
             },
             global_rope: Rope {
                 theta: keys.f32("gemma3.rope.freq_base")?.unwrap_or(1e6),
-                scaling,
+                scaling: keys.scaling("gemma3.rope.scaling.type", "gemma3.rope.scaling.factor")?,
                 n_turning: None,
             },
             is_global: keys.pattern(n_layers)?,
@@ -106,11 +140,9 @@ pub(super) fn read_drafter(gguf: &Gguf, path: &Path) -> Result<(Config, usize), 
 }
 
 /// Rows of the embedding; 0, which is refused as a vocabulary size, when there is none.
-fn vocabulary_rows(gguf: &Gguf) -> usize {
-    let embedding = gguf.infos().find(|info| info.name == "token_embd.weight");
-    embedding
-        .and_then(|info| info.shape.first().copied())
-        .unwrap_or(0)
+fn vocabulary_rows(gguf: &dyn GgufHead) -> usize {
+    let shape = gguf.shape("token_embd.weight");
+    shape.and_then(|shape| shape.first().copied()).unwrap_or(0)
 }
 
 /// Typed access that knows the file for its errors.
@@ -151,13 +183,22 @@ impl Keys<'_> {
     fn bad(&self, field: &'static str, expected: &'static str) -> Error {
         let value = self
             .metadata
-            .get(field)
+            .get(&self.name(field))
             .map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
         Error::BadField {
             path: self.path.to_owned(),
             field,
             value,
             expected,
+        }
+    }
+
+    /// Linear scaling of the global rope, from the keys of its kind and of its factor. Local ropes have none.
+    fn scaling(&self, kind: &'static str, factor: &'static str) -> Result<f32, Error> {
+        match self.metadata.str(&self.name(kind))? {
+            Some("linear") => Ok(self.f32(factor)?.unwrap_or(1.0)),
+            Some("none") | None => Ok(1.0),
+            Some(_) => Err(self.bad(kind, "linear or none")),
         }
     }
 

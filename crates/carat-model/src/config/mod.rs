@@ -16,6 +16,7 @@ use std::path::Path;
 use crate::Error;
 use crate::weights::gguf_shapes;
 pub(crate) use drafter::{DrafterClusters, DrafterConfig};
+pub(crate) use gguf::{GgufHead, ROPE_FACTORS, SEES_SPANS, usually_sees_spans};
 pub use media::{
     AudioConfig, ConformerConfig, Gemma4VisionConfig, MediaConfig, SiglipConfig, UnifiedAudioConfig,
     UnifiedVisionConfig, VisionConfig,

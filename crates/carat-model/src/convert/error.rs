@@ -28,6 +28,17 @@ pub enum ConvertError {
         /// The file.
         path: PathBuf,
     },
+    /// A setting of the source that GGUF has no key for.
+    #[error(
+        "`{}` has {setting} that no key of a GGUF file can say, so the new file would give other answers; run the folder \
+         as it is", path.display()
+    )]
+    Forgotten {
+        /// The source.
+        path: PathBuf,
+        /// What would be forgotten.
+        setting: &'static str,
+    },
     /// A vocabulary that does not make a GGUF one.
     #[error("`{}`: {reason}; get the file again from the model's publisher", path.display())]
     Vocabulary {

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::ConvertError;
 use super::vocabulary::{MergeOrder, Vocabulary};
 use crate::checkpoint::Checkpoint;
-use crate::{Config, Error, Family};
+use crate::{Config, Error, Family, Rope};
 
 /// Largest `tokenizer_config.json` and chat template that are read, in bytes; Gemma's has 1.2 MB.
 const MAX_SIDE_FILE_BYTES: u64 = 16 << 20;
@@ -52,7 +52,7 @@ pub(super) fn of_folder(
             MergeOrder::Scores
         }
         Family::Gemma4 => {
-            gemma4::sizes(checkpoint.config(), &mut keys);
+            gemma4::sizes(checkpoint.config(), &mut keys, notes);
             MergeOrder::Rules
         }
     };
@@ -112,6 +112,15 @@ impl Keys {
     fn number(&mut self, key: &str, value: f32) {
         self.add(&format!("{}.{key}", self.architecture), Value::F32(value));
     }
+
+    /// The rope of global layers: the only one that may be scaled.
+    fn global_rope(&mut self, rope: Rope) {
+        self.number("rope.freq_base", rope.theta);
+        if rope.scaling != 1.0 {
+            self.text(&format!("{}.rope.scaling.type", self.architecture), "linear");
+            self.number("rope.scaling.factor", rope.scaling);
+        }
+    }
 }
 
 fn sizes(config: &Config, keys: &mut Keys, notes: &mut Vec<String>) {
@@ -128,19 +137,14 @@ fn sizes(config: &Config, keys: &mut Keys, notes: &mut Vec<String>) {
     keys.count("attention.head_count_kv", first.n_kv_heads);
     keys.count("attention.key_length", first.head_dim);
     keys.count("attention.value_length", first.head_dim);
-    if let Some(window) = config.layers.iter().find_map(|layer| layer.window) {
-        keys.count("attention.sliding_window", window);
-    }
+    let window = config.layers.iter().find_map(|layer| layer.window);
+    keys.count("attention.sliding_window", window.unwrap_or(config.context_len));
     let local = config.layers.iter().find(|layer| layer.window.is_some());
     let global = config.layers.iter().find(|layer| layer.window.is_none());
     let rope =
         |layer: Option<&crate::LayerConfig>| layer.and_then(|layer| config.ropes.get(layer.rope)).copied();
     if let Some(rope) = rope(global) {
-        keys.number("rope.freq_base", rope.theta);
-        if rope.scaling != 1.0 {
-            keys.text("gemma3.rope.scaling.type", "linear");
-            keys.number("rope.scaling.factor", rope.scaling);
-        }
+        keys.global_rope(rope);
     }
     if let Some(rope) = rope(local).filter(|rope| rope.theta != 1e4) {
         keys.number("rope.freq_base_swa", rope.theta);
@@ -164,7 +168,7 @@ fn sizes(config: &Config, keys: &mut Keys, notes: &mut Vec<String>) {
     } else {
         first.head_dim as f32
     };
-    if (config.score_scale * implied.sqrt() - 1.0).abs() > 1e-6 {
+    if config.score_scale != 1.0 / implied.sqrt() {
         keys.number("attention.scale", config.score_scale);
         notes.push(
             "attention scores have a scale of their own, which programs other than carat may ignore"

@@ -5,9 +5,11 @@
 //! written at a time, so memory stays small whatever the model's size. The new file appears when it is
 //! complete; a conversion that fails or is cancelled leaves nothing behind.
 //!
-//! Numbers are only rounded, never moved: a tensor that already has the chosen format is copied as it is.
+//! Numbers are only rounded, never moved: a tensor that already has the chosen format is copied as it is. What a folder says
+//! of the model must be in the file too, or nothing is written (`kept`).
 
 mod error;
+mod kept;
 mod layout;
 mod metadata;
 mod mix;

@@ -9,8 +9,9 @@ use std::path::Path;
 use carat_format::{Gguf, Safetensors, TensorBytes, TensorView, Value};
 use carat_kernels::DType;
 
-use super::{ConvertError, metadata};
+use super::{ConvertError, kept, metadata};
 use crate::checkpoint::{Checkpoint, Container};
+use crate::config::ROPE_FACTORS;
 use crate::{Config, Error, Family, gguf_name, weights};
 
 /// Keys that say how a file was made and not what the model is; the new file gets its own or none.
@@ -146,24 +147,30 @@ fn from_folder(checkpoint: &Checkpoint, files: &Safetensors) -> Result<Source, C
             }
         }
     }
-    Ok(Source {
+    let source = Source {
         metadata: described.metadata,
         tensors,
         notes,
-    })
+    };
+    kept::check(&source, checkpoint)?;
+    Ok(source)
 }
 
-/// What angles are divided by where only some pairs of a head turn: ones, then numbers too large to turn by.
+/// What angles of Gemma 4's global layers are divided by: ones for the pairs of a head that turn, then numbers too large
+/// to turn by.
 fn rope_factors(config: &Config) -> Option<SourceTensor> {
     let layer = config.layers.iter().find(|layer| layer.window.is_none())?;
-    let n_turning = config.ropes.get(layer.rope)?.n_turning?;
+    let n_pairs = layer.head_dim / 2;
+    let n_turning = match (config.family, config.ropes.get(layer.rope)?.n_turning) {
+        (Family::Gemma3, _) => return None,
+        // Without factors a quarter would be taken to turn.
+        (Family::Gemma4, n_turning) => n_turning.unwrap_or(n_pairs),
+    };
     let factor = |pair: usize| if pair < n_turning { 1.0f32 } else { 1e30 };
-    let bytes: Vec<u8> = (0..layer.head_dim / 2)
-        .flat_map(|pair| factor(pair).to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = (0..n_pairs).flat_map(|pair| factor(pair).to_le_bytes()).collect();
     Some(SourceTensor {
-        name: "rope_freqs.weight".to_owned(),
-        shape: vec![layer.head_dim / 2],
+        name: ROPE_FACTORS.to_owned(),
+        shape: vec![n_pairs],
         dtype: DType::F32,
         stored: bytes.into(),
         offset: 0.0,

@@ -316,10 +316,7 @@ impl Names {
             Container::HuggingFace(_) => {
                 let holds_text = |prefix: &&&str| has(&format!("{prefix}embed_tokens.weight"));
                 let prefix = TEXT_PREFIXES.iter().find(holds_text).copied();
-                (
-                    Some(prefix.unwrap_or(TEXT_PREFIXES[0])),
-                    &HUGGING_FACE_HEADS[..],
-                )
+                (Some(prefix.unwrap_or(TEXT_PREFIXES[0])), &HUGGING_FACE_HEADS[..])
             }
         };
         Names {

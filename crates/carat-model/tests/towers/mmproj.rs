@@ -345,7 +345,10 @@ fn towers_of_the_other_generation_are_refused() {
         pure: false,
         n_threads: 2,
     };
-    convert(&folder("gemma4-dense"), &text, &options, &mut |_| ControlFlow::Continue(())).unwrap();
+    convert(&folder("gemma4-dense"), &text, &options, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     let checkpoint = Checkpoint::open(&text).unwrap();
     let found = MediaSource::find(&checkpoint).unwrap().unwrap();
     assert_eq!(found.path(), gemma4);

@@ -4,12 +4,11 @@
 //! one number for all layers or an array. That values are keys shows in the tensors that are missing, and the
 //! share of a head that turns in the factors of `rope_freqs.weight`.
 
-use carat_format::Gguf;
 use carat_kernels::dequantize;
 
 use super::super::gemma4::{Gemma4Layer, Gemma4Sizes};
 use super::super::{Config, Experts, MAX_LAYERS, Rope, every_nth_global};
-use super::{Keys, vocabulary_rows};
+use super::{GgufHead, Keys, vocabulary_rows};
 use crate::Error;
 
 /// Factors of frequencies above this stand for "does not turn": files have 1e30 there.
@@ -17,8 +16,20 @@ const STANDS_STILL: f32 = 1e10;
 
 const PATTERN: &str = "gemma4.attention.sliding_window_pattern";
 
+/// The factors of frequencies.
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Whether images are seen in both directions: carat's own, written where it is not as
+/// [`usually_sees_spans`] has it.
+pub(crate) const SEES_SPANS: &str = "gemma4.attention.bidirectional_spans";
+
+/// Files do not say; of the released models those with per-layer inputs see images as they see text.
+pub(crate) fn usually_sees_spans(per_layer_width: usize) -> bool {
+    per_layer_width == 0
+}
+
 /// Reads the keys of a file of architecture `gemma4`.
-pub(super) fn read(gguf: &Gguf, keys: &Keys<'_>) -> Result<Config, Error> {
+pub(super) fn read(gguf: &dyn GgufHead, keys: &Keys<'_>) -> Result<Config, Error> {
     let n_layers = keys.required("gemma4.block_count")?;
     if n_layers == 0 || n_layers > MAX_LAYERS {
         return Err(keys.bad("gemma4.block_count", "between 1 and 1024"));
@@ -46,7 +57,7 @@ pub(super) fn read(gguf: &Gguf, keys: &Keys<'_>) -> Result<Config, Error> {
         n_kv_heads: kv_heads[i],
         head_dim: if is_global[i] { head_dim } else { local_head_dim },
         d_ff: d_ff[i],
-        keys_are_values: !has_values(gguf, i),
+        keys_are_values: gguf.shape(&format!("blk.{i}.attn_v.weight")).is_none(),
     };
     let sizes = Gemma4Sizes {
         d_model: keys.required("gemma4.embedding_length")?,
@@ -65,11 +76,13 @@ pub(super) fn read(gguf: &Gguf, keys: &Keys<'_>) -> Result<Config, Error> {
         },
         global_rope: Rope {
             theta: keys.f32("gemma4.rope.freq_base")?.unwrap_or(1e6),
-            scaling: 1.0,
+            scaling: keys.scaling("gemma4.rope.scaling.type", "gemma4.rope.scaling.factor")?,
             n_turning: Some(n_turning(gguf, keys, head_dim)?),
         },
-        // Files do not say; of the released models those with per-layer inputs see images as they see text.
-        sees_spans: per_layer_width == 0,
+        sees_spans: keys
+            .metadata
+            .bool(&keys.name(SEES_SPANS))?
+            .unwrap_or(usually_sees_spans(per_layer_width)),
         experts: experts(keys)?,
         // All layers of a drafter share, with layers that are in another file.
         n_shared: match keys.usize("gemma4.attention.shared_kv_layers")? {
@@ -118,28 +131,23 @@ fn experts(keys: &Keys<'_>) -> Result<Option<Experts>, Error> {
     }
 }
 
-fn has_values(gguf: &Gguf, layer: usize) -> bool {
-    let name = format!("blk.{layer}.attn_v.weight");
-    gguf.infos().any(|info| info.name == name)
-}
-
 /// Pairs of a global layer's head that turn: those whose factor is one. Without the tensor, a quarter.
-fn n_turning(gguf: &Gguf, keys: &Keys<'_>, head_dim: usize) -> Result<usize, Error> {
-    let Some(tensor) = gguf.tensor("rope_freqs.weight").transpose()? else {
+fn n_turning(gguf: &dyn GgufHead, keys: &Keys<'_>, head_dim: usize) -> Result<usize, Error> {
+    let Some((dtype, bytes)) = gguf.values(ROPE_FACTORS)? else {
         return Ok(head_dim / 8);
     };
-    let shape = || Error::TensorShape {
-        path: keys.path.to_owned(),
-        name: tensor.name.to_owned(),
-        expected: vec![head_dim / 2],
-        found: tensor.shape.to_vec(),
-    };
-    if tensor.shape != [head_dim / 2] {
-        return Err(shape());
+    let found = gguf.shape(ROPE_FACTORS).unwrap_or_default();
+    if found != [head_dim / 2] {
+        return Err(Error::TensorShape {
+            path: keys.path.to_owned(),
+            name: ROPE_FACTORS.to_owned(),
+            expected: vec![head_dim / 2],
+            found: found.to_vec(),
+        });
     }
     let mut factors = vec![0.0; head_dim / 2];
-    dequantize(tensor.dtype, tensor.bytes, &mut factors).map_err(|source| Error::Tensor {
-        name: tensor.name.to_owned(),
+    dequantize(dtype, bytes, &mut factors).map_err(|source| Error::Tensor {
+        name: ROPE_FACTORS.to_owned(),
         source,
     })?;
     let n_turning = factors.iter().take_while(|factor| **factor == 1.0).count();

@@ -10,9 +10,10 @@ use carat_format::{Array, Value, read_limited};
 use super::super::ConvertError;
 use super::super::vocabulary::Vocabulary;
 use super::{Keys, MAX_SIDE_FILE_BYTES, pieces, specials};
+use crate::config::{SEES_SPANS, usually_sees_spans};
 use crate::{Config, Error, LayerConfig};
 
-pub(super) fn sizes(config: &Config, keys: &mut Keys) {
+pub(super) fn sizes(config: &Config, keys: &mut Keys, notes: &mut Vec<String>) {
     keys.count("context_length", config.context_len);
     keys.count("embedding_length", config.d_model);
     keys.count("block_count", config.layers.len());
@@ -27,8 +28,10 @@ pub(super) fn sizes(config: &Config, keys: &mut Keys) {
         keys.count(&format!("attention.key_length{suffix}"), layer.head_dim);
         keys.count(&format!("attention.value_length{suffix}"), layer.head_dim);
         keys.count(&format!("rope.dimension_count{suffix}"), layer.head_dim);
-        if let Some(rope) = config.ropes.get(layer.rope) {
-            keys.number(&format!("rope.freq_base{suffix}"), rope.theta);
+        match config.ropes.get(layer.rope) {
+            Some(rope) if suffix.is_empty() => keys.global_rope(*rope),
+            Some(rope) => keys.number("rope.freq_base_swa", rope.theta),
+            None => {}
         }
     }
     let window = local.and_then(|layer| layer.window);
@@ -43,6 +46,14 @@ pub(super) fn sizes(config: &Config, keys: &mut Keys) {
         config.layers.len() - config.n_owning_layers(),
     );
     keys.count("embedding_length_per_layer_input", config.per_layer_width);
+    let sees_spans = config.layers.iter().any(|layer| layer.sees_spans);
+    if local.is_some() && sees_spans != usually_sees_spans(config.per_layer_width) {
+        keys.add(SEES_SPANS, Value::Bool(sees_spans));
+        notes.push(
+            "whether the rows of an image see each other is said by a key that programs other than carat may ignore"
+                .to_owned(),
+        );
+    }
     if let Some(cap) = config.logit_cap {
         keys.number("final_logit_softcapping", cap);
     }
