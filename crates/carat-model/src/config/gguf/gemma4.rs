@@ -19,8 +19,7 @@ const PATTERN: &str = "gemma4.attention.sliding_window_pattern";
 /// The factors of frequencies.
 pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
 
-/// Whether images are seen in both directions: carat's own, written where it is not as
-/// [`usually_sees_spans`] has it.
+/// Whether images are seen in both directions: a key of carat's own, written where [`usually_sees_spans`] is wrong.
 pub(crate) const SEES_SPANS: &str = "gemma4.attention.bidirectional_spans";
 
 /// Files do not say; of the released models those with per-layer inputs see images as they see text.
