@@ -74,7 +74,7 @@ pub(crate) fn admit(
     let mut warnings = Vec::new();
     for payer in &holder.payers {
         if let Some(meter) = meters.get_mut(&payer.scope) {
-            meter.take(asked);
+            meter.take(payer, asked);
             warnings.extend(meter.warning(payer, now));
         }
     }
@@ -129,6 +129,8 @@ impl Meter {
             return Err(Refusal::Concurrency { whose });
         }
         if let Some(limit) = limits.requests_per_minute {
+            // Each takes one. Tokens may well be taken beyond what fits, by an answer that was longer than thought.
+            self.requests.cap(limit);
             let checked = self.requests.check(limit, 1, now.rate_ms);
             checked.map_err(|wait| Refusal::Requests { whose, wait })?;
         }
@@ -161,11 +163,21 @@ impl Meter {
         Ok(())
     }
 
-    fn take(&mut self, asked: &Asked<'_>) {
+    fn take(&mut self, payer: &Payer, asked: &Asked<'_>) {
         self.held = self.held.plus(asked.cost.unwrap_or_default());
         self.n_open += 1;
-        self.requests.take(1);
-        self.tokens.take(asked.tokens);
+        let limits = &payer.limits;
+        for (bucket, limit, n) in [
+            (&mut self.requests, limits.requests_per_minute, 1),
+            (&mut self.tokens, limits.tokens_per_minute, asked.tokens),
+        ] {
+            match limit {
+                Some(_) => bucket.take(n),
+                // A bucket fills when it is looked at, and without a limit nobody looks: whoever sets one later would
+                // find it empty for hours.
+                None => *bucket = Bucket::default(),
+            }
+        }
     }
 
     fn spent(&self, budget: Budget, now: Moment) -> Micros {
@@ -317,6 +329,45 @@ mod tests {
             admit(&rich, &mut meters, &asked(1), NOW).err(),
             Some(Refusal::Requests { .. })
         ));
+    }
+
+    #[test]
+    fn a_limit_a_minute_begins_when_it_is_set() {
+        let mut meters = Meters::new();
+        let free = holder(Limits::default(), 0);
+        let many = Asked {
+            tokens: 10_000,
+            ..asked(0)
+        };
+        let (open, row) = open(0);
+        let used = Row {
+            output: 20_000,
+            ..row(0)
+        };
+        for _ in 0..1_000 {
+            admit(&free, &mut meters, &many, NOW).unwrap();
+            settle(&mut meters, &open, &used, true);
+        }
+        let limited = |n| {
+            let limits = Limits {
+                requests_per_minute: Some(n),
+                tokens_per_minute: Some(1_000 * n),
+                ..Limits::default()
+            };
+            holder(limits, 0)
+        };
+        admit(&limited(60), &mut meters, &many, NOW).unwrap();
+        // Taken away, it is forgotten.
+        (0..1_000).for_each(|_| drop(admit(&free, &mut meters, &many, NOW).unwrap()));
+        (0..100).for_each(|_| drop(admit(&limited(1_000), &mut meters, &many, NOW).unwrap()));
+        // A lower one does not wait for what the higher one allowed.
+        let mut requests_only = limited(2);
+        requests_only.payers[1].limits.tokens_per_minute = None;
+        let refusal = admit(&requests_only, &mut meters, &many, NOW).err();
+        let Some(Refusal::Requests { wait, .. }) = refusal else {
+            panic!("{refusal:?}")
+        };
+        assert!(wait.as_secs_f64() < 30.1, "{wait:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 pub(crate) struct Bucket {
     /// What is missing to the full, at `at`.
     missing: f64,
+    /// Nothing as long as there is no limit.
     at: Option<u64>,
 }
 
@@ -27,8 +28,17 @@ impl Bucket {
         self.missing += n as f64;
     }
 
+    /// Makes up for a limit that was higher: what was taken under it is at most what fits now.
+    pub(crate) fn cap(&mut self, limit: u64) {
+        self.missing = self.missing.min(limit as f64);
+    }
+
     /// Puts what was really used in place of what was taken.
     pub(crate) fn correct(&mut self, taken: u64, used: u64) {
+        // Without a limit nothing was taken.
+        if self.at.is_none() {
+            return;
+        }
         self.missing = (self.missing + used as f64 - taken as f64).max(0.0);
     }
 
@@ -38,15 +48,16 @@ impl Bucket {
     }
 
     pub(crate) fn of_parts(missing: u64, at: Option<u64>) -> Self {
-        Self {
+        // Versions that took from buckets without a limit have left some that are empty and were never filled.
+        at.map_or_else(Self::default, |at| Self {
             missing: missing as f64 / 1000.0,
-            at,
-        }
+            at: Some(at),
+        })
     }
 
     fn fill(&mut self, limit: f64, now: u64) {
-        let age_ms = self.at.map_or(0, |at| now.saturating_sub(at));
-        self.missing = (self.missing - limit * age_ms as f64 / 60_000.0).max(0.0);
+        let at = self.at.unwrap_or(now);
+        self.missing = (self.missing - limit * now.saturating_sub(at) as f64 / 60_000.0).max(0.0);
         self.at = Some(now);
     }
 }
@@ -73,5 +84,15 @@ mod tests {
         bucket.take(500);
         bucket.correct(500, 30);
         assert!(bucket.check(60, 30, start + 60_000).is_ok());
+    }
+
+    #[test]
+    fn what_was_never_limited_is_full() {
+        let mut bucket = Bucket::of_parts(9_000_000, None);
+        bucket.correct(0, 5_000);
+        assert_eq!(bucket.parts(), (0, None));
+        bucket.check(60, 60, 1).unwrap();
+        bucket.take(60);
+        assert_eq!(bucket.parts(), (60_000, Some(1)));
     }
 }

@@ -228,6 +228,34 @@ fn limits_hold_and_keys_can_be_taken_back_on(ground: &Ground) {
     ));
 }
 
+#[test]
+fn a_limit_that_is_set_late_begins_when_it_is_set() {
+    Ground::all()
+        .iter()
+        .for_each(a_limit_that_is_set_late_begins_when_it_is_set_on);
+}
+
+fn a_limit_that_is_set_late_begins_when_it_is_set_on(ground: &Ground) {
+    let rig = Rig::new(ground, NewKey::default());
+    let ledger = rig.open();
+    for _ in 0..200 {
+        ledger.admit(&rig.secret, &asked(1)).now().unwrap().settle(row(1));
+    }
+    let limits = Limits {
+        requests_per_minute: Some(60),
+        tokens_per_minute: Some(60),
+        models: vec!["chat".into()],
+        ..Limits::default()
+    };
+    rig.admin().set_key("k", &limits, None).unwrap();
+    until(|| {
+        ledger
+            .bearer(&rig.secret)
+            .is_some_and(|bearer| !bearer.may_ask("other"))
+    });
+    ledger.admit(&rig.secret, &asked(1)).now().unwrap().settle(row(1));
+}
+
 /// Not a test of its own: what `killed_at_any_moment` runs and kills. Several threads settle requests for ever and say so.
 #[test]
 fn victim() {
