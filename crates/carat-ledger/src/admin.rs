@@ -26,6 +26,7 @@ const MAX_CREDIT: Micros = Micros(1_000_000_000_000_000);
 pub struct Admin {
     pub(crate) store: Store,
     actor: String,
+    place: Place,
 }
 
 /// An act that was written down.
@@ -71,10 +72,23 @@ impl Admin {
     /// # Errors
     /// [`Error`], as for everything here: the database.
     pub fn open(place: impl Into<Place>) -> Result<Self, Error> {
+        let place = place.into();
         Ok(Self {
-            store: Store::open(&place.into())?,
+            store: Store::open(&place)?,
             actor: "command".into(),
+            place,
         })
+    }
+
+    /// Connects to the server again if an act before found the connection lost.
+    ///
+    /// # Errors
+    /// The server's.
+    pub fn renew(&mut self) -> Result<(), Error> {
+        if self.store.db.is_lost() {
+            self.store = Store::open(&self.place)?;
+        }
+        Ok(())
     }
 
     /// Says who acts from now on.

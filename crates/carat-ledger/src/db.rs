@@ -3,20 +3,15 @@
 //! Statements have numbered places (`?1`), values go in as [`Value`]s, and what comes back is a [`Record`] whose columns
 //! are taken in their order. Every number is a signed integer of 64 bits: money, times and counts alike.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
-use postgres::types::{IsNull, Type};
 use rusqlite::Connection;
 use rusqlite::types::{ToSqlOutput, ValueRef};
+use tokio_postgres::types::{IsNull, Type};
 
-use crate::{Error, Micros, Place, tls};
-
-/// Statements that are kept prepared.
-const MAX_STATEMENTS: usize = 64;
-/// How long connecting to a server may take.
-const CONNECT: Duration = Duration::from_secs(5);
+use crate::server::{MAX_STATEMENTS, Server};
+use crate::{Error, Micros, Place};
 
 /// A value on its way into a statement.
 #[derive(Debug, Clone, Copy)]
@@ -92,7 +87,7 @@ impl rusqlite::ToSql for Value<'_> {
     }
 }
 
-impl postgres::types::ToSql for Value<'_> {
+impl tokio_postgres::types::ToSql for Value<'_> {
     fn to_sql(
         &self,
         kind: &Type,
@@ -111,7 +106,7 @@ impl postgres::types::ToSql for Value<'_> {
         true
     }
 
-    postgres::types::to_sql_checked!();
+    tokio_postgres::types::to_sql_checked!();
 }
 
 /// A value that came back.
@@ -184,13 +179,7 @@ pub(crate) enum Db {
     /// A file of this machine.
     Sqlite(Connection),
     /// A server.
-    Postgres(Box<Postgres>),
-}
-
-/// A connection to a server, with the statements that it has prepared.
-pub(crate) struct Postgres {
-    client: postgres::Client,
-    statements: HashMap<String, postgres::Statement>,
+    Postgres(Box<Server>),
 }
 
 impl fmt::Debug for Db {
@@ -199,20 +188,6 @@ impl fmt::Debug for Db {
             Self::Sqlite(_) => "Db::Sqlite",
             Self::Postgres(_) => "Db::Postgres",
         })
-    }
-}
-
-impl Postgres {
-    fn prepared(&mut self, sql: &str) -> Result<postgres::Statement, Error> {
-        if let Some(statement) = self.statements.get(sql) {
-            return Ok(statement.clone());
-        }
-        // Places are `$1` there, and `?` stands for nothing else in any statement.
-        let statement = self.client.prepare(&sql.replace('?', "$"))?;
-        if self.statements.len() < MAX_STATEMENTS {
-            self.statements.insert(sql.to_string(), statement.clone());
-        }
-        Ok(statement)
     }
 }
 
@@ -227,22 +202,20 @@ impl Db {
                 connection.set_prepared_statement_cache_capacity(MAX_STATEMENTS);
                 Ok(Self::Sqlite(connection))
             }
-            Place::Postgres { url, .. } => {
-                let (mut config, tls) = tls::read(url)?;
-                config.connect_timeout(CONNECT).application_name("carat");
-                let mut client = config.connect(tls)?;
-                // Somebody else's lock must not stop the gateway for ever.
-                client.batch_execute("SET lock_timeout = '10s'; SET statement_timeout = '30s'")?;
-                Ok(Self::Postgres(Box::new(Postgres {
-                    client,
-                    statements: HashMap::new(),
-                })))
-            }
+            Place::Postgres { url, .. } => Ok(Self::Postgres(Box::new(Server::connect(url)?))),
         }
     }
 
     pub(crate) fn is_postgres(&self) -> bool {
         matches!(self, Self::Postgres(_))
+    }
+
+    /// Whether it is a server's and has ended: another one must be opened.
+    pub(crate) fn is_lost(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            Self::Postgres(server) => server.is_lost(),
+        }
     }
 
     /// Runs a statement; gives how many rows it changed.
@@ -252,14 +225,7 @@ impl Db {
                 let mut statement = connection.prepare_cached(sql)?;
                 Ok(statement.execute(rusqlite::params_from_iter(values))? as u64)
             }
-            Self::Postgres(postgres) => {
-                let statement = postgres.prepared(sql)?;
-                let values: Vec<&(dyn postgres::types::ToSql + Sync)> = values
-                    .iter()
-                    .map(|value| value as &(dyn postgres::types::ToSql + Sync))
-                    .collect();
-                Ok(postgres.client.execute(&statement, &values)?)
-            }
+            Self::Postgres(server) => server.execute(sql, values),
         }
     }
 
@@ -267,7 +233,7 @@ impl Db {
     pub(crate) fn batch(&mut self, sql: &str) -> Result<(), Error> {
         match self {
             Self::Sqlite(connection) => connection.execute_batch(sql)?,
-            Self::Postgres(postgres) => postgres.client.batch_execute(sql)?,
+            Self::Postgres(server) => server.batch(sql)?,
         }
         Ok(())
     }
@@ -286,14 +252,9 @@ impl Db {
                 }
                 Ok(records)
             }
-            Self::Postgres(postgres) => {
-                let statement = postgres.prepared(sql)?;
-                let values: Vec<&(dyn postgres::types::ToSql + Sync)> = values
-                    .iter()
-                    .map(|value| value as &(dyn postgres::types::ToSql + Sync))
-                    .collect();
-                let rows = postgres.client.query(&statement, &values)?;
-                let record = |row: &postgres::Row| {
+            Self::Postgres(server) => {
+                let rows = server.query(sql, values)?;
+                let record = |row: &tokio_postgres::Row| {
                     let cells = (0..row.len()).map(|i| postgres_cell(row, i));
                     Ok(Record(cells.collect::<Result<Vec<_>, Error>>()?.into_iter()))
                 };
@@ -360,7 +321,7 @@ fn sqlite_cell(value: ValueRef<'_>) -> Result<Cell, Error> {
     })
 }
 
-fn postgres_cell(row: &postgres::Row, i: usize) -> Result<Cell, Error> {
+fn postgres_cell(row: &tokio_postgres::Row, i: usize) -> Result<Cell, Error> {
     let kind = row.columns()[i].type_();
     Ok(if *kind == Type::INT8 {
         row.try_get::<_, Option<i64>>(i)?.map_or(Cell::Null, Cell::Int)

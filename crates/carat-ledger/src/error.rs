@@ -11,10 +11,16 @@ pub enum Error {
     Database(#[from] rusqlite::Error),
     /// The server failed, or cannot be reached.
     #[error("the ledger's PostgreSQL server failed or cannot be reached")]
-    Server(#[from] postgres::Error),
+    Server(#[from] tokio_postgres::Error),
+    /// The server took too long.
+    #[error("the ledger's PostgreSQL server says nothing; see whether it runs and the network leads to it")]
+    Silent,
+    /// The system gives nothing to connect with.
+    #[error("a connection to the ledger's PostgreSQL server cannot even be begun on this machine")]
+    Connection(#[source] std::io::Error),
     /// The server's address makes no sense. It is not repeated, since it may hold a password.
     #[error("the ledger's address is none of a PostgreSQL server, such as postgres://user@host/database")]
-    Address(#[source] postgres::Error),
+    Address(#[source] tokio_postgres::Error),
     /// What the address says about TLS makes no sense, or cannot be had.
     #[error("the connection to the ledger's PostgreSQL server cannot be encrypted as its address says: {0}")]
     Encryption(String),

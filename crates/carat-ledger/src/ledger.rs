@@ -17,6 +17,7 @@ use crate::journal::Journal;
 use crate::local::Local;
 use crate::row::{Entry, Open, Row, clip};
 use crate::shared::Shared;
+use crate::store::Store;
 use crate::{Error, Limits, Place, Role};
 
 /// Most warnings that wait to be written down.
@@ -90,15 +91,7 @@ impl Ledger {
             Place::Sqlite(_) => Way::Local(Local::new()),
             Place::Postgres { .. } => Way::Shared(Shared::new(&folder)?),
         };
-        let keeper = Arc::new(Keeper {
-            directory: RwLock::default(),
-            warnings: Mutex::default(),
-            journal,
-            is_behind: AtomicBool::new(false),
-            is_stopping: AtomicBool::new(false),
-            settled: Notify::new(),
-            way,
-        });
+        let keeper = Arc::new(Keeper::new(journal, way));
         // The thread opens the database itself: a server's client must live on one.
         let (opened, is_open) = std::sync::mpsc::channel();
         let shared = Arc::clone(&keeper);
@@ -136,7 +129,7 @@ impl Ledger {
         }
         match &self.keeper.way {
             Way::Local(local) => local.admit(&self.keeper, holder, asked),
-            Way::Shared(shared) => shared.admit(Arc::clone(holder), asked).await,
+            Way::Shared(shared) => shared.admit(&self.keeper, Arc::clone(holder), asked).await,
         }
     }
 
@@ -186,6 +179,18 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Keeper {
+    fn new(journal: Journal, way: Way) -> Self {
+        Self {
+            directory: RwLock::default(),
+            warnings: Mutex::default(),
+            journal,
+            is_behind: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            settled: Notify::new(),
+            way,
+        }
+    }
+
     fn directory(&self) -> Arc<Directory> {
         Arc::clone(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -267,11 +272,7 @@ pub(crate) struct Chores {
 
 impl Chores {
     /// Begins with the directory as it is.
-    pub(crate) fn begin(
-        keeper: &Keeper,
-        store: &mut crate::store::Store,
-        keep: Option<Duration>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn begin(keeper: &Keeper, store: &mut Store, keep: Option<Duration>) -> Result<Self, Error> {
         let version = store.db.version()?;
         keeper.set_directory(Directory::load(store)?);
         Ok(Self {
@@ -283,7 +284,7 @@ impl Chores {
     }
 
     /// Takes up what somebody changed, and removes what is no longer to be kept.
-    pub(crate) fn run(&mut self, keeper: &Keeper, store: &mut crate::store::Store) -> Result<(), Error> {
+    pub(crate) fn run(&mut self, keeper: &Keeper, store: &mut Store) -> Result<(), Error> {
         if self.looked.elapsed() < LOOK {
             return Ok(());
         }
@@ -303,5 +304,50 @@ impl Chores {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Admin, NewKey};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut admin = Admin::open(&folder.path().join("l.db")).unwrap();
+        let name = "k".to_string();
+        let secret = admin
+            .add_key(
+                &NewKey {
+                    name,
+                    ..NewKey::default()
+                },
+                1,
+            )
+            .unwrap();
+        let (journal, _) = Journal::open(&folder.path().join("journal")).unwrap();
+        let keeper = Keeper::new(journal, Way::Shared(Shared::new(folder.path()).unwrap()));
+        keeper.set_directory(Directory::load(&mut admin.store).unwrap());
+        // The thread hangs: there is none.
+        let ledger = Ledger {
+            keeper: Arc::new(keeper),
+            thread: None,
+            n_lost: 0,
+        };
+        let asked = Asked {
+            id: [1; 16],
+            route: "chat",
+            tokens: 1,
+            cost: None,
+            is_downgraded: false,
+        };
+        let began = tokio::time::Instant::now();
+        let refused = async || ledger.admit(secret.text(), &asked).await.err();
+        assert_eq!(refused().await, Some(Refusal::Broken));
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(20), "{waited:?}");
+        assert_eq!(refused().await, Some(Refusal::Broken));
+        assert_eq!(began.elapsed(), waited, "the next is not kept waiting");
     }
 }

@@ -26,6 +26,7 @@ mod rate;
 mod report;
 mod row;
 mod schema;
+mod server;
 mod shared;
 mod store;
 mod tls;

@@ -42,6 +42,8 @@ const BEAT: Duration = Duration::from_secs(5);
 const SILENCE_MS: u64 = 30_000;
 /// How long the name of a gateway is remembered, in milliseconds.
 const FORGOTTEN_MS: i64 = 86_400_000;
+/// How long a decision is waited for: longer than the server waits for somebody else's lock.
+const DECISION: Duration = Duration::from_secs(15);
 /// How long to wait before connecting again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -82,8 +84,13 @@ impl Shared {
         })
     }
 
-    /// Waits for a decision.
-    pub(crate) async fn admit(&self, holder: Arc<Holder>, asked: &Asked<'_>) -> Result<Hold, Refusal> {
+    /// Waits for a decision, but not long: the server may have fallen silent.
+    pub(crate) async fn admit(
+        &self,
+        keeper: &Keeper,
+        holder: Arc<Holder>,
+        asked: &Asked<'_>,
+    ) -> Result<Hold, Refusal> {
         let (answer, decided) = oneshot::channel();
         {
             let mut orders = locked(&self.orders);
@@ -101,7 +108,18 @@ impl Shared {
             });
         }
         self.wake.notify_one();
-        decided.await.unwrap_or(Err(Refusal::Broken))
+        match tokio::time::timeout(DECISION, decided).await {
+            Ok(decision) => decision.unwrap_or(Err(Refusal::Broken)),
+            Err(_) => {
+                // Until the thread says otherwise: the next need not wait to be told the same.
+                if !keeper.is_behind.swap(true, Ordering::Relaxed) {
+                    tracing::error!(
+                        "the ledger's server does not answer; requests are refused until it does"
+                    );
+                }
+                Err(Refusal::Broken)
+            }
+        }
     }
 
     /// Something waits in the journal.
@@ -122,7 +140,9 @@ impl Shared {
             orders = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
         let n = orders.len().min(GROUP);
-        orders.drain(..n).collect()
+        // Some may have waited too long.
+        let waiting = |order: &Order| !order.answer.is_closed();
+        orders.drain(..n).filter(waiting).collect()
     }
 }
 
@@ -221,6 +241,8 @@ impl<'a> Deciding<'a> {
                     tracing::error!(%error, source = ?std::error::Error::source(&error), "the ledger's server did not take a group; it is tried again");
                     self.store = None;
                     self.lost_since = Instant::now();
+                    // Connecting takes its time, which nobody need wait for.
+                    self.keeper.is_behind.store(true, Ordering::Relaxed);
                 }
             }
             if is_last {

@@ -19,9 +19,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use postgres::Socket;
-use postgres::config::SslMode;
-use postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
@@ -30,6 +27,9 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_postgres::Socket;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -41,9 +41,9 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const ROOTS_BYTES: u64 = 4 << 20;
 
 /// How to connect, and under which TLS.
-pub(crate) fn read(address: &str) -> Result<(postgres::Config, Connector), Error> {
+pub(crate) fn read(address: &str) -> Result<(tokio_postgres::Config, Connector), Error> {
     let (rest, wishes) = Wishes::of(address)?;
-    let mut config: postgres::Config = rest.parse().map_err(Error::Address)?;
+    let mut config: tokio_postgres::Config = rest.parse().map_err(Error::Address)?;
     let (mode, check) = wishes.meaning()?;
     config.ssl_mode(mode);
     Ok((config, Connector::new(check)?))
@@ -342,7 +342,7 @@ impl TlsConnect<Socket> for Handshake {
 /// A connection under TLS.
 pub(crate) struct Encrypted(TlsStream<Socket>);
 
-impl postgres::tls::TlsStream for Encrypted {
+impl tokio_postgres::tls::TlsStream for Encrypted {
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }
@@ -396,7 +396,7 @@ mod tests {
             "host=h password='x sslmode=disable \\' y' sslmode = verify-full user=u sslrootcert='/a b.pem'";
         let (rest, found) = wishes(text);
         assert_eq!(found, expected);
-        let config: postgres::Config = rest.parse().unwrap();
+        let config: tokio_postgres::Config = rest.parse().unwrap();
         assert_eq!(config.get_password(), Some(&b"x sslmode=disable ' y"[..]));
         assert_eq!(config.get_user(), Some("u"));
         assert_eq!(wishes("postgres://h").1, Wishes::default());

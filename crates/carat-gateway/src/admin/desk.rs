@@ -58,7 +58,8 @@ impl Desk {
         let (done, is_done) = oneshot::channel();
         let act: Act = Box::new(move |admin| {
             admin.set_actor(&actor);
-            let _heard = done.send(act(admin));
+            // It may be hours after the act before: a lost connection must not outlive the act that finds it so.
+            let _heard = done.send(admin.renew().and_then(|()| act(admin)));
         });
         let busy = |_| {
             Refused::new(

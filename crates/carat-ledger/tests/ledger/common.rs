@@ -64,6 +64,16 @@ impl Ground {
         }
     }
 
+    /// Ends all connections to the server's database.
+    pub(crate) fn cut(&self) {
+        if let Some((server, name)) = &self.server {
+            run(
+                server,
+                &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+            );
+        }
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         self.server.is_some()
     }
@@ -101,7 +111,10 @@ pub(crate) trait Now {
 
 impl<F: Future<Output = Result<Hold, Refusal>>> Now for F {
     fn now(self) -> Result<Hold, Refusal> {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
         runtime.block_on(self)
     }
 }

@@ -256,6 +256,18 @@ fn a_limit_that_is_set_late_begins_when_it_is_set_on(ground: &Ground) {
     ledger.admit(&rig.secret, &asked(1)).now().unwrap().settle(row(1));
 }
 
+#[test]
+fn a_connection_that_is_lost_is_made_anew() {
+    let Some(ground) = Ground::postgres() else { return };
+    let rig = Rig::new(&ground, NewKey::default());
+    let (ledger, mut admin) = (rig.open(), rig.admin());
+    ground.cut();
+    assert!(admin.keys().is_err());
+    admin.renew().unwrap();
+    assert_eq!(admin.keys().unwrap().len(), 1);
+    until(|| ledger.admit(&rig.secret, &asked(1)).now().is_ok());
+}
+
 /// Not a test of its own: what `killed_at_any_moment` runs and kills. Several threads settle requests for ever and say so.
 #[test]
 fn victim() {
