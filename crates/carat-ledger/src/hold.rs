@@ -11,7 +11,7 @@ use crate::{Budget, Micros, Period};
 /// What a request asks for.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// Its id, unique for ever.
+    /// Its id, unique for ever. Its first 48 bits are the milliseconds since 1970, so that old rows are found.
     pub id: [u8; 16],
     /// The route or model that it names.
     pub route: &'a str,

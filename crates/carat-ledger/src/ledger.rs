@@ -17,7 +17,7 @@ use crate::journal::Journal;
 use crate::local::Local;
 use crate::row::{Entry, Open, Row, clip};
 use crate::shared::Shared;
-use crate::store::Store;
+use crate::store::{PRUNED_AT_ONCE, Store};
 use crate::{Error, Limits, Place, Role};
 
 /// Most warnings that wait to be written down.
@@ -297,13 +297,23 @@ impl Chores {
         if let Some(keep) = self.keep
             && self.pruned.is_none_or(|at| at.elapsed() >= PRUNE)
         {
-            let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
-            // A part each time, so that nothing waits long; the next part soon if there is one.
-            if store.prune(now_ms().saturating_sub(keep_ms))? == 0 {
+            self.prune(store, keep);
+        }
+        Ok(())
+    }
+
+    fn prune(&mut self, store: &mut Store, keep: Duration) {
+        let keep_ms = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
+        match store.prune(now_ms().saturating_sub(keep_ms)) {
+            // A part each time, so that nothing waits long; the next part soon, since there may be one.
+            Ok(n) if n >= PRUNED_AT_ONCE => {}
+            Ok(_) => self.pruned = Some(Instant::now()),
+            // Rows that stay longer are no reason to refuse requests.
+            Err(error) => {
+                tracing::warn!(%error, source = ?std::error::Error::source(&error), "old rows of the ledger cannot be removed; it is tried again in a minute");
                 self.pruned = Some(Instant::now());
             }
         }
-        Ok(())
     }
 }
 
@@ -349,5 +359,22 @@ mod tests {
         assert!(waited < Duration::from_secs(20), "{waited:?}");
         assert_eq!(refused().await, Some(Refusal::Broken));
         assert_eq!(began.elapsed(), waited, "the next is not kept waiting");
+    }
+
+    #[test]
+    fn pruning_rests_and_stops_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&Place::from(&folder.path().join("l.db"))).unwrap();
+        let mut chores = Chores {
+            version: 0,
+            looked: Instant::now(),
+            keep: None,
+            pruned: None,
+        };
+        chores.prune(&mut store, Duration::from_secs(60));
+        assert!(chores.pruned.take().is_some(), "until more can have become old");
+        store.db.batch("DROP TABLE requests").unwrap();
+        chores.prune(&mut store, Duration::from_secs(60));
+        assert!(chores.pruned.is_some());
     }
 }

@@ -15,6 +15,14 @@ use crate::row::{Entry, Open, Outcome, Row};
 use crate::schema::migrate;
 use crate::{Account, Error, Kind, Limits, Micros, Place, Role};
 
+/// Most rows that are removed in one step.
+pub(crate) const PRUNED_AT_ONCE: u64 = 2000;
+
+/// Ids begin with the time at which they were made, in milliseconds. So the oldest rows lie together, and what is not
+/// old is not looked at however much of it there is.
+const PRUNE: &str = "DELETE FROM requests WHERE id IN (SELECT id FROM requests
+    WHERE id < ?2 AND started_ms < ?1 AND is_open = 0 ORDER BY id LIMIT ?3) AND started_ms < ?1";
+
 /// A database with the schema.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -178,12 +186,9 @@ impl Store {
 
     /// Removes rows of requests that began before a moment, a part of them; gives how many. Sums stay.
     pub(crate) fn prune(&mut self, before_ms: u64) -> Result<u64, Error> {
-        // Ids begin with the time, so that the oldest come first.
-        self.db.execute(
-            "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE started_ms < ?1 AND is_open = 0
-             ORDER BY id LIMIT 2000) AND started_ms < ?1",
-            values![before_ms],
-        )
+        let first_kept = first_id(before_ms);
+        let values = values![before_ms, &first_kept, PRUNED_AT_ONCE];
+        self.db.execute(PRUNE, values)
     }
 
     /// All keys with their hashes.
@@ -255,6 +260,12 @@ impl Store {
             requests: row.count()?,
         })
     }
+}
+
+/// The least id of a moment.
+fn first_id(ms: u64) -> [u8; 16] {
+    // They have 48 bits for it.
+    (u128::from(ms.min((1 << 48) - 1)) << 80).to_be_bytes()
 }
 
 /// Writes that a request has begun, at one of several gateways if there may be others.
@@ -378,4 +389,55 @@ fn account(row: &mut Record) -> Result<Account, Error> {
         role: Role::of_name(&role).ok_or_else(|| Error::Shape(format!("`{role}` is no role")))?,
         limits: limits(row)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: u64 = 86_400_000;
+
+    fn open(id: [u8; 16], started_ms: u64) -> Open {
+        Open {
+            id,
+            key: 1,
+            team: None,
+            user: None,
+            project: None,
+            route: "chat".into(),
+            held: Micros(1),
+            tokens: 1,
+            started_ms,
+        }
+    }
+
+    #[test]
+    fn old_rows_go_without_a_look_at_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(&Place::from(&folder.path().join("l.db"))).unwrap();
+        let at = |ms: u64| open((u128::from_be_bytes(first_id(ms)) | 77).to_be_bytes(), ms);
+        let ended = |ms| Entry::Settle(at(ms), Row::nothing(0));
+        let entries = [
+            ended(DAY_MS),
+            ended(DAY_MS + 1),
+            Entry::Open(at(DAY_MS + 2)),
+            ended(2 * DAY_MS),
+            ended(3 * DAY_MS),
+        ];
+        store.apply(&entries).unwrap();
+        assert_eq!(store.prune(2 * DAY_MS).unwrap(), 2);
+        assert_eq!(store.prune(2 * DAY_MS).unwrap(), 0, "who is under way stays");
+        let plan = format!("EXPLAIN QUERY PLAN {PRUNE}");
+        let rows = store
+            .db
+            .query(&plan, values![DAY_MS, &first_id(DAY_MS), PRUNED_AT_ONCE]);
+        let steps = rows.unwrap().into_iter().map(|mut row| {
+            // Before the words stand three numbers.
+            (0..3).for_each(|_| assert!(row.int().is_ok()));
+            row.text().unwrap()
+        });
+        let steps: Vec<String> = steps.collect();
+        assert!(steps.iter().any(|step| step.contains("(id<?)")), "{steps:?}");
+        assert!(!steps.iter().any(|step| step.starts_with("SCAN")), "{steps:?}");
+    }
 }

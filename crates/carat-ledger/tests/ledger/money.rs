@@ -268,6 +268,24 @@ fn a_connection_that_is_lost_is_made_anew() {
     until(|| ledger.admit(&rig.secret, &asked(1)).now().is_ok());
 }
 
+#[test]
+fn old_rows_go_and_sums_stay() {
+    Ground::all().iter().for_each(old_rows_go_and_sums_stay_on);
+}
+
+fn old_rows_go_and_sums_stay_on(ground: &Ground) {
+    let rig = Rig::new(ground, NewKey::default());
+    let ledger = rig.open();
+    for _ in 0..3 {
+        ledger.admit(&rig.secret, &asked(1)).now().unwrap().settle(row(1));
+    }
+    drop(ledger);
+    assert_eq!(rig.admin().requests(Some(Outcome::Complete)).unwrap().requests, 3);
+    let _ledger = Ledger::open(rig.ground.beside("journal3"), Some(Duration::ZERO)).unwrap();
+    until(|| rig.admin().requests(Some(Outcome::Complete)).unwrap().requests == 0);
+    assert_eq!((rig.total().spent, rig.total().requests), (Micros(3), 3));
+}
+
 /// Not a test of its own: what `killed_at_any_moment` runs and kills. Several threads settle requests for ever and say so.
 #[test]
 fn victim() {
