@@ -3,7 +3,8 @@
 //! A line is in the system's hands when [`Journal::append`] returns, so that killing the process at any moment loses
 //! none. (A power cut may lose what the system had not written; the database is synced with every group.) Lines are in
 //! segments; a segment is removed when the database has taken it, and read again at the next start if that did not
-//! happen. The last line of a segment may be torn: its request was then still under way, or not yet begun.
+//! happen. The last line of a segment may be torn: its request was then still under way, or not yet begun. A segment with
+//! any other line that cannot be read, such as a newer version's, is never removed: it is kept under another name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
@@ -15,6 +16,11 @@ use crate::row::Entry;
 
 /// Longest line that is read back, in bytes; names in it have limits of their own.
 const MAX_LINE: u64 = 1 << 20;
+
+/// How the names of segments end.
+const LINES: &str = "jsonl";
+/// How the names of those end that are kept for lines that nobody here could read.
+const UNREAD: &str = "unread";
 
 /// Most lines that wait for the database in memory before requests are refused.
 const MAX_WAITING: usize = 100_000;
@@ -43,13 +49,29 @@ struct State {
 pub(crate) struct Segment {
     pub(crate) entries: Vec<Entry>,
     path: PathBuf,
+    /// Lines that could not be read.
+    n_unread: u64,
 }
 
 impl Segment {
-    /// The database has it.
-    pub(crate) fn remove(&self) -> Result<(), Error> {
-        fs::remove_file(&self.path).map_err(|source| failed(&self.path, source))
+    /// The database has what could be read of it. What could not may be money that nobody was billed for.
+    pub(crate) fn retire(&self) -> Result<(), Error> {
+        if self.n_unread == 0 {
+            return fs::remove_file(&self.path).map_err(|source| failed(&self.path, source));
+        }
+        let kept = self.path.with_extension(UNREAD);
+        fs::rename(&self.path, &kept).map_err(|source| failed(&self.path, source))?;
+        tell_unread(&kept);
+        Ok(())
     }
+}
+
+fn tell_unread(kept: &Path) {
+    tracing::error!(
+        path = %kept.display(),
+        "this file has lines of the ledger's journal that this carat cannot read, so that their requests may not be \
+         billed; it is kept: if a newer carat wrote it, have its name end in `.{LINES}` and start that one"
+    );
 }
 
 impl Journal {
@@ -60,16 +82,21 @@ impl Journal {
         let lock = OpenOptions::new().create(true).append(true).open(&lock_path);
         let lock = lock.map_err(|source| failed(&lock_path, source))?;
         lock.try_lock().map_err(|_| Error::InUse { path: lock_path })?;
-        let mut numbers = segments(folder)?;
-        numbers.sort_unstable();
+        let numbers = segments(folder, LINES)?;
         let left: Vec<Segment> = numbers
             .iter()
-            .map(|n| read(&path_of(folder, *n)))
+            .map(|n| read(&path_of(folder, *n, LINES)))
             .collect::<Result<_, _>>()?;
-        let segment = numbers.last().map_or(1, |last| last + 1);
+        let unread = segments(folder, UNREAD)?;
+        unread
+            .iter()
+            .for_each(|n| tell_unread(&path_of(folder, *n, UNREAD)));
+        // Above those that are kept too: nothing may take their place.
+        let last = numbers.last().max(unread.last());
+        let segment = last.map_or(1, |last| last.saturating_add(1));
         let state = State {
             segment,
-            file: create(&path_of(folder, segment))?,
+            file: create(&path_of(folder, segment, LINES))?,
             entries: Vec::new(),
             line: Vec::new(),
             is_torn: false,
@@ -123,13 +150,17 @@ impl Journal {
             return Ok(None);
         }
         let next = state.segment + 1;
-        let file = create(&path_of(&self.folder, next))?;
-        let path = path_of(&self.folder, state.segment);
+        let file = create(&path_of(&self.folder, next, LINES))?;
+        let path = path_of(&self.folder, state.segment, LINES);
         state.segment = next;
         state.file = file;
         state.is_torn = false;
         let entries = std::mem::take(&mut state.entries);
-        Ok(Some(Segment { entries, path }))
+        Ok(Some(Segment {
+            entries,
+            path,
+            n_unread: 0,
+        }))
     }
 }
 
@@ -140,8 +171,8 @@ fn failed(path: &Path, source: std::io::Error) -> Error {
     }
 }
 
-fn path_of(folder: &Path, n: u64) -> PathBuf {
-    folder.join(format!("{n:012}.jsonl"))
+fn path_of(folder: &Path, n: u64, ending: &str) -> PathBuf {
+    folder.join(format!("{n:012}.{ending}"))
 }
 
 fn create(path: &Path) -> Result<File, Error> {
@@ -149,23 +180,25 @@ fn create(path: &Path) -> Result<File, Error> {
     file.map_err(|source| failed(path, source))
 }
 
-fn segments(folder: &Path) -> Result<Vec<u64>, Error> {
+/// Numbers of the files whose names end so, ascending.
+fn segments(folder: &Path, ending: &str) -> Result<Vec<u64>, Error> {
     let entries = fs::read_dir(folder).map_err(|source| failed(folder, source))?;
     let mut numbers = Vec::new();
     for entry in entries {
         let name = entry.map_err(|source| failed(folder, source))?.file_name();
         numbers.extend(
             name.to_str()
-                .and_then(|name| name.strip_suffix(".jsonl")?.parse::<u64>().ok()),
+                .and_then(|name| name.strip_suffix(ending)?.strip_suffix('.')?.parse::<u64>().ok()),
         );
     }
+    numbers.sort_unstable();
     Ok(numbers)
 }
 
 fn read(path: &Path) -> Result<Segment, Error> {
     let file = File::open(path).map_err(|source| failed(path, source))?;
     let mut reader = BufReader::new(file);
-    let (mut entries, mut line) = (Vec::new(), Vec::new());
+    let (mut entries, mut line, mut n_unread) = (Vec::new(), Vec::new(), 0);
     loop {
         line.clear();
         let mut limited = std::io::Read::take(&mut reader, MAX_LINE);
@@ -180,13 +213,93 @@ fn read(path: &Path) -> Result<Segment, Error> {
         }
         match serde_json::from_slice(&line) {
             Ok(entry) => entries.push(entry),
+            // Nobody was told that this one is written down.
+            Err(error) if !line.ends_with(b"\n") && (n as u64) < MAX_LINE => {
+                tracing::warn!(path = %path.display(), %error, "a torn line of the journal is left out");
+            }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a torn line of the journal is left out")
+                if n_unread == 0 {
+                    tracing::warn!(path = %path.display(), %error, "a line of the journal cannot be read");
+                }
+                n_unread += 1;
             }
         }
     }
     Ok(Segment {
         entries,
         path: path.to_path_buf(),
+        n_unread,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Micros;
+    use crate::row::{Open, Row};
+
+    fn entry(id: u8) -> Entry {
+        let open = Open {
+            id: [id; 16],
+            key: 1,
+            team: None,
+            user: None,
+            project: None,
+            route: "chat".into(),
+            held: Micros(1),
+            tokens: 1,
+            started_ms: 1,
+        };
+        Entry::Settle(open, Row::nothing(0))
+    }
+
+    /// A journal whose process was killed, with something more at the end of its segment; gives the segment's path.
+    fn left_behind(folder: &Path, more: &str) -> PathBuf {
+        let (journal, _) = Journal::open(folder).unwrap();
+        journal.append(entry(1)).unwrap();
+        let path = path_of(folder, journal.state().segment, LINES);
+        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(more.as_bytes()).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        // A newer version's line, one of this version, and one whose writing was cut off.
+        let known = serde_json::to_string(&entry(2)).unwrap();
+        let path = left_behind(
+            folder.path(),
+            &format!("{{\"Refund\":[7]}}\n{known}\n{{\"Settle\":[{{"),
+        );
+        let text = fs::read(&path).unwrap();
+        let (journal, left) = Journal::open(folder.path()).unwrap();
+        assert_eq!((left.len(), left[0].entries.len()), (1, 2));
+        left[0].retire().unwrap();
+        assert!(!path.exists());
+        let kept = path.with_extension(UNREAD);
+        assert_eq!(fs::read(&kept).unwrap(), text);
+        // Nothing takes its place, even where it is all there is.
+        let number = journal.state().segment;
+        fs::remove_file(path_of(folder.path(), number, LINES)).unwrap();
+        drop(journal);
+        let (journal, left) = Journal::open(folder.path()).unwrap();
+        assert!(left.is_empty() && kept.exists());
+        assert!(journal.state().segment > 1);
+        drop(journal);
+        // Whoever can read it gives it its name back.
+        fs::rename(&kept, &path).unwrap();
+        let (_journal, left) = Journal::open(folder.path()).unwrap();
+        assert_eq!(left[0].entries.len(), 2);
+    }
+
+    #[test]
+    fn a_torn_line_is_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = left_behind(folder.path(), "{\"Settle\":[{");
+        let (_journal, left) = Journal::open(folder.path()).unwrap();
+        assert_eq!((left.len(), left[0].entries.len()), (1, 1));
+        left[0].retire().unwrap();
+        assert!(!path.exists() && segments(folder.path(), UNREAD).unwrap().is_empty());
+    }
 }

@@ -100,7 +100,7 @@ fn begin<'a>(
     let mut store = Store::open(place)?;
     for segment in left {
         store.apply(&segment.entries)?;
-        segment.remove()?;
+        segment.retire()?;
     }
     let n_lost = store.end_lost()?;
     if let Way::Local(local) = &keeper.way {
@@ -153,7 +153,7 @@ impl Feeding<'_> {
         }
         while let Some(segment) = self.waiting.first() {
             self.store.apply(&segment.entries)?;
-            segment.remove()?;
+            segment.retire()?;
             self.waiting.remove(0);
         }
         self.store.note_warnings(&self.keeper.take_warnings())

@@ -343,7 +343,7 @@ impl<'a> Deciding<'a> {
             Ok(decisions)
         })?;
         for segment in self.waiting.drain(..) {
-            segment.remove()?;
+            segment.retire()?;
         }
         if has_settled {
             self.keeper.settled.notify_waiters();
