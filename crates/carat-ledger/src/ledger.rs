@@ -85,7 +85,7 @@ impl Ledger {
     /// [`Error::InUse`] if another gateway uses its file or its journal; the database's and the journal's.
     pub fn open(place: impl Into<Place>, keep: Option<Duration>) -> Result<Self, Error> {
         let place = place.into();
-        let folder = place.journal();
+        let folder = place.journal()?;
         let (journal, left) = Journal::open(&folder)?;
         let way = match &place {
             Place::Sqlite(_) => Way::Local(Local::new()),

@@ -1,7 +1,10 @@
 //! Where a ledger is kept.
 
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use crate::Error;
 
 /// A file of this machine, or a server that several gateways share.
 #[derive(Clone, PartialEq, Eq)]
@@ -18,17 +21,31 @@ pub enum Place {
 }
 
 impl Place {
-    /// The folder of the journal.
-    pub(crate) fn journal(&self) -> PathBuf {
+    /// The folder of the journal. A file's is beside the file itself, whatever link led to it: two names of one ledger
+    /// must not have two journals, each with a lock of its own.
+    pub(crate) fn journal(&self) -> Result<PathBuf, Error> {
         match self {
             Self::Sqlite(path) => {
-                let mut folder = path.clone().into_os_string();
+                let mut folder = real(path)?.into_os_string();
                 folder.push(".journal");
-                folder.into()
+                Ok(folder.into())
             }
-            Self::Postgres { journal, .. } => journal.clone(),
+            Self::Postgres { journal, .. } => Ok(journal.clone()),
         }
     }
+}
+
+/// A database's path without links; the file is made if there is none.
+fn real(path: &Path) -> Result<PathBuf, Error> {
+    let failed = |source| Error::File {
+        path: path.to_path_buf(),
+        source,
+    };
+    path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+    // By SQLite, not by ourselves: closing a file takes away all locks that this process has on it, those of other
+    // connections too, and only SQLite knows of these. Nothing is read or written yet.
+    drop(rusqlite::Connection::open(path)?);
+    fs::canonicalize(path).map_err(failed)
 }
 
 impl fmt::Debug for Place {
@@ -69,9 +86,35 @@ mod tests {
             journal: "j".into(),
         };
         assert_eq!(format!("{place:?}"), "Postgres(…, j)");
-        assert_eq!(
-            Place::from(Path::new("a/l.db")).journal(),
-            Path::new("a/l.db.journal")
+        assert_eq!(place.journal().unwrap(), Path::new("j"));
+    }
+
+    #[test]
+    fn a_journal_is_beside_the_file_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/l.db");
+        let expected = folder.path().canonicalize().unwrap().join("a/l.db.journal");
+        assert_eq!(Place::from(&path).journal().unwrap(), expected);
+        assert_eq!(Place::from(&path).journal().unwrap(), expected, "a second time");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn every_name_of_a_file_has_the_same_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["l.db", "link.db", "deep/../l.db"].map(|name| folder.path().join(name));
+        fs::create_dir(folder.path().join("deep")).unwrap();
+        // A link that leads nowhere yet, too.
+        std::os::unix::fs::symlink(&names[0], &names[1]).unwrap();
+        let journals: Vec<PathBuf> = names
+            .iter()
+            .rev()
+            .map(|name| Place::from(name).journal().unwrap())
+            .collect();
+        assert!(
+            journals.iter().all(|journal| *journal == journals[0]),
+            "{journals:?}"
         );
+        assert!(journals[0].ends_with("l.db.journal"));
     }
 }

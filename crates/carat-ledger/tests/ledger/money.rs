@@ -228,6 +228,17 @@ fn limits_hold_and_keys_can_be_taken_back_on(ground: &Ground) {
     ));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_ledger_is_the_same_ledger() {
+    let ground = Ground::sqlite();
+    let link = ground.folder.path().join("link.db");
+    std::os::unix::fs::symlink(ground.folder.path().join("l.db"), &link).unwrap();
+    let _ledger = Ledger::open(&link, None).unwrap();
+    let second = Ledger::open(&ground.place, None);
+    assert!(matches!(second, Err(carat_ledger::Error::InUse { .. })));
+}
+
 #[test]
 fn a_limit_that_is_set_late_begins_when_it_is_set() {
     Ground::all()
