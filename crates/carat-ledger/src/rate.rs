@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+/// How far a bucket's time may be ahead of a clock that is only a little slow, in milliseconds. Beyond it the clock was
+/// set back.
+const MAX_AHEAD_MS: u64 = 60_000;
+
 /// A bucket; full at first. Times are milliseconds of a clock that whoever keeps it chooses.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bucket {
@@ -57,6 +61,11 @@ impl Bucket {
 
     fn fill(&mut self, limit: f64, now: u64) {
         let at = self.at.unwrap_or(now);
+        // Several gateways have clocks that differ a little. If the bucket's time followed a slow one back, the next that
+        // is not slow would fill the same time in once more.
+        if now < at && at - now <= MAX_AHEAD_MS {
+            return;
+        }
         self.missing = (self.missing - limit * now.saturating_sub(at) as f64 / 60_000.0).max(0.0);
         self.at = Some(now);
     }
@@ -84,6 +93,21 @@ mod tests {
         bucket.take(500);
         bucket.correct(500, 30);
         assert!(bucket.check(60, 30, start + 60_000).is_ok());
+    }
+
+    #[test]
+    fn clocks_that_differ_a_little_do_not_fill_it_twice() {
+        let (mut bucket, start) = (Bucket::default(), 10_000_000);
+        bucket.check(60, 60, start).unwrap();
+        bucket.take(60);
+        // One gateway is two seconds behind the other; both ask all the time.
+        for _ in 0..100 {
+            assert!(bucket.check(60, 1, start - 2_000).is_err());
+            assert!(bucket.check(60, 1, start).is_err());
+        }
+        // A clock that was set back by an hour does not stop it from filling for an hour.
+        assert!(bucket.check(60, 1, start - 3_600_000).is_err());
+        assert!(bucket.check(60, 2, start - 3_600_000 + 2_001).is_ok());
     }
 
     #[test]
