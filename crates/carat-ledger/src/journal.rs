@@ -6,7 +6,7 @@
 //! happen. The last line of a segment may be torn: its request was then still under way, or not yet begun. A segment with
 //! any other line that cannot be read, such as a newer version's, is never removed: it is kept under another name.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -81,7 +81,7 @@ impl Journal {
         let lock_path = folder.join("lock");
         let lock = OpenOptions::new().create(true).append(true).open(&lock_path);
         let lock = lock.map_err(|source| failed(&lock_path, source))?;
-        lock.try_lock().map_err(|_| Error::InUse { path: lock_path })?;
+        lock.try_lock().map_err(|error| not_locked(lock_path, error))?;
         let numbers = segments(folder, LINES)?;
         let left: Vec<Segment> = numbers
             .iter()
@@ -168,6 +168,13 @@ fn failed(path: &Path, source: std::io::Error) -> Error {
     Error::File {
         path: path.to_path_buf(),
         source,
+    }
+}
+
+fn not_locked(path: PathBuf, error: TryLockError) -> Error {
+    match error {
+        TryLockError::WouldBlock => Error::InUse { path },
+        TryLockError::Error(source) => Error::File { path, source },
     }
 }
 
@@ -301,5 +308,15 @@ mod tests {
         assert_eq!((left.len(), left[0].entries.len()), (1, 1));
         left[0].retire().unwrap();
         assert!(!path.exists() && segments(folder.path(), UNREAD).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_lock_that_fails_is_not_another_gateway() {
+        let folder = tempfile::tempdir().unwrap();
+        let _first = Journal::open(folder.path()).unwrap();
+        assert!(matches!(Journal::open(folder.path()), Err(Error::InUse { .. })));
+        let unsupported = TryLockError::Error(std::io::ErrorKind::Unsupported.into());
+        let error = not_locked("j/lock".into(), unsupported);
+        assert!(matches!(error, Error::File { .. }), "{error:?}");
     }
 }
