@@ -435,7 +435,7 @@ impl Entry {
         began: Option<Instant>,
     ) {
         let Some(hold) = self.hold.take() else { return };
-        let cost = cost.map(|cost| Micros(cost.0.saturating_add(self.extra.0)));
+        let cost = in_all(cost, self.extra);
         let before = self.before.take();
         let (usage, is_counted, began) = match &before {
             None => (*usage, is_counted, began),
@@ -460,6 +460,14 @@ impl Entry {
             duration_ms: ms(self.arrived.elapsed()),
             first_token_ms: began.map(|began| ms(began.saturating_duration_since(self.arrived))),
         });
+    }
+}
+
+/// What a request cost, with what others took. That is spent even where nobody knows the price of who answered.
+fn in_all(cost: Option<Micros>, extra: Micros) -> Option<Micros> {
+    match cost {
+        Some(cost) => Some(Micros(cost.0.saturating_add(extra.0))),
+        None => Some(extra).filter(|extra| *extra > Micros(0)),
     }
 }
 
@@ -498,5 +506,18 @@ impl Bill {
             entry,
             price: prices.of(candidate),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_took_is_billed_without_a_price_for_the_last() {
+        assert_eq!(in_all(Some(Micros(2)), Micros(3)), Some(Micros(5)));
+        assert_eq!(in_all(None, Micros(3)), Some(Micros(3)));
+        assert_eq!(in_all(None, Micros(0)), None, "nobody knows");
+        assert_eq!(in_all(Some(Micros(0)), Micros(0)), Some(Micros(0)), "nothing");
     }
 }
