@@ -118,21 +118,32 @@ impl Partial {
         gaps
     }
 
-    /// Writes bytes at their place; they count after the next [`Partial::save`].
+    /// Writes bytes at their place, as far as they are missing; they count after the next [`Partial::save`].
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let end = offset.saturating_add(bytes.len() as u64);
         debug_assert!(
             end <= self.state.size,
             "a worker never sends more than it was asked for"
         );
+        for gap in self.missing() {
+            let (from, to) = (gap.start.max(offset), gap.end.min(end));
+            if from < to {
+                self.put(from, &bytes[(from - offset) as usize..(to - offset) as usize])?;
+            }
+        }
+        self.merge();
+        Ok(())
+    }
+
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let put = self
             .file
             .seek(SeekFrom::Start(offset))
             .and_then(|_| self.file.write_all(bytes));
         put.map_err(|e| Error::io("write", &self.path, e))?;
-        self.state.done.push((offset, end));
-        self.unsaved += end - offset;
-        self.merge();
+        let n = bytes.len() as u64;
+        self.state.done.push((offset, offset + n));
+        self.unsaved += n;
         Ok(())
     }
 
@@ -218,6 +229,21 @@ mod tests {
         assert_eq!(partial.done_bytes(), 40);
         assert_eq!(partial.missing(), [20..40, 60..100]);
         assert!(!partial.is_complete());
+    }
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.part");
+        let mut partial = Partial::open(&path, Some("abc"), 10).unwrap();
+        partial.write(2, &[1; 2]).unwrap();
+        partial.write(6, &[1; 2]).unwrap();
+        partial.write(0, &[2; 9]).unwrap();
+        assert_eq!(partial.done_bytes(), 9);
+        assert_eq!(partial.missing().first(), Some(&(9..10)));
+        partial.write(1, &[3; 9]).unwrap();
+        assert!(partial.is_complete());
+        assert_eq!(std::fs::read(&path).unwrap(), [2, 2, 1, 1, 2, 2, 1, 1, 2, 3]);
     }
 
     #[test]

@@ -31,6 +31,8 @@ const BLOCKS_UNDER_WAY: usize = 8;
 const MIN_PIECE: u64 = 64 << 10;
 /// How long the calling thread waits for a block before it looks at the cancel flag.
 const POLL: Duration = Duration::from_millis(50);
+/// How often a server that knew ranges and sends whole files is asked for ranges again, before it is believed.
+const RANGES_AGAIN: u32 = 3;
 /// Time between two byte counts to the caller.
 const REPORT: Duration = Duration::from_millis(100);
 
@@ -97,20 +99,46 @@ pub(crate) fn fetch(
     partial: &mut Partial,
     watch: &mut Watch<'_>,
 ) -> Result<()> {
-    let outcome = match run(http, url, size, Asking::Ranges, partial, watch) {
-        Ok(Outcome::Done) => Ok(()),
-        Ok(Outcome::NoRanges) => {
-            partial.restart()?;
-            run(http, url, size, Asking::Whole, partial, watch).map(drop)
-        }
-        Err(error) => Err(error),
-    };
+    let outcome = patiently(http, url, size, partial, watch);
     // Also after a fault: this is what makes the next pull shorter. A full disk keeps the last state.
     let saved = partial.save();
     outcome.and(saved)?;
     match partial.is_complete() {
         true => Ok(()),
         false => Err(unusable(url, "it ended before the file was complete")),
+    }
+}
+
+/// Asks for ranges as long as there is hope of them, then for the whole file, of which only what is missing is kept.
+fn patiently(
+    http: &Arc<Http>,
+    url: &Url,
+    size: u64,
+    partial: &mut Partial,
+    watch: &mut Watch<'_>,
+) -> Result<()> {
+    let mut failures = 0;
+    loop {
+        let before = partial.done_bytes();
+        if run(http, url, size, Asking::Ranges, partial, watch)? == Outcome::Done {
+            return Ok(());
+        }
+        // One machine of many behind a name may know no ranges, or a proxy for a while.
+        failures = if partial.done_bytes() > before {
+            1
+        } else {
+            failures + 1
+        };
+        // Where nothing is there, nothing is read twice.
+        if partial.done_bytes() == 0 || failures > RANGES_AGAIN {
+            return run(http, url, size, Asking::Whole, partial, watch).map(drop);
+        }
+        let wait = backoff(&http.limits, failures, None);
+        watch.tell(Event::Retrying {
+            reason: "the server sent the whole file instead of the rest of it",
+            wait,
+        });
+        watch.pause(wait)?;
     }
 }
 
@@ -128,11 +156,16 @@ fn run(
     partial: &mut Partial,
     watch: &mut Watch<'_>,
 ) -> Result<Outcome> {
-    let gaps = Gaps {
-        ranges: partial.missing().into(),
-        piece: match asking {
-            Asking::Ranges => http.limits.piece_bytes.max(MIN_PIECE),
-            Asking::Whole => u64::MAX,
+    let missing = partial.missing();
+    let gaps = match asking {
+        Asking::Ranges => Gaps {
+            ranges: missing.into(),
+            piece: http.limits.piece_bytes.max(MIN_PIECE),
+        },
+        // From its beginning, past what is there already, to the last byte that is not.
+        Asking::Whole => Gaps {
+            ranges: missing.last().map(|last| 0..last.end).into_iter().collect(),
+            piece: u64::MAX,
         },
     };
     let n_workers = match asking {
@@ -292,8 +325,20 @@ fn read_some(
             let reason = format!("it sent the range `{header}`, which was not asked for");
             return Err(Fault::Fatal(unusable(&job.url, &reason)).into());
         }
-    } else if (*at, end) != (0, job.size) {
-        return Err(Trouble::End(End::Tell(Message::NoRanges)));
+    } else {
+        let length = text(response.headers(), "content-length").and_then(|length| length.parse().ok());
+        if let Some(length) = length.filter(|length: &u64| *length != job.size) {
+            // A page of something in between, such as a proxy that is in trouble: what is there must not suffer for it.
+            let reason = format!(
+                "it sent {length} bytes, and the file has {}: that is not the file",
+                job.size
+            );
+            let error = unusable(&job.url, &reason);
+            return Err(Fault::Again { error, after: None }.into());
+        }
+        if job.asking == Asking::Ranges && (*at, end) != (0, job.size) {
+            return Err(Trouble::End(End::Tell(Message::NoRanges)));
+        }
     }
     while *at < end {
         if job.stop.load(Ordering::Relaxed) {

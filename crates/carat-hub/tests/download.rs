@@ -215,6 +215,60 @@ fn a_server_without_ranges_still_gives_the_file() {
     assert_eq!(fs::read(&model.path).unwrap(), bytes);
 }
 
+/// A pull of [`MODEL`] that broke off after two pieces.
+fn half_pulled() -> (FakeHub, Vec<u8>, tempfile::TempDir, HubSettings) {
+    let (fake, bytes, dir) = one_file();
+    let mut settings = fake.settings(dir.path());
+    settings.limits.connections = 1;
+    fake.faults.lock().unwrap().dead_after = Some(2);
+    refusal(settings.clone(), MODEL);
+    fake.faults.lock().unwrap().dead_after = None;
+    fake.storage.forget();
+    (fake, bytes, dir, settings)
+}
+
+#[test]
+fn a_page_instead_of_the_rest_costs_nothing_that_is_there() {
+    // For a while.
+    let (fake, bytes, _dir, settings) = half_pulled();
+    fake.faults.lock().unwrap().page_first = 2;
+    let model = pull(settings, MODEL).unwrap();
+    assert_eq!(fs::read(&model.path).unwrap(), bytes);
+    assert_eq!(
+        fake.bytes_asked(),
+        SIZE as u64 - 2 * PIECE + 2 * PIECE,
+        "a piece three times"
+    );
+    // For longer than a pull waits.
+    let (fake, bytes, _dir, settings) = half_pulled();
+    fake.faults.lock().unwrap().page_first = usize::MAX;
+    let error = refusal(settings.clone(), MODEL);
+    assert!(error.contains("that is not the file"), "{error}");
+    fake.faults.lock().unwrap().page_first = 0;
+    fake.storage.forget();
+    assert_eq!(fs::read(pull(settings, MODEL).unwrap().path).unwrap(), bytes);
+    assert_eq!(fake.bytes_asked(), SIZE as u64 - 2 * PIECE);
+}
+
+#[test]
+fn a_server_that_forgets_ranges_gives_what_is_missing() {
+    let (fake, bytes, _dir, settings) = half_pulled();
+    fake.faults.lock().unwrap().no_ranges = true;
+    // What is there already stays as it is: only so the digest is right.
+    fake.claims.lock().unwrap().0 = Some(sha(&bytes));
+    let mut other = bytes.clone();
+    other[..2 * PIECE as usize].fill(0);
+    fake.files.lock().unwrap().insert(FILE.to_owned(), other);
+    let mut log = Log::default();
+    let model = pull_logged(settings, MODEL, &mut log).unwrap();
+    assert_eq!(fs::read(&model.path).unwrap(), bytes);
+    assert!(
+        log.has("Retrying") && log.has("instead of the rest"),
+        "{:?}",
+        log.0
+    );
+}
+
 #[test]
 fn wrong_bytes_are_thrown_away() {
     let (fake, bytes, dir) = one_file();
@@ -295,6 +349,8 @@ fn lies_about_the_length_are_noticed() {
     let (fake, _, dir) = one_file();
     fake.claims.lock().unwrap().1 = Some(SIZE as u64 + 1);
     fake.faults.lock().unwrap().no_ranges = true;
+    assert!(refusal(fake.settings(dir.path()), MODEL).contains("that is not the file"));
+    fake.faults.lock().unwrap().length = Some(SIZE as u64 + 1);
     assert!(refusal(fake.settings(dir.path()), MODEL).contains("connection broke"));
 }
 

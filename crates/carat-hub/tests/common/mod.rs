@@ -163,6 +163,10 @@ pub(crate) struct Faults {
     pub(crate) no_ranges: bool,
     /// Speaks of this total in `Content-Range`.
     pub(crate) total: Option<u64>,
+    /// So many answers are a page of something in between, with status 200.
+    pub(crate) page_first: usize,
+    /// Speaks of this length of a whole file.
+    pub(crate) length: Option<u64>,
     /// Starts each range so many bytes too late.
     pub(crate) shift: u64,
 }
@@ -356,8 +360,15 @@ fn storage_reply(
     if faults.dead_after.is_some_and(|limit| n >= limit) {
         return Reply::new(503, "dead");
     }
+    if faults.page_first > 0 {
+        faults.page_first -= 1;
+        return Reply::new(200, "<html>the proxy is in trouble</html>");
+    }
     let mut reply = match request.range().filter(|_| !faults.no_ranges) {
-        None => Reply::new(200, bytes),
+        None => match faults.length {
+            Some(length) => Reply::new(200, bytes).header("Content-Length", length),
+            None => Reply::new(200, bytes),
+        },
         Some((start, end)) => {
             let (from, to) = (start as usize, (end as usize).min(bytes.len()));
             let total = faults.total.unwrap_or(bytes.len() as u64);
