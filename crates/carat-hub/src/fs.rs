@@ -4,8 +4,9 @@
 //! flushing the folder, so that after a power cut either the old or the new content is there.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
@@ -36,15 +37,28 @@ pub(crate) fn sync_dir(path: &Path) -> Result<()> {
 
 /// Replaces a small file atomically.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = sibling(path);
+    let write = || -> io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    let written = write().map_err(|e| Error::io("write", &temporary, e));
+    let renamed = written.and_then(|()| rename(&temporary, path));
+    if renamed.is_err() {
+        // Nobody else will: the name is used once. The first fault is the one to tell.
+        let _ = remove_if_there(&temporary);
+    }
+    renamed
+}
+
+/// A name beside a file that nobody else uses, in this process or another.
+fn sibling(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let temporary = Path::new(&name);
-    let mut file = File::create(temporary).map_err(|e| Error::io("write", temporary, e))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| Error::io("write", temporary, e))?;
-    drop(file);
-    rename(temporary, path)
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    name.push(format!(".{}-{n}.new", std::process::id()));
+    name.into()
 }
 
 /// Renames and flushes the target's folder.

@@ -63,8 +63,9 @@ struct Lfs {
 
 /// The files that make the model.
 #[derive(Debug, PartialEq, Eq)]
-struct Selection {
-    origin: Origin,
+pub(crate) struct Selection {
+    /// What it is, whatever it was asked for as.
+    pub(crate) origin: Origin,
     format: ModelFormat,
     revision: String,
     files: Vec<Wanted>,
@@ -83,17 +84,22 @@ pub(crate) struct Fetched {
     pub(crate) files: Vec<NewFile>,
 }
 
-/// Fetches a model into `dir`, going on from what is there.
+/// Says which files a source means; asks the hub if that is not clear from the name.
+pub(crate) fn choose(http: &Http, source: &HfSource, watch: &mut Watch<'_>) -> Result<Selection> {
+    match &source.file {
+        Some(file) if file.ends_with(".gguf") => Ok(named(source, file)),
+        file => describe(http, &source.repo, file.as_deref(), watch),
+    }
+}
+
+/// Fetches chosen files into `dir`, going on from what is there.
 pub(crate) fn fetch(
     http: &Arc<Http>,
     source: &HfSource,
+    selection: Selection,
     dir: &Path,
     watch: &mut Watch<'_>,
 ) -> Result<Fetched> {
-    let selection = match &source.file {
-        Some(file) if file.ends_with(".gguf") => named(source, file),
-        file => describe(http, &source.repo, file.as_deref(), watch)?,
-    };
     let n_files = selection.files.len();
     let mut revision = selection.revision.clone();
     let mut files = Vec::with_capacity(n_files);

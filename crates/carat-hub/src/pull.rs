@@ -104,8 +104,21 @@ impl Hub {
             return Ok(found);
         }
         let dir = self.store.partial_dir(&asked)?;
+        // Held until the model is in its place.
+        let _real_lock;
         let fetched = match source {
-            Source::Hf(hf_source) => hf::fetch(http, hf_source, &dir, watch)?,
+            Source::Hf(hf_source) => {
+                let selection = hf::choose(http, hf_source, watch)?;
+                // It may have other names, under which others pull it. Who holds this lock waits for no other, since
+                // what it is of is named by nothing else.
+                if selection.origin != asked {
+                    _real_lock = self.store.lock(&selection.origin, watch)?;
+                    if let Some(found) = self.store.find(&selection.origin) {
+                        return Ok(found);
+                    }
+                }
+                hf::fetch(http, hf_source, selection, &dir, watch)?
+            }
             Source::Pypi(pypi) => {
                 let files = pip::fetch(&self.settings, pypi, &dir, watch)?;
                 Fetched {

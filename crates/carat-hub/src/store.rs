@@ -248,6 +248,15 @@ impl Store {
             .collect()
     }
 
+    /// The model of an origin, if all its files are there.
+    pub(crate) fn find(&self, origin: &Origin) -> Option<LocalModel> {
+        let manifests = self.manifests();
+        let found = manifests
+            .iter()
+            .find(|(_, m)| m.origin == *origin && self.is_whole(m));
+        found.map(|(_, m)| self.local(m))
+    }
+
     /// Removes a model: its manifest first, then the files that no other model shares.
     ///
     /// Returns the bytes freed, or `None` if no manifest satisfies `is_it`.
@@ -392,6 +401,8 @@ mod tests {
         put(&store, "b.gguf", &["b.gguf", "NOTICE.md"]);
         assert_eq!(model.path, dir.path().join("s/models/o/r/a.gguf"));
         assert_eq!(store.list().len(), 2);
+        assert_eq!(store.find(&origin("a.gguf")).unwrap().path, model.path);
+        assert!(store.find(&origin("c.gguf")).is_none());
         assert_eq!(
             store.remove(|m| m.name == "hf:o/r:a.gguf").unwrap(),
             Some(4),

@@ -437,6 +437,22 @@ fn two_pulls_at_once_fetch_once() {
 }
 
 #[test]
+fn two_names_of_one_file_fetch_it_once() {
+    let (fake, bytes, dir) = one_file();
+    let hubs = [MODEL, "hf:o/r:Q4_0", "hf:o/r"].map(|name| {
+        let hub = Hub::new(fake.settings(dir.path())).unwrap();
+        let plan = plan(&hub, name);
+        (hub, plan)
+    });
+    let pulls =
+        hubs.map(|(hub, plan)| std::thread::spawn(move || hub.pull(&plan, &mut (), &AtomicBool::new(false))));
+    for pull in pulls {
+        assert_eq!(fs::read(pull.join().unwrap().unwrap().path).unwrap(), bytes);
+    }
+    assert_eq!(fake.bytes_asked(), SIZE as u64);
+}
+
+#[test]
 fn cancelling_is_felt_at_once_and_loses_nothing() {
     struct StopAtRetry<'a>(&'a AtomicBool);
     impl Progress for StopAtRetry<'_> {
