@@ -126,11 +126,12 @@ pub(crate) fn load(user_file: Option<&Path>) -> Result<Vec<Entry>> {
         return Ok(entries);
     };
     let file = path.display().to_string();
-    let bytes = read_limited(path, MAX_FILE_BYTES)?;
-    let text = String::from_utf8(bytes).map_err(|_| Error::Catalogue {
+    let bad = |reason: String| Error::Catalogue {
         file: file.clone(),
-        reason: "it is not UTF-8".into(),
-    })?;
+        reason,
+    };
+    let bytes = read_limited(path, MAX_FILE_BYTES).map_err(|e| bad(e.to_string()))?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("it is not UTF-8".into()))?;
     for entry in parse(&file, &text)? {
         entries.retain(|old| !old.name.eq_ignore_ascii_case(&entry.name));
         // A user's name wins over a built-in alias.
@@ -280,5 +281,11 @@ mod tests {
         std::fs::write(&path, "[[model]]\nname = 3").unwrap();
         assert!(matches!(load(Some(&path)), Err(Error::Catalogue { .. })));
         assert!(load(Some(&dir.path().join("none.toml"))).is_ok());
+
+        let large = "#".repeat(usize::try_from(MAX_FILE_BYTES).unwrap() + 1);
+        std::fs::write(&path, large).unwrap();
+        let error = load(Some(&path)).unwrap_err();
+        assert!(matches!(error, Error::Catalogue { .. }), "{error}");
+        assert!(error.to_string().contains("larger than"), "{error}");
     }
 }

@@ -55,8 +55,11 @@ impl Http {
         let token = match (&settings.hf_token, &settings.hf_token_file) {
             (Some(token), _) => Some(token.clone()),
             (None, Some(file)) if file.is_file() => {
-                let text = String::from_utf8_lossy(&read_limited(file, MAX_TOKEN_BYTES)?).into_owned();
-                Some(Secret::new(&text)).filter(|token| !token.expose().is_empty())
+                let bytes = read_limited(file, MAX_TOKEN_BYTES).map_err(|e| Error::Setting {
+                    setting: "HF_TOKEN_PATH",
+                    reason: format!("the token file `{}` cannot be read: {e}", file.display()),
+                })?;
+                Some(Secret::new(&String::from_utf8_lossy(&bytes))).filter(|token| !token.expose().is_empty())
             }
             _ => None,
         };

@@ -453,6 +453,20 @@ fn two_names_of_one_file_fetch_it_once() {
 }
 
 #[test]
+fn a_file_that_is_no_token_is_called_by_its_setting() {
+    let (fake, _, dir) = one_file();
+    let mut settings = fake.settings(dir.path());
+    let file = dir.path().join("token");
+    fs::write(&file, "x".repeat(5000)).unwrap();
+    settings.hf_token_file = Some(file);
+    let error = pull(settings, MODEL).unwrap_err().to_string();
+    assert!(
+        error.contains("HF_TOKEN_PATH") && error.contains("larger than 4096 bytes"),
+        "{error}"
+    );
+}
+
+#[test]
 fn cancelling_is_felt_at_once_and_loses_nothing() {
     struct StopAtRetry<'a>(&'a AtomicBool);
     impl Progress for StopAtRetry<'_> {
