@@ -169,6 +169,14 @@ pub struct Sampling {
     pub seed: Option<u64>,
 }
 
+impl Sampling {
+    /// What a client's number means as a seed: to those who know llama.cpp, Ollama or vLLM, -1 is a new one for every
+    /// answer.
+    pub(crate) fn seed_of(number: Option<i64>) -> Option<u64> {
+        number.filter(|number| *number != -1).map(i64::cast_unsigned)
+    }
+}
+
 /// How long a model stays loaded after its last use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeepAlive {

@@ -240,7 +240,7 @@ fn common(
             frequency_penalty: options.frequency_penalty,
             presence_penalty: options.presence_penalty,
             penalty_window: options.repeat_last_n.map(all),
-            seed: options.seed.map(i64::cast_unsigned),
+            seed: Sampling::seed_of(options.seed),
             logit_bias: Vec::new(),
         },
         // -1 and -2 mean "until the end" and "until the context is full".
@@ -367,6 +367,18 @@ mod tests {
             (Format::JsonObject, Some(false))
         );
         assert_eq!(request.sampling.temperature, Some(0.0));
+    }
+
+    #[test]
+    fn every_number_but_minus_one_is_a_seed() {
+        let seed = |number: i64| {
+            let body = json!({"prompt": "x", "options": {"seed": number}});
+            let request = generate_request(body.to_string().as_bytes()).unwrap();
+            request.generation.sampling.seed
+        };
+        assert_eq!(seed(-1), None);
+        assert_eq!(seed(0), Some(0));
+        assert_eq!((seed(-7), seed(-7) == seed(-8)), (Some(u64::MAX - 6), false));
     }
 
     #[test]

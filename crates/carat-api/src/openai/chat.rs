@@ -99,7 +99,7 @@ impl WireSampling {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: logit_bias.collect::<Result<_, _>>()?,
-            seed: self.seed.map(i64::cast_unsigned),
+            seed: Sampling::seed_of(self.seed),
             // Both -1 and 0 mean "all" to those who know this field.
             top_k: self.top_k.map(|k| usize::try_from(k).unwrap_or(0)),
             min_p: self.min_p,
@@ -679,7 +679,8 @@ mod tests {
         assert_eq!(request.sampling.logit_bias, [(5, -100.0)]);
         assert_eq!(
             (request.sampling.top_k, request.sampling.seed),
-            (Some(0), Some(u64::MAX))
+            (Some(0), None),
+            "-1 is all, and no seed"
         );
     }
 
