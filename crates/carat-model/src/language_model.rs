@@ -85,7 +85,8 @@ pub struct DraftSegment<'a, C> {
     pub cache: &'a mut C,
     /// How many guesses are wanted.
     pub n: usize,
-    /// Guesses are appended here: `n` of them, or fewer where the drafter has no more to say.
+    /// Guesses are appended here: `n` of them, or fewer where the drafter has no more to say. None while it still has
+    /// tokens to read: it reads some at every call, so that no call takes long.
     pub guesses: &'a mut Vec<u32>,
 }
 

@@ -188,6 +188,46 @@ fn a_smaller_model_s_cache_follows_forks_and_other_turns() {
     assert!(guesses(&mut model, &mut fork, &prompt, 170).is_empty());
 }
 
+/// A call reads so much of what is new that nobody waits long for it; who has little to read is not kept waiting by others.
+#[test]
+fn a_smaller_model_reads_a_prompt_in_several_calls() {
+    let mut model = load("gemma3-text", "gemma3-text");
+    let ids = |n: u32, seed: u32| -> Vec<u32> { (0..n).map(|i| (i * 37 + seed) % 500).collect() };
+    let prompts = [ids(300, 5), ids(40, 9)];
+    let mut caches = [400, 100].map(|n| model.new_cache(n).unwrap());
+    let mut wanted = Vec::new();
+    for (prompt, cache) in prompts.iter().zip(&mut caches) {
+        let (last, before) = prompt.split_last().unwrap();
+        before.chunks(50).for_each(|chunk| {
+            run(&mut model, cache, chunk, LogitRows::None);
+        });
+        // What the model itself would say next.
+        let mut fork = SequenceCache::fork(cache, before.len()).unwrap();
+        let logits = run(&mut model, &mut fork, &[*last], LogitRows::Last);
+        wanted.push(likeliest(&logits));
+    }
+    let mut rounds = Vec::new();
+    for _ in 0..4 {
+        let mut guesses = [Vec::new(), Vec::new()];
+        let parts = prompts.iter().zip(&mut caches).zip(&mut guesses);
+        let mut batch: Vec<DraftSegment<'_, KvCache>> = parts
+            .map(|((tokens, cache), guesses)| DraftSegment {
+                tokens,
+                cache,
+                n: 3,
+                guesses,
+            })
+            .collect();
+        model.draft(&mut batch).unwrap();
+        assert_eq!((guesses[1].len(), guesses[1][0]), (3, wanted[1]));
+        rounds.push(guesses[0].clone());
+    }
+    // 88 tokens of the long one beside the short one, then up to 127: its last token is read anew at every call.
+    assert!(rounds[..2].iter().all(Vec::is_empty), "{rounds:?}");
+    assert_eq!((rounds[2].len(), rounds[2][0]), (3, wanted[0]));
+    assert_eq!(rounds[3], rounds[2]);
+}
+
 #[test]
 fn both_spellings_of_a_drafter_s_config_are_one_drafter() {
     for (drafter, target) in PAIRS {

@@ -93,7 +93,7 @@ pub(crate) struct Draft {
     patience: usize,
     /// Whether the present pass's guess is such a try.
     is_try: bool,
-    /// Tokens of the sequence when the drafter was asked last.
+    /// Tokens of the sequence when the drafter guessed last: up to there it has read.
     n_seen: usize,
     /// Of the last pass: where its guesses came from, how many were compared and how many right.
     outcome: Option<(Source, usize, usize)>,

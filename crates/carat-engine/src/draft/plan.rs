@@ -291,7 +291,6 @@ impl Planner {
             let Generation { sequence, draft, .. } = &mut **generation;
             let (tokens, cache) = sequence.all();
             has_followed &= tokens.len() <= draft.n_seen + MAX_DRAFT + 1;
-            draft.n_seen = tokens.len();
             draft.source = Source::Drafter;
             draft.chain.extend(tokens.last());
             segments.push(DraftSegment {
@@ -306,13 +305,16 @@ impl Planner {
         }
         let started = Instant::now();
         model.draft(&mut segments).map_err(Error::model)?;
-        // A drafter that had a prompt to read first says nothing of what its guesses cost.
+        // A drafter that had to read first, or still has, says nothing of what its guesses cost.
         if has_followed {
             self.cost.record_guesses(deepest, started.elapsed().as_secs_f64());
         }
         let vocab_size = model.vocab_size();
         for (generation, choice) in generations.iter_mut().zip(choices) {
             if choice.source() == Some(Source::Drafter) {
+                if !generation.draft.guesses().is_empty() {
+                    generation.draft.n_seen = generation.sequence.n_tokens();
+                }
                 generation.draft.shorten(choice.n);
                 if generation.keep_allowed_guesses(vocab_size) == 0 {
                     generation.draft.clear();

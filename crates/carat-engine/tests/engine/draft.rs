@@ -1,7 +1,9 @@
 //! Guessing ahead: never a trace of it in the answer, whatever is guessed, and fewer passes where guesses are right.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use carat_engine::{
     Drafting, Error, Event, FinishReason, Finished, Grammar, GrammarCompiler, Job, Limits, Request,
@@ -304,6 +306,32 @@ fn the_distribution_of_answers_is_the_model_s() {
         // 30 degrees of freedom: 59.7 is exceeded once in a thousand times, 14.9 not reached in ten.
         assert!((10.0..59.7).contains(&chi_square), "{chi_square}");
     }
+}
+
+/// A drafter may take many steps to read a prompt, and says nothing meanwhile. What that takes is no price of guesses.
+#[test]
+fn a_drafter_that_reads_is_asked_again() {
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&n_asked);
+    let mut model = FakeModel::chaotic();
+    model.max_batch_tokens = 64;
+    model.drafter = Some(Box::new(move |_, _| {
+        asked.fetch_add(1, Ordering::Relaxed);
+        // Much longer than a pass of the fake.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(1) {
+            std::hint::spin_loop();
+        }
+        Vec::new()
+    }));
+    let request = Request {
+        stop_ids: Vec::new(),
+        suppressed: vec![0],
+        ..request(&["a"; 40], Drafting::Adaptive, SamplingParams::greedy())
+    };
+    let (ids, _) = answer(&mut model, 200, &request);
+    let n_asked = n_asked.load(Ordering::Relaxed);
+    assert!(n_asked > ids.len() / 2, "asked {n_asked} times");
 }
 
 #[test]

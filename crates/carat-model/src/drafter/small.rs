@@ -1,8 +1,9 @@
 //! A smaller model as drafter, with a cache of its own for each sequence.
 //!
 //! The cache lies in the target's cache beside the tokens that it holds. What the two have in common with the sequence
-//! is kept, the rest is computed: after a round the guesses that were right are there already. Media are unknown to it;
-//! it sees a blank in their place.
+//! is kept, the rest is computed: after a round the guesses that were right are there already. Of what it has to read, as
+//! a prompt that the target has just finished, it reads a little each time that it is asked and guesses nothing until it
+//! has read all: everybody's next token waits for it. Media are unknown to it; it sees a blank in their place.
 
 use crate::kv_cache::{DrafterCache, KvCache};
 use crate::language_model::{DraftSegment, LanguageModel, LogitRows, Segment, SequenceCache};
@@ -10,6 +11,9 @@ use crate::{Error, Model};
 
 /// Stands for what the smaller model has no token for.
 const BLANK: u32 = 0;
+/// Most tokens that are read in one call, of all sequences together. A drafter of a tenth of its target's size reads so
+/// many in about the time of one pass of the target; a prompt at once would hold up every stream for seconds.
+const MOST_READ: usize = 128;
 
 /// See the module's head.
 pub(crate) struct Small {
@@ -30,14 +34,23 @@ impl Small {
         self.model.cache_bytes(n_tokens)
     }
 
-    /// Adds guesses for each sequence, one token at a time for all together.
+    /// Adds guesses for each sequence that it has read, one token at a time for all together.
     ///
     /// # Errors
     /// No memory for its caches.
     pub(crate) fn draft(&mut self, batch: &mut [DraftSegment<'_, KvCache>]) -> Result<(), Error> {
-        let mut latest = Vec::with_capacity(batch.len());
-        for segment in batch.iter_mut() {
-            latest.push(self.catch_up(segment)?);
+        let mut unread = Vec::with_capacity(batch.len());
+        for (i, segment) in batch.iter_mut().enumerate() {
+            unread.extend(self.unread(segment)?.map(|n| (n, i)));
+        }
+        // Who has a prompt to be read must not keep the others from their guesses.
+        unread.sort_unstable();
+        let mut room = MOST_READ.min(self.model.max_batch_tokens());
+        let mut latest = vec![None; batch.len()];
+        for (n_unread, i) in unread {
+            let n = n_unread.min(room);
+            room -= n;
+            latest[i] = self.read(&mut batch[i], n)?;
         }
         for step in 1.. {
             let mut pass: Vec<Segment<'_, KvCache>> = Vec::with_capacity(batch.len());
@@ -76,9 +89,9 @@ impl Small {
         Ok(())
     }
 
-    /// Computes what its cache lacks of a sequence; returns the first guess, or nothing for a sequence that is too long
-    /// for it.
-    fn catch_up(&mut self, segment: &mut DraftSegment<'_, KvCache>) -> Result<Option<u32>, Error> {
+    /// Cuts its cache to what it has in common with a sequence; returns how many tokens are then to be read, or nothing
+    /// for a sequence that is too long for it.
+    fn unread(&self, segment: &mut DraftSegment<'_, KvCache>) -> Result<Option<usize>, Error> {
         let limit = segment.cache.max_tokens().min(self.model.context_len());
         if segment.tokens.len() + segment.n > limit || segment.tokens.is_empty() {
             return Ok(None);
@@ -100,26 +113,31 @@ impl Small {
             let _emptied = own.cache.truncate(0);
         }
         own.tokens.truncate(n_common);
+        Ok(Some(segment.tokens.len() - n_common))
+    }
+
+    /// Computes the next `n` tokens of a sequence; returns the first guess when these were the last.
+    fn read(&mut self, segment: &mut DraftSegment<'_, KvCache>, n: usize) -> Result<Option<u32>, Error> {
+        let Some(own) = segment.cache.drafter.as_mut().filter(|_| n > 0) else {
+            return Ok(None);
+        };
+        let rest = &segment.tokens[own.tokens.len()..];
+        let (part, is_last) = (&rest[..n], n == rest.len());
         let vocab_size = self.model.vocab_size();
-        while own.tokens.len() < segment.tokens.len() {
-            let rest = &segment.tokens[own.tokens.len()..];
-            let part = &rest[..rest.len().min(self.model.max_batch_tokens())];
-            let known = |id: &u32| if (*id as usize) < vocab_size { *id } else { BLANK };
-            let tokens: Vec<u32> = part.iter().map(known).collect();
-            let logits = if part.len() == rest.len() {
-                LogitRows::Last
-            } else {
-                LogitRows::None
-            };
-            let mut pass = [Segment {
-                tokens: &tokens,
-                media: &[],
-                cache: &mut own.cache,
-                logits,
-            }];
-            self.model.forward(&mut pass, &mut self.logits)?;
-            own.tokens.extend_from_slice(part);
-        }
-        Ok(u32::try_from(super::likeliest(&self.logits)).ok())
+        let known = |id: &u32| if (*id as usize) < vocab_size { *id } else { BLANK };
+        let tokens: Vec<u32> = part.iter().map(known).collect();
+        let mut pass = [Segment {
+            tokens: &tokens,
+            media: &[],
+            cache: &mut own.cache,
+            logits: if is_last { LogitRows::Last } else { LogitRows::None },
+        }];
+        self.model.forward(&mut pass, &mut self.logits)?;
+        own.tokens.extend_from_slice(part);
+        Ok(if is_last {
+            u32::try_from(super::likeliest(&self.logits)).ok()
+        } else {
+            None
+        })
     }
 }
