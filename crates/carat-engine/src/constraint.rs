@@ -6,7 +6,7 @@
 //! mask allows the tokenizer's stop tokens; where it must, the answer ends.
 //!
 //! A model may think first, between two tokens of its vocabulary ([`Thoughts`]): what it thinks is free, up to a budget,
-//! and the grammar begins behind it.
+//! and the grammar begins behind it. Without a grammar it may think more than once within the budget.
 //!
 //! JSON is written without line breaks and with one blank after `:` and `,`: a small model in doubt would else write
 //! blanks for ever.
@@ -57,7 +57,8 @@ pub struct Thoughts {
     pub close: u32,
     /// Whether the prompt has begun them already.
     pub are_open: bool,
-    /// Tokens between the two, the channel's name included; `None` for as many as the answer has room for.
+    /// Tokens between the two, the channel's name included, of all thoughts of an answer together; `None` for as many as
+    /// the answer has room for.
     pub budget: Option<usize>,
 }
 
@@ -97,18 +98,22 @@ impl GrammarCompiler {
         // No end of the answer among the thoughts: what is asked for would never come.
         let mut free = self.text.clone();
         free.allow_token(close);
+        let matcher = answer.and_then(|answer| answer.matcher);
         let channel = Channel {
             thoughts,
             free,
-            n_thought: 0,
-            place: if thoughts.are_open {
-                Place::Inside
-            } else {
-                Place::Before
+            is_bound: matcher.is_some(),
+            at: Progress {
+                n_thought: 0,
+                place: if thoughts.are_open {
+                    Place::Inside
+                } else {
+                    Place::Before
+                },
             },
         };
         Ok(Constraint {
-            matcher: answer.and_then(|answer| answer.matcher),
+            matcher,
             mask: None,
             channel: Some(channel),
         })
@@ -174,16 +179,19 @@ impl Constraint {
     }
 
     fn next_mask(&mut self) -> Mask {
-        let place = self.channel.as_ref().map(|channel| channel.place);
-        if let (Some(channel), Some(Place::Inside)) = (&self.channel, place) {
-            return Mask::Bound(channel.mask());
+        if let Some(mask) = self.channel.as_ref().and_then(Channel::mask) {
+            return Mask::Bound(mask);
         }
         let Some(matcher) = &mut self.matcher else {
             return Mask::Free;
         };
         match matcher.compute_mask_or_eos() {
             Ok(mut mask) => {
-                if let (Some(channel), Some(Place::Before)) = (&self.channel, place) {
+                let may_think = self
+                    .channel
+                    .as_ref()
+                    .filter(|channel| channel.at.place == Place::Before);
+                if let Some(channel) = may_think {
                     mask.allow_token(channel.thoughts.open);
                 }
                 Mask::Bound(mask)
@@ -223,18 +231,17 @@ impl Constraint {
 
     /// How many of `ids`, one after another, are allowed next.
     pub(crate) fn n_allowed(&mut self, ids: &[u32]) -> usize {
-        let (n_thoughts, answer) = match &self.channel {
+        let (n, is_answer) = match &self.channel {
             Some(channel) => channel.n_allowed(ids),
             None => (0, true),
         };
-        let rest = &ids[n_thoughts..];
-        n_thoughts
-            + match &mut self.matcher {
-                _ if !answer => 0,
-                // A grammar that cannot be followed any more is reported by `mask`.
-                Some(matcher) => matcher.validate_tokens(rest).unwrap_or(0),
-                None => rest.len(),
-            }
+        let rest = &ids[n..];
+        n + match &mut self.matcher {
+            _ if !is_answer => 0,
+            // A grammar that cannot be followed any more is reported by `mask`.
+            Some(matcher) => matcher.validate_tokens(rest).unwrap_or(0),
+            None => rest.len(),
+        }
     }
 
     /// Whether nothing may follow.
@@ -242,16 +249,25 @@ impl Constraint {
         let is_inside = self
             .channel
             .as_ref()
-            .is_some_and(|channel| channel.place == Place::Inside);
+            .is_some_and(|channel| channel.at.place == Place::Inside);
         !is_inside && self.matcher.as_ref().is_some_and(Matcher::is_stopped)
     }
 }
 
-/// How far an answer is in its thoughts.
+/// An answer's thoughts, and how far it is in them.
 struct Channel {
     thoughts: Thoughts,
     /// What may be thought, and the end.
     free: SimpleVob,
+    /// Whether a grammar says what may come behind the thoughts. Where none does, the model may begin to think again,
+    /// and the budget is for all thoughts together: else one mark would be a way around it.
+    is_bound: bool,
+    at: Progress,
+}
+
+#[derive(Clone, Copy)]
+struct Progress {
+    /// Tokens thought so far.
     n_thought: usize,
     place: Place,
 }
@@ -267,54 +283,82 @@ enum Place {
 }
 
 impl Channel {
-    fn is_spent(&self, n_thought: usize) -> bool {
-        self.thoughts.budget.is_some_and(|budget| n_thought >= budget)
+    fn is_spent(&self, at: Progress) -> bool {
+        self.thoughts.budget.is_some_and(|budget| at.n_thought >= budget)
     }
 
-    /// What may come next among the thoughts.
-    fn mask(&self) -> SimpleVob {
-        if !self.is_spent(self.n_thought) {
-            return self.free.clone();
-        }
-        let mut mask = SimpleVob::alloc(self.free.len());
-        mask.allow_token(self.thoughts.close);
-        mask
-    }
-
-    /// Whether a token belongs to the thoughts.
-    fn takes(&mut self, id: u32) -> bool {
-        match self.place {
-            Place::Before if id == self.thoughts.open => self.place = Place::Inside,
-            Place::Inside if id == self.thoughts.close => self.place = Place::Behind,
-            Place::Inside => self.n_thought += 1,
-            Place::Before | Place::Behind => {
-                self.place = Place::Behind;
-                return false;
+    /// What may come next; `None` where the thoughts have no say.
+    fn mask(&self) -> Option<SimpleVob> {
+        let is_spent = self.is_spent(self.at);
+        match self.at.place {
+            Place::Inside if is_spent => {
+                let mut mask = SimpleVob::alloc(self.free.len());
+                mask.allow_token(self.thoughts.close);
+                Some(mask)
             }
+            Place::Inside => Some(self.free.clone()),
+            Place::Behind if is_spent && !self.is_bound => {
+                let mut mask = SimpleVob::alloc_ones(self.free.len());
+                mask.disallow_token(self.thoughts.open);
+                Some(mask)
+            }
+            Place::Before | Place::Behind => None,
         }
-        true
     }
 
-    /// How many of `ids` the thoughts allow, and whether the answer follows these.
-    fn n_allowed(&self, ids: &[u32]) -> (usize, bool) {
-        let Thoughts { open, close, .. } = self.thoughts;
-        let mut n = match self.place {
-            Place::Behind => return (0, true),
-            Place::Before if ids.first() != Some(&open) => return (0, true),
-            Place::Before => 1,
-            Place::Inside => 0,
+    /// Whether that mask has a token.
+    fn allows(&self, at: Progress, id: u32) -> bool {
+        let is_spent = self.is_spent(at);
+        match at.place {
+            Place::Inside if is_spent => id == self.thoughts.close,
+            Place::Inside => (id as usize) < self.free.len() && self.free.is_allowed(id),
+            Place::Behind if is_spent && !self.is_bound => id != self.thoughts.open,
+            Place::Before | Place::Behind => true,
+        }
+    }
+
+    /// Whether a token belongs to the thoughts, and not to the answer.
+    fn has(&self, at: Progress, id: u32) -> bool {
+        match at.place {
+            Place::Before => id == self.thoughts.open,
+            Place::Inside => true,
+            Place::Behind => id == self.thoughts.open && !self.is_bound,
+        }
+    }
+
+    fn after(&self, at: Progress, id: u32) -> Progress {
+        let place = match at.place {
+            Place::Inside if id == self.thoughts.close => Place::Behind,
+            _ if self.has(at, id) => Place::Inside,
+            _ => Place::Behind,
         };
-        let mut n_thought = self.n_thought;
-        while let Some(&id) = ids.get(n) {
-            if id == close {
-                return (n + 1, true);
-            }
-            if self.is_spent(n_thought) || id as usize >= self.free.len() || !self.free.is_allowed(id) {
-                break;
-            }
-            (n, n_thought) = (n + 1, n_thought + 1);
+        let is_thought = at.place == Place::Inside && place == Place::Inside;
+        Progress {
+            n_thought: at.n_thought + usize::from(is_thought),
+            place,
         }
-        (n, false)
+    }
+
+    /// Takes a token; whether it belongs to the thoughts.
+    fn takes(&mut self, id: u32) -> bool {
+        let is_thought = self.has(self.at, id);
+        self.at = self.after(self.at, id);
+        is_thought
+    }
+
+    /// How many of `ids` are allowed, and whether those that follow them are a grammar's to allow.
+    fn n_allowed(&self, ids: &[u32]) -> (usize, bool) {
+        let mut at = self.at;
+        for (n, &id) in ids.iter().enumerate() {
+            if self.is_bound && !self.has(at, id) {
+                return (n, true);
+            }
+            if !self.allows(at, id) {
+                return (n, false);
+            }
+            at = self.after(at, id);
+        }
+        (ids.len(), false)
     }
 }
 

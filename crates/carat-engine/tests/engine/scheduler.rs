@@ -558,6 +558,47 @@ fn thoughts_are_free_and_the_answer_is_bound() {
     assert!(compiler.thoughtful(None, outside).is_err());
 }
 
+/// Where no grammar binds the answer the budget is for all thoughts: neither words before the first mark nor a second
+/// mark are a way around it.
+#[test]
+fn thoughts_that_begin_again_have_one_budget() {
+    let compiler = GrammarCompiler::new(&tokenizer()).unwrap();
+    let (open, close, hello) = (word("x"), word("y"), word("hello"));
+    // It thinks twice, and would then say the mark for ever, which among thoughts is a letter here.
+    let begin = [hello, open, hello, close, hello, open];
+    let script = move |seen: &[u32]| {
+        let mut logits = vec![0.0; crate::fake::N_PIECES];
+        (logits[open as usize], logits[hello as usize]) = (9.0, 8.0);
+        if let Some(next) = begin.get(seen.len() - 5) {
+            logits[*next as usize] = 10.0;
+        }
+        logits
+    };
+    for guess in [None, Some(open), Some(hello)] {
+        let mut model = FakeModel::new(crate::fake::N_PIECES, script);
+        model.max_batch_tokens = 64;
+        if let Some(guess) = guess {
+            model.drafter = Some(Box::new(move |_, n| vec![guess; n]));
+        }
+        let mut scheduler = scheduler(model, limits());
+        let (mut job, ear) = job(Request {
+            drafting: guess.map_or(Drafting::Off, |_| Drafting::Fixed(6)),
+            ..greedy(prompt(5, 0), 13)
+        });
+        let thoughts = Thoughts {
+            open,
+            close,
+            are_open: false,
+            budget: Some(3),
+        };
+        job.constraint = Some(compiler.thoughtful(None, thoughts).unwrap());
+        scheduler.submit(job);
+        run(&mut scheduler);
+        let after = [open, open, close, hello, hello, hello, hello];
+        assert_eq!(ear.lock().unwrap().ids, [&begin[..], &after].concat());
+    }
+}
+
 /// A vector is the mean over all tokens, whatever the chunks, the company and the times that it was started anew.
 #[test]
 fn vectors_are_computed_among_answers() {
