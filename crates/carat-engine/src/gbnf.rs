@@ -1,13 +1,21 @@
 //! Grammars in llama.cpp's notation (GBNF), rewritten in Lark's.
 //!
-//! `root ::= "a" item*` becomes `start: "a" r_item*`. Names get a prefix, since Lark takes capitals for terminals and
-//! knows no hyphens; character classes become regular expressions of one character.
+//! `root ::= "ab" item*` becomes `start: c61 c62 r1_item*` with `c61: "a"` and `c62: "b"`. Names get a number, since Lark
+//! takes capitals for terminals and knows no hyphens: without it names that differ in these alone would be one. Texts are
+//! taken apart and character classes become regular expressions of one character, so that every terminal is one
+//! character: the lexer takes the longest terminal and never goes back, and with `"true" | [a-z]+` would demand `true` of
+//! everything that begins with `tr`. A character has one rule wherever it stands, since llguidance counts symbols.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
 /// The same grammar in Lark's notation, or what is wrong with it.
 pub(crate) fn to_lark(text: &str) -> Result<String, String> {
-    let mut reader = Reader { rest: text };
+    let mut reader = Reader {
+        rest: text,
+        numbers: HashMap::new(),
+        letters: BTreeSet::new(),
+    };
     let mut lark = String::new();
     let mut has_root = false;
     loop {
@@ -22,14 +30,19 @@ pub(crate) fn to_lark(text: &str) -> Result<String, String> {
             .strip_prefix("::=")
             .ok_or_else(|| reader.unexpected("`::=`"))?;
         has_root |= name == "root";
+        let rule = reader.rule(name);
         let body = reader.alternatives(Lines::Keep, 0)?;
-        let _infallible = writeln!(lark, "{}: {body}", rule(name));
+        let _infallible = writeln!(lark, "{rule}: {body}");
     }
-    if has_root {
-        Ok(lark)
-    } else {
-        Err("it has no rule `root`".to_string())
+    if !has_root {
+        return Err("it has no rule `root`".to_string());
     }
+    for c in reader.letters {
+        // A character as JSON and Lark write it.
+        let text = serde_json::Value::from(c.to_string());
+        let _infallible = writeln!(lark, "{}: {text}", letter(c));
+    }
+    Ok(lark)
 }
 
 /// Parentheses may be this deep.
@@ -44,6 +57,10 @@ enum Lines {
 
 struct Reader<'t> {
     rest: &'t str,
+    /// Of each name, as it is written.
+    numbers: HashMap<&'t str, usize>,
+    /// Characters of texts.
+    letters: BTreeSet<char>,
 }
 
 impl<'t> Reader<'t> {
@@ -102,8 +119,9 @@ impl<'t> Reader<'t> {
     /// One item with its repetition; `None` at the end of a sequence.
     fn item(&mut self, lines: Lines, depth: usize) -> Result<Option<String>, String> {
         self.skip_blanks(lines);
+        let is_text = self.rest.starts_with('"');
         let item = match self.rest.chars().next() {
-            Some('"') => quote(&self.until('"')?),
+            Some('"') => self.text()?,
             Some('[') => {
                 let class = self.class()?;
                 format!("/{class}/")
@@ -122,11 +140,36 @@ impl<'t> Reader<'t> {
                 format!("({inner})")
             }
             _ => match self.name() {
-                Some(name) => rule(name),
+                Some(name) => self.rule(name),
                 None => return Ok(None),
             },
         };
-        Ok(Some(item + self.repetition()?))
+        let repetition = self.repetition()?;
+        Ok(Some(if is_text && !repetition.is_empty() {
+            format!("({item}){repetition}")
+        } else {
+            item + repetition
+        }))
+    }
+
+    /// A text, character by character.
+    fn text(&mut self) -> Result<String, String> {
+        let text = self.until('"')?;
+        if text.is_empty() {
+            return Ok("\"\"".to_string());
+        }
+        self.letters.extend(text.chars());
+        Ok(text.chars().map(letter).collect::<Vec<_>>().join(" "))
+    }
+
+    /// What a rule is called in Lark.
+    fn rule(&mut self, name: &'t str) -> String {
+        if name == "root" {
+            return "start".to_string();
+        }
+        let next = self.numbers.len() + 1;
+        let number = self.numbers.entry(name).or_insert(next);
+        format!("r{number}_{}", name.replace('-', "_").to_ascii_lowercase())
     }
 
     fn repetition(&mut self) -> Result<&'t str, String> {
@@ -223,17 +266,9 @@ impl<'t> Reader<'t> {
     }
 }
 
-fn rule(name: &str) -> String {
-    if name == "root" {
-        "start".to_string()
-    } else {
-        format!("r_{}", name.replace('-', "_").to_ascii_lowercase())
-    }
-}
-
-/// A text as JSON and Lark write it.
-fn quote(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+/// What a character's rule is called.
+fn letter(c: char) -> String {
+    format!("c{:x}", u32::from(c))
 }
 
 #[cfg(test)]
@@ -243,9 +278,27 @@ mod tests {
     #[test]
     fn rules_classes_and_repetitions_are_rewritten() {
         let gbnf = "# a list\nroot ::= \"- \" item-name+ (\"!\" |\n  [^\\n/]{2,3})?\nitem-name ::= [a-z] .\n";
-        let expected =
-            "start: \"- \" r_item_name+ (\"!\" | /[^\\n\\/]/{2,3} )? \nr_item_name: /[a-z]/ /(.|\\n)/ \n";
-        assert_eq!(to_lark(gbnf).unwrap(), expected);
+        let rules =
+            "start: c2d c20 r1_item_name+ (c21 | /[^\\n\\/]/{2,3} )? \nr1_item_name: /[a-z]/ /(.|\\n)/ \n";
+        let letters = "c20: \" \"\nc21: \"!\"\nc2d: \"-\"\n";
+        assert_eq!(to_lark(gbnf).unwrap(), [rules, letters].concat());
+    }
+
+    #[test]
+    fn texts_are_taken_apart_and_repeated_whole() {
+        let lark = to_lark("root ::= \"ab\"{2} \"\\\"é\"? \"\"* \"\"").unwrap();
+        let (rules, letters) = lark.split_once('\n').unwrap();
+        assert_eq!(rules, "start: (c61 c62){2} (c22 ce9)? (\"\")* \"\" ");
+        assert_eq!(letters, "c22: \"\\\"\"\nc61: \"a\"\nc62: \"b\"\nce9: \"é\"\n");
+    }
+
+    #[test]
+    fn names_that_look_alike_in_lark_stay_apart() {
+        let lark = to_lark("root ::= a-b a_b A_B a-b\nA_B ::= \"x\"\n").unwrap();
+        assert_eq!(
+            lark,
+            "start: r1_a_b r2_a_b r3_a_b r1_a_b \nr3_a_b: c78 \nc78: \"x\"\n"
+        );
     }
 
     #[test]

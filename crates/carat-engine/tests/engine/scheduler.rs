@@ -489,6 +489,33 @@ fn grammars_of_every_notation_are_followed() {
     );
     check(Grammar::Lark("start: /[a-z]/ /[a-z]/".into()), &is_word);
     check(Grammar::JsonObject, &|text| text.starts_with('{'));
+    check(
+        Grammar::Gbnf("root ::= a-b a_b A_B\na-b ::= \"x\"\na_b ::= \"yes\"?\nA_B ::= \"z\"".into()),
+        &|text| text == "xz" || text == "xyesz",
+    );
+}
+
+/// A text of a grammar does not take away what else the grammar has that begins like it.
+#[test]
+fn an_answer_may_begin_like_a_keyword() {
+    let compiler = GrammarCompiler::new(&tokenizer()).unwrap();
+    let grammar =
+        Grammar::Gbnf("root ::= value (\";\" value)*\nvalue ::= \"true\" | \"trip\"{2} | [a-z]+".into());
+    for said in ["trap", "true", "truest", "triptrip", "t", "trip;tru;truetrue"] {
+        let script = said.bytes().map(|b| match b {
+            b';' => byte(b),
+            letter => word(&char::from(letter).to_string()),
+        });
+        let mut scheduler = scheduler(FakeModel::scripted(5, script.collect()), limits());
+        let (mut job, ear) = job(Request {
+            stop_ids: vec![EOS],
+            ..greedy(prompt(5, 0), 30)
+        });
+        job.constraint = Some(compiler.compile(&grammar).unwrap());
+        scheduler.submit(job);
+        run(&mut scheduler);
+        assert_eq!(ear.lock().unwrap().text, said);
+    }
 }
 
 /// Thoughts are free and end in time; the grammar binds what follows them.
