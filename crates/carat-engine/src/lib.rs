@@ -25,6 +25,7 @@ mod numeric;
 mod pace;
 mod prefix;
 mod random;
+mod recent;
 mod request;
 mod sampler;
 mod sampling_params;

@@ -23,6 +23,7 @@
 use crate::error::Error;
 use crate::numeric::exp_nonpositive;
 use crate::random::Random;
+use crate::recent::Recent;
 use crate::sampling_params::SamplingParams;
 use crate::selection::{Candidate, collect_finite, keep_mass, select_largest};
 
@@ -37,7 +38,7 @@ pub struct Sampler {
     suppressed: Vec<u32>,
     random: Random,
     adjusted: Vec<f32>,
-    recent: Vec<u32>,
+    recent: Recent,
     candidates: Vec<Candidate>,
 }
 
@@ -69,7 +70,7 @@ impl Sampler {
             n_allowed: n_tokens.min(n_rows),
             suppressed: suppressed.to_vec(),
             adjusted: Vec::new(),
-            recent: Vec::new(),
+            recent: Recent::default(),
             candidates: Vec::new(),
         })
     }
@@ -159,12 +160,9 @@ impl Sampler {
         if off {
             return;
         }
-        let start = history.len().saturating_sub(params.penalty_window);
-        self.recent.clear();
-        self.recent.extend_from_slice(&history[start..]);
-        self.recent.sort_unstable();
-        for same in self.recent.chunk_by(|a, b| a == b) {
-            let Some(logit) = self.adjusted.get_mut(same[0] as usize) else {
+        self.recent.follow(history, params.penalty_window);
+        for (id, count) in self.recent.counts() {
+            let Some(logit) = self.adjusted.get_mut(id as usize) else {
                 continue;
             };
             if *logit > 0.0 {
@@ -173,7 +171,7 @@ impl Sampler {
                 *logit *= params.repetition_penalty;
             }
             #[expect(clippy::cast_precision_loss, reason = "a count of tokens in a context")]
-            let count = same.len() as f32;
+            let count = count as f32;
             *logit -= count * params.frequency_penalty + params.presence_penalty;
         }
     }

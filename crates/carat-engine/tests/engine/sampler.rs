@@ -205,6 +205,32 @@ fn temperature_zero_takes_the_likeliest_and_the_lower_id_of_two() {
     assert_eq!(greedy.sample(&[0.5, 2.0, f32::NAN, 2.0, 1.0], &[]).unwrap(), 1);
 }
 
+/// Counts are kept from token to token: the same choices as from a sampler that sees the history for the first time.
+#[test]
+fn penalties_of_a_history_that_grows_are_those_of_the_whole() {
+    let logits: Vec<f32> = (0..50).map(|i| ((i * 37) % 50) as f32 / 20.0).collect();
+    for penalty_window in [0, 1, 7, 64, usize::MAX] {
+        let params = SamplingParams {
+            penalty_window,
+            repetition_penalty: 1.1,
+            frequency_penalty: 0.2,
+            presence_penalty: 0.1,
+            ..SamplingParams::greedy()
+        };
+        let mut growing = sampler(&params, logits.len());
+        let mut history = vec![3, 1_000_000, 3];
+        for _ in 0..200 {
+            let id = growing.sample(&logits, &history).unwrap();
+            assert_eq!(
+                id,
+                sampler(&params, logits.len()).sample(&logits, &history).unwrap()
+            );
+            history.push(id);
+        }
+        assert!(penalty_window < 7 || history[3..].iter().any(|id| *id != history[3]));
+    }
+}
+
 #[test]
 fn penalties_apply_to_greedy_choices_too() {
     let params = SamplingParams {
