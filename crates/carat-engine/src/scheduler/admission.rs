@@ -20,11 +20,9 @@ impl<M: LanguageModel> Scheduler<M> {
             let Some(i) = self.next_waiting() else { return };
             let mut entry = self.waiting.swap_remove(i);
             let n_common = self.adopt_prefix(&mut entry);
-            let sequence = &entry.generation.sequence;
-            let needed = self.model.cache_bytes(sequence.n_tokens() + 1);
-            let extra = needed.saturating_sub(self.model.cache_bytes(sequence.n_cached()));
             // It runs from here on, so that what it has adopted counts, even when the snapshot it came from gives way.
             self.running.push(entry);
+            let extra = self.bytes_to_come();
             let has_room = self.running.len() == 1 || (self.may_have_room(extra) && self.make_room(extra));
             if !has_room {
                 self.send_back_latest();

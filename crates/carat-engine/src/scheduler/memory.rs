@@ -39,6 +39,18 @@ impl<M: LanguageModel> Scheduler<M> {
         bytes
     }
 
+    /// Bytes that the running sequences will take for the tokens that they have and the next one. Who has just been let in
+    /// holds nothing yet: without these all prompts would be let in that fit one by one, and then compute in turns what they
+    /// have to give up again.
+    pub(super) fn bytes_to_come(&self) -> usize {
+        let to_come = self.running.iter().map(|entry| {
+            let sequence = &entry.generation.sequence;
+            let whole = self.model.cache_bytes(sequence.n_tokens() + 1);
+            whole.saturating_sub(self.model.cache_bytes(sequence.n_cached()))
+        });
+        to_come.fold(0, usize::saturating_add)
+    }
+
     /// Whether `extra` bytes more would be within the budget without any snapshot: if not, none need be given up.
     pub(super) fn may_have_room(&self, extra: usize) -> bool {
         let mut seen = HashSet::new();
@@ -101,23 +113,27 @@ impl<M: LanguageModel> Scheduler<M> {
         Some(cache)
     }
 
-    /// Preempts sequences, the latest first, while there is no room for all. The last one stays.
+    /// Preempts sequences, the latest first, while there is no room for all even without snapshots; then snapshots give way.
+    /// The last sequence stays.
     pub(super) fn keep_within_budget(&mut self) {
-        while !self.make_room(0) && self.running.len() > 1 {
+        while self.running.len() > 1 && !self.may_have_room(0) {
             let latest = (0..self.running.len()).max_by(|&a, &b| {
                 let (a, b) = (&self.running[a], &self.running[b]);
                 b.priority.cmp(&a.priority).then(a.number.cmp(&b.number))
             });
             let (Some(latest), Ok(cache)) = (latest, self.model.new_cache(self.limits.n_max)) else {
-                return;
+                break;
             };
             let mut entry = self.running.remove(latest);
-            if entry.generation.sequence.adopt(cache).is_ok() {
+            // Who has nothing computed gives nothing up, and has no claim to come before others for it.
+            let has_begun = entry.generation.sequence.n_cached() > 0;
+            if entry.generation.sequence.adopt(cache).is_ok() && has_begun {
                 entry.generation.forget_sum();
                 entry.was_preempted = true;
                 self.counters.preempted.add(1);
             }
             self.waiting.push(entry);
         }
+        let _is_within = self.make_room(0);
     }
 }

@@ -246,6 +246,58 @@ fn those_who_decode_get_a_token_at_every_step_while_a_long_prompt_is_computed() 
     run(&mut scheduler);
 }
 
+/// Prompts that do not fit together are computed one after another, not all at once and again and again.
+#[test]
+fn prompts_that_do_not_fit_together_are_computed_once() {
+    let mut model = FakeModel::chaotic();
+    (model.window, model.max_batch_tokens) = (5, 64);
+    let limits = Limits {
+        n_running: 6,
+        cache_bytes: 400,
+        ..limits()
+    };
+    let mut scheduler = scheduler(model, limits);
+    let ears: Vec<Ear> = (0..6)
+        .map(|i| {
+            let mut ids = prompt(300, 0);
+            // From the first letter on, so that they share nothing.
+            ids[1] = word(["a", "b", "c", "d", "e", "f"][i]);
+            let (job, ear) = job(greedy(ids, 60));
+            scheduler.submit(job);
+            ear
+        })
+        .collect();
+    run(&mut scheduler);
+    assert!(ears.iter().all(|ear| ear.lock().unwrap().finished.is_some()));
+    let counters = scheduler.counters();
+    assert_eq!((counters.prefilled.get(), counters.preempted.get()), (1800, 0));
+}
+
+/// An answer and two prompts fit together when they are let in. The answer grows while the first prompt is computed and the
+/// second waits for its turn, until there is no room for all.
+#[test]
+fn who_has_computed_nothing_is_not_preempted() {
+    let mut model = FakeModel::chaotic();
+    (model.window, model.max_batch_tokens) = (5, 9);
+    let limits = Limits {
+        n_running: 3,
+        cache_bytes: 600,
+        ..limits()
+    };
+    let mut scheduler = scheduler(model, limits);
+    let ears = [(100, 200, 13), (480, 1, 4), (5, 1, 0)].map(|(n_prompt, n_answer, n_steps)| {
+        let mut ids = prompt(n_prompt, 0);
+        ids[1] = word(["x", "y", "z"][n_prompt % 3]);
+        let (job, ear) = job(greedy(ids, n_answer));
+        scheduler.submit(job);
+        (0..n_steps).for_each(|_| scheduler.step());
+        ear
+    });
+    run(&mut scheduler);
+    assert!(ears.iter().all(|ear| ear.lock().unwrap().finished.is_some()));
+    assert_eq!(scheduler.counters().preempted.get(), 1);
+}
+
 fn n_reused(ear: &Ear) -> usize {
     ear.lock().unwrap().finished.as_ref().unwrap().usage.n_reused
 }
