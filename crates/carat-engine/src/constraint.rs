@@ -23,6 +23,8 @@ use crate::error::Error;
 
 /// Longest text of a grammar or schema, in bytes.
 const MAX_GRAMMAR_BYTES: usize = 1 << 20;
+/// Most states of one grammar's lexer, of 1 to 2 KB each: they are in no other budget, and any client may send a grammar.
+const MAX_LEXER_STATES: usize = 50_000;
 /// Marks special tokens in the compiler's vocabulary; no UTF-8 text holds this byte.
 const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 
@@ -79,6 +81,7 @@ impl GrammarCompiler {
         let mut factory = ParserFactory::new_simple(&env).map_err(refused)?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
+        factory.limits_mut().max_lexer_states = MAX_LEXER_STATES;
         let mut text = SimpleVob::alloc(tokenizer.len());
         for id in (0..n_tokens).filter(|&id| !tokenizer.is_special(id)) {
             text.allow_token(id);
@@ -155,7 +158,9 @@ impl GrammarCompiler {
     }
 }
 
-/// How far one answer is in its grammar.
+/// How far one answer is in its grammar. Clones go their own ways and share what was computed of the grammar, so that
+/// many answers to one request need not compile it again.
+#[derive(Clone)]
 pub struct Constraint {
     /// `None` where thoughts alone are bound.
     matcher: Option<Matcher>,
@@ -164,6 +169,7 @@ pub struct Constraint {
 }
 
 /// What the next choice is bound to.
+#[derive(Clone)]
 enum Mask {
     Free,
     Bound(SimpleVob),
@@ -255,6 +261,7 @@ impl Constraint {
 }
 
 /// An answer's thoughts, and how far it is in them.
+#[derive(Clone)]
 struct Channel {
     thoughts: Thoughts,
     /// What may be thought, and the end.

@@ -153,6 +153,11 @@ fn composed<'a>(
     .map_err(prompt_error)
 }
 
+/// Nobody waits for the prompt any more.
+pub(crate) fn given_up() -> ApiError {
+    prompt_error(carat_prompt::Error::Cancelled)
+}
+
 /// Why a prompt cannot be made, as clients are told.
 fn prompt_error(error: carat_prompt::Error) -> ApiError {
     use carat_prompt::Error;

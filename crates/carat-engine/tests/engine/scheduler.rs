@@ -678,6 +678,49 @@ fn thoughts_that_begin_again_have_one_budget() {
     }
 }
 
+/// A clone is in the state of its original, and each then goes its own way.
+#[test]
+fn one_compiled_grammar_binds_many_answers() {
+    let compiler = GrammarCompiler::new(&tokenizer()).unwrap();
+    let thoughts = Thoughts {
+        open: word("x"),
+        close: word("y"),
+        are_open: true,
+        budget: Some(2),
+    };
+    let answer = compiler
+        .compile(&Grammar::Gbnf("root ::= [a-c]{3} | \"de\"".into()))
+        .unwrap();
+    let bound = compiler.thoughtful(Some(answer), thoughts).unwrap();
+    let mut scheduler = scheduler(FakeModel::chaotic(), limits());
+    let ears: Vec<Ear> = (0..8)
+        .map(|i| {
+            let (mut job, ear) = job(greedy(prompt(5, i), 20));
+            job.constraint = Some(bound.clone());
+            scheduler.submit(job);
+            ear
+        })
+        .collect();
+    run(&mut scheduler);
+    let answers: Vec<String> = ears
+        .iter()
+        .map(|ear| {
+            let heard = ear.lock().unwrap();
+            let n_thought = heard.ids.iter().take_while(|id| **id != word("y")).count();
+            assert!(n_thought <= 2, "{:?}", heard.ids);
+            let is = |id: u32, letter: char| word(&letter.to_string()) == id || byte(letter as u8) == id;
+            let letter = |id: &u32| ('a'..='e').find(|letter| is(*id, *letter));
+            heard.ids[n_thought + 1..].iter().filter_map(letter).collect()
+        })
+        .collect();
+    for answer in &answers {
+        let is_answer =
+            answer == "de" || answer.len() == 3 && answer.bytes().all(|b| (b'a'..=b'c').contains(&b));
+        assert!(is_answer, "{answers:?}");
+    }
+    assert!(answers.iter().any(|answer| answer != &answers[0]), "{answers:?}");
+}
+
 /// A vector is the mean over all tokens, whatever the chunks, the company and the times that it was started anew.
 #[test]
 fn vectors_are_computed_among_answers() {

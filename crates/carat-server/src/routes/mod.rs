@@ -185,8 +185,11 @@ async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result
         let _place = place;
         let mut go_on = || !absent.load(Ordering::Relaxed);
         let prompt = prompt::render(&model, &wanted, &mut go_on)?;
-        let constraint = |_| model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids);
-        let constraints: Result<Vec<Option<Constraint>>, _> = (0..wanted.n).map(constraint).collect();
+        // A grammar may take seconds to compile, and the compiler is not asked to stop.
+        if !go_on() {
+            return Err(prompt::given_up());
+        }
+        let constraint = model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids)?;
         let mut readers = shared.readers(&model, &wanted, wanted.n);
         if model.thoughts_are_open(&prompt.ids) {
             readers.iter_mut().for_each(OutputReader::start_thinking);
@@ -194,7 +197,7 @@ async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result
         // Nobody waits for a call.
         let calls = model.call_marks.filter(|_| !tools::are_offered(&wanted));
         Ok(Start {
-            constraints: constraints?.into_iter().flatten().collect(),
+            constraints: for_each_answer(constraint, wanted.n),
             readers,
             forbidden: calls.map(|marks| marks.open),
             prompts: vec![prompt],
@@ -202,6 +205,11 @@ async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result
     })
     .await?;
     Ok((lease, start))
+}
+
+/// One compiled grammar for `n` answers, which it binds alike: compiling it takes far longer than copying its state.
+fn for_each_answer(constraint: Option<Constraint>, n: usize) -> Vec<Constraint> {
+    constraint.map_or_else(Vec::new, |constraint| vec![constraint; n])
 }
 
 /// The request with what it names by address.

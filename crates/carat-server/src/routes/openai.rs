@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Extension;
 use axum::body::Bytes;
@@ -9,12 +10,14 @@ use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Shared};
 use carat_api::ApiError;
 use carat_api::openai::{self, Prompt};
-use carat_engine::{Cancel, FinishReason, Job, Update};
+use carat_engine::{Cancel, FinishReason, Grammar, Job, Update};
 use carat_text::{ControlText, Special};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Answer, at, blocking, converse, in_time, is_brief, json, prepared, whole};
+use super::{
+    Answer, Presence, at, blocking, converse, for_each_answer, in_time, is_brief, json, prepared, whole,
+};
 use crate::ids;
 use crate::limits;
 use crate::model::ServedModel;
@@ -125,15 +128,21 @@ pub(super) async fn complete(
     };
     let n_bytes = prompts.iter().map(n_bytes).fold(0, usize::saturating_add);
     let is_brief = is_brief(&wanted) && n_bytes <= limits::BRIEF_BYTES;
+    let presence = Presence::default();
+    let absent = presence.absent();
     let (start, heads) = prepared(is_brief, move || {
+        let n_answers = prompts.len().saturating_mul(wanted.n);
         let mut start = Start {
             prompts: Vec::new(),
             constraints: Vec::new(),
-            readers: shared.readers(&model, &wanted, prompts.len().saturating_mul(wanted.n)),
+            readers: shared.readers(&model, &wanted, n_answers),
             forbidden: None,
         };
         let mut heads = Vec::new();
         for prompt in prompts {
+            if absent.load(Ordering::Relaxed) {
+                return Err(prompt::given_up());
+            }
             let (ids, head) = match prompt {
                 Prompt::Text(text) => (prompt::raw(&model, &text)?, text),
                 Prompt::Tokens(ids) => {
@@ -142,13 +151,12 @@ pub(super) async fn complete(
                 }
             };
             start.prompts.push(prompt::Prompt::of_ids(ids));
-            for _ in 0..wanted.n {
-                if let Some((grammar, field)) = prompt::grammar(&wanted.format) {
-                    start.constraints.push(model.compile(&grammar, field)?);
-                }
-                heads.push(if echo { head.clone() } else { String::new() });
-            }
+            let head = if echo { head } else { String::new() };
+            heads.extend(std::iter::repeat_n(head, wanted.n));
         }
+        let compile = |(grammar, field): (Grammar, &str)| model.compile(&grammar, field);
+        let constraint = prompt::grammar(&wanted.format).map(compile).transpose()?;
+        start.constraints = for_each_answer(constraint, n_answers);
         Ok((start, heads))
     })
     .await?;

@@ -151,6 +151,29 @@ async fn json_is_valid_whatever_the_model_says() {
     );
 }
 
+#[tokio::test]
+async fn every_answer_of_a_request_is_bound() {
+    let client = client("neither");
+    let is_bound = |text: &Value| {
+        let text = text.as_str().unwrap();
+        text.len() == 2 && ('a'..='c').contains(&text.chars().next().unwrap())
+    };
+    let answer = ask(&client, json!({"grammar": "root ::= [a-c] [x-z]", "n": 3})).await;
+    let choices = answer["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 3);
+    assert!(
+        choices
+            .iter()
+            .all(|choice| is_bound(&choice["message"]["content"])),
+        "{answer}"
+    );
+    let body = json!({"prompt": ["a?", "b?"], "n": 2, "grammar": "root ::= [a-c] [x-z]"});
+    let answer = client.post("/v1/completions", body).await.json();
+    let choices = answer["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 4);
+    assert!(choices.iter().all(|choice| is_bound(&choice["text"])), "{answer}");
+}
+
 fn tools() -> Value {
     let schema =
         json!({"type": "object", "properties": {"city": {"enum": ["Rome", "Oslo"]}}, "required": ["city"]});
