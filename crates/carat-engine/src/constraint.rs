@@ -23,6 +23,11 @@ use crate::error::Error;
 
 /// Longest text of a grammar or schema, in bytes.
 const MAX_GRAMMAR_BYTES: usize = 1 << 20;
+/// Most rules of a grammar, objects of a schema included. The compiler calls itself for every rule or definition on the way
+/// to another: without a limit a chain of some hundreds would be the end of the process.
+const MAX_RULES: usize = 10_000;
+/// Stack of the thread that compiles, in bytes. So many rules or objects in a chain were measured to take less.
+const COMPILER_STACK: usize = 128 << 20;
 /// Most states of one grammar's lexer, of 1 to 2 KB each: they are in no other budget, and any client may send a grammar.
 const MAX_LEXER_STATES: usize = 50_000;
 /// Marks special tokens in the compiler's vocabulary; no UTF-8 text holds this byte.
@@ -130,7 +135,9 @@ impl GrammarCompiler {
         let top = match grammar {
             Grammar::JsonObject => TopLevelGrammar::from_json_schema(compact(json!({"type": "object"}))),
             Grammar::JsonSchema(schema) => {
-                check_length(schema.to_string().len())?;
+                let text = schema.to_string();
+                check_length(text.len())?;
+                check_rules(n_objects(&text))?;
                 TopLevelGrammar::from_json_schema(compact(schema.clone()))
             }
             Grammar::Regex(regex) => {
@@ -139,14 +146,19 @@ impl GrammarCompiler {
             }
             Grammar::Lark(text) => {
                 check_length(text.len())?;
-                TopLevelGrammar::from_lark(text.clone())
+                lark(text.clone())?
             }
             Grammar::Gbnf(text) => {
                 check_length(text.len())?;
-                TopLevelGrammar::from_lark(crate::gbnf::to_lark(text).map_err(refused)?)
+                lark(crate::gbnf::to_lark(text).map_err(refused)?)?
             }
         };
-        let matcher = Matcher::new(self.factory.create_parser(top));
+        let matcher = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(COMPILER_STACK);
+            let work = || Matcher::new(self.factory.create_parser(top));
+            let thread = thread.spawn_scoped(scope, work).map_err(refused)?;
+            thread.join().map_err(|_| refused("the compiler failed"))
+        })?;
         match matcher.get_error() {
             Some(reason) => Err(refused(reason.trim().lines().next().unwrap_or_default())),
             None => Ok(Constraint {
@@ -395,6 +407,29 @@ fn compact(mut schema: Value) -> Value {
         );
     }
     schema
+}
+
+/// A grammar in Lark's notation, unless it has too many rules.
+fn lark(text: String) -> Result<TopLevelGrammar, Error> {
+    // Each rule has a line of its own.
+    let n_rules = text.lines().filter(|line| line.contains(':')).count();
+    let has_schemas = text.contains("%json");
+    check_rules(n_rules + if has_schemas { n_objects(&text) } else { 0 })?;
+    Ok(TopLevelGrammar::from_lark(text))
+}
+
+/// Objects of a schema, at most.
+fn n_objects(json: &str) -> usize {
+    json.bytes().filter(|byte| *byte == b'{').count()
+}
+
+fn check_rules(n: usize) -> Result<(), Error> {
+    if n > MAX_RULES {
+        return Err(refused(format!(
+            "it has about {n} rules or objects, more than {MAX_RULES}; make it smaller"
+        )));
+    }
+    Ok(())
 }
 
 fn check_length(n_bytes: usize) -> Result<(), Error> {

@@ -570,6 +570,31 @@ fn an_answer_may_begin_like_a_keyword() {
     }
 }
 
+/// A long chain of rules is no end of the process, whatever the thread's stack.
+#[test]
+fn rules_may_follow_each_other_for_long_and_not_for_ever() {
+    let compiler = GrammarCompiler::new(&tokenizer()).unwrap();
+    let chain = |n: usize| {
+        let rules = (1..n).map(|i| format!("r{i} ::= \"a\" r{}\n", i + 1));
+        format!("root ::= r1\n{}r{n} ::= \"b\"\n", rules.collect::<String>())
+    };
+    // A rule for each of the two letters and the root.
+    assert!(compiler.compile(&Grammar::Gbnf(chain(9997))).is_ok());
+    let refused = compiler.compile(&Grammar::Gbnf(chain(9998))).err().unwrap();
+    assert_eq!(
+        refused.to_string(),
+        "the grammar cannot be used: it has about 10001 rules or objects, more than 10000; make it smaller"
+    );
+    let schema = |n: usize| {
+        let name = |i: usize| format!("#/$defs/{i}");
+        let one = |i: usize| serde_json::json!({"type": "array", "items": {"$ref": name((i + 1) % n)}});
+        let defs: serde_json::Map<_, _> = (0..n).map(|i| (i.to_string(), one(i))).collect();
+        Grammar::JsonSchema(serde_json::json!({"$ref": name(0), "$defs": defs}))
+    };
+    assert!(compiler.compile(&schema(2000)).is_ok());
+    assert!(compiler.compile(&schema(5000)).is_err());
+}
+
 /// Thoughts are free and end in time; the grammar binds what follows them.
 #[test]
 fn thoughts_are_free_and_the_answer_is_bound() {
