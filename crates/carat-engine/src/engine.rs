@@ -2,7 +2,7 @@
 //!
 //! [`Engine`] is the handle that a server shares among its requests. Nothing here waits for the model: a job is
 //! queued or refused at once, and what happens to it comes through its sink. A panic in a step fails the jobs at hand
-//! and stops the engine, which then says so.
+//! and those on their way, and stops the engine, which then says so.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,13 +15,36 @@ use carat_text::Tokenizer;
 
 use crate::counters::Counters;
 use crate::error::Error;
-use crate::job::{Job, Place};
+use crate::job::{Job, Place, Update};
 use crate::scheduler::{Limits, Scheduler};
 use crate::store::PrefixStore;
 
 enum Message {
-    Generate(Box<Job>),
+    Generate(Sent),
     Stop,
+}
+
+/// A job on its way to the thread. If that ends before it takes the job, the job's owner is told: nobody else is there to
+/// do it.
+struct Sent {
+    job: Option<Box<Job>>,
+    counters: Arc<Counters>,
+}
+
+impl Sent {
+    /// Takes the job out, whose end is then the taker's to tell.
+    fn take(mut self) -> Option<Box<Job>> {
+        self.job.take()
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(mut job) = self.job.take() {
+            self.counters.failed.add(1);
+            let _nobody_goes_on = (job.sink)(Update::Failed(Box::new(Error::Stopped)));
+        }
+    }
 }
 
 /// A model that works on a thread of its own. Dropping it stops the thread after its present step.
@@ -91,9 +114,22 @@ impl Engine {
     /// # Errors
     /// [`Error::QueueFull`], [`Error::Stopped`]; the job's sink is then not told.
     pub fn submit(&self, mut job: Job) -> Result<(), Error> {
-        let limit = self.limits.n_waiting.max(1);
-        job.place = Some(Place::take(&self.n_waiting, limit)?);
-        self.send(Message::Generate(Box::new(job)))
+        let limit = self.limits.n_waiting;
+        job.place = Some(Place::take(&self.n_waiting, limit.max(1))?);
+        let message = Message::Generate(Sent {
+            job: Some(Box::new(job)),
+            counters: Arc::clone(&self.counters),
+        });
+        let (error, message) = match self.sender.try_send(message) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(message)) => (Error::QueueFull { limit }, message),
+            Err(TrySendError::Disconnected(message)) => (Error::Stopped, message),
+        };
+        if let Message::Generate(sent) = message {
+            // Its owner is told by the error.
+            let _refused = sent.take();
+        }
+        Err(error)
     }
 
     /// Totals and present state.
@@ -109,14 +145,6 @@ impl Engine {
     /// Whether jobs are no longer taken.
     pub fn has_stopped(&self) -> bool {
         self.has_stopped.load(Ordering::Relaxed)
-    }
-
-    fn send(&self, message: Message) -> Result<(), Error> {
-        let limit = self.limits.n_waiting;
-        self.sender.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => Error::QueueFull { limit },
-            TrySendError::Disconnected(_) => Error::Stopped,
-        })
     }
 }
 
@@ -146,8 +174,10 @@ where
                 .map_err(|error| error == std::sync::mpsc::TryRecvError::Disconnected)
         };
         let done = catch_unwind(AssertUnwindSafe(|| match message {
-            Ok(Message::Generate(job)) => {
-                scheduler.submit(*job);
+            Ok(Message::Generate(sent)) => {
+                if let Some(job) = sent.take() {
+                    scheduler.submit(*job);
+                }
                 true
             }
             Ok(Message::Stop) | Err(true) => false,

@@ -845,6 +845,41 @@ fn a_panic_in_the_model_stops_the_engine_and_tells_everybody() {
         assert!(started.elapsed() < Duration::from_secs(20));
         std::thread::yield_now();
     }
-    let (job, _receiver) = listen(greedy(vec![BOS], 1));
+    let (job, receiver) = listen(greedy(vec![BOS], 1));
     assert!(matches!(engine.submit(job), Err(Error::Stopped)));
+    assert_eq!(
+        receiver.iter().count(),
+        0,
+        "who was refused is told by the refusal"
+    );
+}
+
+/// Also those are told that the thread had not taken yet when it ended.
+#[test]
+fn jobs_on_their_way_are_told_that_the_engine_has_stopped() {
+    let ((inside, is_inside), (go, wait)) = (channel::<()>(), channel::<()>());
+    let model = FakeModel::new(crate::fake::N_PIECES, move |_| {
+        inside.send(()).unwrap();
+        wait.recv().unwrap();
+        panic!("as the test wants it");
+    });
+    let engine = Engine::start(model, Arc::new(tokenizer()), limits()).unwrap();
+    let (first, heard_first) = listen(greedy(prompt(5, 0), 10));
+    engine.submit(first).unwrap();
+    is_inside.recv().unwrap();
+    let others: Vec<Receiver<Update>> = (0..3)
+        .map(|i| {
+            let (job, heard) = listen(greedy(prompt(5, i), 10));
+            engine.submit(job).unwrap();
+            heard
+        })
+        .collect();
+    go.send(()).unwrap();
+    for heard in others.into_iter().chain([heard_first]) {
+        let updates: Vec<Update> = heard.iter().collect();
+        let is_stopped =
+            |update: &Update| matches!(update, Update::Failed(error) if matches!(**error, Error::Stopped));
+        assert!(updates.len() == 1 && is_stopped(&updates[0]), "{updates:?}");
+    }
+    assert_eq!(engine.counters().failed.get(), 4);
 }
