@@ -1,10 +1,12 @@
 //! Google's generateContent.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, new_id, object, refused, set, strings, text, unknown, unknown_in, written,
+    Writer, calls, joined, new_id, object, refused, set, strings, text, unknown, unknown_in, words, written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
@@ -106,17 +108,34 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     Ok(question)
 }
 
-/// Calls have no ids: the n-th call of a function is answered by its n-th result.
+/// Ids of calls and results, of which clients state some, all or none: what a result without one answers is known from
+/// its name and its place.
 #[derive(Default)]
 struct Ids {
-    calls: Vec<String>,
-    results: Vec<String>,
+    open: calls::OpenCalls,
+    /// How many were made for a name.
+    made: HashMap<String, usize>,
 }
 
 impl Ids {
-    fn next(seen: &mut Vec<String>, name: &str) -> String {
-        let n = seen.iter().filter(|other| *other == name).count();
-        seen.push(name.to_string());
+    fn call(&mut self, name: &str, stated: Option<String>) -> String {
+        let id = stated.unwrap_or_else(|| self.make(name));
+        self.open.push(name, &id);
+        id
+    }
+
+    fn result(&mut self, name: &str, stated: Option<String>) -> String {
+        if let Some(id) = stated {
+            self.open.answer(&id);
+            return id;
+        }
+        self.open.oldest(Some(name)).unwrap_or_else(|| self.make(name))
+    }
+
+    fn make(&mut self, name: &str) -> String {
+        let made = self.made.entry(name.to_string()).or_default();
+        let n = *made;
+        *made += 1;
         // OpenAI takes no id of more than 40 characters.
         if name.len() > 24 {
             return format!("call_{:016x}_{n}", sticky::hash(name.as_bytes()));
@@ -154,25 +173,21 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
             Piece::Document { source, name: None }
         }));
     }
-    let named = |value: &Value, seen: &mut Vec<String>| {
-        let name = text(&value["name"]).unwrap_or_default();
-        let id = text(&value["id"]).unwrap_or_else(|| Ids::next(seen, &name));
-        (name, id)
-    };
-    if part["functionCall"].is_object() {
-        let (name, id) = named(&part["functionCall"], &mut ids.calls);
+    let call = &part["functionCall"];
+    if call.is_object() {
+        let name = text(&call["name"]).unwrap_or_default();
         return Ok(Some(Piece::Call {
-            id,
+            id: ids.call(&name, words(&call["id"])),
             name,
-            arguments: part["functionCall"]["args"].clone(),
+            arguments: call["args"].clone(),
             signature,
         }));
     }
-    if part["functionResponse"].is_object() {
-        let response = &part["functionResponse"];
-        let (name, id) = named(response, &mut ids.results);
+    let response = &part["functionResponse"];
+    if response.is_object() {
+        let name = text(&response["name"]).unwrap_or_default();
         return Ok(Some(Piece::Result {
-            id,
+            id: ids.result(&name, words(&response["id"])),
             name: Some(name),
             content: vec![Piece::text(written(&response["response"]))],
             is_error: false,
@@ -264,7 +279,8 @@ fn read_tool(function: &Value) -> Tool {
 }
 
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
-    let turns = question.turns.iter().map(|turn| write_turn(question, turn));
+    let names = calls::names(&question.turns);
+    let turns = question.turns.iter().map(|turn| write_turn(&names, turn));
     let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
     // Of a turn of thoughts alone nothing is left.
     contents.retain(|content| content["parts"] != json!([]));
@@ -356,7 +372,8 @@ fn write_tool(tool: &Tool) -> Value {
     function
 }
 
-fn write_turn(question: &Question, turn: &Turn) -> Result<Value, Failure> {
+/// `names`: of functions that were called, by the ids of the calls.
+fn write_turn(names: &HashMap<&str, &str>, turn: &Turn) -> Result<Value, Failure> {
     let role = if turn.role == Role::Assistant {
         "model"
     } else {
@@ -368,11 +385,7 @@ fn write_turn(question: &Question, turn: &Turn) -> Result<Value, Failure> {
         _ => &[],
     });
     let within = within.filter(|piece| matches!(piece, Piece::Image { .. } | Piece::Document { .. }));
-    let parts = turn
-        .pieces
-        .iter()
-        .chain(within)
-        .map(|piece| part(question, piece));
+    let parts = turn.pieces.iter().chain(within).map(|piece| part(names, piece));
     let parts: Vec<Value> = parts
         .collect::<Result<Vec<_>, _>>()?
         .into_iter()
@@ -381,7 +394,7 @@ fn write_turn(question: &Question, turn: &Turn) -> Result<Value, Failure> {
     Ok(json!({"role": role, "parts": parts}))
 }
 
-fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
+fn part(names: &HashMap<&str, &str>, piece: &Piece) -> Result<Option<Value>, Failure> {
     Ok(Some(match piece {
         Piece::Text { text, .. } => json!({"text": text}),
         Piece::Image {
@@ -414,12 +427,15 @@ fn part(question: &Question, piece: &Piece) -> Result<Option<Value>, Failure> {
             is_error,
             ..
         } => {
-            let name = name.as_deref().or(question.called(id)).ok_or_else(|| {
-                refused(
-                    "messages",
-                    format!("the result of the call `{id}` answers no call of this conversation"),
-                )
-            })?;
+            let name = name
+                .as_deref()
+                .or(names.get(id.as_str()).copied())
+                .ok_or_else(|| {
+                    refused(
+                        "messages",
+                        format!("the result of the call `{id}` answers no call of this conversation"),
+                    )
+                })?;
             let said = joined(content);
             let key = if *is_error { "error" } else { "result" };
             // An object goes through as it is; anything else is wrapped in one.
@@ -635,6 +651,46 @@ impl ContentReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_without_an_id_answers_the_call_that_has_one() {
+        let call = |id: &str| json!({"functionCall": {"id": id, "name": "f", "args": {}}});
+        let result = |more: Value| {
+            let mut response = json!({"name": "f", "response": {}});
+            if more.is_string() {
+                response["id"] = more;
+            }
+            json!({"functionResponse": response})
+        };
+        let body = json!({"contents": [
+            {"role": "user", "parts": [{"text": "x"}]},
+            {"role": "model", "parts": [call("call_abc"), call("call_def"), call("call_ghi")]},
+            {"role": "user", "parts": [result(json!("call_def")), result(json!(null)), result(json!(null))]},
+        ]});
+        let question = question(&body).unwrap();
+        for (dialect, pointers) in [
+            (
+                crate::endpoint::Dialect::OpenAi,
+                [
+                    "/messages/2/tool_call_id",
+                    "/messages/3/tool_call_id",
+                    "/messages/4/tool_call_id",
+                ],
+            ),
+            (
+                crate::endpoint::Dialect::Anthropic,
+                [
+                    "/messages/2/content/0/tool_use_id",
+                    "/messages/2/content/1/tool_use_id",
+                    "/messages/2/content/2/tool_use_id",
+                ],
+            ),
+        ] {
+            let (told, _) = question.write(dialect, "m").unwrap();
+            let ids = pointers.map(|pointer| told.pointer(pointer).unwrap().as_str().unwrap());
+            assert_eq!(ids, ["call_def", "call_abc", "call_ghi"], "{told}");
+        }
+    }
 
     #[test]
     fn ids_are_short_and_results_find_their_calls() {

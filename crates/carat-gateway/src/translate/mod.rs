@@ -9,6 +9,7 @@
 
 pub(crate) mod anthropic;
 mod bedrock;
+mod calls;
 mod cohere;
 mod completions;
 pub(crate) mod count;
@@ -21,7 +22,7 @@ mod replicate;
 mod responses;
 mod transform;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
@@ -244,8 +245,12 @@ impl Question {
             });
         let names: BTreeSet<&String> = self.tools.iter().map(|tool| &tool.name).chain(called).collect();
         let told: Vec<(String, String)> = names.into_iter().map(|name| (safe(name), name.clone())).collect();
+        let mut n_alike: HashMap<&str, usize> = HashMap::new();
+        for (told, _) in &told {
+            *n_alike.entry(told).or_default() += 1;
+        }
         // Where two are told alike nobody knows which one is called.
-        let is_clear = |one: &String| told.iter().filter(|(other, _)| other == one).count() == 1;
+        let is_clear = |told: &String| n_alike.get(told.as_str()) == Some(&1);
         let renamed = told.iter().filter(|(told, own)| told != own && is_clear(told));
         renamed.cloned().collect()
     }
@@ -259,15 +264,6 @@ impl Question {
             Some(last) if last.role == role => last.pieces.extend(pieces),
             _ => self.turns.push(Turn { role, pieces }),
         }
-    }
-
-    /// The name of the function that a call of this id made.
-    fn called(&self, id: &str) -> Option<&str> {
-        let pieces = self.turns.iter().flat_map(|turn| &turn.pieces);
-        pieces.rev().find_map(|piece| match piece {
-            Piece::Call { id: other, name, .. } if other == id => Some(name.as_str()),
-            _ => None,
-        })
     }
 
     /// Names the parameters that are set but cannot be told.

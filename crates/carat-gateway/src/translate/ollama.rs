@@ -1,10 +1,12 @@
 //! Ollama's own `/api/chat`.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, object, refused, set, text, unknown, unknown_in, words, written,
+    Writer, calls, joined, media, new_id, object, refused, set, text, unknown, unknown_in, words, written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -57,7 +59,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     question
         .unknown
         .extend(unknown_in(body, "options", &KNOWN_OPTIONS));
-    let mut calls: Vec<(String, String)> = Vec::new();
+    let mut calls = calls::OpenCalls::default();
     for (i, message) in messages.iter().enumerate() {
         read_message(message, i, &mut calls, &mut question)?;
     }
@@ -97,11 +99,11 @@ pub(super) fn prompt(body: &Value) -> Result<Question, Failure> {
     Ok(made)
 }
 
-/// `calls`: names and ids of calls that have no result yet; results come in their order.
+/// `calls`: those so far; results come in their order.
 fn read_message(
     message: &Value,
     i: usize,
-    calls: &mut Vec<(String, String)>,
+    calls: &mut calls::OpenCalls,
     question: &mut Question,
 ) -> Result<(), Failure> {
     let said = message["content"]
@@ -128,7 +130,7 @@ fn read_message(
             for (n, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
                 let name = text(&call["function"]["name"]).unwrap_or_default();
                 let id = text(&call["id"]).unwrap_or_else(|| format!("call_{i}_{n}"));
-                calls.push((name.clone(), id.clone()));
+                calls.push(&name, &id);
                 pieces.push(Piece::Call {
                     id,
                     name,
@@ -140,13 +142,13 @@ fn read_message(
         }
         Some("tool") => {
             let name = text(&message["tool_name"]).or(text(&message["name"]));
-            let at = calls
-                .iter()
-                .position(|(other, _)| name.as_ref().is_none_or(|name| name == other));
-            let call = at.map(|at| calls.remove(at));
-            let own = text(&message["tool_call_id"]);
+            let stated = words(&message["tool_call_id"]);
+            if let Some(id) = &stated {
+                calls.answer(id);
+            }
+            let id = stated.or_else(|| calls.oldest(name.as_deref()));
             let result = Piece::Result {
-                id: own.or(call.map(|(_, id)| id)).unwrap_or_default(),
+                id: id.unwrap_or_default(),
                 name,
                 content: said.into_iter().collect(),
                 is_error: false,
@@ -190,8 +192,9 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     if !question.system.is_empty() {
         messages.push(json!({"role": "system", "content": joined(&question.system)}));
     }
+    let names = calls::names(&question.turns);
     for turn in &question.turns {
-        write_turn(question, turn, &mut messages)?;
+        write_turn(&names, turn, &mut messages)?;
     }
     let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
     if question.choice != Choice::None && !question.tools.is_empty() {
@@ -248,7 +251,8 @@ fn image(piece: &Piece) -> Result<Value, Failure> {
     }
 }
 
-fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Result<(), Failure> {
+/// `names`: of functions that were called, by the ids of the calls.
+fn write_turn(names: &HashMap<&str, &str>, turn: &Turn, messages: &mut Vec<Value>) -> Result<(), Failure> {
     let (mut said, mut images, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     for piece in &turn.pieces {
         match piece {
@@ -260,7 +264,8 @@ fn write_turn(question: &Question, turn: &Turn, messages: &mut Vec<Value>) -> Re
             Piece::Result {
                 id, name, content, ..
             } => {
-                let name = name.as_deref().or(question.called(id)).unwrap_or_default();
+                let name = name.as_deref().or(names.get(id.as_str()).copied());
+                let name = name.unwrap_or_default();
                 messages.push(json!({"role": "tool", "tool_name": name, "content": joined(content)}));
                 // Images in a result come after it, as the user's.
                 for piece in media(content) {

@@ -1,5 +1,7 @@
 //! OpenAI's chat completions.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::{
@@ -198,12 +200,14 @@ pub(super) fn allowed(tools: Vec<Tool>, names: &Value) -> Vec<Tool> {
     let Some(names) = names.as_array() else {
         return tools;
     };
-    let is_allowed = |tool: &Tool| {
-        names
-            .iter()
-            .any(|name| name["function"]["name"] == tool.name.as_str() || name["name"] == tool.name.as_str())
-    };
-    tools.into_iter().filter(is_allowed).collect()
+    let both = names
+        .iter()
+        .flat_map(|name| [&name["function"]["name"], &name["name"]]);
+    let allowed: HashSet<&str> = both.filter_map(Value::as_str).collect();
+    tools
+        .into_iter()
+        .filter(|tool| allowed.contains(tool.name.as_str()))
+        .collect()
 }
 
 fn choice(choice: &Value) -> Choice {
@@ -275,16 +279,11 @@ fn fits_strict(schema: &Value) -> bool {
     match schema {
         Value::Object(fields) => {
             let is_object = schema["type"] == "object" || fields.contains_key("properties");
-            let names = schema["properties"]
-                .as_object()
-                .into_iter()
-                .flatten()
-                .map(|(name, _)| name);
-            let required = schema["required"].as_array().map_or(&[][..], Vec::as_slice);
+            let mut properties = schema["properties"].as_object().into_iter().flatten();
+            let required = schema["required"].as_array().into_iter().flatten();
+            let required: HashSet<&str> = required.filter_map(Value::as_str).collect();
             let is_closed = schema["additionalProperties"] == false
-                && names
-                    .clone()
-                    .all(|name| required.iter().any(|other| other == name.as_str()));
+                && properties.all(|(name, _)| required.contains(name.as_str()));
             (!is_object || is_closed) && fields.values().all(fits_strict)
         }
         Value::Array(items) => items.iter().all(fits_strict),

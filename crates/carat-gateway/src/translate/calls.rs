@@ -1,0 +1,184 @@
+//! Which result belongs to which call, for APIs that tell it by names and order alone.
+//!
+//! Conversations may have very many calls, and all of them are read on a thread that serves others too: everything here
+//! takes time in proportion to their number.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{Piece, Turn};
+
+/// Calls in their order, and which of them wait for their results.
+#[derive(Default)]
+pub(super) struct OpenCalls {
+    calls: Vec<OpenCall>,
+    by_id: HashMap<String, VecDeque<usize>>,
+    by_name: HashMap<String, VecDeque<usize>>,
+    /// All calls before it have their results.
+    first: usize,
+}
+
+struct OpenCall {
+    id: String,
+    is_open: bool,
+}
+
+impl OpenCalls {
+    pub(super) fn push(&mut self, name: &str, id: &str) {
+        let i = self.calls.len();
+        self.by_id.entry(id.to_string()).or_default().push_back(i);
+        self.by_name.entry(name.to_string()).or_default().push_back(i);
+        self.calls.push(OpenCall {
+            id: id.to_string(),
+            is_open: true,
+        });
+    }
+
+    /// The result of the call of this id is there.
+    pub(super) fn answer(&mut self, id: &str) {
+        if let Some(waiting) = self.by_id.get_mut(id) {
+            take_open(waiting, &mut self.calls);
+        }
+    }
+
+    /// The id of the call that a result without an id answers: the oldest of this name, or of all, that has none yet.
+    pub(super) fn oldest(&mut self, name: Option<&str>) -> Option<String> {
+        let i = match name {
+            Some(name) => take_open(self.by_name.get_mut(name)?, &mut self.calls)?,
+            None => {
+                while !self.calls.get(self.first)?.is_open {
+                    self.first += 1;
+                }
+                self.calls[self.first].is_open = false;
+                self.first
+            }
+        };
+        Some(self.calls[i].id.clone())
+    }
+}
+
+/// Takes the first of these calls that is open; those before it have their results in another way.
+fn take_open(waiting: &mut VecDeque<usize>, calls: &mut [OpenCall]) -> Option<usize> {
+    while let Some(i) = waiting.pop_front() {
+        if let Some(call) = calls.get_mut(i).filter(|call| call.is_open) {
+            call.is_open = false;
+            return Some(i);
+        }
+    }
+    None
+}
+
+/// The names of the functions that were called, by the ids of their calls.
+pub(super) fn names(turns: &[Turn]) -> HashMap<&str, &str> {
+    let pieces = turns.iter().flat_map(|turn| &turn.pieces);
+    let calls = pieces.filter_map(|piece| match piece {
+        Piece::Call { id, name, .. } => Some((id.as_str(), name.as_str())),
+        _ => None,
+    });
+    calls.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::endpoint::{Dialect, Endpoint};
+    use crate::translate::Question;
+
+    #[test]
+    fn a_result_answers_its_call_or_the_oldest_that_has_none() {
+        let mut calls = OpenCalls::default();
+        for (name, id) in [("f", "a"), ("g", "b"), ("f", "c"), ("f", "d")] {
+            calls.push(name, id);
+        }
+        calls.answer("a");
+        assert_eq!(calls.oldest(Some("f")).as_deref(), Some("c"));
+        assert_eq!(calls.oldest(None).as_deref(), Some("b"));
+        assert_eq!(calls.oldest(None).as_deref(), Some("d"));
+        assert_eq!(calls.oldest(None), None);
+        assert_eq!(calls.oldest(Some("f")), None);
+        // An id may come again in a later turn.
+        calls.push("f", "a");
+        assert_eq!(calls.oldest(Some("f")).as_deref(), Some("a"));
+        assert_eq!(calls.oldest(Some("h")), None);
+    }
+
+    /// A conversation of so many calls, each with a result, as clients of this API have it.
+    fn conversation(endpoint: Endpoint, n: usize) -> Value {
+        let name = |i: usize| format!("f{i}");
+        let list = |one: &dyn Fn(usize) -> Value| (0..n).map(one).collect::<Vec<Value>>();
+        let function = |i: usize| json!({"name": name(i), "arguments": "{}"});
+        match endpoint {
+            Endpoint::Generate => {
+                let result = |i| json!({"functionResponse": {"name": name(n - 1 - i), "response": {}}});
+                json!({"contents": [
+                    {"role": "model", "parts": list(&|i| json!({"functionCall": {"name": name(i)}}))},
+                    {"role": "user", "parts": list(&result)},
+                ]})
+            }
+            Endpoint::OllamaChat => {
+                let calls = list(&|i| json!({"function": {"name": name(i)}}));
+                let mut turns = vec![json!({"role": "assistant", "tool_calls": calls})];
+                turns.extend(list(&|i| json!({"role": "tool", "tool_name": name(n - 1 - i)})));
+                json!({"messages": turns})
+            }
+            _ => {
+                let calls = list(&|i| json!({"id": name(i), "function": function(i)}));
+                let mut turns = vec![json!({"role": "assistant", "tool_calls": calls})];
+                turns.extend(list(
+                    &|i| json!({"role": "tool", "tool_call_id": name(n - 1 - i)}),
+                ));
+                json!({"messages": turns})
+            }
+        }
+    }
+
+    /// A request with so many tools that may be called, and as many properties that an answer must have.
+    fn offer(n: usize) -> Value {
+        let name = |i: usize| format!("f{i}");
+        let tools = |i| json!({"type": "function", "function": {"name": name(i)}});
+        let tools: Vec<Value> = (0..n).map(tools).collect();
+        let properties: serde_json::Map<_, _> = (0..n).map(|i| (name(i), json!({}))).collect();
+        let required: Vec<String> = (0..n).rev().map(name).collect();
+        let schema = json!({"type": "object", "additionalProperties": false, "properties": properties, "required": required});
+        json!({"messages": [], "tools": tools,
+            "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}},
+            "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+    }
+
+    fn took(endpoint: Endpoint, dialect: Dialect, body: &Value) -> Duration {
+        let start = Instant::now();
+        let question = Question::read(endpoint, body).unwrap();
+        question.write(dialect, "m").unwrap();
+        question.renamed(dialect);
+        start.elapsed()
+    }
+
+    #[test]
+    fn eight_times_the_calls_take_about_eight_times_as_long() {
+        // Of work that grows with the square they take some forty times as long.
+        const MOST: u32 = 24;
+        let (few, many) = (8_000, 64_000);
+        let conversations = [
+            (Endpoint::Chat, Dialect::Gemini),
+            (Endpoint::Chat, Dialect::Ollama),
+            (Endpoint::Generate, Dialect::OpenAi),
+            (Endpoint::OllamaChat, Dialect::OpenAi),
+        ];
+        let conversations = conversations.map(|(endpoint, dialect)| {
+            let of = |n| conversation(endpoint, n);
+            (endpoint, dialect, of(few), of(many))
+        });
+        let offers = (Endpoint::Chat, Dialect::OpenAi, offer(few), offer(many));
+        for (endpoint, dialect, few, many) in conversations.into_iter().chain([offers]) {
+            // Whatever else runs on this machine may slow one measurement, and not always the longer one.
+            let is_in_proportion = (0..4).any(|_| {
+                let (few, many) = (took(endpoint, dialect, &few), took(endpoint, dialect, &many));
+                many < few * MOST
+            });
+            assert!(is_in_proportion, "{endpoint:?} to {dialect:?}");
+        }
+    }
+}
