@@ -4,16 +4,11 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, new_id, object, refused, safe_name, set, strings, text, told, unknown, words, written,
+    Writer, claude, new_id, object, refused, safe_name, set, strings, text, told, unknown, words, written,
 };
 use crate::failure::Failure;
 use crate::records::Record;
 use crate::usage::Usage;
-
-/// Tokens of an answer where the client states none: the API wants a number.
-pub(super) const MAX_TOKENS: u64 = 4096;
-/// Least tokens of thoughts that the API takes.
-const MIN_BUDGET: u64 = 1024;
 
 const KNOWN: [&str; 15] = [
     "model",
@@ -206,8 +201,8 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     if messages.first().is_none_or(|first| first["role"] != "user") {
         messages.insert(0, json!({"role": "user", "content": "."}));
     }
-    let max_tokens = question.max_tokens.unwrap_or(MAX_TOKENS);
-    let mut body = json!({"model": model, "max_tokens": max_tokens, "messages": messages});
+    let told = claude::Settings::of(question, model, dropped);
+    let mut body = json!({"model": model, "max_tokens": told.max_tokens, "messages": messages});
     let system: Vec<Value> = question.system.iter().filter_map(block).collect();
     if !system.is_empty() {
         body["system"] = Value::from(system);
@@ -229,28 +224,13 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         }
         body["tool_choice"] = choice;
     }
-    write_thinking(question, model, max_tokens, &mut body, dropped);
-    // Both may not be set on newer models, and with thoughts neither.
-    if body["thinking"].is_null() || body["thinking"]["type"] == "disabled" {
-        set(
-            &mut body,
-            "temperature",
-            question.temperature.map(|temperature| temperature.min(1.0)),
-        );
-        if question.temperature.is_none() {
-            set(&mut body, "top_p", question.top_p);
-        } else if question.top_p.is_some_and(|top_p| top_p < 1.0) {
-            dropped.push("top_p".into());
-        }
-        set(&mut body, "top_k", question.top_k);
-    } else {
-        let samplers = [("temperature", question.temperature), ("top_p", question.top_p)];
-        let changed = samplers
-            .iter()
-            .filter(|(_, value)| value.is_some_and(|value| value != 1.0));
-        dropped.extend(changed.map(|(name, _)| (*name).to_string()));
-        question.drop_set(&["top_k"], dropped);
+    set(&mut body, "thinking", told.thinking);
+    if let Some(effort) = told.effort {
+        body["output_config"]["effort"] = json!(effort);
     }
+    set(&mut body, "temperature", told.temperature);
+    set(&mut body, "top_p", told.top_p);
+    set(&mut body, "top_k", told.top_k);
     if !question.stop.is_empty() {
         body["stop_sequences"] = json!(question.stop);
     }
@@ -266,82 +246,6 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     }
     question.drop_set(&["seed", "presence_penalty", "frequency_penalty"], dropped);
     body
-}
-
-/// Thoughts: models up to the fourth generation take a budget, later ones an effort.
-pub(super) fn write_thinking(
-    question: &Question,
-    model: &str,
-    max_tokens: u64,
-    body: &mut Value,
-    dropped: &mut Vec<String>,
-) {
-    let is_old = [
-        "claude-3",
-        "-4-0",
-        "-4-1",
-        "sonnet-4-5",
-        "opus-4-2",
-        "sonnet-4-2",
-        "haiku-4-5",
-    ];
-    let is_old = is_old.iter().any(|part| model.contains(part));
-    let budget = match &question.thinking {
-        None => return,
-        Some(Thinking::Off) => {
-            body["thinking"] = json!({"type": "disabled"});
-            return;
-        }
-        Some(Thinking::Adaptive) => 8192,
-        Some(Thinking::Budget(budget)) => *budget,
-        Some(Thinking::Effort(effort)) => match effort.as_str() {
-            "minimal" | "low" => MIN_BUDGET,
-            "medium" => 4096,
-            _ => 16_384,
-        },
-    };
-    // With thoughts the model itself must choose whether to call.
-    if matches!(question.choice, Choice::Required | Choice::Named(_)) && !question.tools.is_empty() {
-        dropped.push("reasoning_effort".into());
-        return;
-    }
-    if is_old && calls_without_thoughts(question) {
-        dropped.push("reasoning_effort".into());
-    } else if !is_old {
-        body["thinking"] = json!({"type": "adaptive"});
-        if let Some(Thinking::Effort(effort)) = &question.thinking {
-            let effort = if effort == "minimal" { "low" } else { effort };
-            body["output_config"] = json!({"effort": effort});
-        }
-    } else if max_tokens > MIN_BUDGET {
-        let budget = budget.clamp(MIN_BUDGET, max_tokens - 1);
-        body["thinking"] = json!({"type": "enabled", "budget_tokens": budget});
-    } else {
-        dropped.push("reasoning_effort".into());
-    }
-}
-
-/// Whether results are brought for calls whose thoughts did not come back: older models then refuse to think. Those
-/// thoughts stand before the first call since the user last spoke.
-fn calls_without_thoughts(question: &Question) -> bool {
-    let is_users = |turn: &Turn| {
-        let has_result = turn
-            .pieces
-            .iter()
-            .any(|piece| matches!(piece, Piece::Result { .. }));
-        turn.role == Role::User && !has_result
-    };
-    let turns = &question.turns;
-    let from = turns.iter().rposition(is_users).map_or(0, |at| at + 1);
-    let Some(first) = turns[from..].iter().find(|turn| turn.role == Role::Assistant) else {
-        return false;
-    };
-    let has_call = first
-        .pieces
-        .iter()
-        .any(|piece| matches!(piece, Piece::Call { .. }));
-    let begins = first.pieces.iter().filter_map(block).next().unwrap_or_default();
-    has_call && begins["type"] != "thinking" && begins["type"] != "redacted_thinking"
 }
 
 fn write_tool(tool: &Tool) -> Value {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
-    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, anthropic,
+    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, claude,
     new_id, object, refused, safe_name, set, text, written,
 };
 use crate::failure::{Class, Failure};
@@ -28,14 +28,19 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     if !system.is_empty() {
         body["system"] = Value::from(system);
     }
+    let is_claude = model.contains("anthropic");
+    let claude = is_claude.then(|| claude::Settings::of(question, model, dropped));
+    let (temperature, top_p) = match &claude {
+        Some(told) => (told.temperature, told.top_p),
+        None => (question.temperature.map(|t| t.min(1.0)), question.top_p),
+    };
+    // Where nobody says, an answer is as long as the model can make it; only a budget of thoughts must have its room.
+    let room = claude.as_ref().filter(|told| told.has_budget());
+    let room = room.map(|told| told.max_tokens);
     let mut config = json!({});
-    set(&mut config, "maxTokens", question.max_tokens);
-    set(
-        &mut config,
-        "temperature",
-        question.temperature.map(|t| t.min(1.0)),
-    );
-    set(&mut config, "topP", question.top_p);
+    set(&mut config, "maxTokens", question.max_tokens.or(room));
+    set(&mut config, "temperature", temperature);
+    set(&mut config, "topP", top_p);
     if !question.stop.is_empty() {
         config["stopSequences"] = json!(question.stop);
     }
@@ -52,7 +57,13 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
                 json!({"type": "json_schema", "structure": {"jsonSchema": schema}});
         }
     }
-    write_own(question, model, &mut body, dropped);
+    let own = match claude {
+        Some(told) => own_of_claude(told),
+        None => own_of_others(question, model, dropped),
+    };
+    if own.as_object().is_some_and(|own| !own.is_empty()) {
+        body["additionalModelRequestFields"] = own;
+    }
     let unknown_here = [
         "seed",
         "presence_penalty",
@@ -64,57 +75,43 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     Ok(body)
 }
 
-/// What Converse does not know but some models do.
-fn write_own(question: &Question, model: &str, body: &mut Value, dropped: &mut Vec<String>) {
+/// What Converse does not know but Claude does.
+fn own_of_claude(told: claude::Settings) -> Value {
     let mut own = json!({});
-    if model.contains("anthropic") {
-        set(&mut own, "top_k", question.top_k);
-        let max_tokens = question.max_tokens.unwrap_or(anthropic::MAX_TOKENS);
-        anthropic::write_thinking(question, model, max_tokens, &mut own, dropped);
-        if !own["thinking"].is_null() {
-            // With thoughts no sampler may be set.
-            let config = body.get_mut("inferenceConfig").and_then(Value::as_object_mut);
-            if let Some(config) = config {
-                for (name, told) in [("temperature", "temperature"), ("topP", "top_p")] {
-                    if config.remove(name).is_some_and(|value| value != 1.0) {
-                        dropped.push(told.into());
-                    }
-                }
-            }
-            if own
-                .as_object_mut()
-                .is_some_and(|own| own.remove("top_k").is_some())
-            {
-                dropped.push("top_k".into());
-            }
-        }
-    } else {
-        question.drop_set(&["top_k"], dropped);
-        let effort = match &question.thinking {
-            None | Some(Thinking::Adaptive) => None,
-            Some(Thinking::Off) => Some("none"),
-            Some(Thinking::Effort(effort)) => Some(effort.as_str()),
-            Some(Thinking::Budget(budget)) => Some(super::openai::effort_of(*budget)),
-        };
-        match effort {
-            None => {}
-            Some(effort) if model.contains("gpt-oss") && effort != "none" => {
-                own["reasoning_effort"] = json!(effort);
-            }
-            Some(effort) if model.contains("nova-2") => {
-                own["reasoningConfig"] = if effort == "none" {
-                    json!({"type": "disabled"})
-                } else {
-                    json!({"type": "enabled", "maxReasoningEffort": effort})
-                };
-            }
-            Some("none") => {}
-            Some(_) => dropped.push("reasoning_effort".into()),
-        }
+    set(&mut own, "top_k", told.top_k);
+    set(&mut own, "thinking", told.thinking);
+    if let Some(effort) = told.effort {
+        own["output_config"] = json!({"effort": effort});
     }
-    if own.as_object().is_some_and(|own| !own.is_empty()) {
-        body["additionalModelRequestFields"] = own;
+    own
+}
+
+/// What Converse does not know but some other models do.
+fn own_of_others(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
+    let mut own = json!({});
+    question.drop_set(&["top_k"], dropped);
+    let effort = match &question.thinking {
+        None | Some(Thinking::Adaptive) => None,
+        Some(Thinking::Off) => Some("none"),
+        Some(Thinking::Effort(effort)) => Some(effort.as_str()),
+        Some(Thinking::Budget(budget)) => Some(super::openai::effort_of(*budget)),
+    };
+    match effort {
+        None => {}
+        Some(effort) if model.contains("gpt-oss") && effort != "none" => {
+            own["reasoning_effort"] = json!(effort);
+        }
+        Some(effort) if model.contains("nova-2") => {
+            own["reasoningConfig"] = if effort == "none" {
+                json!({"type": "disabled"})
+            } else {
+                json!({"type": "enabled", "maxReasoningEffort": effort})
+            };
+        }
+        Some("none") => {}
+        Some(_) => dropped.push("reasoning_effort".into()),
     }
+    own
 }
 
 fn write_tools(question: &Question, body: &mut Value, dropped: &mut Vec<String>) {

@@ -10,6 +10,7 @@
 pub(crate) mod anthropic;
 mod bedrock;
 mod calls;
+mod claude;
 mod cohere;
 mod completions;
 pub(crate) mod count;
