@@ -263,7 +263,7 @@ fn write_tool(tool: &Tool) -> Value {
 
 /// Names and ids may have letters, digits, `_` and `-`, in calls and results alike.
 pub(super) fn safe(name: &str) -> String {
-    safe_name(name, 128)
+    safe_name(name, 128, "-")
 }
 
 fn write_turn(turn: &Turn) -> Value {

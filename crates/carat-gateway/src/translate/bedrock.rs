@@ -167,7 +167,7 @@ fn write_tool(tool: &Tool) -> Vec<Value> {
 
 /// Names and ids may have letters, digits, `_` and `-`.
 pub(super) fn safe(name: &str) -> String {
-    safe_name(name, NAME_CHARS)
+    safe_name(name, NAME_CHARS, "-")
 }
 
 fn cache_point(mark: &Value) -> Value {

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, calls, joined, new_id, object, refused, set, strings, text, unknown, unknown_in, words, written,
+    Writer, calls, joined, new_id, object, refused, safe_name, set, strings, text, unknown, unknown_in,
+    words, written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
@@ -14,6 +15,8 @@ use crate::usage::Usage;
 
 /// Stands for a signature of thoughts that were made elsewhere, as Google documents it.
 const NO_SIGNATURE: &str = "skip_thought_signature_validator";
+/// Most characters of a function's name.
+const NAME_CHARS: usize = 64;
 
 const KNOWN: [&str; 6] = [
     "contents",
@@ -298,7 +301,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
             Choice::Auto => json!({"mode": "AUTO"}),
             Choice::None => json!({"mode": "NONE"}),
             Choice::Required => json!({"mode": "ANY"}),
-            Choice::Named(name) => json!({"mode": "ANY", "allowedFunctionNames": [name]}),
+            Choice::Named(name) => json!({"mode": "ANY", "allowedFunctionNames": [safe(name)]}),
         };
         body["toolConfig"] = json!({"functionCallingConfig": config});
     }
@@ -362,7 +365,7 @@ fn effort_config(effort: &str, model: &str) -> Value {
 }
 
 fn write_tool(tool: &Tool) -> Value {
-    let mut function = json!({"name": tool.name});
+    let mut function = json!({"name": safe(&tool.name)});
     set(&mut function, "description", tool.description.clone());
     set(
         &mut function,
@@ -370,6 +373,14 @@ fn write_tool(tool: &Tool) -> Value {
         Some(tool.schema.clone()).filter(|schema| !schema.is_null()),
     );
     function
+}
+
+/// Names may have letters, digits, `_`, `-` and `.`, and begin with a letter or `_`.
+pub(super) fn safe(name: &str) -> String {
+    if name.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '.') {
+        return safe_name(&format!("_{name}"), NAME_CHARS, "-.");
+    }
+    safe_name(name, NAME_CHARS, "-.")
 }
 
 /// `names`: of functions that were called, by the ids of the calls.
@@ -418,7 +429,7 @@ fn part(names: &HashMap<&str, &str>, piece: &Piece) -> Result<Option<Value>, Fai
             ..
         } => {
             let signature = signature.as_deref().unwrap_or(NO_SIGNATURE);
-            json!({"functionCall": {"name": name, "args": object(arguments)}, "thoughtSignature": signature})
+            json!({"functionCall": {"name": safe(name), "args": object(arguments)}, "thoughtSignature": signature})
         }
         Piece::Result {
             id,
@@ -440,7 +451,8 @@ fn part(names: &HashMap<&str, &str>, piece: &Piece) -> Result<Option<Value>, Fai
             let key = if *is_error { "error" } else { "result" };
             // An object goes through as it is; anything else is wrapped in one.
             let response = serde_json::from_str::<Value>(&said).ok().filter(Value::is_object);
-            json!({"functionResponse": {"name": name, "response": response.unwrap_or_else(|| json!({key: said}))}})
+            let response = response.unwrap_or_else(|| json!({key: said}));
+            json!({"functionResponse": {"name": safe(name), "response": response}})
         }
     }))
 }
@@ -690,6 +702,19 @@ mod tests {
             let ids = pointers.map(|pointer| told.pointer(pointer).unwrap().as_str().unwrap());
             assert_eq!(ids, ["call_def", "call_abc", "call_ghi"], "{told}");
         }
+    }
+
+    #[test]
+    fn functions_have_names_that_google_takes() {
+        for (name, expected) in [
+            ("a.b-c_d", "a.b-c_d"),
+            ("ns:tool/x", "ns_tool_x"),
+            ("3d", "_3d"),
+            ("", "_"),
+        ] {
+            assert_eq!(safe(name), expected);
+        }
+        assert_eq!(safe(&"x".repeat(65)).len(), NAME_CHARS);
     }
 
     #[test]

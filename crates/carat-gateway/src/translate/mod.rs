@@ -30,6 +30,7 @@ use serde_json::Value;
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::records::Record;
+use crate::sticky;
 use crate::usage::Usage;
 
 pub(crate) use transform::{Counted, Passing, Translated, passed_whole, translated_whole};
@@ -232,9 +233,11 @@ impl Question {
     /// Tools whose names a provider does not take: as it is told them, and as they are.
     pub(crate) fn renamed(&self, dialect: Dialect) -> Vec<(String, String)> {
         let safe = match dialect {
+            Dialect::OpenAi => openai::safe,
             Dialect::Anthropic => anthropic::safe,
+            Dialect::Gemini => gemini::safe,
             Dialect::Bedrock => bedrock::safe,
-            _ => return Vec::new(),
+            Dialect::Ollama | Dialect::Cohere | Dialect::Replicate => return Vec::new(),
         };
         let called = self
             .turns
@@ -610,15 +613,17 @@ fn words(value: &Value) -> Option<String> {
     text(value).filter(|text| !text.is_empty())
 }
 
-/// A name of letters, digits, `_` and `-` for providers that take no others: the rest becomes `_`.
-fn safe_name(name: &str, most_chars: usize) -> String {
-    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    let name: String = name
-        .chars()
-        .map(|c| if fits(c) { c } else { '_' })
-        .take(most_chars)
-        .collect();
-    if name.is_empty() { "_".into() } else { name }
+/// A name of ASCII letters, digits, `_` and some `others`, for providers that take no more: the rest becomes `_`.
+fn safe_name(name: &str, most_chars: usize, others: &str) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || others.contains(c);
+    let mut safe: String = name.chars().map(|c| if fits(c) { c } else { '_' }).collect();
+    if safe.len() > most_chars {
+        // Long names may differ at their ends alone.
+        let end = format!("_{:016x}", sticky::hash(name.as_bytes()));
+        safe.truncate(most_chars.saturating_sub(end.len()));
+        safe.push_str(&end);
+    }
+    if safe.is_empty() { "_".into() } else { safe }
 }
 
 /// Images and documents in a call's result, for providers whose results are text: they come after it.

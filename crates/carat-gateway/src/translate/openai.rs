@@ -6,11 +6,12 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, parsed, refused, set, text, unknown, words, written,
+    Writer, joined, media, new_id, parsed, refused, safe_name, set, text, unknown, words, written,
 };
 use crate::clock::now_s;
 use crate::failure::Failure;
 use crate::records::Record;
+use crate::sticky;
 use crate::usage::{OpenAiUsage, Usage};
 
 const KNOWN: [&str; 24] = [
@@ -39,6 +40,8 @@ const KNOWN: [&str; 24] = [
     "metadata",
     "prompt_cache_key",
 ];
+/// Most characters of a function's name, and of a user's.
+const NAME_CHARS: usize = 64;
 /// Known, but of no use elsewhere: they are named as dropped.
 const OWN: [&str; 3] = ["store", "metadata", "prompt_cache_key"];
 
@@ -240,7 +243,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
             Choice::Auto => json!("auto"),
             Choice::None => json!("none"),
             Choice::Required => json!("required"),
-            Choice::Named(name) => json!({"type": "function", "function": {"name": name}}),
+            Choice::Named(name) => json!({"type": "function", "function": {"name": safe(name)}}),
         };
         set(&mut body, "parallel_tool_calls", question.parallel);
     }
@@ -260,7 +263,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     set(&mut body, "presence_penalty", question.presence);
     set(&mut body, "frequency_penalty", question.frequency);
     set(&mut body, "max_completion_tokens", question.max_tokens);
-    set(&mut body, "user", question.user.clone());
+    set(&mut body, "user", question.user.as_deref().map(user));
     if !question.stop.is_empty() {
         body["stop"] = json!(question.stop);
     }
@@ -272,6 +275,19 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     }
     question.drop_set(&["top_k"], dropped);
     body
+}
+
+/// Names of functions may have letters, digits, `_` and `-`.
+pub(super) fn safe(name: &str) -> String {
+    safe_name(name, NAME_CHARS, "-")
+}
+
+/// A user as OpenAI takes one: whose name is too long goes by its hash, which is the same in every request.
+fn user(name: &str) -> String {
+    if name.chars().count() > NAME_CHARS {
+        return format!("user-{:016x}", sticky::hash(name.as_bytes()));
+    }
+    name.to_string()
 }
 
 /// Whether every object of a schema lists all its properties as required and allows no others.
@@ -301,7 +317,7 @@ pub(super) fn effort_of(budget: u64) -> &'static str {
 }
 
 fn write_tool(tool: &Tool) -> Value {
-    let mut function = json!({"name": tool.name});
+    let mut function = json!({"name": safe(&tool.name)});
     set(&mut function, "description", tool.description.clone());
     set(
         &mut function,
@@ -314,7 +330,7 @@ fn write_tool(tool: &Tool) -> Value {
 
 fn write_turn(turn: &Turn, messages: &mut Vec<Value>) {
     if turn.role == Role::Assistant {
-        let message = assistant_message(&turn.pieces);
+        let message = assistant_message(&turn.pieces, safe);
         // Of a turn of thoughts alone nothing is left.
         if !message["content"].is_null() || message["tool_calls"].is_array() {
             messages.push(message);
@@ -352,8 +368,8 @@ fn part(piece: &Piece) -> Option<Value> {
     })
 }
 
-/// A message of the assistant, as it is asked with and answered with.
-fn assistant_message(pieces: &[Piece]) -> Value {
+/// A message of the assistant, as it is asked with and answered with. `named`: what its functions are called there.
+fn assistant_message(pieces: &[Piece], named: impl Fn(&str) -> String) -> Value {
     let texts: String = pieces.iter().filter_map(super::text_of).collect();
     let content = if texts.is_empty() {
         Value::Null
@@ -361,14 +377,14 @@ fn assistant_message(pieces: &[Piece]) -> Value {
         Value::from(texts)
     };
     let mut message = json!({"role": "assistant", "content": content});
-    let calls: Vec<Value> = pieces.iter().filter_map(call).collect();
+    let calls: Vec<Value> = pieces.iter().filter_map(|piece| call(piece, &named)).collect();
     if !calls.is_empty() {
         message["tool_calls"] = Value::from(calls);
     }
     message
 }
 
-fn call(piece: &Piece) -> Option<Value> {
+fn call(piece: &Piece, named: impl Fn(&str) -> String) -> Option<Value> {
     let Piece::Call {
         id,
         name,
@@ -378,8 +394,8 @@ fn call(piece: &Piece) -> Option<Value> {
     else {
         return None;
     };
-    let mut call =
-        json!({"id": id, "type": "function", "function": {"name": name, "arguments": written(arguments)}});
+    let function = json!({"name": named(name), "arguments": written(arguments)});
+    let mut call = json!({"id": id, "type": "function", "function": function});
     if let Some(signature) = signature {
         call["extra_content"] = json!({"google": {"thought_signature": signature}});
     }
@@ -418,7 +434,7 @@ pub(super) fn usage_value(usage: &Usage) -> Value {
 }
 
 pub(super) fn answer(answer: &Answer) -> Value {
-    let mut message = assistant_message(&answer.pieces);
+    let mut message = assistant_message(&answer.pieces, str::to_string);
     message["refusal"] = Value::Null;
     let thoughts = answer.thoughts();
     if !thoughts.is_empty() {
@@ -803,6 +819,53 @@ mod tests {
             end,
         ];
         assert_eq!(told(&without).len(), 2);
+    }
+
+    #[test]
+    fn users_and_functions_have_names_that_openai_takes() {
+        let long = format!("user_{}_account__session_{}", "a".repeat(64), "b".repeat(36));
+        let mcp = |end: &str| format!("mcp__a.server__{}_{end}", "tool".repeat(20));
+        let tool = |name: String| json!({"name": name, "input_schema": {"type": "object"}});
+        let call = json!({"type": "tool_use", "id": "t", "name": mcp("one"), "input": {}});
+        let body = json!({"max_tokens": 9, "metadata": {"user_id": long}, "tools": [tool(mcp("one")), tool(mcp("two"))],
+            "tool_choice": {"type": "tool", "name": mcp("two")},
+            "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": [call]}]});
+        let question = Question::read(crate::endpoint::Endpoint::Messages, &body).unwrap();
+        let (told, _) = question.write(crate::endpoint::Dialect::OpenAi, "m").unwrap();
+        let names = [
+            "/user",
+            "/tools/0/function/name",
+            "/tools/1/function/name",
+            "/tool_choice/function/name",
+            "/messages/1/tool_calls/0/function/name",
+        ];
+        let names = names.map(|pointer| told.pointer(pointer).unwrap().as_str().unwrap());
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        assert!(
+            names
+                .iter()
+                .all(|name| name.len() <= 64 && name.chars().all(fits)),
+            "{names:?}"
+        );
+        assert!(
+            names[1] != names[2] && names[3] == names[2] && names[4] == names[1],
+            "{names:?}"
+        );
+        for dialect in [crate::endpoint::Dialect::OpenAi, crate::endpoint::Dialect::Gemini] {
+            let own: Vec<String> = question
+                .renamed(dialect)
+                .into_iter()
+                .map(|(_, own)| own)
+                .collect();
+            assert_eq!(
+                own,
+                [mcp("one"), mcp("two")],
+                "calls come back under the client's names"
+            );
+        }
+        assert_eq!(user("me"), "me");
+        assert_eq!(user(&long), user(&long));
+        assert_ne!(user(&long), user(&format!("{long}c")));
     }
 
     #[test]
