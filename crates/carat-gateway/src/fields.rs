@@ -180,8 +180,33 @@ pub(crate) fn count(value: &Value) -> Option<u64> {
     value.as_u64().or_else(rounded)
 }
 
+/// A whole number of either sign, in the same ways.
+pub(crate) fn integer(value: &Value) -> Option<i64> {
+    let number = match value {
+        Value::String(text) => text.trim().parse().ok(),
+        other => other.as_f64(),
+    };
+    // Whatever is smaller is exact as an integer.
+    let is_whole = |number: &f64| number.fract() == 0.0 && number.abs() < 2.0_f64.powi(63);
+    value
+        .as_i64()
+        .or_else(|| number.filter(is_whole).map(|number| number as i64))
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn whole_numbers_are_read_however_they_are_written() {
+        let integer = |text: &str| integer(&serde_json::from_str(text).unwrap());
+        for text in ["-7", "-7.0", "\"-7\""] {
+            assert_eq!(integer(text), Some(-7), "{text}");
+        }
+        assert_eq!(integer("9223372036854775807"), Some(i64::MAX));
+        for text in ["1.5", "1e300", "null", "\"x\"", "\"NaN\"", "\"inf\"", "true"] {
+            assert_eq!(integer(text), None, "{text}");
+        }
+    }
+
     #[test]
     fn numbers_are_read_however_they_are_written() {
         let count = |text: &str| count(&serde_json::from_str(text).unwrap());

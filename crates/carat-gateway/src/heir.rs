@@ -17,7 +17,7 @@ use crate::attempt::{self, Call, Wish};
 use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
-use crate::fields::{Fate, Fields};
+use crate::fields::{self, Fate, Fields};
 use crate::gateway::Gateway;
 use crate::policy::ranked;
 use crate::provider::Prefill;
@@ -64,7 +64,7 @@ pub(crate) struct Nobody {
 
 /// Whether an answer to this request could be continued: one text, and nothing that is lost when it is written anew.
 pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
-    let n: u64 = fields.get("n").unwrap_or(1);
+    let n = fields.count("n").unwrap_or(1);
     let has_logprobs = fields.get::<bool>("logprobs").unwrap_or(false);
     let config: Value = fields.get("generationConfig").unwrap_or_default();
     let is_format = |value: &Value| !value.is_null() && value["type"] != "text";
@@ -78,7 +78,7 @@ pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool 
             .is_some_and(|kind| kind != "text/plain");
     endpoint.is_conversation()
         && n <= 1
-        && config["candidateCount"].as_u64().unwrap_or(1) <= 1
+        && fields::count(&config["candidateCount"]).unwrap_or(1) <= 1
         && !has_logprobs
         && !has_format
 }
@@ -206,7 +206,7 @@ fn continued(endpoint: Endpoint, body: &[u8], said: &str) -> Option<Vec<u8>> {
     let comma = if list.ends_with('[') { "" } else { "," };
     let list = format!("{list}{comma}{turn}]");
     let spent = (beginning.len() / BYTES_PER_TOKEN) as u64;
-    let left = |most: &Value| most.as_u64().map(|most| most.saturating_sub(spent).max(1));
+    let left = |most: &Value| fields::count(most).map(|most| most.saturating_sub(spent).max(1));
     let body = fields.compose(&[], |name, value| match name {
         // Thoughts cannot come after the beginning.
         name if name == without => Fate::Drop,

@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, claude, new_id, object, refused, safe_name, set, strings, text, told, unknown, words, written,
+    Writer, claude, new_id, numbers, object, refused, safe_name, set, strings, text, told, unknown, words,
+    written,
 };
 use crate::failure::Failure;
 use crate::records::Record;
@@ -46,16 +47,16 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             .as_bool()
             .map(|is_off| !is_off),
         format: format(&body["output_config"]["format"]),
-        temperature: body["temperature"].as_f64(),
-        top_p: body["top_p"].as_f64(),
-        top_k: body["top_k"].as_u64(),
-        max_tokens: body["max_tokens"].as_u64(),
+        max_tokens: numbers::count(&body["max_tokens"], "max_tokens")?,
         stop: strings(&body["stop_sequences"]),
-        thinking: thinking(body),
+        thinking: thinking(body)?,
         user: text(&body["metadata"]["user_id"]),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: true,
         unknown: unknown(body, &KNOWN),
+        temperature: numbers::decimal(&body["temperature"], "temperature")?,
+        top_p: numbers::decimal(&body["top_p"], "top_p")?,
+        top_k: numbers::count(&body["top_k"], "top_k")?,
         ..Question::default()
     };
     for (i, message) in messages.iter().enumerate() {
@@ -76,15 +77,17 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     Ok(question)
 }
 
-fn thinking(body: &Value) -> Option<Thinking> {
+fn thinking(body: &Value) -> Result<Option<Thinking>, Failure> {
     if let Some(effort) = body["output_config"]["effort"].as_str() {
-        return Some(Thinking::Effort(effort.to_string()));
+        return Ok(Some(Thinking::Effort(effort.to_string())));
     }
-    match body["thinking"]["type"].as_str()? {
-        "disabled" => Some(Thinking::Off),
-        "enabled" => body["thinking"]["budget_tokens"].as_u64().map(Thinking::Budget),
-        _ => Some(Thinking::Adaptive),
-    }
+    let budget = &body["thinking"]["budget_tokens"];
+    Ok(match body["thinking"]["type"].as_str() {
+        None => None,
+        Some("disabled") => Some(Thinking::Off),
+        Some("enabled") => numbers::count(budget, "thinking.budget_tokens")?.map(Thinking::Budget),
+        Some(_) => Some(Thinking::Adaptive),
+    })
 }
 
 fn choice(choice: &Value) -> Choice {

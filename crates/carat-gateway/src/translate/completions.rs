@@ -4,7 +4,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Event, Finish, Piece, Question, Role, Writer, openai, refused, strings, text, unknown};
+use super::{Answer, Event, Finish, Piece, Question, Role, Writer, numbers, openai, refused, text, unknown};
 use crate::clock::now_s;
 use crate::failure::Failure;
 use crate::usage::Usage;
@@ -31,7 +31,7 @@ const MAX_TOKENS: u64 = 16;
 
 pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     for name in ["n", "best_of"] {
-        if body[name].as_u64().is_some_and(|n| n > 1) {
+        if numbers::count(&body[name], name)?.is_some_and(|n| n > 1) {
             return Err(refused(
                 name,
                 format!("this provider gives one answer at a time; leave `{name}` out"),
@@ -60,18 +60,13 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         }
     };
     let mut question = Question {
-        temperature: body["temperature"].as_f64(),
-        top_p: body["top_p"].as_f64(),
-        seed: body["seed"].as_i64(),
-        presence: body["presence_penalty"].as_f64(),
-        frequency: body["frequency_penalty"].as_f64(),
-        max_tokens: Some(body["max_tokens"].as_u64().unwrap_or(MAX_TOKENS)),
-        stop: strings(&body["stop"]),
+        max_tokens: numbers::count(&body["max_tokens"], "max_tokens")?.or(Some(MAX_TOKENS)),
         user: text(&body["user"]),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: body["stream_options"]["include_usage"] == true,
         unknown: unknown(body, &KNOWN),
-        ..Question::default()
+        top_k: None,
+        ..Question::sampled(body, "")?
     };
     question.push(Role::User, vec![Piece::text(prompt)]);
     Ok(question)

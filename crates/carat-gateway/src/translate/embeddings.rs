@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{refused, set, text, unknown};
+use super::{numbers, refused, set, text, unknown};
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::provider::{Provider, Surface};
@@ -35,7 +35,7 @@ impl Texts {
             }
             _ => Ok(Self {
                 texts: inputs(&body["input"])?,
-                dimensions: body["dimensions"].as_u64(),
+                dimensions: numbers::count(&body["dimensions"], "dimensions")?,
                 purpose: text(&body["input_type"]),
                 wants_base64: body["encoding_format"] == "base64",
                 unknown: unknown(
@@ -64,7 +64,7 @@ impl Texts {
         let known = ["requests", "model", "content", "outputDimensionality", "taskType"];
         Ok(Self {
             texts,
-            dimensions: first["outputDimensionality"].as_u64(),
+            dimensions: numbers::count(&first["outputDimensionality"], "outputDimensionality")?,
             purpose: first["taskType"]
                 .as_str()
                 .and_then(purpose_of)

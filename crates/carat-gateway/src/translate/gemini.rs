@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, calls, joined, new_id, object, refused, safe_name, set, strings, text, unknown, unknown_in,
-    words, written,
+    Writer, calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words,
+    written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
@@ -18,10 +18,10 @@ const NO_SIGNATURE: &str = "skip_thought_signature_validator";
 /// Most characters of a function's name.
 const NAME_CHARS: usize = 64;
 
-const KNOWN: [&str; 6] = [
+/// Fields may be written like this or like `system_instruction`.
+const KNOWN: [&str; 5] = [
     "contents",
     "systemInstruction",
-    "system_instruction",
     "tools",
     "toolConfig",
     "generationConfig",
@@ -48,50 +48,47 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
     let contents = body["contents"]
         .as_array()
         .ok_or_else(|| refused("contents", "`contents` must be an array"))?;
-    let config = &body["generationConfig"];
-    if config["candidateCount"].as_u64().is_some_and(|n| n > 1) {
+    let config = field(body, "generationConfig");
+    let count = |name: &str| numbers::count(field(config, name), &format!("generationConfig.{name}"));
+    let decimal = |name: &str| numbers::decimal(field(config, name), &format!("generationConfig.{name}"));
+    if count("candidateCount")?.is_some_and(|n| n > 1) {
         return Err(refused(
             "generationConfig.candidateCount",
             "this provider gives one answer at a time",
         ));
     }
-    let modalities = strings(&config["responseModalities"]);
+    let modalities = strings(field(config, "responseModalities"));
     if modalities.iter().any(|kind| !kind.eq_ignore_ascii_case("text")) {
         return Err(refused(
             "generationConfig.responseModalities",
             "this provider answers in text only",
         ));
     }
-    let system = if body["systemInstruction"].is_null() {
-        &body["system_instruction"]
-    } else {
-        &body["systemInstruction"]
-    };
     let mut question = Question {
-        choice: choice(&body["toolConfig"]["functionCallingConfig"]),
+        choice: choice(field(field(body, "toolConfig"), "functionCallingConfig")),
         format: format(config),
-        temperature: config["temperature"].as_f64(),
-        top_p: config["topP"].as_f64(),
-        top_k: config["topK"].as_u64(),
-        seed: config["seed"].as_i64(),
-        presence: config["presencePenalty"].as_f64(),
-        frequency: config["frequencyPenalty"].as_f64(),
-        max_tokens: config["maxOutputTokens"].as_u64(),
-        stop: strings(&config["stopSequences"]),
-        thinking: thinking(&config["thinkingConfig"]),
+        temperature: decimal("temperature")?,
+        top_p: decimal("topP")?,
+        top_k: count("topK")?,
+        seed: numbers::integer(&config["seed"], "generationConfig.seed")?,
+        presence: decimal("presencePenalty")?,
+        frequency: decimal("frequencyPenalty")?,
+        max_tokens: count("maxOutputTokens")?,
+        stop: strings(field(config, "stopSequences")),
+        thinking: thinking(field(config, "thinkingConfig"))?,
         wants_usage: true,
-        unknown: unknown(body, &KNOWN),
+        unknown: unknown_of(body, &KNOWN).collect(),
         ..Question::default()
     };
-    question
-        .unknown
-        .extend(unknown_in(body, "generationConfig", &KNOWN_CONFIG));
+    let within = unknown_of(config, &KNOWN_CONFIG).map(|name| format!("generationConfig.{name}"));
+    question.unknown.extend(within);
     let mut ids = Ids::default();
+    let system = field(body, "systemInstruction");
     for part in system["parts"].as_array().into_iter().flatten() {
         question.system.extend(piece(part, &mut ids)?);
     }
     for tool in body["tools"].as_array().into_iter().flatten() {
-        let functions = tool["functionDeclarations"].as_array();
+        let functions = field(tool, "functionDeclarations").as_array();
         let functions =
             functions.ok_or_else(|| refused("tools", "only functions can be passed on to this provider"))?;
         question.tools.extend(functions.iter().map(read_tool));
@@ -109,6 +106,33 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         question.push(role, pieces);
     }
     Ok(question)
+}
+
+/// A field of this name, in either way of writing it.
+fn field<'a>(object: &'a Value, name: &str) -> &'a Value {
+    match &object[name] {
+        Value::Null => &object[snake(name)],
+        value => value,
+    }
+}
+
+/// `topK` as `top_k`.
+fn snake(name: &str) -> String {
+    let mut snake = String::with_capacity(name.len() + 4);
+    for c in name.chars() {
+        if c.is_ascii_uppercase() {
+            snake.push('_');
+        }
+        snake.push(c.to_ascii_lowercase());
+    }
+    snake
+}
+
+/// Fields that are set and not among those known, however they are written.
+fn unknown_of(object: &Value, known: &[&str]) -> impl Iterator<Item = String> {
+    let other: Vec<String> = known.iter().map(|name| snake(name)).collect();
+    let names = unknown(object, known).into_iter();
+    names.filter(move |name| !other.contains(name))
 }
 
 /// Ids of calls and results, of which clients state some, all or none: what a result without one answers is known from
@@ -148,7 +172,7 @@ impl Ids {
 }
 
 fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
-    let signature = text(&part["thoughtSignature"]);
+    let signature = text(field(part, "thoughtSignature"));
     if let Some(said) = part["text"].as_str() {
         let said = said.to_string();
         return Ok(Some(if part["thought"] == true {
@@ -160,14 +184,11 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
             Piece::text(said)
         }));
     }
-    if let Some(data) = part["inlineData"].as_object().or(part["inline_data"].as_object()) {
-        let media_type = data
-            .get("mimeType")
-            .or(data.get("mime_type"))
-            .and_then(text)
-            .unwrap_or_default();
+    let data = field(part, "inlineData");
+    if data.is_object() {
+        let media_type = text(field(data, "mimeType")).unwrap_or_default();
         let source = Source::Data {
-            data: data.get("data").and_then(text).unwrap_or_default(),
+            data: text(&data["data"]).unwrap_or_default(),
             media_type: media_type.clone(),
         };
         return Ok(Some(if media_type.starts_with("image/") {
@@ -176,7 +197,7 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
             Piece::Document { source, name: None }
         }));
     }
-    let call = &part["functionCall"];
+    let call = field(part, "functionCall");
     if call.is_object() {
         let name = text(&call["name"]).unwrap_or_default();
         return Ok(Some(Piece::Call {
@@ -186,7 +207,7 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
             signature,
         }));
     }
-    let response = &part["functionResponse"];
+    let response = field(part, "functionResponse");
     if response.is_object() {
         let name = text(&response["name"]).unwrap_or_default();
         return Ok(Some(Piece::Result {
@@ -198,10 +219,10 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
         }));
     }
     // An empty part carries nothing but perhaps a signature.
-    if part
-        .as_object()
-        .is_some_and(|part| part.keys().all(|key| key == "thoughtSignature"))
-    {
+    if part.as_object().is_some_and(|part| {
+        part.keys()
+            .all(|key| key == "thoughtSignature" || key == "thought_signature")
+    }) {
         return Ok(None);
     }
     Err(refused(
@@ -211,7 +232,8 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
 }
 
 fn choice(config: &Value) -> Choice {
-    match (config["mode"].as_str(), config["allowedFunctionNames"].as_array()) {
+    let allowed = field(config, "allowedFunctionNames").as_array();
+    match (config["mode"].as_str(), allowed) {
         (Some("NONE"), _) => Choice::None,
         (Some("ANY"), Some(names)) if names.len() == 1 => {
             text(&names[0]).map_or(Choice::Required, Choice::Named)
@@ -222,12 +244,11 @@ fn choice(config: &Value) -> Choice {
 }
 
 fn format(config: &Value) -> Format {
-    let schema = if config["responseJsonSchema"].is_null() {
-        &config["responseSchema"]
-    } else {
-        &config["responseJsonSchema"]
+    let schema = match field(config, "responseJsonSchema") {
+        Value::Null => field(config, "responseSchema"),
+        schema => schema,
     };
-    match config["responseMimeType"].as_str() {
+    match field(config, "responseMimeType").as_str() {
         Some("application/json") if schema.is_object() => Format::Schema {
             name: "answer".into(),
             schema: lowered(schema),
@@ -256,18 +277,20 @@ fn lowered(schema: &Value) -> Value {
     }
 }
 
-fn thinking(config: &Value) -> Option<Thinking> {
-    if let Some(level) = config["thinkingLevel"].as_str() {
-        return Some(Thinking::Effort(level.to_lowercase()));
+fn thinking(config: &Value) -> Result<Option<Thinking>, Failure> {
+    if let Some(level) = field(config, "thinkingLevel").as_str() {
+        return Ok(Some(Thinking::Effort(level.to_lowercase())));
     }
-    match config["thinkingBudget"].as_i64()? {
-        0 => Some(Thinking::Off),
-        budget => Some(u64::try_from(budget).map_or(Thinking::Adaptive, Thinking::Budget)),
-    }
+    let name = "generationConfig.thinkingConfig.thinkingBudget";
+    let budget = numbers::integer(field(config, "thinkingBudget"), name)?;
+    Ok(budget.map(|budget| match budget {
+        0 => Thinking::Off,
+        budget => u64::try_from(budget).map_or(Thinking::Adaptive, Thinking::Budget),
+    }))
 }
 
 fn read_tool(function: &Value) -> Tool {
-    let schema = &function["parametersJsonSchema"];
+    let schema = field(function, "parametersJsonSchema");
     Tool {
         name: text(&function["name"]).unwrap_or_default(),
         description: text(&function["description"]),

@@ -17,6 +17,7 @@ pub(crate) mod count;
 pub(crate) mod embeddings;
 pub(crate) mod gemini;
 pub(crate) mod images;
+mod numbers;
 pub(crate) mod ollama;
 pub(crate) mod openai;
 mod replicate;
@@ -291,18 +292,19 @@ impl Question {
 }
 
 impl Question {
-    /// How tokens are chosen, where an API calls it as OpenAI does.
-    fn sampled(settings: &Value) -> Self {
-        Self {
-            temperature: settings["temperature"].as_f64(),
-            top_p: settings["top_p"].as_f64(),
-            top_k: settings["top_k"].as_u64(),
-            seed: settings["seed"].as_i64(),
-            presence: settings["presence_penalty"].as_f64(),
-            frequency: settings["frequency_penalty"].as_f64(),
+    /// How tokens are chosen, where an API calls it as OpenAI does. `within`: what stands before the fields' names.
+    fn sampled(settings: &Value, within: &str) -> Result<Self, Failure> {
+        let decimal = |name: &str| numbers::decimal(&settings[name], &format!("{within}{name}"));
+        Ok(Self {
+            temperature: decimal("temperature")?,
+            top_p: decimal("top_p")?,
+            top_k: numbers::count(&settings["top_k"], &format!("{within}top_k"))?,
+            seed: numbers::integer(&settings["seed"], &format!("{within}seed"))?,
+            presence: decimal("presence_penalty")?,
+            frequency: decimal("frequency_penalty")?,
             stop: strings(&settings["stop"]),
             ..Self::default()
-        }
+        })
     }
 }
 

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, calls, joined, media, new_id, object, refused, set, text, unknown, unknown_in, words, written,
+    Writer, calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words,
+    written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -43,7 +44,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             _ => Format::Text,
         },
         // Negative numbers mean no limit.
-        max_tokens: options["num_predict"].as_u64(),
+        max_tokens: numbers::count(&options["num_predict"], "options.num_predict")?,
         thinking: match &body["think"] {
             Value::Bool(true) => Some(Thinking::Adaptive),
             Value::Bool(false) => Some(Thinking::Off),
@@ -54,7 +55,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         stream: body["stream"].as_bool().unwrap_or(true),
         wants_usage: true,
         unknown: unknown(body, &KNOWN),
-        ..Question::sampled(options)
+        ..Question::sampled(options, "options.")?
     };
     question
         .unknown

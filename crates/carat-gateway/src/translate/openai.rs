@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, parsed, refused, safe_name, set, text, unknown, words, written,
+    Writer, joined, media, new_id, numbers, parsed, refused, safe_name, set, text, unknown, words, written,
 };
 use crate::clock::now_s;
 use crate::failure::Failure;
@@ -46,7 +46,7 @@ const NAME_CHARS: usize = 64;
 const OWN: [&str; 3] = ["store", "metadata", "prompt_cache_key"];
 
 pub(super) fn question(body: &Value) -> Result<Question, Failure> {
-    if body["n"].as_u64().is_some_and(|n| n > 1) {
+    if numbers::count(&body["n"], "n")?.is_some_and(|n| n > 1) {
         return Err(refused(
             "n",
             "this provider gives one answer at a time; leave `n` out",
@@ -63,6 +63,7 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             ));
         }
     }
+    let bound = |name: &str| numbers::count(&body[name], name);
     let tools = body["tools"].as_array().into_iter().flatten().map(tool);
     let mut question = Question {
         tools: allowed(
@@ -75,15 +76,13 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
             &body["response_format"]["type"],
             &body["response_format"]["json_schema"],
         ),
-        max_tokens: body["max_completion_tokens"]
-            .as_u64()
-            .or(body["max_tokens"].as_u64()),
+        max_tokens: bound("max_completion_tokens")?.or(bound("max_tokens")?),
         thinking: Thinking::of_effort(&body["reasoning_effort"]),
         user: text(&body["user"]).or(text(&body["safety_identifier"])),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: body["stream_options"]["include_usage"] == true,
         unknown: unknown(body, &KNOWN),
-        ..Question::sampled(body)
+        ..Question::sampled(body, "")?
     };
     let own = OWN.iter().filter(|name| !body[**name].is_null());
     question.unknown.extend(own.map(ToString::to_string));

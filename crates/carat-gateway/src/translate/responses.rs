@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer, new_id,
-    openai, parsed, refused, text, unknown, unknown_in, words, written,
+    numbers, openai, parsed, refused, text, unknown, unknown_in, words, written,
 };
 use crate::clock::now_s;
 use crate::failure::Failure;
@@ -43,14 +43,14 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         choice: choice(&body["tool_choice"]),
         parallel: body["parallel_tool_calls"].as_bool(),
         format: Format::of_kind(&format["type"], format),
-        temperature: body["temperature"].as_f64(),
-        top_p: body["top_p"].as_f64(),
-        max_tokens: body["max_output_tokens"].as_u64(),
+        max_tokens: numbers::count(&body["max_output_tokens"], "max_output_tokens")?,
         thinking: Thinking::of_effort(&body["reasoning"]["effort"]),
         user: text(&body["user"]),
         stream: body["stream"].as_bool().unwrap_or(false),
         wants_usage: true,
         unknown: unknown(body, &KNOWN),
+        temperature: numbers::decimal(&body["temperature"], "temperature")?,
+        top_p: numbers::decimal(&body["top_p"], "top_p")?,
         ..Question::default()
     };
     // Defaults that change nothing.
