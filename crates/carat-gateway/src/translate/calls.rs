@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Piece, Turn};
+use super::{Piece, Role, Turn};
 
 /// Calls in their order, and which of them wait for their results.
 #[derive(Default)]
@@ -77,6 +77,38 @@ pub(super) fn names(turns: &[Turn]) -> HashMap<&str, &str> {
     calls.collect()
 }
 
+/// The pieces of every turn, with the results among them in the order of the calls that they answer: providers without
+/// ids tell the results of one function apart by nothing else, and clients send them in the order in which they came.
+pub(super) fn in_order(turns: &[Turn]) -> impl Iterator<Item = (Role, Vec<&Piece>)> {
+    let before = std::iter::once::<&[Piece]>(&[]).chain(turns.iter().map(|turn| turn.pieces.as_slice()));
+    turns
+        .iter()
+        .zip(before)
+        .map(|(turn, before)| (turn.role, ordered(&turn.pieces, before)))
+}
+
+/// Only results move, each into the place of another.
+fn ordered<'a>(pieces: &'a [Piece], calls: &[Piece]) -> Vec<&'a Piece> {
+    let ids = calls.iter().filter_map(|piece| match piece {
+        Piece::Call { id, .. } => Some(id.as_str()),
+        _ => None,
+    });
+    let places: HashMap<&str, usize> = ids.enumerate().map(|(i, id)| (id, i)).collect();
+    let place = |piece: &&Piece| match piece {
+        Piece::Result { id, .. } => places.get(id.as_str()).copied().unwrap_or(usize::MAX),
+        _ => usize::MAX,
+    };
+    let is_result = |piece: &&Piece| matches!(piece, Piece::Result { .. });
+    let mut results: Vec<&Piece> = pieces.iter().filter(is_result).collect();
+    results.sort_by_key(place);
+    let mut results = results.into_iter();
+    let put = |piece: &'a Piece| match piece {
+        Piece::Result { .. } => results.next().unwrap_or(piece),
+        other => other,
+    };
+    pieces.iter().map(put).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -103,6 +135,39 @@ mod tests {
         calls.push("f", "a");
         assert_eq!(calls.oldest(Some("f")).as_deref(), Some("a"));
         assert_eq!(calls.oldest(Some("h")), None);
+    }
+
+    #[test]
+    fn results_go_out_in_the_order_of_their_calls() {
+        let call = |id: &str, city: &str| {
+            let arguments = json!({"city": city}).to_string();
+            json!({"id": id, "type": "function", "function": {"name": "weather", "arguments": arguments}})
+        };
+        let result = |id: &str, said: &str| json!({"role": "tool", "tool_call_id": id, "content": said});
+        let body = json!({"messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "tool_calls": [call("c1", "Paris"), call("c2", "London")]},
+            result("c2", "in London"),
+            {"role": "user", "content": "and then"},
+            result("c1", "in Paris"),
+        ]});
+        let question = Question::read(Endpoint::Chat, &body).unwrap();
+        let (told, _) = question.write(Dialect::Gemini, "m").unwrap();
+        let parts = &told["contents"][2]["parts"];
+        assert_eq!(
+            parts[0]["functionResponse"]["response"],
+            json!({"result": "in Paris"}),
+            "{told}"
+        );
+        assert_eq!(parts[1]["text"], "and then", "{told}");
+        assert_eq!(
+            parts[2]["functionResponse"]["response"],
+            json!({"result": "in London"}),
+            "{told}"
+        );
+        let (told, _) = question.write(Dialect::Ollama, "m").unwrap();
+        let said = [2, 3, 4].map(|i: usize| told["messages"][i]["content"].as_str().unwrap());
+        assert_eq!(said, ["in Paris", "in London", "and then"]);
     }
 
     /// A conversation of so many calls, each with a result, as clients of this API have it.

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{
-    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words,
-    written,
+    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer,
+    calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words, written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
@@ -306,7 +305,7 @@ fn read_tool(function: &Value) -> Tool {
 
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let names = calls::names(&question.turns);
-    let turns = question.turns.iter().map(|turn| write_turn(&names, turn));
+    let turns = calls::in_order(&question.turns).map(|(role, pieces)| write_turn(&names, role, &pieces));
     let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
     // Of a turn of thoughts alone nothing is left.
     contents.retain(|content| content["parts"] != json!([]));
@@ -407,19 +406,16 @@ pub(super) fn safe(name: &str) -> String {
 }
 
 /// `names`: of functions that were called, by the ids of the calls.
-fn write_turn(names: &HashMap<&str, &str>, turn: &Turn) -> Result<Value, Failure> {
-    let role = if turn.role == Role::Assistant {
-        "model"
-    } else {
-        "user"
-    };
+fn write_turn(names: &HashMap<&str, &str>, role: Role, pieces: &[&Piece]) -> Result<Value, Failure> {
+    let role = if role == Role::Assistant { "model" } else { "user" };
+    let pieces = pieces.iter().copied();
     // Results are objects: images in them come after, as the user's.
-    let within = turn.pieces.iter().flat_map(|piece| match piece {
+    let within = pieces.clone().flat_map(|piece| match piece {
         Piece::Result { content, .. } => content.as_slice(),
         _ => &[],
     });
     let within = within.filter(|piece| matches!(piece, Piece::Image { .. } | Piece::Document { .. }));
-    let parts = turn.pieces.iter().chain(within).map(|piece| part(names, piece));
+    let parts = pieces.chain(within).map(|piece| part(names, piece));
     let parts: Vec<Value> = parts
         .collect::<Result<Vec<_>, _>>()?
         .into_iter()

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{
-    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Turn,
-    Writer, calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words,
-    written,
+    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer,
+    calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words, written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -194,8 +193,8 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         messages.push(json!({"role": "system", "content": joined(&question.system)}));
     }
     let names = calls::names(&question.turns);
-    for turn in &question.turns {
-        write_turn(&names, turn, &mut messages)?;
+    for (role, pieces) in calls::in_order(&question.turns) {
+        write_turn(&names, role, &pieces, &mut messages)?;
     }
     let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
     if question.choice != Choice::None && !question.tools.is_empty() {
@@ -253,9 +252,14 @@ fn image(piece: &Piece) -> Result<Value, Failure> {
 }
 
 /// `names`: of functions that were called, by the ids of the calls.
-fn write_turn(names: &HashMap<&str, &str>, turn: &Turn, messages: &mut Vec<Value>) -> Result<(), Failure> {
+fn write_turn(
+    names: &HashMap<&str, &str>,
+    role: Role,
+    pieces: &[&Piece],
+    messages: &mut Vec<Value>,
+) -> Result<(), Failure> {
     let (mut said, mut images, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-    for piece in &turn.pieces {
+    for piece in pieces {
         match piece {
             Piece::Text { text, .. } => said.push(text.as_str()),
             Piece::Image { .. } | Piece::Document { .. } => images.push(image(piece)?),
@@ -279,7 +283,7 @@ fn write_turn(names: &HashMap<&str, &str>, turn: &Turn, messages: &mut Vec<Value
     if said.is_empty() && images.is_empty() && calls.is_empty() {
         return Ok(());
     }
-    let role = if turn.role == Role::Assistant {
+    let role = if role == Role::Assistant {
         "assistant"
     } else {
         "user"
