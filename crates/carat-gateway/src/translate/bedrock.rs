@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{
-    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, claude,
-    new_id, object, refused, safe_name, set, text, written,
+    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, broken,
+    claude, new_id, object, refused, safe_name, set, text, written,
 };
 use crate::failure::{Class, Failure};
 use crate::frames;
@@ -297,15 +297,12 @@ fn document(source: &Source, name: Option<&str>) -> Result<Value, Failure> {
     Ok(json!({"document": {"format": format, "name": name, "source": {"bytes": data}}}))
 }
 
-fn finish_of(reason: &str) -> Result<Finish, Failure> {
-    Ok(match reason {
+fn end_of(reason: &str) -> Event {
+    Event::End(match reason {
         "tool_use" => Finish::Calls,
         "max_tokens" | "model_context_window_exceeded" => Finish::Length,
         "guardrail_intervened" | "content_filtered" => Finish::Filter,
-        "malformed_model_output" | "malformed_tool_use" => {
-            let message = format!("the provider could not finish its answer ({reason})");
-            return Err(Failure::new(Class::ServerFault, 502, message));
-        }
+        "malformed_model_output" | "malformed_tool_use" => return broken::event(reason),
         _ => Finish::Stop,
     })
 }
@@ -445,9 +442,7 @@ impl Reader for ConverseReader {
             b"contentBlockStop" => self.is_hidden = false,
             b"messageStop" => {
                 self.is_done = true;
-                events.push(Event::End(finish_of(
-                    value["stopReason"].as_str().unwrap_or_default(),
-                )?));
+                events.push(end_of(value["stopReason"].as_str().unwrap_or_default()));
             }
             b"metadata" => events.push(Event::Usage(read_usage(&value["usage"]))),
             _ => {}
@@ -466,7 +461,7 @@ impl Reader for ConverseReader {
             .flatten()
             .for_each(|block| self.block(block, events));
         events.push(Event::Usage(read_usage(&answer["usage"])));
-        events.push(Event::End(finish_of(reason)?));
+        events.push(end_of(reason));
         Ok(())
     }
 

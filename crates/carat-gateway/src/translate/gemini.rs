@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer,
-    calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words, written,
+    broken, calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words,
+    written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
@@ -587,7 +588,7 @@ impl Writer for ContentWriter {
             Event::Call { .. } => self.call = Some((event.clone(), String::new())),
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.finish = Some(*finish),
-            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) => {}
+            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) | Event::Broken(_) => {}
         }
     }
 
@@ -631,7 +632,7 @@ impl Alike for ContentReader {
         }
         if let Some(reason) = candidate["finishReason"].as_str() {
             self.is_done = true;
-            events.push(Event::End(self.finish_of(reason)?));
+            events.push(self.end_of(reason));
         }
         Ok(())
     }
@@ -664,17 +665,22 @@ impl ContentReader {
         }
     }
 
-    fn finish_of(&self, reason: &str) -> Result<Finish, Failure> {
-        Ok(match reason {
+    fn end_of(&self, reason: &str) -> Event {
+        Event::End(match reason {
             "STOP" | "FINISH_REASON_UNSPECIFIED" if self.has_calls => Finish::Calls,
             "STOP" | "FINISH_REASON_UNSPECIFIED" => Finish::Stop,
             "MAX_TOKENS" => Finish::Length,
-            "SAFETY" | "RECITATION" | "LANGUAGE" | "BLOCKLIST" | "PROHIBITED_CONTENT" | "SPII"
-            | "IMAGE_SAFETY" => Finish::Filter,
-            other => {
-                let message = format!("the provider could not finish its answer ({other})");
-                return Err(Failure::new(Class::ServerFault, 502, message));
-            }
+            "SAFETY"
+            | "RECITATION"
+            | "LANGUAGE"
+            | "BLOCKLIST"
+            | "PROHIBITED_CONTENT"
+            | "SPII"
+            | "IMAGE_SAFETY"
+            | "IMAGE_PROHIBITED_CONTENT"
+            | "IMAGE_RECITATION" => Finish::Filter,
+            // A call that it could not write, no image where there should be one, and whatever is new.
+            other => return broken::event(other),
         })
     }
 }

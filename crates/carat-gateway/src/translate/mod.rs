@@ -9,6 +9,7 @@
 
 pub(crate) mod anthropic;
 mod bedrock;
+mod broken;
 mod calls;
 mod claude;
 mod cohere;
@@ -383,6 +384,8 @@ pub(crate) enum Event {
     Arguments(String),
     Usage(Usage),
     End(Finish),
+    /// It ends and is not whole, for this reason of the provider's; see [`broken`].
+    Broken(String),
 }
 
 /// Reads an answer of a dialect.
@@ -464,7 +467,7 @@ pub(crate) fn reader(dialect: Dialect, is_apart: bool) -> Box<dyn Reader> {
 
 /// How a client's stream is written. `wants_usage`: it asked for the usage at the end.
 pub(crate) fn writer(endpoint: Endpoint, wants_usage: bool) -> Box<dyn Writer> {
-    match endpoint {
+    let writer: Box<dyn Writer> = match endpoint {
         Endpoint::Responses => Box::<responses::EventWriter>::default(),
         Endpoint::Completions => Box::new(completions::TextWriter::new(wants_usage)),
         Endpoint::OllamaGenerate => Box::new(ollama::LineWriter::of_prompt()),
@@ -474,7 +477,8 @@ pub(crate) fn writer(endpoint: Endpoint, wants_usage: bool) -> Box<dyn Writer> {
             Dialect::Ollama => Box::<ollama::LineWriter>::default(),
             _ => Box::new(openai::ChunkWriter::new(wants_usage)),
         },
-    }
+    };
+    Box::new(broken::Ending::new(endpoint, writer))
 }
 
 /// A whole answer in a client's words.
@@ -544,6 +548,7 @@ impl Answer {
                 Event::Arguments(more) => arguments.push_str(&more),
                 Event::Usage(usage) => answer.usage = usage,
                 Event::End(finish) => answer.finish = Some(finish),
+                Event::Broken(_) => {}
             }
         }
         answer.end_call(&mut arguments);

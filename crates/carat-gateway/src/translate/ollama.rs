@@ -422,7 +422,7 @@ impl Writer for LineWriter {
             Event::Call { name, .. } => self.call = Some((name.clone(), String::new())),
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.finish = Some(*finish),
-            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) => {}
+            Event::Signature(_) | Event::Redacted(_) | Event::Arguments(_) | Event::Broken(_) => {}
         }
     }
 

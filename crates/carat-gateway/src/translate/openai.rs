@@ -554,6 +554,7 @@ impl Writer for ChunkWriter {
             }
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.delta(&json!({}), Some(*finish), out),
+            Event::Broken(_) => {}
         }
     }
 

@@ -532,6 +532,7 @@ impl Writer for EventWriter {
             }
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.finish = Some(*finish),
+            Event::Broken(_) => {}
         }
     }
 

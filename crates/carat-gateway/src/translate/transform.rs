@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Answer, Event, Reader, Writer, reader, whole, writer};
+use super::{Answer, Event, Reader, Writer, broken, reader, whole, writer};
 use crate::failure::{Class, Failure};
 use crate::records::Record;
 use crate::stream::{Forwarding, Step, Transform, Whole, estimated};
@@ -31,7 +31,7 @@ impl Counted {
             }
             Event::Begin { .. } | Event::Signature(_) | Event::Redacted(_) => return false,
             Event::Call { .. } => {}
-            Event::End(_) => self.has_ended = true,
+            Event::End(_) | Event::Broken(_) => self.has_ended = true,
         }
         true
     }
@@ -184,7 +184,8 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
     reader
         .whole(&value, &mut events)
         .map_err(|failure| failure.without(forwarding.secret.as_deref()))?;
-    if !events.iter().any(|event| matches!(event, Event::End(_))) {
+    let is_end = |event: &Event| matches!(event, Event::End(_) | Event::Broken(_));
+    if !events.iter().any(is_end) {
         return Err(Failure::new(
             Class::ServerFault,
             502,
@@ -216,6 +217,9 @@ pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<W
     let mut counted = Counted::default();
     for event in &events {
         counted.count(event);
+        if let Event::Broken(why) = event {
+            return Err(broken::failure(why));
+        }
     }
     let answer = whole(forwarding.endpoint, &Answer::of(events));
     Ok(Whole {
@@ -233,6 +237,86 @@ mod tests {
     use crate::endpoint::{Dialect, Endpoint};
     use crate::records::{Framing, Records};
     use crate::translate::Question;
+
+    /// Gemini's answer to a client that speaks this API.
+    fn of_gemini(endpoint: Endpoint) -> Forwarding {
+        Forwarding {
+            endpoint,
+            dialect: Dialect::Gemini,
+            is_translated: endpoint.dialect() != Dialect::Gemini,
+            hides_usage: false,
+            wants_base64: false,
+            reasoning_apart: false,
+            secret: None,
+            model: "m".into(),
+            renamed: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_finished_is_no_illness_and_is_counted() {
+        for reason in ["MALFORMED_FUNCTION_CALL", "OTHER", "NO_IMAGE", "BRAND_NEW"] {
+            let answer = json!({"candidates": [{"content": {"parts": [{"text": "so far"}]}, "finishReason": reason}],
+                "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2}});
+            let body = answer.to_string();
+            let native = of_gemini(Endpoint::Generate)
+                .whole(Bytes::from(body.clone()))
+                .unwrap();
+            assert_eq!(
+                (&native.bytes[..], native.usage.output),
+                (body.as_bytes(), 2),
+                "{reason}"
+            );
+            let failure = of_gemini(Endpoint::Chat)
+                .whole(Bytes::from(body.clone()))
+                .unwrap_err();
+            let class = failure.class;
+            assert!(
+                !class.may_retry() && !class.is_illness() && class.rest(None).is_none(),
+                "{reason}"
+            );
+            assert!(
+                failure.message.contains(reason) && failure.status == 502,
+                "{}",
+                failure.message
+            );
+
+            let sent = format!("data: {body}\n\n");
+            for endpoint in [
+                Endpoint::Generate,
+                Endpoint::Chat,
+                Endpoint::Messages,
+                Endpoint::Responses,
+                Endpoint::OllamaChat,
+            ] {
+                let (mut stream, mut out) = (of_gemini(endpoint).transform(), Vec::new());
+                let mut records = Records::new(Framing::Events);
+                records.feed(sent.as_bytes()).unwrap();
+                let step = stream.record(&records.next().unwrap(), &mut out);
+                assert!(matches!(step, Step::Words), "{reason} {endpoint:?}: {step:?}");
+                assert!(stream.end(&mut out), "{reason} {endpoint:?}");
+                assert!(
+                    stream.is_counted() && stream.usage().output == 2,
+                    "{reason} {endpoint:?}"
+                );
+                let out = String::from_utf8(out).unwrap();
+                assert!(out.contains("so far"), "{reason} {endpoint:?}: {out}");
+                if endpoint == Endpoint::Generate {
+                    assert_eq!(out, sent, "{reason}");
+                } else {
+                    let last = out.trim_end().lines().next_back().unwrap();
+                    assert!(
+                        last.contains("could not finish") && last.contains(reason),
+                        "{out}"
+                    );
+                    assert!(!out.contains("[DONE]") && !out.contains("message_stop"), "{out}");
+                }
+            }
+        }
+        let filtered = json!({"candidates": [{"finishReason": "IMAGE_RECITATION"}]}).to_string();
+        let whole = of_gemini(Endpoint::Chat).whole(Bytes::from(filtered)).unwrap();
+        assert!(String::from_utf8_lossy(&whole.bytes).contains("content_filter"));
+    }
 
     #[test]
     fn calls_come_back_under_the_names_that_the_client_gave() {
