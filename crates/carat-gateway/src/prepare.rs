@@ -15,7 +15,7 @@ use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
 use crate::translate::embeddings::Texts;
-use crate::translate::{Question, count, images};
+use crate::translate::{Addressee, Question, count, images};
 use crate::upstream;
 
 /// A request that can be sent.
@@ -256,7 +256,7 @@ async fn question(
 fn told(candidate: &Candidate, mut question: Question, is_stream: bool) -> Result<Written, Failure> {
     let provider = candidate.provider.as_ref();
     question.stream = is_stream;
-    let (value, mut dropped) = question.write(provider.dialect, &candidate.model)?;
+    let (value, mut dropped) = question.write_for(&Addressee::of(candidate))?;
     let text = value.to_string();
     let fields = Fields::read(text.as_bytes()).map_err(unreadable)?;
     let is_vertex = is_anthropic_at_vertex(provider);

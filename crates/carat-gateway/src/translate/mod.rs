@@ -32,6 +32,7 @@ use serde_json::Value;
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::records::Record;
+use crate::route::Candidate;
 use crate::sticky;
 use crate::usage::Usage;
 
@@ -201,6 +202,26 @@ pub(crate) struct Question {
     unknown: Vec<String>,
 }
 
+/// For whom a question is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Addressee<'a> {
+    pub(crate) dialect: Dialect,
+    /// As the provider calls it.
+    pub(crate) model: &'a str,
+    /// Tokens of prompt and answer together, if that is known.
+    pub(crate) context: Option<u64>,
+}
+
+impl<'a> Addressee<'a> {
+    pub(crate) fn of(candidate: &'a Candidate) -> Self {
+        Self {
+            dialect: candidate.provider.dialect,
+            model: &candidate.model,
+            context: candidate.abilities.context,
+        }
+    }
+}
+
 impl Question {
     /// Reads a client's request.
     pub(crate) fn read(endpoint: Endpoint, body: &Value) -> Result<Self, Failure> {
@@ -217,14 +238,24 @@ impl Question {
         }
     }
 
-    /// Writes it for a provider, and the names of what it is not told.
+    /// Writes it in a dialect, for somebody of whom no more is known, and the names of what is not told.
     pub(crate) fn write(&self, dialect: Dialect, model: &str) -> Result<(Value, Vec<String>), Failure> {
+        self.write_for(&Addressee {
+            dialect,
+            model,
+            context: None,
+        })
+    }
+
+    /// Writes it for a provider's model, and the names of what it is not told.
+    pub(crate) fn write_for(&self, to: &Addressee<'_>) -> Result<(Value, Vec<String>), Failure> {
         let mut dropped = self.unknown.clone();
-        let value = match dialect {
+        let model = to.model;
+        let value = match to.dialect {
             Dialect::OpenAi => openai::request(self, model, &mut dropped),
             Dialect::Anthropic => anthropic::request(self, model, &mut dropped),
             Dialect::Gemini => gemini::request(self, model, &mut dropped)?,
-            Dialect::Ollama => ollama::request(self, model, &mut dropped)?,
+            Dialect::Ollama => ollama::request(self, to, &mut dropped)?,
             Dialect::Bedrock => bedrock::request(self, model, &mut dropped)?,
             Dialect::Cohere => cohere::request(self, model, &mut dropped)?,
             Dialect::Replicate => replicate::request(self, model, &mut dropped)?,

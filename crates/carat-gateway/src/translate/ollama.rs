@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{
-    Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer,
-    calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words, written,
+    Addressee, Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool,
+    Writer, calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words,
+    written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -187,7 +188,11 @@ fn tool(tool: &Value) -> Tool {
     }
 }
 
-pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
+pub(super) fn request(
+    question: &Question,
+    to: &Addressee<'_>,
+    dropped: &mut Vec<String>,
+) -> Result<Value, Failure> {
     let mut messages = Vec::new();
     if !question.system.is_empty() {
         messages.push(json!({"role": "system", "content": joined(&question.system)}));
@@ -196,7 +201,9 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     for (role, pieces) in calls::in_order(&question.turns) {
         write_turn(&names, role, &pieces, &mut messages)?;
     }
-    let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
+    let mut body = json!({"model": to.model, "messages": messages, "stream": question.stream});
+    // Else the beginning of a prompt that is too long is left out without a word, which no other API does.
+    body["truncate"] = Value::Bool(false);
     if question.choice != Choice::None && !question.tools.is_empty() {
         let write = |tool: &Tool| {
             let description = tool.description.as_deref().unwrap_or_default();
@@ -218,6 +225,9 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     set(&mut options, "presence_penalty", question.presence);
     set(&mut options, "frequency_penalty", question.frequency);
     set(&mut options, "num_predict", question.max_tokens);
+    // The server's own context may be much smaller than the model's. It is not fitted to each prompt, since another size
+    // has the model loaded anew.
+    set(&mut options, "num_ctx", to.context);
     if !question.stop.is_empty() {
         options["stop"] = json!(question.stop);
     }
@@ -497,5 +507,30 @@ impl Alike for LineReader {
 
     fn is_done(&self) -> bool {
         self.is_done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::{Dialect, Endpoint};
+
+    #[test]
+    fn a_prompt_is_never_cut_in_silence() {
+        let body = json!({"messages": [{"role": "user", "content": "x"}]});
+        let question = Question::read(Endpoint::Chat, &body).unwrap();
+        let told = |context| {
+            let (dialect, model) = (Dialect::Ollama, "m");
+            let to = Addressee {
+                dialect,
+                model,
+                context,
+            };
+            question.write_for(&to).unwrap().0
+        };
+        assert_eq!(told(Some(16_384))["options"]["num_ctx"], 16_384);
+        let unknown = told(None);
+        assert!(unknown["options"]["num_ctx"].is_null());
+        assert_eq!(unknown["truncate"], false);
     }
 }
