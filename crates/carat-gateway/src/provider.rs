@@ -91,6 +91,7 @@ pub(crate) struct ProviderText {
     pub(crate) stream_usage: Option<StreamUsage>,
     pub(crate) max_temperature: Option<f64>,
     pub(crate) reasoning_apart: Option<bool>,
+    pub(crate) reasoning: Option<String>,
     pub(crate) responses: Option<bool>,
     pub(crate) completions: Option<bool>,
     pub(crate) prefill: Option<Prefill>,
@@ -133,6 +134,7 @@ impl ProviderText {
             stream_usage: self.stream_usage.or(other.stream_usage),
             max_temperature: self.max_temperature.or(other.max_temperature),
             reasoning_apart: self.reasoning_apart.or(other.reasoning_apart),
+            reasoning: self.reasoning.or(other.reasoning),
             responses: self.responses.or(other.responses),
             completions: self.completions.or(other.completions),
             prefill: self.prefill.or(other.prefill),
@@ -163,6 +165,8 @@ pub(crate) struct Provider {
     pub(crate) stream_usage: StreamUsage,
     pub(crate) max_temperature: Option<f64>,
     pub(crate) reasoning_apart: bool,
+    /// The field in which it wants thoughts back beside the calls that came of them.
+    pub(crate) reasoning: Option<String>,
     pub(crate) has_responses: bool,
     pub(crate) has_completions: bool,
     pub(crate) prefill: Prefill,
@@ -317,6 +321,7 @@ pub(crate) fn provider(
         stream_usage: text.stream_usage.unwrap_or(StreamUsage::Ask),
         max_temperature: text.max_temperature,
         reasoning_apart: text.reasoning_apart.unwrap_or(false),
+        reasoning: text.reasoning,
         has_responses: text.responses.unwrap_or(false),
         has_completions: text.completions.unwrap_or(true),
         prefill: text.prefill.unwrap_or(match text.dialect {

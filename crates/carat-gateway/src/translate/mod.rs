@@ -210,6 +210,8 @@ pub(crate) struct Addressee<'a> {
     pub(crate) model: &'a str,
     /// Tokens of prompt and answer together, if that is known.
     pub(crate) context: Option<u64>,
+    /// The field in which it wants thoughts back beside the calls that came of them.
+    pub(crate) reasoning: Option<&'a str>,
 }
 
 impl<'a> Addressee<'a> {
@@ -218,6 +220,7 @@ impl<'a> Addressee<'a> {
             dialect: candidate.provider.dialect,
             model: &candidate.model,
             context: candidate.abilities.context,
+            reasoning: candidate.provider.reasoning.as_deref(),
         }
     }
 }
@@ -244,6 +247,7 @@ impl Question {
             dialect,
             model,
             context: None,
+            reasoning: None,
         })
     }
 
@@ -252,7 +256,7 @@ impl Question {
         let mut dropped = self.unknown.clone();
         let model = to.model;
         let value = match to.dialect {
-            Dialect::OpenAi => openai::request(self, model, &mut dropped),
+            Dialect::OpenAi => openai::request(self, to, &mut dropped),
             Dialect::Anthropic => anthropic::request(self, model, &mut dropped),
             Dialect::Gemini => gemini::request(self, model, &mut dropped)?,
             Dialect::Ollama => ollama::request(self, to, &mut dropped)?,
@@ -601,11 +605,7 @@ impl Answer {
     }
 
     fn thoughts(&self) -> String {
-        let thoughts = self.pieces.iter().filter_map(|piece| match piece {
-            Piece::Thinking { text, .. } => Some(text.as_str()),
-            _ => None,
-        });
-        thoughts.collect()
+        thoughts(&self.pieces)
     }
 }
 
@@ -638,6 +638,14 @@ fn text_of(piece: &Piece) -> Option<&str> {
         Piece::Text { text, .. } => Some(text),
         _ => None,
     }
+}
+
+fn thoughts(pieces: &[Piece]) -> String {
+    let thoughts = pieces.iter().filter_map(|piece| match piece {
+        Piece::Thinking { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    thoughts.collect()
 }
 
 /// The text of several pieces, as results and systems have it where only text will do.

@@ -127,7 +127,11 @@ fn read_message(
         Some("system") => question.system.extend(said),
         Some("user") => question.push(Role::User, said.into_iter().chain(images).collect()),
         Some("assistant") => {
-            let mut pieces: Vec<Piece> = said.into_iter().collect();
+            let thought = words(&message["thinking"]).map(|text| Piece::Thinking {
+                text,
+                signature: None,
+            });
+            let mut pieces: Vec<Piece> = thought.into_iter().chain(said).collect();
             for (n, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
                 let name = text(&call["function"]["name"]).unwrap_or_default();
                 let id = text(&call["id"]).unwrap_or_else(|| format!("call_{i}_{n}"));
@@ -525,6 +529,7 @@ mod tests {
                 dialect,
                 model,
                 context,
+                reasoning: None,
             };
             question.write_for(&to).unwrap().0
         };

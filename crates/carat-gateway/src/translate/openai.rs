@@ -5,8 +5,9 @@ use std::collections::HashSet;
 use serde_json::{Value, json};
 
 use super::{
-    Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, joined, media, new_id, numbers, parsed, refused, safe_name, set, text, unknown, words, written,
+    Addressee, Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool,
+    Turn, Writer, joined, media, new_id, numbers, parsed, refused, safe_name, set, text, unknown, words,
+    written,
 };
 use crate::clock::now_s;
 use crate::failure::Failure;
@@ -134,7 +135,7 @@ fn read_message(message: &Value, path: &str, question: &mut Question) -> Result<
     Ok(())
 }
 
-/// Thoughts that came with an earlier answer. Without their signatures they are no use to anybody.
+/// Thoughts that came with an earlier answer.
 fn thoughts(message: &Value) -> Vec<Piece> {
     let blocks = message["thinking_blocks"].as_array().into_iter().flatten();
     let piece = |block: &Value| match block["type"].as_str() {
@@ -222,7 +223,7 @@ fn choice(choice: &Value) -> Choice {
     }
 }
 
-pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
+pub(super) fn request(question: &Question, to: &Addressee<'_>, dropped: &mut Vec<String>) -> Value {
     let mut messages = Vec::new();
     if !question.system.is_empty() {
         messages.push(json!({"role": "system", "content": joined(&question.system)}));
@@ -230,8 +231,8 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     question
         .turns
         .iter()
-        .for_each(|turn| write_turn(turn, &mut messages));
-    let mut body = json!({"model": model, "messages": messages, "stream": question.stream});
+        .for_each(|turn| write_turn(turn, to.reasoning, &mut messages));
+    let mut body = json!({"model": to.model, "messages": messages, "stream": question.stream});
     if question.stream {
         body["stream_options"] = json!({"include_usage": true});
     }
@@ -327,9 +328,14 @@ fn write_tool(tool: &Tool) -> Value {
     json!({"type": "function", "function": function})
 }
 
-fn write_turn(turn: &Turn, messages: &mut Vec<Value>) {
+/// `reasoning`: the field of thoughts beside calls, where they must come back.
+fn write_turn(turn: &Turn, reasoning: Option<&str>, messages: &mut Vec<Value>) {
     if turn.role == Role::Assistant {
-        let message = assistant_message(&turn.pieces, safe);
+        let mut message = assistant_message(&turn.pieces, safe);
+        // Who thought nothing says so: without the field the whole conversation is refused.
+        if let Some(name) = reasoning.filter(|_| message["tool_calls"].is_array()) {
+            message[name] = Value::from(super::thoughts(&turn.pieces));
+        }
         // Of a turn of thoughts alone nothing is left.
         if !message["content"].is_null() || message["tool_calls"].is_array() {
             messages.push(message);
@@ -819,6 +825,52 @@ mod tests {
             end,
         ];
         assert_eq!(told(&without).len(), 2);
+    }
+
+    #[test]
+    fn thoughts_go_back_beside_their_calls_where_that_is_wanted() {
+        use crate::endpoint::{Dialect, Endpoint};
+        let claude = json!({"max_tokens": 9, "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "hm", "signature": ""},
+                {"type": "tool_use", "id": "a", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "a", "content": "1"}]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "b", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "b", "content": "2"}]},
+            {"role": "assistant", "content": [{"type": "thinking", "thinking": "so", "signature": ""}, {"type": "text", "text": "y"}]},
+        ]});
+        let codex = json!({"input": [
+            {"role": "user", "content": "x"},
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "encrypted_content": null},
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "a", "output": "1"},
+        ]});
+        let ollama = json!({"messages": [{"role": "user", "content": "x"},
+            {"role": "assistant", "thinking": "hm", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+            {"role": "tool", "tool_name": "f", "content": "1"}]});
+        let told = |endpoint, body: &Value, reasoning| {
+            let to = Addressee {
+                dialect: Dialect::OpenAi,
+                model: "m",
+                context: None,
+                reasoning,
+            };
+            Question::read(endpoint, body).unwrap().write_for(&to).unwrap().0
+        };
+        let wanted = Some("reasoning_content");
+        for (endpoint, body) in [
+            (Endpoint::Messages, &claude),
+            (Endpoint::Responses, &codex),
+            (Endpoint::OllamaChat, &ollama),
+        ] {
+            let told = told(endpoint, body, wanted);
+            assert_eq!(told["messages"][1]["reasoning_content"], "hm", "{told}");
+        }
+        let all = told(Endpoint::Messages, &claude, wanted);
+        assert_eq!(all["messages"][3]["reasoning_content"], "", "{all}");
+        assert!(all["messages"][5]["reasoning_content"].is_null(), "{all}");
+        let others = told(Endpoint::Messages, &claude, None);
+        assert!(others["messages"][1]["reasoning_content"].is_null(), "{others}");
     }
 
     #[test]

@@ -167,6 +167,15 @@ fn read_items(items: &[Value], question: &mut Question) -> Result<(), Failure> {
                 }
                 Some(("r", data)) => question.push(Role::Assistant, vec![Piece::Redacted(data.into())]),
                 Some(("g", signed)) => signature = Some(signed.to_string()),
+                // Thoughts that nobody signed: some want them back in plain words.
+                _ if item["encrypted_content"].is_null() => {
+                    let thought = Some(summary(item)).filter(|text| !text.is_empty());
+                    let thought = thought.map(|text| Piece::Thinking {
+                        text,
+                        signature: None,
+                    });
+                    question.push(Role::Assistant, thought.into_iter().collect());
+                }
                 _ => {}
             },
             Some(other) => {
