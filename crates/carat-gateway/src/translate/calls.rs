@@ -111,8 +111,6 @@ fn ordered<'a>(pieces: &'a [Piece], calls: &[Piece]) -> Vec<&'a Piece> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use serde_json::{Value, json};
 
     use super::*;
@@ -213,37 +211,28 @@ mod tests {
             "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
     }
 
-    fn took(endpoint: Endpoint, dialect: Dialect, body: &Value) -> Duration {
-        let start = Instant::now();
-        let question = Question::read(endpoint, body).unwrap();
-        question.write(dialect, "m").unwrap();
-        question.renamed(dialect);
-        start.elapsed()
-    }
-
+    /// As many calls as a body of some megabytes holds: each is found by its key, since looking through all of them for
+    /// each would hold a serving thread for minutes.
     #[test]
-    fn eight_times_the_calls_take_about_eight_times_as_long() {
-        // Of work that grows with the square they take some forty times as long.
-        const MOST: u32 = 24;
-        let (few, many) = (8_000, 64_000);
-        let conversations = [
-            (Endpoint::Chat, Dialect::Gemini),
-            (Endpoint::Chat, Dialect::Ollama),
-            (Endpoint::Generate, Dialect::OpenAi),
-            (Endpoint::OllamaChat, Dialect::OpenAi),
-        ];
-        let conversations = conversations.map(|(endpoint, dialect)| {
-            let of = |n| conversation(endpoint, n);
-            (endpoint, dialect, of(few), of(many))
-        });
-        let offers = (Endpoint::Chat, Dialect::OpenAi, offer(few), offer(many));
-        for (endpoint, dialect, few, many) in conversations.into_iter().chain([offers]) {
-            // Whatever else runs on this machine may slow one measurement, and not always the longer one.
-            let is_in_proportion = (0..4).any(|_| {
-                let (few, many) = (took(endpoint, dialect, &few), took(endpoint, dialect, &many));
-                many < few * MOST
-            });
-            assert!(is_in_proportion, "{endpoint:?} to {dialect:?}");
+    fn long_conversations_find_every_call() {
+        let n = 64_000;
+        let write = |endpoint, dialect| {
+            let question = Question::read(endpoint, &conversation(endpoint, n)).unwrap();
+            question.write(dialect, "m").unwrap().0
+        };
+        let told = write(Endpoint::Chat, Dialect::Gemini);
+        let answered = &told["contents"][1]["parts"];
+        assert!((0..n).all(|i| answered[i]["functionResponse"]["name"] == format!("f{i}")));
+        let told = write(Endpoint::Chat, Dialect::Ollama);
+        assert!((0..n).all(|i| told["messages"][1 + i]["tool_name"] == format!("f{i}")));
+        for endpoint in [Endpoint::Generate, Endpoint::OllamaChat] {
+            let told = write(endpoint, Dialect::OpenAi);
+            let calls = &told["messages"][0]["tool_calls"];
+            let id = |i: usize| &calls[n - 1 - i]["id"];
+            assert!((0..n).all(|i| id(i).is_string() && told["messages"][1 + i]["tool_call_id"] == *id(i)));
         }
+        let question = Question::read(Endpoint::Chat, &offer(n)).unwrap();
+        let (told, _) = question.write(Dialect::OpenAi, "m").unwrap();
+        assert_eq!(told["tools"].as_array().unwrap().len(), n);
     }
 }
