@@ -53,7 +53,10 @@ pub(crate) struct Call<'a> {
     pub(crate) is_stream: bool,
     pub(crate) max_tokens: Option<u64>,
     pub(crate) forwarded: Vec<(HeaderName, HeaderValue)>,
+    /// Until when its answer must be there, or a stream's first words.
     pub(crate) deadline: Instant,
+    /// Until when a stream may last that has begun.
+    pub(crate) ends: Instant,
     pub(crate) wish: Wish,
     /// Whether its stream is written so that another can go on with it.
     pub(crate) continues: bool,
@@ -538,7 +541,7 @@ impl<'a> Asking<'a> {
             guard => Box::new(Rewritten::new(forwarding, guard)),
         };
         let idle = self.means.config.timeouts.idle;
-        let mut relay = Relay::new(body, framing, transform, idle, self.call.deadline);
+        let mut relay = Relay::new(body, framing, transform, idle, self.call.ends);
         relay.begin(self.until, &self.account).await?;
         Ok(Beginning::Stream(Box::new(relay)))
     }

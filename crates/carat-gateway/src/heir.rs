@@ -132,6 +132,7 @@ impl Heir {
             max_tokens: None,
             forwarded: self.forwarded.clone(),
             deadline: self.deadline,
+            ends: self.deadline,
             wish: self.wish,
             continues: true,
             is_continued: true,

@@ -376,6 +376,7 @@ mod tests {
             max_tokens: None,
             forwarded: Vec::new(),
             deadline: tokio::time::Instant::now(),
+            ends: tokio::time::Instant::now(),
             trace: None,
             wish: crate::attempt::Wish::default(),
             continues: false,

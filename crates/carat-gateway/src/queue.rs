@@ -468,6 +468,7 @@ mod tests {
                 max_tokens: None,
                 forwarded: Vec::new(),
                 deadline: Instant::now() + patience,
+                ends: Instant::now() + LONG,
                 wish: Wish::default(),
                 continues: false,
                 is_continued: false,

@@ -38,6 +38,7 @@ pub(crate) struct Relay {
     /// What the client gets next.
     ready: Vec<u8>,
     idle: Duration,
+    /// Until when all of it must be there.
     deadline: Instant,
     timer: Pin<Box<Sleep>>,
     last_event: Instant,
@@ -248,11 +249,16 @@ impl Relay {
             self.idle
         };
         let due = self.deadline.min(self.last_event + patience);
-        if Instant::now() < due {
+        let now = Instant::now();
+        if now < due {
             self.timer.as_mut().reset(due);
-        } else {
+        } else if now < self.deadline {
             self.end(Some(slow(
                 "the provider stopped sending in the middle of its answer",
+            )));
+        } else {
+            self.end(Some(slow(
+                "the answer took longer than any may take here (`timeouts.total-ms`); ask for a shorter one",
             )));
         }
     }

@@ -93,7 +93,7 @@ impl Gateway {
         let bearer = self.bearer(&head.headers)?;
         let body = whole(&head.headers, body, config.body_bytes).await?;
         // How long its body took is nobody's fault who answers.
-        let deadline = Instant::now() + config.timeouts.total;
+        let ends = Instant::now() + config.timeouts.total;
         let fields = fields(&body)?;
         let name: Cow<'_, str> = match &called.model {
             Some(name) => Cow::Borrowed(name),
@@ -111,7 +111,8 @@ impl Gateway {
             is_stream: is_stream(called, &fields),
             max_tokens,
             forwarded: upstream::forwarded(&head.headers),
-            deadline: deadline.min(own_deadline(&head.headers)),
+            deadline: ends.min(own_deadline(&head.headers)),
+            ends,
             wish: Wish {
                 needs,
                 key: key(&route, &head.headers, &fields),
@@ -244,7 +245,7 @@ impl Gateway {
             body,
             body_bytes: call.body_bytes,
             forwarded: call.forwarded.clone(),
-            deadline: call.deadline,
+            deadline: call.ends,
             wish: call.wish,
             broken: route
                 .candidates
@@ -297,13 +298,15 @@ impl Gateway {
         let body = classifier.body(call.fields);
         let fields = fields(body.as_bytes())?;
         let route = named(config, &classifier.route).ok_or_else(guard::unjudged)?;
+        let deadline = call.deadline.min(Instant::now() + JUDGING);
         let judging = Call {
             endpoint: Endpoint::Chat,
             body_bytes: body.len(),
             is_stream: false,
             max_tokens: Some(16),
             forwarded: Vec::new(),
-            deadline: call.deadline.min(Instant::now() + JUDGING),
+            deadline,
+            ends: deadline,
             wish: Wish {
                 needs: Needs::read(Endpoint::Chat, &fields, Some(16)),
                 ..call.wish
@@ -465,7 +468,8 @@ async fn whole(headers: &HeaderMap, body: Paced<Incoming>, limit: usize) -> Resu
     })
 }
 
-/// When the client will have given up: OpenAI's and Anthropic's own libraries say so.
+/// When the client will have given up an answer that has not begun: OpenAI's and Anthropic's own libraries say how long
+/// they wait for a word, not how long an answer may take. Of a stream that stops they take leave by themselves.
 fn own_deadline(headers: &HeaderMap) -> Instant {
     const FAR: std::time::Duration = std::time::Duration::from_secs(86400);
     let names = ["x-stainless-read-timeout", "x-stainless-timeout"];

@@ -11,6 +11,7 @@ mod forwarding;
 mod https;
 mod keeping;
 mod money;
+mod patience;
 mod routing;
 mod support;
 mod traces;
