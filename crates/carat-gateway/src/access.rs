@@ -19,7 +19,7 @@ use crate::{fields, gateway};
 /// How long a request waits for others to settle when only what is held for them stands in its way.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Tokens a second that an answer is assumed to have had when nobody saw it: its client left before it came whole.
+/// Tokens a second that an answer is assumed to have had while nobody saw it, if its client left before it came whole.
 const UNSEEN_TOKENS_PER_S: u64 = 50;
 
 /// A request's line in the ledger, written when it is settled or dropped.
@@ -400,6 +400,13 @@ impl Entry {
         self.also(cost.unwrap_or_default());
     }
 
+    /// Tokens that an answer is assumed to have had in a time in which nothing of it was seen.
+    pub(crate) fn unseen(&self, time: Duration) -> u64 {
+        let n_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let n_tokens = n_ms.saturating_mul(UNSEEN_TOKENS_PER_S) / 1000;
+        n_tokens.min(self.most_output)
+    }
+
     /// Nobody answered.
     pub(crate) fn fail(mut self) {
         let tokens = Usage::default();
@@ -472,7 +479,7 @@ fn in_all(cost: Option<Micros>, extra: Micros) -> Option<Micros> {
 }
 
 impl Drop for Entry {
-    /// The client has left, or something went very wrong, while a target was at work: nobody will say what it took.
+    /// The client has left or given up, or something went very wrong, while a target was at work: nobody will say what it took.
     fn drop(&mut self) {
         let Some(asking) = self.asking.take() else {
             if let Some(before) = &self.before {
@@ -481,11 +488,9 @@ impl Drop for Entry {
             }
             return;
         };
-        let n_ms = u64::try_from(asking.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let output = n_ms.saturating_mul(UNSEEN_TOKENS_PER_S) / 1000;
         let usage = Usage {
             input: asking.input,
-            output: output.min(self.most_output),
+            output: self.unseen(asking.since.elapsed()),
             ..Usage::default()
         };
         let cost = asking.price.map(|price| price.cost(&usage));

@@ -103,6 +103,11 @@ impl Account {
         }
     }
 
+    /// Whether the target has answered somebody lately.
+    pub(crate) fn has_answered_lately(&self) -> bool {
+        self.permit.health().has_answered_lately(clock::now())
+    }
+
     /// The target did not answer.
     pub(crate) fn failed(&self, failure: &Failure) {
         if let Some(trace) = &self.trace {
@@ -122,6 +127,13 @@ impl Account {
 
     /// The answer has ended. `is_counted`: the usage is the provider's, not an estimate.
     pub(crate) fn settle(mut self, outcome: &Outcome, mut usage: Usage, is_counted: bool) {
+        if let (Outcome::ClientGone, false, Some(bill), Some(began)) =
+            (outcome, is_counted, &self.bill, self.began)
+        {
+            // Thoughts that a provider keeps to itself cost as much as words, and all that is seen of them is their time.
+            let unseen = began.saturating_duration_since(self.started);
+            usage.output = usage.output.max(bill.entry.unseen(unseen));
+        }
         self.close(outcome, &mut usage, is_counted);
         let Some(Bill { entry, price }) = self.bill.take() else {
             return;

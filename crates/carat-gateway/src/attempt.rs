@@ -41,8 +41,12 @@ use crate::usage::Usage;
 use crate::variants::Variants;
 use crate::waiting::Priority;
 
-/// Who had less time than this before the client's deadline is not thought slow.
-const FAIR: Duration = Duration::from_secs(1);
+/// The part of its time that a target must have had to be thought slow. A little of the deadline has always passed
+/// before it is asked.
+const FAIR: f64 = 0.9;
+/// Who says nothing for so long is thought ill if it has answered nobody lately, however much in a hurry its clients are:
+/// else one that is dead would be asked first for ever by those who never wait for as long as the gateway would.
+const LONG: Duration = Duration::from_secs(10);
 
 /// What is asked, apart from whom.
 pub(crate) struct Call<'a> {
@@ -77,6 +81,11 @@ pub(crate) struct Wish {
 }
 
 impl Call<'_> {
+    /// Whether its client has given up, before this gateway would have.
+    fn is_given_up(&self) -> bool {
+        self.deadline < self.ends && Instant::now() >= self.deadline
+    }
+
     /// What policies may know of it.
     pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
@@ -185,7 +194,9 @@ pub(crate) async fn answer(
         }
         let raced = raced(means, route, call, &queue, place, &mut trail).await;
         let mut is_final = false;
+        let mut is_at_work = false;
         for (i, failure) in raced.failed {
+            is_at_work |= failure.class == Class::Slow && !failure.is_undone;
             let name = &route.candidates[i].name;
             tracing::debug!(target = name, class = failure.class.name(), "a target failed");
             trail.failed.push((name.clone(), failure.class));
@@ -214,6 +225,9 @@ pub(crate) async fn answer(
             let bill = entry.map(|entry| Bill::new(entry, &means.config.prices, candidate));
             return Ok(begun.finish(candidate, bill, trail));
         }
+        // Who states a short patience is billed as who closes the connection after it.
+        let left = entry.take_if(|_| is_at_work && call.is_given_up());
+        drop(left);
         if let Some(entry) = &mut entry {
             entry.failed();
         }
@@ -379,6 +393,12 @@ impl Begun {
     }
 }
 
+/// What is to be done for a request. What goes wrong here, no provider has heard of.
+async fn prepared(means: &Means<'_>, candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
+    let prepared = prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await;
+    prepared.map_err(Failure::undone)
+}
+
 /// Asks one target once.
 async fn attempt(
     means: &Means<'_>,
@@ -391,7 +411,7 @@ async fn attempt(
         mut request,
         dropped,
         forwarding,
-    } = match prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await? {
+    } = match prepared(means, candidate, call).await? {
         Prepared::Ask(ask) => *ask,
         Prepared::Answer { bytes, dropped } => {
             return Ok(Begun {
@@ -430,8 +450,7 @@ pub(crate) async fn opened(
     call: &Call<'_>,
 ) -> Result<(AnswerBody, Forwarding, Account), Failure> {
     let candidate = &route.candidates[i];
-    let prepared = prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await?;
-    let Prepared::Ask(ask) = prepared else {
+    let Prepared::Ask(ask) = prepared(means, candidate, call).await? else {
         return Err(nobody());
     };
     let forwarding = ask.forwarding;
@@ -481,6 +500,7 @@ impl<'a> Asking<'a> {
         } else {
             timeouts.whole
         };
+        let patience = patience.min(timeouts.total);
         let asked = Instant::now();
         Self {
             means,
@@ -563,10 +583,37 @@ impl<'a> Asking<'a> {
         if let Err(failure) = &result {
             // A client that was about to leave says nothing about who was asked last.
             let had = self.until.saturating_duration_since(self.asked);
-            if failure.class != Class::Slow || had >= self.patience.min(FAIR) {
+            let is_known = || self.account.has_answered_lately();
+            if failure.class != Class::Slow || is_enough(had, self.patience, is_known) {
                 self.account.failed(failure);
             }
         }
         (self.account, result)
+    }
+}
+
+/// Whether who has not answered in the time that it `had` is ill. `is_known`: it has answered others lately.
+fn is_enough(had: Duration, patience: Duration, is_known: impl Fn() -> bool) -> bool {
+    had >= patience.mul_f64(FAIR) || had >= LONG && !is_known()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_had_too_little_time_is_not_ill() {
+        let patience = Duration::from_secs(120);
+        let cases = [
+            (120, true, true),
+            (119, true, true),
+            (30, true, false),
+            (30, false, true),
+            (9, false, false),
+        ];
+        for (had, is_known, expected) in cases {
+            let is_ill = is_enough(Duration::from_secs(had), patience, || is_known);
+            assert_eq!(is_ill, expected, "{had} s, known: {is_known}");
+        }
     }
 }

@@ -113,6 +113,8 @@ pub(crate) struct Failure {
     pub(crate) param: Option<String>,
     /// How long the provider wants to be left alone.
     pub(crate) wait: Option<Duration>,
+    /// Nothing has been done of what was asked: no provider heard of it, or it was turned away at once.
+    pub(crate) is_undone: bool,
 }
 
 impl Failure {
@@ -126,6 +128,15 @@ impl Failure {
             code: None,
             param: None,
             wait: None,
+            is_undone: false,
+        }
+    }
+
+    /// The same, of something that no provider has begun to do.
+    pub(crate) fn undone(self) -> Self {
+        Self {
+            is_undone: true,
+            ..self
         }
     }
 
@@ -178,6 +189,7 @@ impl Failure {
             code: told.code,
             param: told.param,
             wait: wait.map(|wait| wait.min(WAIT)),
+            is_undone: false,
         }
     }
 }

@@ -31,6 +31,8 @@ const FAILURES_OF: f64 = 10.0;
 const RESTS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// Time between two forced probes of a target that rests, and of one whose provider has asked for the rest.
 const PACES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Who has answered within this time is known to answer.
+const LATELY: Duration = Duration::from_secs(60);
 /// How long a probe keeps others from probing, at least and at most.
 const TRIALS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Most targets that are remembered: names come from clients where any model of a provider may be named.
@@ -154,6 +156,7 @@ impl Recent {
 #[derive(Debug, Default)]
 struct State {
     failures_in_row: u32,
+    answered_at: Option<Instant>,
     /// 1 for a failure, 0 for an answer.
     failing: Fading,
     /// It is not asked until then, and probed after it.
@@ -275,6 +278,11 @@ impl Health {
         self.state().stated_until.filter(|until| *until > now)
     }
 
+    /// Whether it has answered somebody lately.
+    pub(crate) fn has_answered_lately(&self, now: Instant) -> bool {
+        self.state().has_answered_lately(now)
+    }
+
     /// Whether somebody is finding out whether it is well again.
     pub(crate) fn is_on_trial(&self, now: Instant) -> bool {
         let mut state = self.state();
@@ -350,6 +358,7 @@ impl Health {
         self.counts.answers.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         state.failing.add(0.0, now);
+        state.answered_at = state.answered_at.max(Some(now));
         if state.resting_until.is_none() {
             state.failures_in_row = 0;
         } else if probe.is_some() {
@@ -399,6 +408,11 @@ impl State {
         if matches!(trial.probe, Probe::Due(_)) {
             self.take_rest(now);
         }
+    }
+
+    fn has_answered_lately(&self, now: Instant) -> bool {
+        self.answered_at
+            .is_some_and(|at| now.saturating_duration_since(at) < LATELY)
     }
 
     fn is_tried_by(&self, id: u64) -> bool {

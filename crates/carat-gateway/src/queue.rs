@@ -164,6 +164,10 @@ impl<'a> Queue<'a> {
             return Err(self.unable());
         }
         loop {
+            // What is sent now would be worked on for nobody, and want its money.
+            if Instant::now() >= self.call.deadline {
+                return Err(self.hopeless());
+            }
             let untried = self.untried();
             if let Some(place) = self.admitted(&untried, Comes::Newly) {
                 return Ok(place);
@@ -623,6 +627,17 @@ mod tests {
             );
             assert!((5..=12).contains(&n_calls), "{n_calls} calls in {took:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_after_the_deadline() {
+        let world = World::new("", |_, _| Mood::Stalls(60_000));
+        let patience = Duration::from_secs(2);
+        let failure = Arc::clone(&world).ask("r0", patience).await.unwrap_err();
+        assert_eq!(
+            (failure.class, world.calls.lock().unwrap().len()),
+            (Class::Slow, 1)
+        );
     }
 
     #[tokio::test(start_paused = true)]
