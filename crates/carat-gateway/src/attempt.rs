@@ -22,6 +22,7 @@ use crate::account::{Account, Outcome};
 use crate::budget::CallBudget;
 use crate::clock;
 use crate::config::Config;
+use crate::effects;
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
@@ -81,6 +82,11 @@ pub(crate) struct Wish {
 }
 
 impl Call<'_> {
+    /// Whether who is asked this may do more than answer, so that it is asked again only where nothing was done.
+    fn may_act(&self) -> bool {
+        effects::may_act(self.endpoint, self.fields)
+    }
+
     /// Whether its client has given up, before this gateway would have.
     fn is_given_up(&self) -> bool {
         self.deadline < self.ends && Instant::now() >= self.deadline
@@ -116,6 +122,8 @@ pub(crate) enum Answer {
 pub(crate) struct Lost {
     pub(crate) trail: Trail,
     pub(crate) failure: Failure,
+    /// Somebody may have done what was asked, and more than answer: it should not be asked again.
+    pub(crate) may_be_done: bool,
 }
 
 /// Who was asked before, and what came of it.
@@ -180,6 +188,7 @@ pub(crate) async fn answer(
         ..Trail::default()
     };
     let mut last: Option<Failure> = None;
+    let mut may_be_done = false;
     while trail.n_attempts < means.config.attempts {
         let place = match queue.next(last.as_ref()).await {
             Ok(place) => place,
@@ -204,7 +213,8 @@ pub(crate) async fn answer(
                 let variant = means.variants.of(&route.name, name);
                 variant.failures.fetch_add(1, Ordering::Relaxed);
             }
-            is_final |= !queue.failed(i, &failure);
+            may_be_done |= !failure.is_undone && call.may_act();
+            is_final |= may_be_done || !queue.failed(i, &failure);
             last = Some(failure);
         }
         if let Some((i, begun)) = raced.won {
@@ -238,8 +248,17 @@ pub(crate) async fn answer(
     if let Some(entry) = entry {
         entry.fail();
     }
-    let failure = last.unwrap_or_else(nobody);
-    Err(Box::new(Lost { trail, failure }))
+    let mut failure = last.unwrap_or_else(nobody);
+    if may_be_done {
+        failure
+            .message
+            .push_str("; the provider may have done what was asked, so nobody was asked again");
+    }
+    Err(Box::new(Lost {
+        trail,
+        failure,
+        may_be_done,
+    }))
 }
 
 /// Who is not asked in turn, for `x-carat-route`.
@@ -328,7 +347,7 @@ fn hedged_after(
         Endpoint::Responses => call.fields.get("store").unwrap_or(true),
         _ => call.fields.get("store").unwrap_or(false),
     };
-    if call.wish.needs.tools || stores || means.config.attempts < 2 {
+    if call.wish.needs.tools || stores || means.config.attempts < 2 || call.may_act() {
         return None;
     }
     match hedge {

@@ -156,7 +156,12 @@ impl Failure {
             told.kind = kind.split(':').next().map(ToString::to_string);
         }
         let wait = stated_wait(headers, SystemTime::now()).or(told.delay);
-        Self::judged(status.as_u16(), told, wait, secret)
+        let failure = Self::judged(status.as_u16(), told, wait, secret);
+        Self {
+            // Who fails may have failed after half of the work.
+            is_undone: failure.class != Class::ServerFault,
+            ..failure
+        }
     }
 
     /// What an error inside an answer of status 200 says.

@@ -15,6 +15,7 @@ mod cache;
 mod clock;
 mod config;
 mod credentials;
+mod effects;
 mod endpoint;
 mod engine;
 mod error;

@@ -19,6 +19,7 @@ use crate::attempt::{self, Answer, Call, Lost, Means, Trail, Wish, Won};
 use crate::cache::{Kept, Lookup, Tape};
 use crate::clock;
 use crate::config::Config;
+use crate::effects;
 use crate::endpoint::{Called, Endpoint, Kind};
 use crate::explain::{self, Chosen};
 use crate::failure::{Class, Failure};
@@ -126,7 +127,8 @@ impl Gateway {
         let call = Call {
             continues: route.ways.continues
                 && call.is_stream
-                && heir::may_be_continued(call.endpoint, call.fields),
+                && heir::may_be_continued(call.endpoint, call.fields)
+                && !effects::may_act(call.endpoint, call.fields),
             ..call
         };
         if let Some(trace) = &call.trace {
@@ -578,6 +580,10 @@ impl Way<'_> {
             "x-carat-route",
             &self.explained(None, &lost.trail),
         );
+        if lost.may_be_done {
+            // Official clients ask again by themselves.
+            insert(response.headers_mut(), "x-should-retry", "false");
+        }
         response
     }
 

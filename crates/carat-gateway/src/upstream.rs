@@ -153,7 +153,8 @@ impl Upstream {
         mut request: Request<Bytes>,
         is_stream: bool,
     ) -> Result<Response<AnswerBody>, Failure> {
-        provider.proof.add(&mut request, self).await?;
+        let proved = provider.proof.add(&mut request, self).await;
+        proved.map_err(Failure::undone)?;
         if provider.dialect == Dialect::Replicate {
             return predictions::answer(self, provider, request, is_stream).await;
         }
@@ -168,11 +169,11 @@ impl Upstream {
         };
         let asked = self.pool.ask(request).await;
         asked.map(|response| response.map(as_it_comes)).map_err(|why| {
-            let message = match why {
-                Unanswered::Unreachable => "the provider cannot be reached",
-                Unanswered::Closed => "the provider closed the connection before it answered",
-            };
-            Failure::new(Class::Network, 502, message)
+            let failure = |message| Failure::new(Class::Network, 502, message);
+            match why {
+                Unanswered::Unreachable => failure("the provider cannot be reached").undone(),
+                Unanswered::Closed => failure("the provider closed the connection before it answered"),
+            }
         })
     }
 }

@@ -216,3 +216,47 @@ async fn a_full_target_is_passed_over() {
     assert_eq!(reply.status, 503, "{}", reply.text);
     drop(slow);
 }
+
+#[tokio::test]
+async fn what_may_have_been_done_is_asked_once() {
+    let acting = "\"tools\":[{\"type\":\"mcp\",\"server_label\":\"x\",\"server_url\":\"http://x\"}]";
+    let harmless = "\"tools\":[{\"type\":\"function\",\"name\":\"f\"}]";
+    let failing = [
+        ("status=500", false),
+        ("reset", false),
+        ("slow=5000", false),
+        ("html", false),
+        ("cut=0", true),
+    ];
+    for (bad, is_stream) in failing {
+        let more = format!(
+            "attempts = 3\n---responses = true\n[timeouts]\nfirst-token-ms = 300\nwhole-ms = 300\n\
+             [routes.r]\ncandidates = [\"m/{bad}\", \"m/ok\"]"
+        );
+        let rig = rig(&more).await;
+        let body =
+            |tools: &str| format!("{{\"model\":\"r\",\"input\":\"Hi\",{tools},\"stream\":{is_stream}}}");
+        let reply = rig.post("/v1/responses", &body(acting)).await;
+        assert!(reply.status >= 500, "{bad}: {}", reply.text);
+        assert_eq!(reply.headers["x-should-retry"], "false", "{bad}");
+        assert!(
+            reply.text.contains("nobody was asked again"),
+            "{bad}: {}",
+            reply.text
+        );
+        assert_eq!(rig.mock.requests.load(Ordering::Relaxed), 1, "{bad}");
+        rig.post("/v1/responses", &body(harmless)).await;
+        assert_eq!(
+            rig.mock.of("ok"),
+            1,
+            "{bad}: somebody else is asked what does nothing"
+        );
+    }
+    // Who turns it away has done nothing.
+    for bad in ["status=503", "status=429", "status=401"] {
+        let more = format!("---responses = true\n[routes.r]\ncandidates = [\"m/{bad}\", \"m/ok\"]");
+        let rig = rig(&more).await;
+        let body = format!("{{\"model\":\"r\",\"input\":\"Hi\",{acting}}}");
+        assert_eq!(rig.post("/v1/responses", &body).await.status, 200, "{bad}");
+    }
+}
