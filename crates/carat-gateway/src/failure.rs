@@ -6,7 +6,8 @@
 //! | out of quota | no | yes | rests for an hour, or the wait |
 //! | overloaded, server fault, network | with backoff | yes | yes |
 //! | slow | with backoff | yes | yes |
-//! | bad key, model gone | no | yes | rests for a minute |
+//! | bad key, model gone | no | yes | rests for a minute, unless it answers others |
+//! | refused | no | yes | no |
 //! | context too long, content policy, bad request | no | no | no |
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,6 +28,8 @@ pub(crate) enum Class {
     Slow,
     BadKey,
     ModelGone,
+    /// It names something that is not there or not allowed, and that is neither the model nor the key.
+    Refused,
     ContextTooLong,
     ContentPolicy,
     BadRequest,
@@ -34,7 +37,7 @@ pub(crate) enum Class {
 
 impl Class {
     /// Every class, in order.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::RateLimited,
         Self::OutOfQuota,
         Self::Overloaded,
@@ -43,6 +46,7 @@ impl Class {
         Self::Slow,
         Self::BadKey,
         Self::ModelGone,
+        Self::Refused,
         Self::ContextTooLong,
         Self::ContentPolicy,
         Self::BadRequest,
@@ -59,6 +63,7 @@ impl Class {
             Self::Slow => "slow",
             Self::BadKey => "bad_key",
             Self::ModelGone => "model_gone",
+            Self::Refused => "refused",
             Self::ContextTooLong => "context_too_long",
             Self::ContentPolicy => "content_policy",
             Self::BadRequest => "bad_request",
@@ -199,6 +204,42 @@ impl Failure {
     }
 }
 
+/// What is spoken of where a key is not let in.
+const OF_KEYS: [&str; 15] = [
+    "key",
+    "token",
+    "credential",
+    "authoriz",
+    "authentic",
+    "accessdenied",
+    "signature",
+    "account",
+    "organization",
+    "project",
+    "billing",
+    "subscription",
+    "region",
+    "country",
+    "model",
+];
+/// What is spoken of where a model is not there.
+const OF_MODELS: [&str; 2] = ["model", "deployment"];
+/// What requests name beside a model, and what may not be there either.
+const NAMED: [&str; 12] = [
+    "file",
+    "item",
+    "response",
+    "conversation",
+    "container",
+    "vector store",
+    "cachedcontent",
+    "cached content",
+    "prompt",
+    "skill",
+    "document",
+    "image",
+];
+
 /// What a provider says about a failure, in whichever shape.
 #[derive(Debug, Default)]
 struct Told {
@@ -285,7 +326,13 @@ impl Told {
             429 => Class::RateLimited,
             503 | 529 | 498 => Class::Overloaded,
             400 if code == "API_KEY_INVALID" => Class::BadKey,
-            401 | 403 => Class::BadKey,
+            401 => Class::BadKey,
+            // Not the key is at fault where the message speaks of something else, such as a file of another account.
+            403 if says(&OF_KEYS) || OF_KEYS.iter().any(|word| kind.to_lowercase().contains(word)) => {
+                Class::BadKey
+            }
+            403 => Class::Refused,
+            404 if says(&NAMED) && !says(&OF_MODELS) => Class::Refused,
             404 => Class::ModelGone,
             400 if code == "model_decommissioned" || code == "model_not_found" => Class::ModelGone,
             400 | 413 if code == "context_length_exceeded" || says(&too_long) => Class::ContextTooLong,
@@ -454,6 +501,36 @@ mod tests {
                 400,
                 r#"{"error":{"code":"content_filter","message":"m"}}"#,
                 Class::ContentPolicy,
+            ),
+            (
+                404,
+                r#"{"type":"error","error":{"type":"not_found_error","message":"File not found: nope"}}"#,
+                Class::Refused,
+            ),
+            (
+                404,
+                r#"{"type":"error","error":{"type":"not_found_error","message":"model: claude-0"}}"#,
+                Class::ModelGone,
+            ),
+            (
+                404,
+                r#"{"error":{"message":"Item with id 'rs_1' not found."}}"#,
+                Class::Refused,
+            ),
+            (
+                403,
+                r#"{"error":{"code":403,"message":"You do not have permission to access the File x or it may not exist.","status":"PERMISSION_DENIED"}}"#,
+                Class::Refused,
+            ),
+            (
+                403,
+                r#"{"type":"error","error":{"type":"permission_error","message":"Your API key does not have permission to use the specified resource."}}"#,
+                Class::BadKey,
+            ),
+            (
+                403,
+                r#"{"message":"User: arn:aws:iam::1:user/x is not authorized to perform: bedrock:InvokeModel"}"#,
+                Class::BadKey,
             ),
             (422, r#"{"detail":[{"loc":["body","x"]}]}"#, Class::BadRequest),
         ];

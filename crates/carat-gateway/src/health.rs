@@ -369,7 +369,10 @@ impl Health {
     fn failed(&self, failure: &Failure, probe: Option<Probe>, now: Instant) {
         self.counts.failures[failure.class as usize].fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
-        if let Some(rest) = failure.class.rest(failure.wait) {
+        // Who answers others has the model and a good key: it is this request that names what it may not have.
+        let blames_target = matches!(failure.class, Class::BadKey | Class::ModelGone);
+        let is_doubtful = blames_target && state.has_answered_lately(now);
+        if let Some(rest) = failure.class.rest(failure.wait).filter(|_| !is_doubtful) {
             let until = now.checked_add(rest);
             state.resting_until = state.resting_until.max(until);
             state.stated_until = state.stated_until.max(until);
@@ -653,6 +656,26 @@ mod tests {
             health.readiness(1, start + Duration::from_secs(8)),
             Readiness::Full
         );
+    }
+
+    #[test]
+    fn who_answers_others_has_a_good_key_and_the_model() {
+        for class in [Class::BadKey, Class::ModelGone] {
+            let health = Arc::new(Health::default());
+            let start = Instant::now();
+            health.answered(None, start);
+            health.failed(&failure(class), None, start + Duration::from_secs(1));
+            assert_eq!(
+                health.readiness(9, start + Duration::from_secs(1)),
+                Readiness::Ready
+            );
+            let later = start + LATELY;
+            health.failed(&failure(class), None, later);
+            assert_eq!(
+                health.readiness(9, later),
+                Readiness::Resting(later + Duration::from_secs(60))
+            );
+        }
     }
 
     #[test]
