@@ -122,7 +122,7 @@ impl Relay {
     pub(crate) fn commit(mut self: Box<Self>, account: Account) -> Box<Self> {
         self.account = Some(account);
         if self.is_done {
-            self.settle(&Outcome::Complete);
+            self.complete();
         }
         self
     }
@@ -232,12 +232,15 @@ impl Relay {
         match result {
             Err(failure) => self.end(Some(failure)),
             // Before its last words go out, so that what a client has whole is written down.
-            Ok(()) if self.is_done => {
-                self.settle(&Outcome::Complete);
-                self.timer.as_mut().reset(Instant::now() + CLOSING);
-            }
+            Ok(()) if self.is_done => self.complete(),
             Ok(()) => {}
         }
+    }
+
+    /// The last word has come: only the end of the connection is waited for, and not for long.
+    fn complete(&mut self) {
+        self.settle(&Outcome::Complete);
+        self.timer.as_mut().reset(Instant::now() + CLOSING);
     }
 
     /// The timer is set for the earliest moment that may matter, and only moved when it has rung.

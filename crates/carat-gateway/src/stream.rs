@@ -38,7 +38,8 @@ pub(crate) trait Transform: Send {
     /// Takes a record.
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step;
 
-    /// The upstream has closed the stream: whether it was whole. Writes what ends it for the client.
+    /// The upstream has closed the stream, or said its last word: whether it was whole. Writes what ends it for the
+    /// client, once.
     fn end(&mut self, out: &mut Vec<u8>) -> bool;
 
     /// Tells the client that no more comes.

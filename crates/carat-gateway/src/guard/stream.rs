@@ -49,6 +49,8 @@ pub(crate) struct Rewritten {
     before: Option<Usage>,
     /// White space that was said already, and that who goes on may say again.
     space: String,
+    /// What ends it has been written.
+    is_over: bool,
 }
 
 impl Rewritten {
@@ -64,6 +66,7 @@ impl Rewritten {
             said: Some(String::new()),
             before: None,
             space: String::new(),
+            is_over: false,
         }
     }
 
@@ -153,27 +156,43 @@ impl Rewritten {
 
 impl Transform for Rewritten {
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        // After the last word nothing goes out.
+        if self.is_over {
+            return Step::Quiet;
+        }
         let mut events = Vec::new();
         match self.reader.record(record, &mut events) {
             Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
             Ok(false) => return Step::Malformed,
             Ok(true) => {}
         }
-        match self.write(events, out) {
-            Err(Denied) => Step::Failed(answer_denied()),
-            Ok(true) => Step::Words,
-            Ok(false) => Step::Quiet,
+        let has_words = match self.write(events, out) {
+            Err(Denied) => return Step::Failed(answer_denied()),
+            Ok(has_words) => has_words,
+        };
+        if self.counted.is_last(self.forwarding.dialect, record) {
+            // What was held back may be what must not go out.
+            return if self.end(out) {
+                Step::Done
+            } else {
+                Step::Failed(answer_denied())
+            };
         }
+        if has_words { Step::Words } else { Step::Quiet }
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.is_over {
+            return true;
+        }
         let mut events = Vec::new();
         let is_whole = self.reader.end(&mut events);
         let is_written = self.write(events, out).and_then(|_| self.flush(out)).is_ok();
         if is_whole && is_written {
             self.writer.end(out);
         }
-        is_whole && is_written
+        self.is_over = is_whole && is_written;
+        self.is_over
     }
 
     fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::{Answer, Event, Reader, Writer, broken, reader, whole, writer};
+use crate::endpoint::Dialect;
 use crate::failure::{Class, Failure};
 use crate::records::Record;
 use crate::stream::{Forwarding, Step, Transform, Whole, estimated};
@@ -34,6 +35,18 @@ impl Counted {
             Event::End(_) | Event::Broken(_) => self.has_ended = true,
         }
         true
+    }
+
+    /// Whether a record that was counted is the last of its stream. Gemini's have none such: they just end.
+    pub(crate) fn is_last(&self, dialect: Dialect, record: &Record<'_>) -> bool {
+        match dialect {
+            Dialect::OpenAi => record.data.trim_ascii().starts_with(b"[DONE]"),
+            Dialect::Anthropic => record.name == b"message_stop",
+            // What it took comes after why it ended.
+            Dialect::Bedrock => self.has_ended && record.name == b"metadata",
+            Dialect::Ollama | Dialect::Cohere | Dialect::Replicate => self.has_ended,
+            Dialect::Gemini => false,
+        }
     }
 
     /// What the provider says that it took; of an answer that was cut at least what came of it.
@@ -86,6 +99,9 @@ impl Transform for Passing {
         for event in &self.events {
             has_words |= self.counted.count(event);
         }
+        if self.counted.is_last(self.forwarding.dialect, record) {
+            return Step::Done;
+        }
         if has_words { Step::Words } else { Step::Quiet }
     }
 
@@ -113,6 +129,8 @@ pub(crate) struct Translated {
     writer: Box<dyn Writer>,
     events: Vec<Event>,
     counted: Counted,
+    /// What ends it has been written.
+    is_over: bool,
 }
 
 impl Translated {
@@ -123,6 +141,7 @@ impl Translated {
             forwarding,
             events: Vec::new(),
             counted: Counted::default(),
+            is_over: false,
         }
     }
 
@@ -139,22 +158,34 @@ impl Translated {
 
 impl Transform for Translated {
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
+        // After the last word nothing goes out.
+        if self.is_over {
+            return Step::Quiet;
+        }
         self.events.clear();
         match self.reader.record(record, &mut self.events) {
-            Err(failure) => Step::Failed(failure.without(self.forwarding.secret.as_deref())),
-            Ok(false) => Step::Malformed,
-            Ok(true) if self.write(out) => Step::Words,
-            Ok(true) => Step::Quiet,
+            Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Ok(false) => return Step::Malformed,
+            Ok(true) => {}
         }
+        let has_words = self.write(out);
+        if self.counted.is_last(self.forwarding.dialect, record) && self.end(out) {
+            return Step::Done;
+        }
+        if has_words { Step::Words } else { Step::Quiet }
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.is_over {
+            return true;
+        }
         self.events.clear();
         let is_whole = self.reader.end(&mut self.events);
         self.write(out);
         if is_whole {
             self.writer.end(out);
         }
+        self.is_over = is_whole;
         is_whole
     }
 
@@ -234,7 +265,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::endpoint::{Dialect, Endpoint};
+    use crate::endpoint::Endpoint;
     use crate::records::{Framing, Records};
     use crate::translate::Question;
 

@@ -66,6 +66,24 @@ async fn another_goes_on_where_the_first_broke() {
 }
 
 #[tokio::test]
+async fn nobody_goes_on_after_the_last_word() {
+    let (rig, reply) = asked("continue = true\ncandidates = [\"m/open\", \"p/ok\"]").await;
+    assert_eq!(
+        read(&reply),
+        "w\u{e9}0 w\u{e9}1 w\u{e9}2 w\u{e9}3 ",
+        "{}",
+        reply.text
+    );
+    assert!(reply.text.ends_with("data: [DONE]\n\n"), "{}", reply.text);
+    assert_eq!(rig.mock.of("ok"), 0);
+    assert!(
+        reply.took < std::time::Duration::from_secs(20),
+        "{:?}",
+        reply.took
+    );
+}
+
+#[tokio::test]
 async fn one_after_another_goes_on_and_in_other_words_too() {
     let (rig, reply) = asked("continue = true\ncandidates = [\"m/cut=2\", \"p/cut=1\", \"a/ok\"]").await;
     assert_eq!(

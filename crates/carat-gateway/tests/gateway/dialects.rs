@@ -1,5 +1,6 @@
 //! Clients of every dialect in front of providers of every dialect, whole and streamed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -808,4 +809,50 @@ async fn a_prediction_that_nobody_waits_for_is_cancelled() {
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(cancelled(), 3);
+}
+
+#[tokio::test]
+async fn a_stream_is_over_with_its_last_word_though_its_connection_stays_open() {
+    let rig = Arc::new(all().await);
+    let pairs = [
+        ("openai", "m"),
+        ("openai", "anthropic"),
+        ("openai", "bedrock"),
+        ("openai", "cohere"),
+        ("openai", "ollama"),
+        ("anthropic", "anthropic"),
+        ("anthropic", "m"),
+        ("ollama", "ollama"),
+        ("ollama", "m"),
+        ("gemini", "m"),
+        ("responses", "m"),
+    ];
+    let tasks = pairs.map(|(client, provider)| {
+        let rig = Arc::clone(&rig);
+        tokio::spawn(async move {
+            let (path, body) = asked(client, &format!("{provider}/open"), true);
+            let body = body.to_string();
+            let ended = asked(client, &format!("{provider}/ok"), true);
+            let asking = rig.post(&path, &body);
+            let reply = tokio::time::timeout(Duration::from_secs(20), asking).await;
+            let reply = reply.unwrap_or_else(|_| panic!("{client} waits for {provider}"));
+            let other = rig.post(&ended.0, &ended.1.to_string()).await;
+            assert_eq!(reply.status, 200, "{client} of {provider}: {}", reply.text);
+            let n_lines = |text: &str| text.lines().count();
+            assert_eq!(
+                n_lines(&reply.text),
+                n_lines(&other.text),
+                "{client} of {provider}: it ends as others do: {}",
+                reply.text
+            );
+        })
+    });
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let metrics = rig.get("/metrics").await.text;
+    assert!(
+        !metrics.contains("carat_target_failures_total{"),
+        "nobody is blamed: {metrics}"
+    );
 }

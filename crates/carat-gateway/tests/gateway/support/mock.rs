@@ -10,6 +10,7 @@
 //! | `html`, `bad-json` | 200 with a page, or with half a JSON text (in a stream: one event of it) |
 //! | `events=N`, `gap=MS` | so many words in the stream (4), and the time between them (0) |
 //! | `role-stall`, `stall=K`, `cut=K`, `end=K`, `fail=K` | after the role or K words: silence, a closed connection, an end without an end, an error event |
+//! | `open` | the stream says its last word and is not ended |
 //! | `half-utf8` | a character arrives in two pieces |
 //! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
 //! | `no-usage` | a whole answer that does not say what it took |
@@ -486,6 +487,9 @@ async fn events(stream: &mut TcpStream, command: &Command) -> Option<()> {
         chunk(&mut out, usage(n_words).as_bytes());
     }
     chunk(&mut out, b"data: [DONE]\n\n");
+    if command.has("open") {
+        return stall(stream, &out).await;
+    }
     out.extend_from_slice(b"0\r\n\r\n");
     stream.write_all(&out).await.ok()
 }
@@ -580,6 +584,9 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
     if cut < records.len() {
         stream.write_all(&out).await.ok()?;
         return None;
+    }
+    if command.has("open") {
+        return stall(stream, &out).await;
     }
     out.extend_from_slice(b"0\r\n\r\n");
     stream.write_all(&out).await.ok()
