@@ -3,7 +3,8 @@
 //! A request is the same if everything in it is that may change the answer: the route, the API, all fields but those that
 //! only say who asks and whether the answer streams, the headers that providers see, and whose key it brings unless the
 //! route shares its answers. Only whole and good answers are kept: those that ended by themselves. What was streamed is
-//! played back as it was, to others it is written in the way in which they asked for it.
+//! played back as it was; to others it is written in the way in which they asked for it, if nothing of it is lost by that
+//! ([`crate::plain`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +20,9 @@ use serde_json::Value;
 use crate::access;
 use crate::attempt::Call;
 use crate::endpoint::{Dialect, Endpoint};
-use crate::records::{Framing, Records};
+use crate::heir;
+use crate::plain;
+use crate::records::{Framing, Record, Records};
 use crate::translate::{self, Answer, Event, Finish};
 use crate::usage::Usage;
 
@@ -200,6 +203,8 @@ pub(crate) struct Lookup {
     endpoint: Endpoint,
     is_stream: bool,
     wants_usage: bool,
+    /// Whether it may be written in another way than it came.
+    may_change: bool,
     ttl: Duration,
     most_bytes: usize,
 }
@@ -221,13 +226,18 @@ impl Lookup {
             return None;
         }
         let options: Option<Value> = call.fields.get("stream_options");
+        let wants_usage = options.is_some_and(|options| options["include_usage"] == true);
+        let may_change = heir::is_one_text(call.endpoint, call.fields);
+        // Answers that cannot be exchanged are kept beside each other.
+        let shape = (!may_change).then_some([call.is_stream, wants_usage]);
         Some(Self {
             cache: Arc::clone(cache),
-            key: key(keeping, route, headers, call),
+            key: key(keeping, route, headers, call, shape),
             wanted,
             endpoint: call.endpoint,
             is_stream: call.is_stream,
-            wants_usage: options.is_some_and(|options| options["include_usage"] == true),
+            wants_usage,
+            may_change,
             ttl: Duration::from_secs(keeping.ttl_s),
             most_bytes,
         })
@@ -274,6 +284,9 @@ impl Lookup {
         if is_same {
             return Some(kept.body.clone());
         }
+        if !self.may_change || !is_plain(self.endpoint, kept) {
+            return None;
+        }
         let mut events = events(self.endpoint, kept)?;
         if !events.iter().any(|event| matches!(event, Event::Usage(_))) {
             let end = events.iter().position(|event| matches!(event, Event::End(_)))?;
@@ -297,7 +310,14 @@ fn has_usage(body: &[u8]) -> bool {
     memchr::memmem::find(body, b"\"usage\":{").is_some()
 }
 
-fn key(keeping: &Keeping, route: &str, headers: &HeaderMap, call: &Call<'_>) -> Key {
+/// `shape`: whether it streams, and with its usage, where that makes another request of it.
+fn key(
+    keeping: &Keeping,
+    route: &str,
+    headers: &HeaderMap,
+    call: &Call<'_>,
+    shape: Option<[bool; 2]>,
+) -> Key {
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut add = |part: &[u8]| {
         hash.update(&(part.len() as u64).to_le_bytes());
@@ -305,6 +325,7 @@ fn key(keeping: &Keeping, route: &str, headers: &HeaderMap, call: &Call<'_>) -> 
     };
     add(format!("{:?}", call.endpoint).as_bytes());
     add(route.as_bytes());
+    add(format!("{shape:?}").as_bytes());
     let tenant = access::key_of(headers).filter(|_| !keeping.shared);
     add(tenant.unwrap_or_default().as_bytes());
     for (name, value) in &call.forwarded {
@@ -336,21 +357,44 @@ fn events(endpoint: Endpoint, kept: &Kept) -> Option<Vec<Event>> {
         reader.whole(&value, &mut events).ok()?;
         return Some(events);
     }
+    each_record(dialect, &kept.body, |record| {
+        reader.record(record, &mut events).ok()?.then_some(())
+    })?;
+    reader.end(&mut events).then_some(events)
+}
+
+/// Looks at every record of a stream, as long as that makes sense.
+fn each_record(dialect: Dialect, body: &[u8], mut look: impl FnMut(&Record<'_>) -> Option<()>) -> Option<()> {
     let framing = match dialect {
         Dialect::Ollama => Framing::Lines,
         _ => Framing::Events,
     };
     let mut records = Records::new(framing);
     // In pieces, since a whole answer may be longer than an event may be.
-    for piece in kept.body.chunks(64 << 10) {
+    for piece in body.chunks(64 << 10) {
         records.feed(piece).ok()?;
         while let Some(record) = records.next() {
-            if !reader.record(&record, &mut events).ok()? {
-                return None;
-            }
+            look(&record)?;
         }
     }
-    reader.end(&mut events).then_some(events)
+    Some(())
+}
+
+/// Whether nothing of an answer is lost when it is written in another way.
+fn is_plain(endpoint: Endpoint, kept: &Kept) -> bool {
+    let dialect = endpoint.dialect();
+    let is_plain = |data: &[u8]| {
+        let value = serde_json::from_slice(data).ok()?;
+        plain::is_plain(dialect, &value).then_some(())
+    };
+    if !kept.is_stream {
+        return is_plain(&kept.body).is_some();
+    }
+    let plain = each_record(dialect, &kept.body, |record| match record.data.trim_ascii() {
+        b"" | b"[DONE]" => Some(()),
+        data => is_plain(data),
+    });
+    plain.is_some()
 }
 
 /// Whether an answer ended by itself.

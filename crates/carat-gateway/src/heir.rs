@@ -62,10 +62,28 @@ pub(crate) struct Nobody {
     pub(crate) entry: Option<Entry>,
 }
 
-/// Whether an answer to this request could be continued: one text, and nothing that is lost when it is written anew.
-pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
-    let n = fields.count("n").unwrap_or(1);
+/// Whether an answer to this request is one text, and loses nothing when it is written anew.
+pub(crate) fn is_one_text(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
     let has_logprobs = fields.get::<bool>("logprobs").unwrap_or(false);
+    let is_one = |value: Option<u64>| value.is_none_or(|n| n <= 1);
+    let is_plain = |config: &Value| {
+        let n = |name: &str| fields::count(&config[name]);
+        let has = |name: &str| config[name] == true;
+        is_one(n("candidateCount").max(n("candidate_count")))
+            && !has("responseLogprobs")
+            && !has("response_logprobs")
+    };
+    endpoint.is_conversation()
+        && is_one(fields.count("n"))
+        && !has_logprobs
+        && ["generationConfig", "generation_config"]
+            .iter()
+            .filter_map(|name| fields.get::<Value>(name))
+            .all(|config| is_plain(&config))
+}
+
+/// Whether an answer to this request could be continued: one text that keeps to no format.
+pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
     let config: Value = fields.get("generationConfig").unwrap_or_default();
     let is_format = |value: &Value| !value.is_null() && value["type"] != "text";
     let has_format = ["response_format", "format", "output_config"]
@@ -76,11 +94,7 @@ pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool 
         || config["responseMimeType"]
             .as_str()
             .is_some_and(|kind| kind != "text/plain");
-    endpoint.is_conversation()
-        && n <= 1
-        && fields::count(&config["candidateCount"]).unwrap_or(1) <= 1
-        && !has_logprobs
-        && !has_format
+    is_one_text(endpoint, fields) && !has_format
 }
 
 /// Whether a failure is of a kind that another provider need not have.
@@ -325,6 +339,8 @@ mod tests {
             r#"{"logprobs":true}"#,
             r#"{"response_format":{"type":"json_object"}}"#,
             r#"{"generationConfig":{"candidateCount":2}}"#,
+            r#"{"generation_config":{"candidate_count":2}}"#,
+            r#"{"n":2.0}"#,
             r#"{"generationConfig":{"responseMimeType":"application/json"}}"#,
             r#"{"format":"json"}"#,
             r#"{"output_config":{"format":{"type":"json_schema"}}}"#,

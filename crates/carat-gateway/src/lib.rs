@@ -33,6 +33,7 @@ mod link;
 mod metrics;
 mod needs;
 mod paths;
+mod plain;
 mod policy;
 mod pool;
 mod predictions;

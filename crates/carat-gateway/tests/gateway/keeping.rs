@@ -88,6 +88,23 @@ async fn streams_are_played_back_and_either_becomes_the_other() {
 }
 
 #[tokio::test]
+async fn several_answers_are_kept_as_they_came_alone() {
+    let rig = rig(KEPT).await;
+    let ask = async |is_stream: bool| {
+        let body = chat("r", is_stream).replace("\"stream\"", "\"n\":2,\"stream\"");
+        let reply = rig.post("/v1/chat/completions", &body).await;
+        cache(&reply).to_string()
+    };
+    // The mock gives one all the same; what is asked for may have been several.
+    assert_eq!(
+        (ask(false).await, ask(true).await),
+        ("miss".into(), "miss".into())
+    );
+    assert_eq!((ask(false).await, ask(true).await), ("hit".into(), "hit".into()));
+    assert_eq!(asked(&rig), 2);
+}
+
+#[tokio::test]
 async fn every_client_hears_its_own_language_again() {
     let rig = rig(KEPT).await;
     let body = "{\"model\":\"r\",\"max_tokens\":9,\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}],\"stream\":true}";
