@@ -26,11 +26,11 @@ const MAKING: Duration = Duration::from_secs(120);
 
 /// What came when a prediction was asked for.
 enum Made {
-    Refused(Response<AnswerBody>),
+    Refused(Box<Response<AnswerBody>>),
     Prediction {
         told: Value,
         /// Cancels it, unless it has ended.
-        cancelling: Option<Leaving>,
+        cancelling: Option<Box<Leaving>>,
     },
 }
 
@@ -42,13 +42,13 @@ pub(crate) async fn answer(
     is_stream: bool,
 ) -> Result<Response<AnswerBody>, Failure> {
     let (mut prediction, mut cancelling) = match make(upstream, provider, request).await? {
-        Made::Refused(response) => return Ok(response),
+        Made::Refused(response) => return Ok(*response),
         Made::Prediction { told, cancelling } => (told, cancelling),
     };
     if let Some(url) = prediction["urls"]["stream"].as_str().filter(|_| is_stream) {
         let listened = upstream.plain(look(provider, url, "text/event-stream")?).await?;
         return Ok(listened.map(|body| match cancelling {
-            Some(cancelling) => body.or_leaving(cancelling),
+            Some(cancelling) => body.or_leaving(*cancelling),
             None => body,
         }));
     }
@@ -89,14 +89,14 @@ async fn make(
 async fn made(upstream: &Upstream, provider: &Provider, request: Request<Bytes>) -> Result<Made, Failure> {
     let response = upstream.plain(request).await?;
     if !response.status().is_success() {
-        return Ok(Made::Refused(response));
+        return Ok(Made::Refused(Box::new(response)));
     }
     let told = read(response).await?;
     let url = told["urls"]["cancel"].as_str().filter(|_| is_under_way(&told));
     let cancelling = url.map(|url| {
         let mut request = look(provider, url, "application/json")?;
         *request.method_mut() = Method::POST;
-        Ok(Leaving::new(upstream, request))
+        Ok(Box::new(Leaving::new(upstream, request)))
     });
     let cancelling = cancelling.transpose()?;
     Ok(Made::Prediction { told, cancelling })
