@@ -698,14 +698,15 @@ mod tests {
             }
         });
         while world.retries.spend(clock::now()) {}
-        let asked: Vec<_> = (0..40)
+        // So many that the last one's turn and its pause are within the time of an outage.
+        let asked: Vec<_> = (0..30)
             .map(|_| tokio::spawn(Arc::clone(&world).ask("one", LONG)))
             .collect();
         for task in asked {
             task.await.unwrap().unwrap();
         }
         let took = world.began.elapsed();
-        assert!(took > Duration::from_secs(3), "ten a second: {took:?}");
+        assert!(took > Duration::from_secs(2), "ten a second: {took:?}");
     }
 
     /// Moods that change every 300 to 1,500 ms, a quarter of them bad, and one target at a time dead for long.
