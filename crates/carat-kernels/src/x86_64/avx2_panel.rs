@@ -28,7 +28,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::avx2_products::{Sums, TILE_ROWS, TILE_X};
+use super::avx2_products::{Sums, TILE_ROWS, TILE_X, zero};
 use super::avx2_unit::{Kernel, Madd, Unit, Vnni};
 use super::avx2_unpack::Unpack;
 use super::fill_shares;
@@ -334,16 +334,65 @@ impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
                 };
             }
             let w = self.q.as_ptr().add(TILE_ROWS * column);
-            let x = x.q.add(x_column);
-            let n_steps = F::SUB / 4;
-            match U::steps(F::BITS).min(n_steps) {
-                2..4 => several_times::<2>(n_steps, |step| {
-                    unit.tile_bytes::<2>(w.add(64 * step), x.add(4 * step))
-                }),
-                4..8 => several_times::<4>(n_steps, |step| {
-                    unit.tile_bytes::<4>(w.add(64 * step), x.add(4 * step))
-                }),
-                _ => unit.tile_bytes::<8>(w, x),
+            match U::steps(F::BITS).min(F::SUB / 4) {
+                2..4 => self.bytes::<U, 2>(unit, x, (b, sub), w),
+                4..8 => self.bytes::<U, 4>(unit, x, (b, sub), w),
+                _ => self.bytes::<U, 8>(unit, x, (b, sub), w),
+            }
+        }
+    }
+
+    /// [`Strip::products`] of bytes, of which `N` lanes are added in one go.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn bytes<U: Unit, const N: usize>(
+        &self,
+        unit: U,
+        x: TileX,
+        (b, sub): (usize, usize),
+        w: *const u8,
+    ) -> Sums {
+        let shares = || {
+            if F::HAS_MIN {
+                // SAFETY: the callers have AVX2.
+                return unsafe { zero() };
+            }
+            std::array::from_fn(|i| {
+                // SAFETY: the tile has a share for each part of its blocks; the callers have AVX2.
+                unsafe { [_mm256_set1_epi32(*x.share.add(Self::SUBS * (TILE_X * b + i) + sub)); 2] }
+            })
+        };
+        let x = x.q.wrapping_add(32 * TILE_X * b + F::SUB * sub);
+        // SAFETY: the caller's word.
+        unsafe {
+            if N == F::SUB / 4 {
+                return unit.tile_bytes::<N>(shares, w, x);
+            }
+            let mut sums = unit.tile_bytes::<N>(|| zero(), w, x);
+            for step in (N..F::SUB / 4).step_by(N) {
+                sums = unit.tile_bytes::<N>(|| sums, w.add(64 * step), x.add(4 * step));
+            }
+            for (sum, share) in sums.as_flattened_mut().iter_mut().zip(shares().as_flattened()) {
+                *sum = _mm256_add_epi32(*sum, *share);
+            }
+            sums
+        }
+    }
+
+    /// Asks for block `b` of the tile behind `x`: the columns of a tile are too few for the processor to see a stream.
+    #[inline(always)]
+    fn ask_for_next_tile(&self, x: TileX, b: usize) {
+        let (from, size) = if WORDS {
+            (x.words.cast::<i8>(), 64 * TILE_X)
+        } else {
+            (x.q, 32 * TILE_X)
+        };
+        for line in 0..size.div_ceil(64) {
+            // SAFETY: a hint, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(size * (self.row_blocks + b) + 64 * line));
             }
         }
     }
@@ -362,11 +411,8 @@ impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
                     let block = TILE_X * b + i;
                     let part = Self::SUBS * block + sub;
                     let x_scale = _mm256_broadcast_ss(&*x.scale.add(block));
-                    for (half, (sum, mut dot)) in sums.iter_mut().zip(dots).enumerate() {
+                    for (half, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                         let at = TILE_ROWS * (Self::SUBS * b + sub) + LANES * half;
-                        if !WORDS && !F::HAS_MIN {
-                            dot = _mm256_add_epi32(dot, _mm256_set1_epi32(*x.share.add(part)));
-                        }
                         let scale = _mm256_mul_ps(x_scale, _mm256_loadu_ps(self.scale.as_ptr().add(at)));
                         *sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), *sum);
                         if F::HAS_MIN {
@@ -401,23 +447,6 @@ impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
     }
 }
 
-/// The sums of all `n_steps`, of which `products` gives those of `N` from a step on.
-#[inline(always)]
-unsafe fn several_times<const N: usize>(n_steps: usize, products: impl Fn(usize) -> Sums) -> Sums {
-    let mut sums = products(0);
-    for step in (N..n_steps).step_by(N) {
-        for (sums, more) in sums
-            .as_flattened_mut()
-            .iter_mut()
-            .zip(products(step).as_flattened())
-        {
-            // SAFETY: the callers have AVX2.
-            *sums = unsafe { _mm256_add_epi32(*sums, *more) };
-        }
-    }
-    sums
-}
-
 impl<F: Unpack, const WORDS: bool> Kernel for Strip<'_, F, WORDS> {
     #[inline(always)]
     unsafe fn run<U: Unit>(&mut self, unit: U) {
@@ -427,6 +456,7 @@ impl<F: Unpack, const WORDS: bool> Kernel for Strip<'_, F, WORDS> {
             let sums = unsafe {
                 let mut sums = [[_mm256_setzero_ps(); 2]; TILE_X];
                 for b in 0..self.n_blocks {
+                    self.ask_for_next_tile(x, b);
                     self.add_block(unit, x, b, &mut sums);
                 }
                 // As many f32, in their order.

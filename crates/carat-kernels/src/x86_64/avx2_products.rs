@@ -16,6 +16,13 @@ pub(super) const TILE_X: usize = 3;
 /// Sums of a tile, for each activation row the first and the last eight weight rows.
 pub(super) type Sums = [[__m256i; 2]; TILE_X];
 
+/// No sums yet.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn zero() -> Sums {
+    [[_mm256_setzero_si256(); 2]; TILE_X]
+}
+
 /// The two registers of weights of step `$k`.
 macro_rules! weights {
     ($k:literal) => {
@@ -110,10 +117,10 @@ macro_rules! steps {
     };
 }
 
-/// `$n` steps of `$code`, as [`steps!`] takes it; `$p` is the register of products, if it has additions.
+/// `$n` steps of `$code`, as [`steps!`] takes it, on `$sums`; `$p` is the register of products, if it has additions.
 macro_rules! run {
-    ($n:expr, $row:tt, [$($code:literal),*], $w:expr, $x:expr, [$($p:ident)*]) => {{
-        let mut sums = [[_mm256_setzero_si256(); 2]; TILE_X];
+    ($n:expr, $row:tt, [$($code:literal),*], $sums:expr, $w:expr, $x:expr, [$($p:ident)*]) => {{
+        let mut sums: Sums = $sums;
         match $n {
             2 => run!(@ steps!($row, $($code,)* ["1"]), sums, $w, $x, [$($p)*]),
             4 => run!(@ steps!($row, $($code,)* ["1" "2" "3"]), sums, $w, $x, [$($p)*]),
@@ -162,7 +169,7 @@ macro_rules! run {
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn madd_bytes<const N: usize>(w: *const u8, x: *const i8) -> Sums {
     // SAFETY: reads what the caller vouches for, writes registers that are declared.
-    unsafe { run!(N, ["0" "32" "64"], ["vpmaddubsw", "vpmaddubsw", "vpaddw"], w, x, [p0]) }
+    unsafe { run!(N, ["0" "32" "64"], ["vpmaddubsw", "vpmaddubsw", "vpaddw"], zero(), w, x, [p0]) }
 }
 
 /// `N` steps on words.
@@ -174,18 +181,18 @@ pub(super) unsafe fn madd_bytes<const N: usize>(w: *const u8, x: *const i8) -> S
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn madd_words<const N: usize>(w: *const u8, x: *const i16) -> Sums {
     // SAFETY: as in `madd_bytes`.
-    unsafe { run!(N, ["0" "64" "128"], ["vpmaddwd", "vpmaddwd", "vpaddd"], w, x, [p0]) }
+    unsafe { run!(N, ["0" "64" "128"], ["vpmaddwd", "vpmaddwd", "vpaddd"], zero(), w, x, [p0]) }
 }
 
-/// As [`madd_bytes`] by AVX-VNNI, in sums of 32 bits.
+/// As [`madd_bytes`] by AVX-VNNI, in 32 bits, added to `sums`.
 ///
 /// # Safety
 /// As there, and AVX-VNNI is there.
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
-pub(super) unsafe fn vnni_bytes<const N: usize>(w: *const u8, x: *const i8) -> Sums {
-    // SAFETY: as in `madd_bytes`; the sums begin with zeros.
-    unsafe { run!(N, ["0" "32" "64"], ["{{vex}} vpdpbusd", "{{vex}} vpdpbusd"], w, x, []) }
+pub(super) unsafe fn vnni_bytes<const N: usize>(sums: Sums, w: *const u8, x: *const i8) -> Sums {
+    // SAFETY: as in `madd_bytes`.
+    unsafe { run!(N, ["0" "32" "64"], ["{{vex}} vpdpbusd", "{{vex}} vpdpbusd"], sums, w, x, []) }
 }
 
 /// As [`madd_words`], by AVX-VNNI.
@@ -195,6 +202,6 @@ pub(super) unsafe fn vnni_bytes<const N: usize>(w: *const u8, x: *const i8) -> S
 #[inline]
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) unsafe fn vnni_words<const N: usize>(w: *const u8, x: *const i16) -> Sums {
-    // SAFETY: as in `vnni_bytes`.
-    unsafe { run!(N, ["0" "64" "128"], ["{{vex}} vpdpwssd", "{{vex}} vpdpwssd"], w, x, []) }
+    // SAFETY: as in `madd_bytes`.
+    unsafe { run!(N, ["0" "64" "128"], ["{{vex}} vpdpwssd", "{{vex}} vpdpwssd"], zero(), w, x, []) }
 }

@@ -22,12 +22,18 @@ pub(super) trait Unit: Copy {
     fn steps(bits: u32) -> usize;
     /// The products of four bytes a lane: codes `w`, activations `x`.
     unsafe fn products(self, w: __m256i, x: __m256i) -> __m256i;
-    /// The products of a tile's `N` lanes of bytes: codes from `w` on, activations from `x` on.
+    /// `sums` and the products of a tile's `N` lanes of bytes: codes from `w` on, activations from `x` on. `sums` is asked
+    /// when they are wanted: registers are too few to keep them until then.
     ///
     /// # Safety
     /// - The set of this unit is there.
     /// - As [`madd_bytes`].
-    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums;
+    unsafe fn tile_bytes<const N: usize>(
+        self,
+        sums: impl FnOnce() -> Sums,
+        w: *const u8,
+        x: *const i8,
+    ) -> Sums;
     /// The products of a tile's `N` lanes of words.
     ///
     /// # Safety
@@ -63,9 +69,21 @@ impl Unit for Madd {
         unsafe { widen(_mm256_maddubs_epi16(w, x)) }
     }
     #[inline(always)]
-    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums {
+    unsafe fn tile_bytes<const N: usize>(
+        self,
+        sums: impl FnOnce() -> Sums,
+        w: *const u8,
+        x: *const i8,
+    ) -> Sums {
         // SAFETY: the caller's word.
-        unsafe { madd_bytes::<N>(w, x).map(|sums| sums.map(|sums| widen(sums))) }
+        unsafe {
+            let products = madd_bytes::<N>(w, x);
+            let mut sums = sums();
+            for (sum, products) in sums.as_flattened_mut().iter_mut().zip(products.as_flattened()) {
+                *sum = _mm256_add_epi32(*sum, widen(*products));
+            }
+            sums
+        }
     }
     #[inline(always)]
     unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
@@ -100,9 +118,14 @@ impl Unit for Vnni {
         unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), w, x) }
     }
     #[inline(always)]
-    unsafe fn tile_bytes<const N: usize>(self, w: *const u8, x: *const i8) -> Sums {
+    unsafe fn tile_bytes<const N: usize>(
+        self,
+        sums: impl FnOnce() -> Sums,
+        w: *const u8,
+        x: *const i8,
+    ) -> Sums {
         // SAFETY: the caller's word.
-        unsafe { vnni_bytes::<N>(w, x) }
+        unsafe { vnni_bytes::<N>(sums(), w, x) }
     }
     #[inline(always)]
     unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
