@@ -10,6 +10,7 @@ use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Row, Statement};
 
@@ -141,6 +142,14 @@ fn be_watchful(config: &mut Config) -> Duration {
     each
 }
 
+/// Whether nothing follows an error: it is not about a statement, or the server says that it ends the connection with it,
+/// which may arrive before the end itself.
+fn is_last(error: &tokio_postgres::Error) -> bool {
+    error
+        .as_db_error()
+        .is_none_or(|error| matches!(error.parsed_severity(), Some(Severity::Fatal | Severity::Panic)))
+}
+
 /// What moves bytes to and fro as long as somebody waits; it ends with the connection.
 type Moving = dyn Future<Output = Result<(), tokio_postgres::Error>> + Send;
 
@@ -180,7 +189,12 @@ impl Link {
         };
         let limited = runtime.block_on(async { tokio::time::timeout(*silence, answered).await });
         match limited {
-            Ok(answered) => Ok(answered?),
+            Ok(answered) => answered.map_err(|error| {
+                if is_last(&error) {
+                    *connection = None;
+                }
+                error.into()
+            }),
             Err(_) => {
                 // What it may yet say is nobody's answer; and whoever gives up a transaction need not wait again.
                 *connection = None;

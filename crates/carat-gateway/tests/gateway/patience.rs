@@ -12,21 +12,13 @@ use crate::support::{Reply, Rig, chat, rig, rig_here, stopped};
 impl Rig {
     /// A chat request of a client that waits so many seconds for a word.
     async fn hurried(&self, seconds: &str, model: &str, is_stream: bool) -> Reply {
-        let started = std::time::Instant::now();
         let request = Request::post(format!("http://{}/v1/chat/completions", self.address))
             .header("content-type", "application/json")
             .header("authorization", format!("Bearer {}", self.secret))
             .header("x-stainless-read-timeout", seconds)
             .body(Full::from(chat(model, is_stream)))
             .unwrap();
-        let (head, body) = self.client.request(request).await.unwrap().into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Reply {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
-            took: started.elapsed(),
-        }
+        self.told(request).await
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use serde_json::Value;
 
 use crate::support::{Reply, Rig, chat, rig};
@@ -13,20 +13,12 @@ use crate::support::{Reply, Rig, chat, rig};
 impl Rig {
     /// A chat request with another header.
     pub(crate) async fn chat_with(&self, model: &str, header: (&str, &str)) -> Reply {
-        let started = std::time::Instant::now();
         let request = Request::post(format!("http://{}/v1/chat/completions", self.address))
             .header("content-type", "application/json")
             .header(header.0, header.1)
             .body(Full::from(chat(model, false)))
             .unwrap();
-        let (head, body) = self.client.request(request).await.unwrap().into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Reply {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
-            took: started.elapsed(),
-        }
+        self.told(request).await
     }
 }
 

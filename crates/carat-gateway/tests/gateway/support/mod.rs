@@ -110,36 +110,35 @@ async fn rig_made(more: &str, secret: &str, hands: Hands, make: impl FnOnce(Conf
 }
 
 impl Rig {
-    pub(crate) async fn send(&self, path: &str, body: &str) -> http::Response<Incoming> {
-        let request = Request::post(format!("http://{}{path}", self.address))
+    fn posted(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
+        Request::post(format!("http://{}{path}", self.address))
             .header("content-type", "application/json")
             .header("authorization", format!("Bearer {}", self.secret))
             .header("x-forwarded-for", "1.2.3.4")
             .header("traceparent", "00-1-2-01")
             .body(Full::from(body.to_string()))
-            .unwrap();
-        self.client.request(request).await.unwrap()
+            .unwrap()
+    }
+
+    pub(crate) async fn send(&self, path: &str, body: &str) -> http::Response<Incoming> {
+        self.client.request(self.posted(path, body)).await.unwrap()
     }
 
     pub(crate) async fn post(&self, path: &str, body: &str) -> Reply {
-        let started = Instant::now();
-        let response = self.send(path, body).await;
-        let (head, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        Reply {
-            status: head.status.as_u16(),
-            headers: head.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
-            took: started.elapsed(),
-        }
+        self.told(self.posted(path, body)).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
-        let started = Instant::now();
         let request = Request::get(format!("http://{}{path}", self.address))
             .header("x-api-key", &self.secret)
             .body(Full::default())
             .unwrap();
+        self.told(request).await
+    }
+
+    /// The whole reply to a request.
+    pub(crate) async fn told(&self, request: Request<Full<Bytes>>) -> Reply {
+        let started = Instant::now();
         let (head, body) = self.client.request(request).await.unwrap().into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Reply {
