@@ -38,8 +38,6 @@ use crate::matmul::{PanelScratch, RowChunks, RowTask, SharedOut};
 
 /// Weight rows of a panel.
 const PANEL_ROWS: usize = 32;
-/// Activation rows that stand together in memory.
-pub(crate) const PANEL_TILE_X: usize = TILE_X;
 /// Columns of a panel: 16 KiB of bytes or 32 KiB of words, and up to 4 KiB of scales.
 const PANEL_COLS: usize = 512;
 const LANES: usize = 8;
@@ -242,7 +240,7 @@ struct Strip<'a, F, const WORDS: bool> {
     /// `[n_tiles, TILE_X, PANEL_ROWS]`: the sums of the columns before, unless these are the first.
     sums: &'a mut [f32],
     is_first: bool,
-    /// Where they go with the last columns, and the first of the weight rows.
+    /// With the last columns: where they go, and which weight rows they are of.
     out: Option<(&'a SharedOut<'a>, Range<usize>)>,
     of: PhantomData<F>,
 }

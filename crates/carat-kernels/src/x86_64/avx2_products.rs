@@ -10,8 +10,8 @@ use std::arch::x86_64::*;
 
 /// Weight rows of a tile: two registers.
 pub(super) const TILE_ROWS: usize = 16;
-/// Activation rows of a tile.
-pub(super) const TILE_X: usize = 3;
+/// Activation rows of a tile, which stand together in memory.
+pub(crate) const TILE_X: usize = 3;
 
 /// Sums of a tile, for each activation row the first and the last eight weight rows.
 pub(super) type Sums = [[__m256i; 2]; TILE_X];

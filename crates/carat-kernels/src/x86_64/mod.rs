@@ -29,9 +29,9 @@ pub(crate) use amx_pairs::multiply as multiply_pairs_amx;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx2_dot::{dot_rows as dot_rows_avx2, dot_rows_vnni as dot_rows_avx_vnni};
 pub(crate) use avx2_panel::{
-    PANEL_TILE_X as AVX2_TILE_X, multiply_panel as multiply_panel_avx2,
-    multiply_panel_vnni as multiply_panel_avx_vnni,
+    multiply_panel as multiply_panel_avx2, multiply_panel_vnni as multiply_panel_avx_vnni,
 };
+pub(crate) use avx2_products::TILE_X as AVX2_TILE_X;
 pub(crate) use avx512::Avx512;
 pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
