@@ -143,7 +143,7 @@ fn fill_panel<F: Pack, const WIDE: bool>(task: &TileTask<'_>, c: usize, scratch:
         // SAFETY: `sixteen_rows` gave 16 rows of all chunks; the features are those of this function.
         unsafe {
             let chunk = rows.chunk.add(c * F::CHUNK_BYTES);
-            scratch.lanes.fill::<F>(Rows { chunk, ..rows }, STEPS / 2);
+            F::fill(&mut scratch.lanes, Rows { chunk, ..rows }, STEPS / 2);
             F::scales(&scratch.lanes, scales);
         }
         for b in 0..STEPS {

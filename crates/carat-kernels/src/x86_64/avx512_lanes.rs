@@ -18,7 +18,8 @@ pub(crate) const PACK_ROWS: usize = 16;
 
 /// The same chunk of 16 rows in memory.
 ///
-/// Whoever makes one sees to it that `chunk + r * stride` is valid for reads of a whole chunk for each row `r < 16`.
+/// Whoever makes one sees to it that `chunk + r * stride` is valid for reads of a whole chunk for each row `r < 16`, and
+/// that 16 strides fit 31 bits.
 #[derive(Clone, Copy)]
 pub(super) struct Rows {
     /// The chunk of the first row.
@@ -39,6 +40,25 @@ impl Rows {
                 _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64 * line).cast());
             }
         }
+    }
+
+    /// Where each row begins.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn starts(self) -> __m512i {
+        let row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        _mm512_mullo_epi32(row, _mm512_set1_epi32(self.stride as i32))
+    }
+
+    /// Four bytes of each row from `offset` on.
+    ///
+    /// # Safety
+    /// `offset + 4` is within the chunk, and `starts` are [`Rows::starts`].
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn word(self, offset: usize, starts: __m512i) -> __m512i {
+        // SAFETY: within each row's chunk, by the contracts of this function and of the type.
+        unsafe { _mm512_i32gather_epi32::<1>(starts, self.chunk.add(offset).cast()) }
     }
 
     /// Sixteen bytes of each row from `offset` on: register `k` holds bytes `4 k .. 4 k + 4` of every row.
@@ -99,8 +119,8 @@ fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// Words of the longest chunk, Q8_0's.
-const MAX_WORDS: usize = 272 / 4;
+/// Words of the longest chunk, Q8_0's with whole words for each scale.
+const MAX_WORDS: usize = 64 + 8;
 
 /// A chunk of 16 rows. See the module's head.
 #[repr(C, align(64))]
@@ -144,6 +164,43 @@ impl Lanes {
                 let [.., end] = rows.columns(F::CHUNK_BYTES - 16);
                 self.set(n_words, [_mm512_srli_epi32::<16>(end)]);
             }
+        }
+    }
+
+    /// [`Lanes::fill`] for Q8_0, block by block: every other block begins within a word, and each word of it would have to
+    /// be put together from two.
+    ///
+    /// ```text
+    /// words 8 b .. 8 b + 8   the codes of block b
+    /// word  64 + b           its scale and two bytes more
+    /// ```
+    ///
+    /// # Safety
+    /// The contract of [`Rows`] holds.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    pub(super) unsafe fn fill_q8_0(&mut self, rows: Rows, n_pairs: usize) {
+        let starts = rows.starts();
+        for b in 0..2 * n_pairs {
+            // SAFETY: the caller's word; the codes are the last 32 bytes of a block of 34.
+            unsafe {
+                self.set(8 * b, rows.wide_columns(34 * b + 2));
+                self.set(64 + b, [rows.word(34 * b, starts)]);
+            }
+        }
+    }
+
+    /// The scales of [`Lanes::fill_q8_0`] alone.
+    ///
+    /// # Safety
+    /// The contract of [`Rows`] holds.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn fill_q8_0_scales(&mut self, rows: Rows, n_pairs: usize) {
+        let starts = rows.starts();
+        for b in 0..2 * n_pairs {
+            // SAFETY: the caller's word.
+            self.set(64 + b, [unsafe { rows.word(34 * b, starts) }]);
         }
     }
 

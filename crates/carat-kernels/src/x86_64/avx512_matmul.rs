@@ -84,7 +84,7 @@ pub(super) fn sixteen_rows<F: BlockFormat>(
     padded: &mut Vec<u8>,
 ) -> Rows {
     let stride = weights.row_bytes();
-    assert!(stride < 1 << 27, "offsets of rows fit 31 bits");
+    assert!(stride < 1 << 27, "16 strides fit 31 bits");
     let bytes = weights.rows_from(row);
     let needed = (PACK_ROWS - 1) * stride + n_cols / CHUNK * F::CHUNK_BYTES;
     let chunk = if bytes.len() < needed {
@@ -126,7 +126,14 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
                 let scales = &mut scratch.packed[0].scales[0];
                 // What is left of the last chunk is not multiplied: the activations are zero there.
                 let n_pairs = (n_blocks - BLOCKS * c).min(BLOCKS).div_ceil(2);
-                scratch.lanes.fill::<F>(Rows { chunk, ..rows }, n_pairs);
+                let rows = Rows { chunk, ..rows };
+                // Products of each code.
+                let once = T * (1 + usize::from(WIDE)) <= 2;
+                if once {
+                    F::fill_once(&mut scratch.lanes, rows, n_pairs);
+                } else {
+                    F::fill(&mut scratch.lanes, rows, n_pairs);
+                }
                 F::scales(&scratch.lanes, scales);
                 for pair in 0..BLOCKS / 2 {
                     later.prefetch::<F>(pair, BLOCKS / 2);
@@ -134,7 +141,11 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
                         continue;
                     }
                     for odd in 0..2 {
-                        let w = F::codes(&scratch.lanes, pair, odd);
+                        let w = if once {
+                            F::codes_once(&scratch.lanes, rows, pair, odd)
+                        } else {
+                            F::codes(&scratch.lanes, pair, odd)
+                        };
                         let b = 2 * pair + odd;
                         let at = (BLOCKS * c + b) * T;
                         multiply_block::<F, WIDE, T>(&w, (scales, b), (&x, &scratch.shares), at, &mut sums);
@@ -349,7 +360,7 @@ fn pack_panel<F: Pack>(task: &RowTask<'_>, chunks: std::ops::Range<usize>, scrat
                 // From the L2 cache, where `ask_for_next_panel` brought them.
                 let later = chunk.wrapping_add(2 * F::CHUNK_BYTES);
                 Rows { chunk: later, ..rows }.prefetch::<F>(0, 1);
-                scratch.lanes.fill::<F>(Rows { chunk, ..rows }, BLOCKS / 2);
+                F::fill(&mut scratch.lanes, Rows { chunk, ..rows }, BLOCKS / 2);
                 scratch.packed[group].set_chunk::<F>(i, &scratch.lanes);
             }
         }

@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx512_lanes::{Lanes, PACK_ROWS};
+use super::avx512_lanes::{Lanes, PACK_ROWS, Rows};
 use crate::block::{
     BlockFormat, CHUNK, IQ4_CODES, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0,
 };
@@ -86,7 +86,29 @@ impl Scales {
 }
 
 /// A format whose chunks can be packed: the numbers of [`crate::scalar::Unpack`], bit for bit.
-pub(super) trait Pack: BlockFormat {
+pub(super) trait Pack: BlockFormat + Sized {
+    /// Turns the first `n_pairs` of four pairs of blocks of a chunk, for [`Pack::scales`] and [`Pack::codes`].
+    ///
+    /// # Safety
+    /// AVX-512 F and DQ are there, and the contract of [`Rows`] holds.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn fill(lanes: &mut Lanes, rows: Rows, n_pairs: usize) {
+        // SAFETY: the caller's word.
+        unsafe { lanes.fill::<Self>(rows, n_pairs) };
+    }
+
+    /// The same for [`Pack::scales`] and [`Pack::codes_once`].
+    ///
+    /// # Safety
+    /// As [`Pack::fill`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn fill_once(lanes: &mut Lanes, rows: Rows, n_pairs: usize) {
+        // SAFETY: the caller's word.
+        unsafe { Self::fill(lanes, rows, n_pairs) };
+    }
+
     /// The scales of a chunk: as many registers as it has scales, and mins only where the format has them.
     ///
     /// # Safety
@@ -99,6 +121,18 @@ pub(super) trait Pack: BlockFormat {
     /// # Safety
     /// As [`Pack::scales`].
     unsafe fn codes(lanes: &Lanes, pair: usize, odd: usize) -> [__m512i; BLOCK_REGISTERS];
+
+    /// [`Pack::codes`] where they are multiplied once or twice, so that the products leave registers and time for formats
+    /// that take them from the rows themselves.
+    ///
+    /// # Safety
+    /// As [`Pack::fill`], and AVX-512 BW, VL and F16C are there.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,f16c")]
+    unsafe fn codes_once(lanes: &Lanes, _rows: Rows, pair: usize, odd: usize) -> [__m512i; BLOCK_REGISTERS] {
+        // SAFETY: the caller's word.
+        unsafe { Self::codes(lanes, pair, odd) }
+    }
 }
 
 /// Implements [`Pack`] with the features that its bodies need.
@@ -288,20 +322,52 @@ pack!(
     odd | five_bit_block(lanes, 48 * pair + 24 * odd + 4)
 );
 
-pack!(
-    Q8_0,
-    scales | lanes,
-    to | f16_scales::<Q8_0>(lanes, to, 34),
-    codes | lanes,
-    pair,
-    odd | {
-        let mut codes = lanes.words(68 * pair + 34 * odd + 2);
-        for codes in &mut codes {
-            *codes = _mm512_xor_si512(*codes, _mm512_set1_epi8(-128));
-        }
-        codes
+impl Pack for Q8_0 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn fill(lanes: &mut Lanes, rows: Rows, n_pairs: usize) {
+        // SAFETY: the caller's word.
+        unsafe { lanes.fill_q8_0(rows, n_pairs) };
     }
-);
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512dq")]
+    unsafe fn fill_once(lanes: &mut Lanes, rows: Rows, n_pairs: usize) {
+        // SAFETY: the caller's word.
+        unsafe { lanes.fill_q8_0_scales(rows, n_pairs) };
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,f16c")]
+    unsafe fn scales(lanes: &Lanes, to: &mut Scales) {
+        for b in 0..8 {
+            to.set_scale(b, lanes.f16(4 * (64 + b)));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,f16c")]
+    unsafe fn codes(lanes: &Lanes, pair: usize, odd: usize) -> [__m512i; BLOCK_REGISTERS] {
+        unsigned(lanes.words(32 * (2 * pair + odd)))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,f16c")]
+    unsafe fn codes_once(_lanes: &Lanes, rows: Rows, pair: usize, odd: usize) -> [__m512i; BLOCK_REGISTERS] {
+        // SAFETY: the caller's word; the codes are the last 32 bytes of a block of 34.
+        unsigned(unsafe { rows.wide_columns(34 * (2 * pair + odd) + 2) })
+    }
+}
+
+/// Signed bytes plus 128.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn unsigned(mut codes: [__m512i; BLOCK_REGISTERS]) -> [__m512i; BLOCK_REGISTERS] {
+    for codes in &mut codes {
+        *codes = _mm512_xor_si512(*codes, _mm512_set1_epi8(-128));
+    }
+    codes
+}
 
 /// Scales and mins of Q4_K and Q5_K: f16 `d`, f16 `dmin`, 12 bytes of 6-bit numbers (see [`crate::block::q4k_scales`]).
 #[inline]
