@@ -52,6 +52,7 @@ mod secrets;
 mod server;
 mod sticky;
 mod stream;
+mod timed;
 mod trace;
 mod translate;
 mod upstream;

@@ -4,7 +4,7 @@
 //! slows the upstream and no task stands between them. [`Relay::begin`] reads up to the first words before anything is
 //! sent, while another target may still be asked; after that a failure ends the stream with an error event, unless its
 //! route lets another go on with it ([`crate::heir`]). A client that leaves drops the relay, and with it the upstream's
-//! connection.
+//! connection; of one that stays and reads nothing [`crate::timed`] takes care.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -260,9 +260,22 @@ impl Relay {
                 "the provider stopped sending in the middle of its answer",
             )));
         } else {
-            self.end(Some(slow(
-                "the answer took longer than any may take here (`timeouts.total-ms`); ask for a shorter one",
-            )));
+            self.end(Some(overdue()));
+        }
+    }
+
+    /// Until when all of it must be there.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Its time is over and its client has not come for more: what it holds is given back.
+    pub(crate) fn expire(&mut self) {
+        if !self.is_over {
+            // Whoever searches writes down himself that the client did not wait.
+            self.search = None;
+            self.settle(&Outcome::ClientGone);
+            self.end(Some(overdue()));
         }
     }
 
@@ -283,6 +296,8 @@ impl Relay {
             return;
         }
         self.is_over = true;
+        // Nothing more is read, however long the client takes to read what is left.
+        self.upstream = AnswerBody::whole(String::new());
         if let Some(failure) = &failure {
             self.transform.fail(failure, &mut self.ready);
         }
@@ -359,6 +374,10 @@ impl Drop for Relay {
 
 fn cut() -> Failure {
     Failure::new(Class::Network, 502, "the provider's answer was cut off")
+}
+
+fn overdue() -> Failure {
+    slow("the answer took longer than any may take here (`timeouts.total-ms`); ask for a shorter one")
 }
 
 fn slow(message: &str) -> Failure {

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
-use crate::relay::Relay;
+use crate::timed::Timed;
 
 /// What goes back to a client.
 pub(crate) enum Body {
     /// All of it.
     Whole(Option<Bytes>),
     /// Events as they come.
-    Stream(Box<Relay>),
+    Stream(Timed),
 }
 
 impl Body {

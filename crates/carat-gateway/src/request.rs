@@ -32,6 +32,7 @@ use crate::policy::Known;
 use crate::reply::{self, Body};
 use crate::route::{Policy, Route};
 use crate::sticky;
+use crate::timed::Timed;
 use crate::trace;
 use crate::upstream;
 use crate::waiting::Priority;
@@ -541,7 +542,7 @@ impl Way<'_> {
                 if let Some(lookup) = lookup {
                     relay.record(Tape::new(lookup, &won.target));
                 }
-                let mut response = Response::new(Body::Stream(relay));
+                let mut response = Response::new(Body::Stream(Timed::new(relay)));
                 stream_headers(self.endpoint, response.headers_mut());
                 response
             }

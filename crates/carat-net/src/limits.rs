@@ -12,6 +12,11 @@ pub(crate) const HEAD_TIME: Duration = Duration::from_secs(30);
 pub(crate) const BODY_WAIT: Duration = Duration::from_secs(20);
 /// Bytes a second that a body must come at, once that is used up.
 pub(crate) const BODY_RATE: u64 = 8 << 10;
+/// How long a client may take nothing of its answer; see [`crate::taken`].
+pub(crate) const TAKING_WAIT: Duration = Duration::from_secs(60);
+/// Bytes that a client may take before it is seen: a third of the largest send buffer that Linux makes by itself (4 MB),
+/// and a part of the client's own.
+pub(crate) const TAKING_BYTES: u64 = 2 << 20;
 /// Bytes of a body that nobody wants which are read all the same; see [`crate::Paced`].
 pub(crate) const UNWANTED_BYTES: usize = 64 << 20;
 /// How long such bytes are waited for.

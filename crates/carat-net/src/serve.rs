@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::held::{Held, Tally};
 use crate::limits;
+use crate::taken::Taken;
 use crate::{Hands, Tls};
 
 /// The order to end.
@@ -82,7 +83,7 @@ where
         let _slower_at_worst = stream.set_nodelay(true);
         let (service, orders, tls) = (make(peer), orders.clone(), door.tls.clone());
         let serve = async move |stream| match tls {
-            None => serve_1(stream, service, orders).await,
+            None => serve_1(Taken::new(stream), service, orders).await,
             Some(tls) => Box::pin(serve_tls(stream, peer, tls, service, orders)).await,
         };
         let Some((runtime, load)) = door.hands.freest() else {
@@ -164,7 +165,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let handshake = TlsAcceptor::from(tls.config).accept(stream);
+    let handshake = TlsAcceptor::from(tls.config).accept(Taken::new(stream));
     let stream = match tokio::time::timeout(limits::HANDSHAKE, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%peer, %error, "a TLS handshake failed"),

@@ -22,7 +22,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -127,6 +127,15 @@ async fn connect(address: SocketAddr, chain: &str, protocol: &[u8]) -> std::io::
 
 type Sender = http2::SendRequest<Empty<Bytes>>;
 
+async fn h1<S>(stream: S) -> http1::SendRequest<Empty<Bytes>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
 async fn h2(stream: TlsStream<TcpStream>) -> Sender {
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
         .await
@@ -159,8 +168,7 @@ async fn events_come_as_they_are_made_in_both_versions() {
             let mut sender = h2(stream).await;
             sender.send_request(request()).await.unwrap()
         } else {
-            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-            tokio::spawn(connection);
+            let mut sender = h1(stream).await;
             sender.send_request(request()).await.unwrap()
         };
         assert_eq!(response.version(), version);
@@ -197,6 +205,35 @@ async fn answers_end_before_the_server_does() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_its_client_does_not_take_is_let_go() {
+    let (chain, key) = certificate();
+    let tls = Tls::from_pem(chain.as_bytes(), key.as_bytes()).unwrap();
+    for tls in [None, Some(tls)] {
+        let is_tls = tls.is_some();
+        let mut rig = start(tls).await;
+        let mut sender = if is_tls {
+            let stream = connect(rig.address, &chain, b"http/1.1").await.unwrap();
+            h1(stream).await
+        } else {
+            h1(TcpStream::connect(rig.address).await.unwrap()).await
+        };
+        let mut response = sender.send_request(request()).await.unwrap();
+        let feed = rig.answers.recv().await.unwrap();
+        feed.send("taken".into()).unwrap();
+        assert_eq!(next(&mut response).await.unwrap(), "taken");
+        // More than there is room for between the two. From now on the clock jumps when nobody has anything to do.
+        for _ in 0..1024 {
+            feed.send(Bytes::from_static(&[b'x'; 64 << 10])).unwrap();
+        }
+        tokio::time::pause();
+        let let_go = tokio::time::timeout(Duration::from_secs(3600), feed.closed());
+        assert!(let_go.await.is_ok(), "TLS: {is_tls}");
+        tokio::time::resume();
+        drop(response);
+    }
 }
 
 #[tokio::test]

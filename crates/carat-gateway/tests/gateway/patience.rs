@@ -1,5 +1,6 @@
 //! Clients that say how long they wait, as OpenAI's and Anthropic's libraries do.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use carat_ledger::{NewKey, Outcome};
@@ -70,6 +71,38 @@ async fn thoughts_that_nobody_saw_are_paid_for() {
         (prompt + 30..prompt + 90).contains(&gone.spent.0),
         "{gone:?}, {prompt}"
     );
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_holds_nothing_when_its_time_is_over() {
+    let model = "m/flood";
+    let more = "[timeouts]\ntotal-ms = 700\n";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    let mut response = rig.send("/v1/chat/completions", &chat(model, true)).await;
+    response.body_mut().frame().await.unwrap().unwrap();
+    let in_flight = format!("carat_target_requests_in_flight{{target=\"{model}\"}}");
+    let holds = async |n: u8| {
+        rig.get("/metrics")
+            .await
+            .text
+            .contains(&format!("{in_flight} {n}\n"))
+    };
+    assert!(holds(1).await);
+    let let_go = async {
+        while !holds(0).await || rig.mock.left.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), let_go)
+        .await
+        .unwrap();
+    // Who comes for the rest after all is told.
+    let rest = response.into_body().collect().await.unwrap().to_bytes();
+    let rest = String::from_utf8_lossy(&rest);
+    let end = &rest[rest.len() - 300..];
+    assert!(end.contains("total-ms") && !end.contains("[DONE]"), "{end}");
+    let mut admin = stopped(rig, &folder).await;
+    assert_eq!(admin.requests(Some(Outcome::ClientGone)).unwrap().requests, 1);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 //! | `html`, `bad-json` | 200 with a page, or with half a JSON text (in a stream: one event of it) |
 //! | `events=N`, `gap=MS` | so many words in the stream (4), and the time between them (0) |
 //! | `role-stall`, `stall=K`, `cut=K`, `end=K`, `fail=K` | after the role or K words: silence, a closed connection, an end without an end, an error event |
+//! | `flood` | words without end, as fast as they are taken |
 //! | `open` | the stream says its last word and is not ended |
 //! | `half-utf8` | a character arrives in two pieces |
 //! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
@@ -442,6 +443,18 @@ async fn events(stream: &mut TcpStream, command: &Command) -> Option<()> {
         chunk(&mut out, b"data: [DONE]\n\n");
         out.extend_from_slice(b"0\r\n\r\n");
         return stream.write_all(&out).await.ok();
+    }
+    if command.has("flood") {
+        stream.write_all(&out).await.ok()?;
+        out.clear();
+        let words = "word ".repeat(10_000);
+        chunk(
+            &mut out,
+            event(&format!("{{\"content\":\"{words}\"}}"), "null").as_bytes(),
+        );
+        loop {
+            stream.write_all(&out).await.ok()?;
+        }
     }
     for i in 0..n_words {
         if command.number("stall") == Some(i) {
