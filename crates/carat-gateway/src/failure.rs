@@ -430,7 +430,8 @@ fn scrubbed(message: &str, secret: Option<&str>) -> String {
     let mut out = String::with_capacity(message.len());
     for word in message.split_inclusive(|c: char| c.is_whitespace() || "\"'`(),;".contains(c)) {
         let is_secret = [
-            "sk-", "org-", "proj_", "gsk_", "xai-", "AIza", "r8_", "AKIA", "ASIA", "ya29.", "Bearer",
+            "sk-", "org-", "org_", "proj_", "team_", "acct_", "gsk_", "xai-", "AIza", "r8_", "AKIA", "ASIA",
+            "ya29.", "Bearer",
         ];
         if is_secret
             .iter()
@@ -568,6 +569,13 @@ mod tests {
 
     #[test]
     fn secrets_do_not_leave() {
+        for name in ["org-abc", "org_01abc", "team_abc", "acct_1abc"] {
+            let message = format!("limit reached in organization `{name}` on tokens");
+            assert_eq!(
+                scrubbed(&message, None),
+                "limit reached in organization `…` on tokens"
+            );
+        }
         let body = br#"{"error":{"message":"Incorrect API key provided: sk-proj-1234, my-own in organization org-abc. See `docs`"}}"#;
         let failure = Failure::of_answer(StatusCode::UNAUTHORIZED, &HeaderMap::new(), body, Some("my-own"));
         assert_eq!(
