@@ -28,7 +28,8 @@ pub(crate) enum Class {
     Slow,
     BadKey,
     ModelGone,
-    /// It names something that is not there or not allowed, and that is neither the model nor the key.
+    /// It names something that is not there or not allowed, and that is neither the model nor the key; or it is more than
+    /// this target ever takes at once, or one that its model made nothing of. Others may answer it.
     Refused,
     ContextTooLong,
     ContentPolicy,
@@ -191,9 +192,14 @@ impl Failure {
     }
 
     fn judged(status: u16, told: Told, wait: Option<Duration>, secret: Option<&str>) -> Self {
+        let class = told.class(status);
         Self {
-            class: told.class(status),
-            status,
+            class,
+            // What is no fault of the request is not told as one.
+            status: match class {
+                Class::OutOfQuota if status == 400 => 402,
+                _ => status,
+            },
             message: scrubbed(&told.message, secret),
             kind: told.kind,
             code: told.code,
@@ -316,7 +322,16 @@ impl Told {
             "input is too long",
             "context window",
         ];
+        // More than may be asked in a minute is never answered, however long one waits.
+        let is_too_large = match status {
+            413 => code == "rate_limit_exceeded",
+            429 => says(&["request too large"]),
+            _ => false,
+        };
         match status {
+            _ if is_too_large => Class::Refused,
+            // Anthropic's way of saying that nobody has paid.
+            400 if says(&["credit balance"]) => Class::OutOfQuota,
             429 | 402 | 403 if code == "insufficient_quota" || kind == "billing_error" || status == 402 => {
                 Class::OutOfQuota
             }
@@ -326,6 +341,9 @@ impl Told {
             429 => Class::RateLimited,
             503 | 529 | 498 => Class::Overloaded,
             400 if code == "API_KEY_INVALID" => Class::BadKey,
+            // Where this gateway is no key is good for anything.
+            400 if says(&["location is not supported"]) => Class::BadKey,
+            400 if code == "tool_use_failed" => Class::Refused,
             401 => Class::BadKey,
             // Not the key is at fault where the message speaks of something else, such as a file of another account.
             403 if says(&OF_KEYS) || OF_KEYS.iter().any(|word| kind.to_lowercase().contains(word)) => {
@@ -474,6 +492,36 @@ mod tests {
                 Class::OutOfQuota,
             ),
             (402, "{}", Class::OutOfQuota),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."}}"#,
+                Class::OutOfQuota,
+            ),
+            (
+                413,
+                r#"{"error":{"message":"Request too large for model `x` on tokens per minute (TPM): Limit 6000, Requested 9000","type":"tokens","code":"rate_limit_exceeded"}}"#,
+                Class::Refused,
+            ),
+            (
+                429,
+                r#"{"error":{"message":"Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 342389.","type":"tokens","code":"rate_limit_exceeded"}}"#,
+                Class::Refused,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Failed to call a function.","type":"invalid_request_error","code":"tool_use_failed"}}"#,
+                Class::Refused,
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"User location is not supported for the API use.","status":"FAILED_PRECONDITION"}}"#,
+                Class::BadKey,
+            ),
+            (
+                413,
+                r#"{"error":{"message":"Request Entity Too Large"}}"#,
+                Class::BadRequest,
+            ),
             (
                 529,
                 r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
