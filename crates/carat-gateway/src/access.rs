@@ -217,10 +217,7 @@ impl Gate<'_> {
 /// The most tokens that all answers to a request may have together.
 fn most_output(call: &Call<'_>, expected: u64) -> u64 {
     let stated = |name| call.fields.count(name);
-    // A request with two names for it may be read by either.
-    let bounds = ["max_completion_tokens", "max_tokens", "max_output_tokens"];
-    let bound = bounds.into_iter().filter_map(stated).max();
-    let bound = call.max_tokens.max(bound).unwrap_or(expected);
+    let bound = call.max_tokens.unwrap_or(expected);
     let of_gemini = || {
         let settings = ["generationConfig", "generation_config"];
         let settings = settings

@@ -439,9 +439,11 @@ fn max_tokens(endpoint: Endpoint, fields: &Fields<'_>) -> Option<u64> {
         Endpoint::OllamaChat | Endpoint::OllamaGenerate => within("options", &["num_predict"]),
         // These have answers without tokens.
         other if other.kind() != Kind::Conversation => Some(0),
+        // A request with two names for it may be read by either.
         _ => ["max_completion_tokens", "max_tokens", "max_output_tokens"]
             .iter()
-            .find_map(|name| fields.count(name)),
+            .filter_map(|name| fields.count(name))
+            .max(),
     }
 }
 

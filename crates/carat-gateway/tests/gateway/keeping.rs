@@ -201,6 +201,27 @@ async fn private_things_stay_here_and_forbidden_ones_outside() {
 }
 
 #[tokio::test]
+async fn a_maximum_that_is_named_twice_is_the_larger_one() {
+    let rig = rig("---[routes.r]\ncandidates = [\"m/ok\"]\n[routes.r.guard]\nmax-output-tokens = 50\n").await;
+    let status = async |bounds: &str| {
+        let body = chat("r", false).replace("\"stream\"", &format!("{bounds},\"stream\""));
+        rig.post("/v1/chat/completions", &body).await.status
+    };
+    assert_eq!(
+        status("\"max_completion_tokens\":10,\"max_tokens\":51").await,
+        400
+    );
+    assert_eq!(
+        status("\"max_completion_tokens\":51,\"max_tokens\":10").await,
+        400
+    );
+    assert_eq!(
+        status("\"max_completion_tokens\":10,\"max_tokens\":50").await,
+        200
+    );
+}
+
+#[tokio::test]
 async fn answers_are_looked_at_across_events() {
     let rig = rig(GUARDED).await;
     let route = |model: &str| GUARDED.replace("m/ok", model);
