@@ -31,7 +31,8 @@ pub(crate) struct Entry {
     tried: String,
     /// Tokens of the answer that were held.
     most_output: u64,
-    asking: Option<Asking>,
+    /// Targets that are at work on it.
+    asking: Vec<Asking>,
     /// What calls cost whose answers nobody waited for.
     extra: Micros,
     /// The answer's beginning, where others gave it.
@@ -157,7 +158,7 @@ impl Gate<'_> {
                         arrived,
                         tried: String::new(),
                         most_output,
-                        asking: None,
+                        asking: Vec::new(),
                         extra: Micros(0),
                         before: None,
                     };
@@ -327,7 +328,7 @@ impl Entry {
 
     /// Another target is asked.
     pub(crate) fn asks_too(&mut self, candidate: &Candidate, prices: &Prices, body_bytes: usize) {
-        self.asking = Some(Asking {
+        self.asking.push(Asking {
             target: candidate.name.clone(),
             price: prices.of(candidate),
             input: body_bytes.div_ceil(4) as u64,
@@ -335,9 +336,14 @@ impl Entry {
         });
     }
 
-    /// The target asked has failed; it wants no money.
+    /// Whoever was asked has failed, and wants no money.
     pub(crate) fn failed(&mut self) {
-        self.asking = None;
+        self.asking.clear();
+    }
+
+    /// One of those that were asked has failed.
+    pub(crate) fn lost(&mut self, candidate: &Candidate) {
+        self.asking.retain(|asking| asking.target != candidate.name);
     }
 
     /// The answer was kept from an earlier request, of which `target` gave it. It costs nothing.
@@ -361,7 +367,7 @@ impl Entry {
         }
         self.tried
             .push_str(&format!("{}:{}", before.target, before.class.name()));
-        self.asking = None;
+        self.asking.clear();
         self.before = Some(match self.before.take() {
             None => before,
             Some(earlier) => Before {
@@ -402,6 +408,16 @@ impl Entry {
         let n_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let n_tokens = n_ms.saturating_mul(UNSEEN_TOKENS_PER_S) / 1000;
         n_tokens.min(self.most_output)
+    }
+
+    /// What a target took that is at work, as far as can be told, and what that costs.
+    fn guessed(&self, asking: &Asking) -> (Usage, Option<Micros>) {
+        let usage = Usage {
+            input: asking.input,
+            output: self.unseen(asking.since.elapsed()),
+            ..Usage::default()
+        };
+        (usage, asking.price.as_ref().map(|price| price.cost(&usage)))
     }
 
     /// Nobody answered.
@@ -476,22 +492,24 @@ fn in_all(cost: Option<Micros>, extra: Micros) -> Option<Micros> {
 }
 
 impl Drop for Entry {
-    /// The client has left or given up, or something went very wrong, while a target was at work: nobody will say what it took.
+    /// The client has left or given up, or something went very wrong. Where targets were at work nobody will say what they
+    /// took; where none was, what others took before is owed all the same.
     fn drop(&mut self) {
-        let Some(asking) = self.asking.take() else {
-            if let Some(before) = &self.before {
-                let (target, tokens) = (before.target.clone(), Usage::default());
+        let mut asking = std::mem::take(&mut self.asking).into_iter();
+        let Some(first) = asking.next() else {
+            let before = self.before.as_ref().map(|before| before.target.clone());
+            if before.is_some() || self.extra > Micros(0) {
+                let (target, tokens) = (before.unwrap_or_default(), Usage::default());
                 self.settle(target, Ended::ClientGone, &tokens, true, Some(Micros(0)), None);
             }
             return;
         };
-        let usage = Usage {
-            input: asking.input,
-            output: self.unseen(asking.since.elapsed()),
-            ..Usage::default()
-        };
-        let cost = asking.price.map(|price| price.cost(&usage));
-        self.settle(asking.target, Ended::ClientGone, &usage, false, cost, None);
+        for other in asking {
+            let (_, cost) = self.guessed(&other);
+            self.also(cost.unwrap_or_default());
+        }
+        let (usage, cost) = self.guessed(&first);
+        self.settle(first.target, Ended::ClientGone, &usage, false, cost, None);
     }
 }
 

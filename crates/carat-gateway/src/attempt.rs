@@ -201,11 +201,12 @@ pub(crate) async fn answer(
             let candidate = &route.candidates[place.0];
             entry.asks(candidate, &means.config.prices, call.body_bytes, trail.text());
         }
-        let raced = raced(means, route, call, &queue, place, &mut trail).await;
+        let raced = raced(means, route, call, &queue, place, &mut entry).await;
+        trail.n_attempts += raced.n_calls;
         let mut is_final = false;
         let mut is_at_work = false;
         for (i, failure) in raced.failed {
-            is_at_work |= failure.class == Class::Slow && !failure.is_undone;
+            is_at_work |= may_be_at_work(&failure);
             let name = &route.candidates[i].name;
             tracing::debug!(target = name, class = failure.class.name(), "a target failed");
             trail.failed.push((name.clone(), failure.class));
@@ -270,8 +271,14 @@ fn passed(route: &Route, queue: &Queue<'_>) -> Vec<(String, &'static str)> {
         .collect()
 }
 
+/// Whether who failed so may go on with what was asked, and want its money.
+fn may_be_at_work(failure: &Failure) -> bool {
+    failure.class == Class::Slow && !failure.is_undone
+}
+
 /// What became of one or two calls.
 struct Raced {
+    n_calls: u32,
     won: Option<(usize, Begun)>,
     failed: Vec<(usize, Failure)>,
     /// Who was asked too and has not answered.
@@ -285,9 +292,8 @@ async fn raced(
     call: &Call<'_>,
     queue: &Queue<'_>,
     (i, permit): Place,
-    trail: &mut Trail,
+    entry: &mut Option<Entry>,
 ) -> Raced {
-    trail.n_attempts += 1;
     let after = hedged_after(means, route, call, permit.health().percentile_95());
     let mut first = Box::pin(attempt(means, route, (i, permit), call));
     let second = match after {
@@ -300,7 +306,9 @@ async fn raced(
     let Some((j, permit)) = second else {
         return Raced::one(i, first.await);
     };
-    trail.n_attempts += 1;
+    if let Some(entry) = entry {
+        entry.asks_too(&route.candidates[j], &means.config.prices, call.body_bytes);
+    }
     let mut second = Box::pin(attempt(means, route, (j, permit), call));
     let (k, other, result) = tokio::select! {
         result = &mut first => (i, j, result),
@@ -308,13 +316,18 @@ async fn raced(
     };
     match result {
         Ok(begun) => Raced {
+            n_calls: 2,
             won: Some((k, begun)),
             failed: Vec::new(),
             abandoned: Some(other),
         },
         Err(failure) => {
+            if let Some(entry) = entry.as_mut().filter(|_| !may_be_at_work(&failure)) {
+                entry.lost(&route.candidates[k]);
+            }
             let rest = if k == i { second.await } else { first.await };
             let mut raced = Raced::one(other, rest);
+            raced.n_calls = 2;
             raced.failed.insert(0, (k, failure));
             raced
         }
@@ -328,6 +341,7 @@ impl Raced {
             Err(failure) => (None, vec![(i, failure)]),
         };
         Self {
+            n_calls: 1,
             won,
             failed,
             abandoned: None,

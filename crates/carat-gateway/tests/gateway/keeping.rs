@@ -1,6 +1,7 @@
 //! Answers that are kept, and what guards let in and out.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use carat_ledger::{Micros, NewKey, Outcome};
 use serde_json::Value;
@@ -305,6 +306,17 @@ async fn another_model_judges_and_is_paid() {
     assert_eq!(rig.mock.of("ok"), 0);
     let mut admin = stopped(rig, &folder).await;
     assert_eq!(admin.requests(Some(Outcome::Failed)).unwrap().spent, Micros(40));
+    // Also where the client leaves between two attempts.
+    let resting = more("safe").replace("m/ok", "m/status=503");
+    let (rig, folder) = paid(NewKey::default(), &resting).await;
+    let leaving = tokio::time::timeout(Duration::from_millis(600), rig.chat("r", false));
+    assert!(leaving.await.is_err());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut admin = stopped(rig, &folder).await;
+    assert_eq!(
+        admin.requests(Some(Outcome::ClientGone)).unwrap().spent,
+        Micros(40)
+    );
     let rig = crate::support::rig("attempts = 1\n---[routes.r]\ncandidates = [\"m/ok\"]\n[routes.r.guard]\nclassifier = { route = \"m/status=500\" }").await;
     assert_eq!(rig.chat("r", false).await.status, 503);
 }

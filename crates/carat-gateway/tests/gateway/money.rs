@@ -234,6 +234,28 @@ async fn who_leaves_before_the_answer_pays_an_estimate() {
 }
 
 #[tokio::test]
+async fn who_leaves_a_race_pays_for_both() {
+    let more = "[routes.r]\nhedge = 60\ncandidates = [\"m/slow=60000\", \"m/slow=60001\"]\n\
+                [prices.\"m/slow=60000\"]\ninput = 400\noutput = 1\n[prices.\"m/slow=60001\"]\ninput = 500\noutput = 1\n";
+    let (rig, folder) = paid(NewKey::default(), more).await;
+    let body = chat("r", false);
+    let leaving = tokio::time::timeout(
+        Duration::from_millis(600),
+        rig.post("/v1/chat/completions", &body),
+    );
+    assert!(leaving.await.is_err());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut admin = stopped(rig, &folder).await;
+    let gone = admin.requests(Some(Outcome::ClientGone)).unwrap();
+    let prompts = body.len().div_ceil(4) as u64 * 900;
+    // Half a second of an answer is 25 tokens, of two it is 50.
+    assert!(
+        (prompts + 40..prompts + 120).contains(&gone.spent.0),
+        "{gone:?}, {prompts}"
+    );
+}
+
+#[tokio::test]
 async fn several_answers_are_held_several_times() {
     let budget = Some(Budget {
         limit: Micros(30),
