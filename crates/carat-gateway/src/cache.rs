@@ -23,7 +23,7 @@ use crate::endpoint::{Dialect, Endpoint};
 use crate::heir;
 use crate::plain;
 use crate::records::{Framing, Record, Records};
-use crate::translate::{self, Answer, Event, Finish};
+use crate::translate::{self, Answer, Event, Finish, openai};
 use crate::usage::Usage;
 
 /// Fields that do not change what is answered.
@@ -407,7 +407,8 @@ fn is_good(endpoint: Endpoint, kept: &Kept) -> bool {
         });
         return ends
             .next_back()
-            .is_some_and(|finish| matches!(finish, Finish::Stop | Finish::Calls));
+            .is_some_and(|finish| matches!(finish, Finish::Stop | Finish::Calls))
+            && all_good(endpoint.dialect(), kept);
     }
     let Ok(value) = serde_json::from_slice::<Value>(&kept.body) else {
         return false;
@@ -420,6 +421,39 @@ fn is_good(endpoint: Endpoint, kept: &Kept) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether each of several answers ended by itself. Where there can be one alone nothing is said against it.
+fn all_good(dialect: Dialect, kept: &Kept) -> bool {
+    let (list, reason) = match dialect {
+        Dialect::OpenAi => ("choices", "finish_reason"),
+        Dialect::Gemini => ("candidates", "finishReason"),
+        _ => return true,
+    };
+    let is_good = |reason: &str| match dialect {
+        Dialect::OpenAi => matches!(openai::finish_of(reason), Finish::Stop | Finish::Calls),
+        _ => reason == "STOP",
+    };
+    let mut ended: BTreeMap<u64, bool> = BTreeMap::new();
+    let mut look = |data: &[u8]| {
+        let value: Value = serde_json::from_slice(data).ok()?;
+        for (i, answer) in value[list].as_array().into_iter().flatten().enumerate() {
+            let ended = ended
+                .entry(answer["index"].as_u64().unwrap_or(i as u64))
+                .or_default();
+            *ended |= answer[reason].as_str().is_some_and(is_good);
+        }
+        Some(())
+    };
+    let read = if kept.is_stream {
+        each_record(dialect, &kept.body, |record| match record.data.trim_ascii() {
+            b"" | b"[DONE]" => Some(()),
+            data => look(data),
+        })
+    } else {
+        look(&kept.body)
+    };
+    read.is_some() && ended.values().all(|is_good| *is_good)
 }
 
 /// A stream that is written down while it goes out.
@@ -507,5 +541,24 @@ mod tests {
             &kept("{\"status\":\"incomplete\"}")
         ));
         assert!(is_good(Endpoint::Embeddings, &kept("{\"data\":[]}")));
+        // Each of several, whole or streamed.
+        let two = |second: &str| {
+            let choice = |i: u32, finish: &str| {
+                format!("{{\"index\":{i},\"delta\":{{}},\"message\":{{}},\"finish_reason\":{finish}}}")
+            };
+            let (first, second) = (choice(0, "\"stop\""), choice(1, second));
+            let whole = kept(&format!("{{\"choices\":[{first},{second}]}}"));
+            let events = format!(
+                "data: {{\"choices\":[{second}]}}\n\ndata: {{\"choices\":[{first}]}}\n\ndata: [DONE]\n\n"
+            );
+            let stream = Kept {
+                is_stream: true,
+                ..kept(&events)
+            };
+            [whole, stream].map(|kept| is_good(Endpoint::Chat, &kept))
+        };
+        assert_eq!(two("\"stop\""), [true, true]);
+        assert_eq!(two("\"length\""), [false, false]);
+        assert_eq!(two("null"), [false, false]);
     }
 }

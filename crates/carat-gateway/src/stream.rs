@@ -123,7 +123,7 @@ impl Forwarding {
                 forwarding: self,
                 usage: None,
                 n_bytes: 0,
-                is_finished: false,
+                answers: Answers::default(),
                 is_done: false,
             }),
         }
@@ -200,12 +200,40 @@ pub(crate) fn estimated(n_bytes: u64) -> Usage {
     }
 }
 
+/// Which of the answers in a stream have begun, and which have ended: a bit for each index, the last for all that are
+/// higher.
+#[derive(Debug, Default)]
+struct Answers {
+    begun: u128,
+    ended: u128,
+}
+
+impl Answers {
+    fn see(&mut self, choice: &Choice<'_>) {
+        // Who gives one answer may leave its index out.
+        let index = choice.index.and_then(|index| index.get().parse::<u32>().ok());
+        let bit = 1 << index.unwrap_or(0).min(127);
+        self.begun |= bit;
+        if choice.finish_reason.is_some() {
+            self.ended |= bit;
+        }
+    }
+
+    fn any_ended(&self) -> bool {
+        self.ended != 0
+    }
+
+    fn all_ended(&self) -> bool {
+        self.ended != 0 && self.ended == self.begun
+    }
+}
+
 /// Chat and completions chunks.
 struct Chunks {
     forwarding: Forwarding,
     usage: Option<Usage>,
     n_bytes: u64,
-    is_finished: bool,
+    answers: Answers,
     /// `[DONE]` has come.
     is_done: bool,
 }
@@ -230,6 +258,8 @@ struct Groq<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    #[serde(default, borrow)]
+    index: Option<&'a RawValue>,
     #[serde(default, borrow)]
     delta: Option<Words<'a>>,
     #[serde(default, borrow)]
@@ -285,7 +315,7 @@ impl Transform for Chunks {
             return Step::Quiet;
         }
         if data.starts_with(b"[DONE]") {
-            (self.is_finished, self.is_done) = (true, true);
+            self.is_done = true;
             out.extend_from_slice(record.raw);
             return Step::Done;
         }
@@ -297,7 +327,7 @@ impl Transform for Chunks {
         }
         let n_bytes: usize = chunk.choices.iter().map(Choice::n_bytes).sum();
         self.n_bytes += n_bytes as u64;
-        self.is_finished |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
+        chunk.choices.iter().for_each(|choice| self.answers.see(choice));
         let within = chunk.choices.iter().find_map(|choice| choice.usage);
         let usage = chunk
             .usage
@@ -310,7 +340,7 @@ impl Transform for Chunks {
         if !(self.forwarding.hides_usage && is_usage_alone) {
             out.extend_from_slice(record.raw);
         }
-        if n_bytes > 0 || self.is_finished {
+        if n_bytes > 0 || self.answers.any_ended() {
             Step::Words
         } else {
             Step::Quiet
@@ -319,10 +349,11 @@ impl Transform for Chunks {
 
     fn end(&mut self, out: &mut Vec<u8>) -> bool {
         // Some providers leave it out, and some clients wait for it.
-        if self.is_finished && !self.is_done {
+        let is_left_out = !self.is_done && self.answers.all_ended();
+        if is_left_out {
             out.extend_from_slice(b"data: [DONE]\n\n");
         }
-        self.is_finished
+        self.is_done || is_left_out
     }
 
     fn fail(&mut self, failure: &Failure, out: &mut Vec<u8>) {
@@ -521,6 +552,22 @@ mod tests {
         let (_, _, usage, is_whole) = run(Endpoint::Chat, true, &CHAT[..CHAT.rfind("data:").unwrap()]);
         assert!(!is_whole);
         assert_eq!(usage.output, 3, "`Hi \\u00e9` has 9 bytes");
+    }
+
+    #[test]
+    fn several_answers_are_whole_when_each_has_ended() {
+        let chunk = |index: u32, finish: &str| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"a\"}},\"finish_reason\":{finish}}}]}}\n\n"
+            )
+        };
+        let (going, ended) = ("null", "\"stop\"");
+        let cut = [chunk(0, going), chunk(1, going), chunk(0, ended), chunk(1, going)].concat();
+        let (out, _, _, is_whole) = run(Endpoint::Chat, false, &cut);
+        assert_eq!((out.as_str(), is_whole), (cut.as_str(), false));
+        let whole = cut + &chunk(1, ended);
+        let (out, _, _, is_whole) = run(Endpoint::Chat, false, &whole);
+        assert!(is_whole && out.ends_with("data: [DONE]\n\n"), "{out}");
     }
 
     #[test]

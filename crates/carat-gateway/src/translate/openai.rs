@@ -416,7 +416,7 @@ pub(super) fn finish_name(finish: Finish) -> &'static str {
     }
 }
 
-fn finish_of(name: &str) -> Finish {
+pub(crate) fn finish_of(name: &str) -> Finish {
     match name {
         "length" => Finish::Length,
         "tool_calls" | "function_call" => Finish::Calls,
