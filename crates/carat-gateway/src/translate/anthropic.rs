@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
-    Writer, claude, new_id, numbers, object, refused, safe_name, set, strings, text, told, unknown, words,
-    written,
+    Writer, alternating, claude, new_id, numbers, object, refused, safe_name, set, strings, text, told,
+    unknown, words, written,
 };
 use crate::failure::Failure;
 use crate::records::Record;
@@ -197,9 +197,7 @@ fn source(source: &Value, path: &str) -> Result<Source, Failure> {
 }
 
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
-    let mut messages: Vec<Value> = question.turns.iter().map(write_turn).collect();
-    // Of a turn of unsigned thoughts alone nothing is left.
-    messages.retain(|message| message["content"] != json!([]));
+    let mut messages = alternating(question.turns.iter().map(write_turn).collect());
     // The first must be the user's.
     if messages.first().is_none_or(|first| first["role"] != "user") {
         messages.insert(0, json!({"role": "user", "content": "."}));
@@ -751,18 +749,25 @@ mod tests {
         ]});
         let question = Question::read(crate::endpoint::Endpoint::Messages, &body).unwrap();
         let asked = |dialect| question.write(dialect, "m").unwrap().0;
+        // Where roles must alternate the user's two turns become one.
         let lists = [
-            (Dialect::Anthropic, "messages", "/content/0/input"),
-            (Dialect::Bedrock, "messages", "/content/0/toolUse/input"),
-            (Dialect::Gemini, "contents", "/parts/0/functionCall/args"),
-            (Dialect::Ollama, "messages", "/tool_calls/0/function/arguments"),
+            (Dialect::Anthropic, "messages", 2, "/content/0/input"),
+            (Dialect::Bedrock, "messages", 2, "/content/0/toolUse/input"),
+            (Dialect::Gemini, "contents", 3, "/parts/0/functionCall/args"),
+            (Dialect::Ollama, "messages", 3, "/tool_calls/0/function/arguments"),
         ];
-        for (dialect, name, pointer) in lists {
+        for (dialect, name, n_turns, pointer) in lists {
             let told = asked(dialect);
             let turns = told[name].as_array().unwrap();
-            assert_eq!(turns.len(), 3, "{dialect:?}: {told}");
-            assert_eq!(turns[2].pointer(pointer), Some(&json!({})), "{dialect:?}: {told}");
+            assert_eq!(turns.len(), n_turns, "{dialect:?}: {told}");
+            let call = &turns[n_turns - 1];
+            assert_eq!(call.pointer(pointer), Some(&json!({})), "{dialect:?}: {told}");
         }
+        let told = asked(Dialect::Bedrock);
+        assert_eq!(
+            told["messages"][0]["content"],
+            json!([{"text": "x"}, {"text": "y"}])
+        );
         assert_eq!(asked(Dialect::OpenAi)["messages"].as_array().unwrap().len(), 3);
     }
 }

@@ -1,10 +1,12 @@
 //! Converse of AWS Bedrock.
 
+use std::collections::HashMap;
+
 use serde_json::{Value, json};
 
 use super::{
-    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, broken,
-    claude, new_id, object, refused, safe_name, set, text, written,
+    Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, alternating,
+    broken, claude, new_id, object, refused, safe_name, set, text, written,
 };
 use crate::failure::{Class, Failure};
 use crate::frames;
@@ -14,11 +16,13 @@ use crate::usage::Usage;
 /// Most characters of a tool's name and of a call's id.
 const NAME_CHARS: usize = 64;
 
+/// Most characters of a document's name, with room for a number behind it: 200 are allowed.
+const DOCUMENT_CHARS: usize = 190;
+
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let turns = question.turns.iter().map(write_turn);
-    let mut messages = turns.collect::<Result<Vec<Value>, _>>()?;
-    // Of a turn of unsigned thoughts alone nothing is left.
-    messages.retain(|message| message["content"] != json!([]));
+    let mut messages = alternating(turns.collect::<Result<_, _>>()?);
+    number_documents(&mut messages);
     // The first must be the user's.
     if messages.first().is_none_or(|first| first["role"] != "user") {
         messages.insert(0, json!({"role": "user", "content": [{"text": "."}]}));
@@ -73,6 +77,44 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     ];
     question.drop_set(&unknown_here, dropped);
     Ok(body)
+}
+
+/// No two documents of a conversation may have the same name: those that come later are numbered, always in the same way,
+/// so that what the provider keeps of a prompt can be used again.
+fn number_documents(messages: &mut [Value]) {
+    let blocks = messages
+        .iter_mut()
+        .flat_map(|message| elements(&mut message["content"]));
+    let documents = blocks.flat_map(|block| {
+        if block["toolResult"].is_object() {
+            elements(&mut block["toolResult"]["content"])
+        } else {
+            std::slice::from_mut(block).iter_mut()
+        }
+    });
+    let names = documents.filter_map(|block| block.get_mut("document")?.get_mut("name"));
+    let mut seen: HashMap<String, u64> = HashMap::new();
+    for name in names {
+        let Some(own) = name.as_str().map(ToString::to_string) else {
+            continue;
+        };
+        let mut numbered = own.clone();
+        while seen.contains_key(&numbered) {
+            let n = seen.entry(own.clone()).or_insert(1);
+            *n += 1;
+            numbered = format!("{own}-{n}");
+        }
+        *name = Value::from(numbered.as_str());
+        seen.insert(numbered, 1);
+    }
+}
+
+/// The elements of an array, or nothing.
+fn elements(array: &mut Value) -> std::slice::IterMut<'_, Value> {
+    array
+        .as_array_mut()
+        .map_or(&mut [][..], Vec::as_mut_slice)
+        .iter_mut()
 }
 
 /// What Converse does not know but Claude does.
@@ -292,7 +334,7 @@ fn document(source: &Source, name: Option<&str>) -> Result<Value, Failure> {
     let name: String = name
         .chars()
         .map(|c| if fits(c) { c } else { '-' })
-        .take(200)
+        .take(DOCUMENT_CHARS)
         .collect();
     Ok(json!({"document": {"format": format, "name": name, "source": {"bytes": data}}}))
 }
@@ -467,5 +509,49 @@ impl Reader for ConverseReader {
 
     fn end(&mut self, _events: &mut Vec<Event>) -> bool {
         self.is_done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::{Dialect, Endpoint};
+
+    #[test]
+    fn no_two_documents_have_one_name() {
+        let document = |title: Value| {
+            let source = json!({"type": "base64", "media_type": "application/pdf", "data": "QQ=="});
+            json!({"type": "document", "title": title, "source": source})
+        };
+        let untitled = || document(Value::Null);
+        let result = json!({"type": "tool_result", "tool_use_id": "i", "content": [untitled()]});
+        let body = json!({"max_tokens": 9, "messages": [
+            {"role": "user", "content": [untitled(), document(json!("a.b")), document(json!("a_b"))]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "i", "name": "f", "input": {}}]},
+            {"role": "user", "content": [result, document(json!("document-2")), untitled()]},
+        ]});
+        let question = Question::read(Endpoint::Messages, &body).unwrap();
+        let told = question.write(Dialect::Bedrock, "m").unwrap().0;
+        let name = |pointer: &str| told.pointer(pointer).and_then(Value::as_str);
+        let names = [
+            "/messages/0/content/0/document/name",
+            "/messages/0/content/1/document/name",
+            "/messages/0/content/2/document/name",
+            "/messages/2/content/0/toolResult/content/0/document/name",
+            "/messages/2/content/1/document/name",
+            "/messages/2/content/2/document/name",
+        ];
+        let names = names.map(|pointer| name(pointer).unwrap());
+        assert_eq!(
+            names,
+            [
+                "document",
+                "a-b",
+                "a-b-2",
+                "document-2",
+                "document-2-2",
+                "document-3"
+            ]
+        );
     }
 }

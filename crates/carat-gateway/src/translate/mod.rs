@@ -327,6 +327,25 @@ impl Question {
     }
 }
 
+/// Messages without those of which nothing is left, such as unsigned thoughts alone, and neighbours of one role as one:
+/// providers want the roles to alternate.
+fn alternating(messages: Vec<Value>) -> Vec<Value> {
+    let mut out: Vec<Value> = Vec::with_capacity(messages.len());
+    for mut message in messages {
+        let same = out.last_mut().filter(|last| last["role"] == message["role"]);
+        match (message["content"].as_array_mut(), same) {
+            (Some(content), _) if content.is_empty() => {}
+            (Some(content), Some(last)) => {
+                if let Some(before) = last["content"].as_array_mut() {
+                    before.append(content);
+                }
+            }
+            _ => out.push(message),
+        }
+    }
+    out
+}
+
 impl Question {
     /// How tokens are chosen, where an API calls it as OpenAI does. `within`: what stands before the fields' names.
     fn sampled(settings: &Value, within: &str) -> Result<Self, Failure> {
