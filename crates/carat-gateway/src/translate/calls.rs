@@ -67,14 +67,40 @@ fn take_open(waiting: &mut VecDeque<usize>, calls: &mut [OpenCall]) -> Option<us
     None
 }
 
-/// The names of the functions that were called, by the ids of their calls.
-pub(super) fn names(turns: &[Turn]) -> HashMap<&str, &str> {
-    let pieces = turns.iter().flat_map(|turn| &turn.pieces);
-    let calls = pieces.filter_map(|piece| match piece {
+/// The names of the functions that were called, by the ids of their calls, as a conversation goes on: some servers count
+/// their calls anew in every turn, so that what counts is the latest call of an id.
+pub(super) struct Names<'a> {
+    before: HashMap<&'a str, &'a str>,
+    /// For results that stand before their calls.
+    all: HashMap<&'a str, &'a str>,
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn of(turns: &'a [Turn]) -> Self {
+        let pieces = turns.iter().flat_map(|turn| &turn.pieces);
+        Self {
+            before: HashMap::new(),
+            all: called(pieces).collect(),
+        }
+    }
+
+    /// The function of which this is the call.
+    pub(super) fn name(&self, id: &str) -> Option<&'a str> {
+        self.before.get(id).or_else(|| self.all.get(id)).copied()
+    }
+
+    /// A turn has been told.
+    pub(super) fn pass(&mut self, pieces: &[&'a Piece]) {
+        self.before.extend(called(pieces.iter().copied()));
+    }
+}
+
+/// Ids of calls, and whom they call.
+fn called<'a>(pieces: impl Iterator<Item = &'a Piece>) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pieces.filter_map(|piece| match piece {
         Piece::Call { id, name, .. } => Some((id.as_str(), name.as_str())),
         _ => None,
-    });
-    calls.collect()
+    })
 }
 
 /// The pieces of every turn, with the results among them in the order of the calls that they answer: providers without
@@ -89,10 +115,7 @@ pub(super) fn in_order(turns: &[Turn]) -> impl Iterator<Item = (Role, Vec<&Piece
 
 /// Only results move, each into the place of another.
 fn ordered<'a>(pieces: &'a [Piece], calls: &[Piece]) -> Vec<&'a Piece> {
-    let ids = calls.iter().filter_map(|piece| match piece {
-        Piece::Call { id, .. } => Some(id.as_str()),
-        _ => None,
-    });
+    let ids = called(calls.iter()).map(|(id, _)| id);
     let places: HashMap<&str, usize> = ids.enumerate().map(|(i, id)| (id, i)).collect();
     let place = |piece: &&Piece| match piece {
         Piece::Result { id, .. } => places.get(id.as_str()).copied().unwrap_or(usize::MAX),
@@ -166,6 +189,24 @@ mod tests {
         let (told, _) = question.write(Dialect::Ollama, "m").unwrap();
         let said = [2, 3, 4].map(|i: usize| told["messages"][i]["content"].as_str().unwrap());
         assert_eq!(said, ["in Paris", "in London", "and then"]);
+    }
+
+    #[test]
+    fn ids_that_come_again_are_those_of_the_latest_calls() {
+        let turn = |name: &str| {
+            let call = json!({"id": "0", "type": "function", "function": {"name": name, "arguments": "{}"}});
+            let result = json!({"role": "tool", "tool_call_id": "0", "content": "x"});
+            [json!({"role": "assistant", "tool_calls": [call]}), result]
+        };
+        let turns = [turn("f"), turn("g")].concat();
+        let body = json!({"messages": turns});
+        let question = Question::read(Endpoint::Chat, &body).unwrap();
+        let (told, _) = question.write(Dialect::Gemini, "m").unwrap();
+        let name = |turn: usize| &told["contents"][turn]["parts"][0]["functionResponse"]["name"];
+        assert_eq!((name(1), name(3)), (&json!("f"), &json!("g")), "{told}");
+        let (told, _) = question.write(Dialect::Ollama, "m").unwrap();
+        let name = |turn: usize| &told["messages"][turn]["tool_name"];
+        assert_eq!((name(1), name(3)), (&json!("f"), &json!("g")), "{told}");
     }
 
     /// A conversation of so many calls, each with a result, as clients of this API have it.

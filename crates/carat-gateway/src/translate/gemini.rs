@@ -305,9 +305,12 @@ fn read_tool(function: &Value) -> Tool {
 }
 
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
-    let names = calls::names(&question.turns);
-    let turns = calls::in_order(&question.turns).map(|(role, pieces)| write_turn(&names, role, &pieces));
-    let mut contents = turns.collect::<Result<Vec<Value>, _>>()?;
+    let mut names = calls::Names::of(&question.turns);
+    let mut contents = Vec::with_capacity(question.turns.len());
+    for (role, pieces) in calls::in_order(&question.turns) {
+        contents.push(write_turn(&names, role, &pieces)?);
+        names.pass(&pieces);
+    }
     // Of a turn of thoughts alone nothing is left.
     contents.retain(|content| content["parts"] != json!([]));
     if contents.is_empty() {
@@ -406,8 +409,7 @@ pub(super) fn safe(name: &str) -> String {
     safe_name(name, NAME_CHARS, "-.")
 }
 
-/// `names`: of functions that were called, by the ids of the calls.
-fn write_turn(names: &HashMap<&str, &str>, role: Role, pieces: &[&Piece]) -> Result<Value, Failure> {
+fn write_turn(names: &calls::Names<'_>, role: Role, pieces: &[&Piece]) -> Result<Value, Failure> {
     let role = if role == Role::Assistant { "model" } else { "user" };
     let pieces = pieces.iter().copied();
     // Results are objects: images in them come after, as the user's.
@@ -425,7 +427,7 @@ fn write_turn(names: &HashMap<&str, &str>, role: Role, pieces: &[&Piece]) -> Res
     Ok(json!({"role": role, "parts": parts}))
 }
 
-fn part(names: &HashMap<&str, &str>, piece: &Piece) -> Result<Option<Value>, Failure> {
+fn part(names: &calls::Names<'_>, piece: &Piece) -> Result<Option<Value>, Failure> {
     Ok(Some(match piece {
         Piece::Text { text, .. } => json!({"text": text}),
         Piece::Image {
@@ -458,15 +460,12 @@ fn part(names: &HashMap<&str, &str>, piece: &Piece) -> Result<Option<Value>, Fai
             is_error,
             ..
         } => {
-            let name = name
-                .as_deref()
-                .or(names.get(id.as_str()).copied())
-                .ok_or_else(|| {
-                    refused(
-                        "messages",
-                        format!("the result of the call `{id}` answers no call of this conversation"),
-                    )
-                })?;
+            let name = name.as_deref().or_else(|| names.name(id)).ok_or_else(|| {
+                refused(
+                    "messages",
+                    format!("the result of the call `{id}` answers no call of this conversation"),
+                )
+            })?;
             let said = joined(content);
             let key = if *is_error { "error" } else { "result" };
             // An object goes through as it is; anything else is wrapped in one.

@@ -1,7 +1,5 @@
 //! Ollama's own `/api/chat`.
 
-use std::collections::HashMap;
-
 use serde_json::{Value, json};
 
 use super::{
@@ -201,9 +199,10 @@ pub(super) fn request(
     if !question.system.is_empty() {
         messages.push(json!({"role": "system", "content": joined(&question.system)}));
     }
-    let names = calls::names(&question.turns);
+    let mut names = calls::Names::of(&question.turns);
     for (role, pieces) in calls::in_order(&question.turns) {
         write_turn(&names, role, &pieces, &mut messages)?;
+        names.pass(&pieces);
     }
     let mut body = json!({"model": to.model, "messages": messages, "stream": question.stream});
     // Else the beginning of a prompt that is too long is left out without a word, which no other API does.
@@ -265,9 +264,8 @@ fn image(piece: &Piece) -> Result<Value, Failure> {
     }
 }
 
-/// `names`: of functions that were called, by the ids of the calls.
 fn write_turn(
-    names: &HashMap<&str, &str>,
+    names: &calls::Names<'_>,
     role: Role,
     pieces: &[&Piece],
     messages: &mut Vec<Value>,
@@ -283,7 +281,7 @@ fn write_turn(
             Piece::Result {
                 id, name, content, ..
             } => {
-                let name = name.as_deref().or(names.get(id.as_str()).copied());
+                let name = name.as_deref().or_else(|| names.name(id));
                 let name = name.unwrap_or_default();
                 messages.push(json!({"role": "tool", "tool_name": name, "content": joined(content)}));
                 // Images in a result come after it, as the user's.
