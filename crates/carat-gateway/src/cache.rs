@@ -61,6 +61,8 @@ type Key = [u8; 32];
 pub(crate) struct Kept {
     pub(crate) body: Bytes,
     pub(crate) is_stream: bool,
+    /// Its client asked to be told the usage in the stream.
+    pub(crate) wanted_usage: bool,
     /// Who gave it.
     pub(crate) target: String,
     pub(crate) usage: Usage,
@@ -280,7 +282,7 @@ impl Lookup {
         let is_same = kept.is_stream == self.is_stream
             && (!self.is_stream
                 || self.endpoint.dialect() != Dialect::OpenAi
-                || has_usage(&kept.body) == self.wants_usage);
+                || kept.wanted_usage == self.wants_usage);
         if is_same {
             return Some(kept.body.clone());
         }
@@ -304,10 +306,6 @@ impl Lookup {
         writer.end(&mut out);
         Some(Bytes::from(out))
     }
-}
-
-fn has_usage(body: &[u8]) -> bool {
-    memchr::memmem::find(body, b"\"usage\":{").is_some()
 }
 
 /// `shape`: whether it streams, and with its usage, where that makes another request of it.
@@ -486,6 +484,7 @@ impl Tape {
         self.lookup.keep(Kept {
             body: Bytes::from(self.bytes),
             is_stream: true,
+            wanted_usage: self.lookup.wants_usage,
             target: self.target,
             usage,
         });
@@ -500,6 +499,7 @@ mod tests {
         Kept {
             body: Bytes::copy_from_slice(text.as_bytes()),
             is_stream: false,
+            wanted_usage: false,
             target: "a/x".into(),
             usage: Usage::default(),
         }
@@ -524,6 +524,43 @@ mod tests {
         assert!(cache.get(&[0; 32], now + ttl).is_none(), "too old");
         put(12);
         assert_eq!(cache.n_bytes(), most - size(&kept(&"x".repeat(100))));
+    }
+
+    #[test]
+    fn usage_in_a_stream_is_for_who_asked_for_it() {
+        let lookup = |wants_usage: bool| Lookup {
+            cache: Arc::default(),
+            key: [0; 32],
+            wanted: Wanted::Any,
+            endpoint: Endpoint::Chat,
+            is_stream: true,
+            wants_usage,
+            may_change: true,
+            ttl: Duration::from_secs(60),
+            most_bytes: 1 << 20,
+        };
+        // With spaces, as Python's JSON has them.
+        let choice = "{\"index\": 0, \"delta\": {\"content\": \"a\"}, \"finish_reason\": \"stop\"}";
+        let usage = "{\"prompt_tokens\": 1, \"completion_tokens\": 1, \"total_tokens\": 2}";
+        let events = format!(
+            "data: {{\"id\": \"1\", \"choices\": [{choice}]}}\n\ndata: {{\"id\": \"1\", \"choices\": [], \"usage\": {usage}}}\n\ndata: [DONE]\n\n"
+        );
+        let stream = Kept {
+            is_stream: true,
+            wanted_usage: true,
+            ..kept(&events)
+        };
+        assert_eq!(lookup(true).as_wanted(&stream).unwrap(), events);
+        let other = lookup(false).as_wanted(&stream).unwrap();
+        let other = std::str::from_utf8(&other).unwrap();
+        assert!(
+            other.ends_with("[DONE]\n\n") && !other.contains("\"usage\":{"),
+            "{other}"
+        );
+        assert!(
+            !other.contains("\"choices\":[]") && !other.contains("\"usage\": {"),
+            "{other}"
+        );
     }
 
     #[test]

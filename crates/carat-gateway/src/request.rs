@@ -531,6 +531,7 @@ impl Way<'_> {
                     lookup.keep(Kept {
                         body: bytes.clone(),
                         is_stream: false,
+                        wanted_usage: false,
                         target: won.target.clone(),
                         usage,
                     });
