@@ -15,7 +15,7 @@ use crate::endpoint::{Dialect, Endpoint};
 use crate::fields::Fields;
 
 /// How the kinds of tools begin that clients call themselves, or that only look something up or draw.
-const HARMLESS: [&str; 12] = [
+const HARMLESS: [&str; 13] = [
     "function",
     "custom",
     "web_search",
@@ -27,6 +27,7 @@ const HARMLESS: [&str; 12] = [
     "bash",
     "memory",
     "apply_patch",
+    "local_shell",
     "image_generation",
 ];
 /// Google's, by the member that they are in: small letters alone. What it calculates is forgotten with the answer.
@@ -47,6 +48,26 @@ const HARMLESS_GOOGLE: [&str; 9] = [
 struct Tool<'a> {
     #[serde(rename = "type", default, borrow)]
     kind: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    environment: Option<Place<'a>>,
+}
+
+/// Where a tool runs.
+#[derive(Deserialize)]
+struct Place<'a> {
+    #[serde(rename = "type", default, borrow)]
+    kind: Option<Cow<'a, str>>,
+}
+
+impl Tool<'_> {
+    fn is_harmless(&self) -> bool {
+        let Some(kind) = self.kind.as_deref() else {
+            return true;
+        };
+        let place = self.environment.as_ref().and_then(|place| place.kind.as_deref());
+        // A shell is the client's own, or one in a container of the provider's.
+        (kind == "shell" && place == Some("local")) || HARMLESS.iter().any(|known| kind.starts_with(known))
+    }
 }
 
 /// Whether a provider that is asked this may do more than answer.
@@ -74,11 +95,7 @@ fn has_acting_tools(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
         });
     }
     let tools: Result<Vec<Tool<'_>>, _> = serde_json::from_str(text);
-    let is_harmless = |kind: &str| HARMLESS.iter().any(|known| kind.starts_with(known));
-    tools.map_or(true, |tools| {
-        let mut kinds = tools.iter().filter_map(|tool| tool.kind.as_deref());
-        kinds.any(|kind| !is_harmless(kind))
-    })
+    tools.map_or(true, |tools| !tools.iter().all(Tool::is_harmless))
 }
 
 /// Whether a member of Google's tools is harmless, in either way of writing it.
@@ -115,6 +132,17 @@ mod tests {
                 r#"{"tools":[{"type":"code_interpreter"}]}"#,
                 true,
             ),
+            (
+                Endpoint::Responses,
+                r#"{"tools":[{"type":"local_shell"},{"type":"shell","environment":{"type":"local"}}]}"#,
+                false,
+            ),
+            (
+                Endpoint::Responses,
+                r#"{"tools":[{"type":"shell","environment":{"type":"container_auto"}}]}"#,
+                true,
+            ),
+            (Endpoint::Responses, r#"{"tools":[{"type":"shell"}]}"#, true),
             (
                 Endpoint::Chat,
                 r#"{"tools":[{"type":"function","function":{"type":"mcp"}}]}"#,
