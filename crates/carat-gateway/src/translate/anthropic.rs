@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::closed::closed;
 use super::{
     Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn,
     Writer, alternating, claude, new_id, numbers, object, refused, safe_name, set, strings, text, told,
@@ -196,7 +197,7 @@ fn source(source: &Value, path: &str) -> Result<Source, Failure> {
     }
 }
 
-pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Value {
+pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
     let mut messages = alternating(question.turns.iter().map(write_turn).collect());
     // The first must be the user's.
     if messages.first().is_none_or(|first| first["role"] != "user") {
@@ -232,8 +233,8 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     set(&mut body, "temperature", told.temperature);
     set(&mut body, "top_p", told.top_p);
     set(&mut body, "top_k", told.top_k);
-    if !question.stop.is_empty() {
-        body["stop_sequences"] = json!(question.stop);
+    if !told.stop.is_empty() {
+        body["stop_sequences"] = json!(told.stop);
     }
     if let Some(user) = &question.user {
         body["metadata"] = json!({"user_id": user});
@@ -242,11 +243,11 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         Format::Text => {}
         Format::Json => dropped.push("response_format".into()),
         Format::Schema { schema, .. } => {
-            body["output_config"]["format"] = json!({"type": "json_schema", "schema": schema})
+            body["output_config"]["format"] = json!({"type": "json_schema", "schema": closed(schema)?});
         }
     }
     question.drop_set(&["seed", "presence_penalty", "frequency_penalty"], dropped);
-    body
+    Ok(body)
 }
 
 fn write_tool(tool: &Tool) -> Value {
@@ -737,6 +738,30 @@ mod tests {
             (None, vec!["reasoning_effort".to_string()])
         );
         assert_eq!(asked(json!([]), "claude-opus-5").0.as_deref(), Some("adaptive"));
+    }
+
+    #[test]
+    fn stop_words_and_schemas_are_told_as_claude_takes_them() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}});
+        let body = json!({"messages": [{"role": "user", "content": "x"}], "stop": ["\n\n", "END", " "],
+            "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}});
+        let question = Question::read(crate::endpoint::Endpoint::Chat, &body).unwrap();
+        let (told, dropped) = question.write(Dialect::Anthropic, "claude-opus-5").unwrap();
+        assert_eq!(told["stop_sequences"], json!(["END"]));
+        assert_eq!(dropped, ["stop"]);
+        let schema = &told["output_config"]["format"]["schema"];
+        assert_eq!(schema["additionalProperties"], false, "{told}");
+        let (told, dropped) = question
+            .write(Dialect::Bedrock, "anthropic.claude-opus-5")
+            .unwrap();
+        assert_eq!(told["inferenceConfig"]["stopSequences"], json!(["END"]));
+        assert_eq!(dropped, ["stop"]);
+        let (told, dropped) = question.write(Dialect::Bedrock, "amazon.nova-pro").unwrap();
+        assert_eq!(
+            told["inferenceConfig"]["stopSequences"],
+            json!(["\n\n", "END", " "])
+        );
+        assert!(dropped.is_empty());
     }
 
     #[test]

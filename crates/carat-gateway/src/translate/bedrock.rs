@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 
+use super::closed::closed;
 use super::{
     Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool, Turn, alternating,
     broken, claude, new_id, object, refused, safe_name, set, text, written,
@@ -45,8 +46,9 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     set(&mut config, "maxTokens", question.max_tokens.or(room));
     set(&mut config, "temperature", temperature);
     set(&mut config, "topP", top_p);
-    if !question.stop.is_empty() {
-        config["stopSequences"] = json!(question.stop);
+    let stop = claude.as_ref().map_or(&question.stop, |told| &told.stop);
+    if !stop.is_empty() {
+        config["stopSequences"] = json!(stop);
     }
     if config.as_object().is_some_and(|config| !config.is_empty()) {
         body["inferenceConfig"] = config;
@@ -56,6 +58,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         Format::Text => {}
         Format::Json => dropped.push("response_format".into()),
         Format::Schema { name, schema, .. } => {
+            let schema = if is_claude { &closed(schema)? } else { schema };
             let schema = json!({"name": safe(name), "schema": schema.to_string()});
             body["outputConfig"]["textFormat"] =
                 json!({"type": "json_schema", "structure": {"jsonSchema": schema}});

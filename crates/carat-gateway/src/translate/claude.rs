@@ -122,6 +122,8 @@ pub(super) struct Settings {
     pub(super) temperature: Option<f64>,
     pub(super) top_p: Option<f64>,
     pub(super) top_k: Option<u64>,
+    /// White space alone is no word to it.
+    pub(super) stop: Vec<String>,
 }
 
 impl Settings {
@@ -131,6 +133,11 @@ impl Settings {
         let mut settings = Self::default();
         settings.think(question, &traits, dropped);
         settings.sample(question, &traits, dropped);
+        let words = question.stop.iter().filter(|word| !word.trim().is_empty());
+        settings.stop = words.cloned().collect();
+        if settings.stop.len() < question.stop.len() {
+            dropped.push("stop".into());
+        }
         settings
     }
 

@@ -12,6 +12,7 @@ mod bedrock;
 mod broken;
 mod calls;
 mod claude;
+mod closed;
 mod cohere;
 mod completions;
 pub(crate) mod count;
@@ -257,7 +258,7 @@ impl Question {
         let model = to.model;
         let value = match to.dialect {
             Dialect::OpenAi => openai::request(self, to, &mut dropped),
-            Dialect::Anthropic => anthropic::request(self, model, &mut dropped),
+            Dialect::Anthropic => anthropic::request(self, model, &mut dropped)?,
             Dialect::Gemini => gemini::request(self, model, &mut dropped)?,
             Dialect::Ollama => ollama::request(self, to, &mut dropped)?,
             Dialect::Bedrock => bedrock::request(self, model, &mut dropped)?,

@@ -313,7 +313,7 @@ async fn providers_are_asked_in_their_own_words() {
     };
     let image = "data:image/png;base64,AAAA";
     let body = json!({"model": "anthropic/ok", "seed": 3, "logit_bias": {"1": 2}, "stop": "x", "temperature": 1.5, "user": "u",
-        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "properties": {}}}},
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": image}}]},
             {"role": "assistant", "content": null,
@@ -367,7 +367,7 @@ async fn providers_are_asked_in_their_own_words() {
     assert_eq!(told["contents"][2]["parts"][0], response);
     assert_eq!(
         told["generationConfig"]["responseJsonSchema"],
-        json!({"type": "object"})
+        json!({"type": "object", "properties": {}})
     );
 
     let ollama = body.to_string().replace("anthropic/ok", "ollama/ok");
@@ -414,7 +414,7 @@ async fn bedrock_is_asked_in_its_own_words_and_every_request_is_signed() {
     let body = json!({"model": "bedrock/anthropic.claude-sonnet-4-5;ok:0", "max_tokens": 2000, "temperature": 0.5, "top_k": 5,
         "system": [{"type": "text", "text": "Be kind", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
         "thinking": {"type": "enabled", "budget_tokens": 1500}, "stop_sequences": ["x"],
-        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object", "properties": {}}}},
         "tools": [{"name": "a.b", "description": "d", "input_schema": {"type": "object"}}],
         "messages": [
             {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}},
@@ -456,7 +456,7 @@ async fn bedrock_is_asked_in_its_own_words_and_every_request_is_signed() {
     assert_eq!(told["toolConfig"]["tools"][0]["toolSpec"]["name"], "a_b");
     assert_eq!(
         told["outputConfig"]["textFormat"]["structure"]["jsonSchema"]["schema"],
-        "{\"type\":\"object\"}"
+        json!({"type": "object", "properties": {}, "additionalProperties": false}).to_string()
     );
     let messages = &told["messages"];
     assert_eq!(
