@@ -443,7 +443,7 @@ async fn attempt(
     let Ask {
         mut request,
         dropped,
-        forwarding,
+        mut forwarding,
     } = match prepared(means, candidate, call).await? {
         Prepared::Ask(ask) => *ask,
         Prepared::Answer { bytes, dropped } => {
@@ -455,6 +455,7 @@ async fn attempt(
             });
         }
     };
+    forwarding.keeps_refusals = !route.has_more_for_refused(i);
     let mut asking = Asking::new(means, candidate, permit, call);
     asking
         .account

@@ -124,6 +124,7 @@ pub(crate) async fn prepare(
             secret: provider.secret.clone(),
             model: candidate.model.clone(),
             renamed,
+            keeps_refusals: false,
         },
     })))
 }

@@ -194,6 +194,13 @@ impl Route {
         }
     }
 
+    /// Whether somebody may still be asked for what this candidate refuses for its content's sake.
+    pub(crate) fn has_more_for_refused(&self, i: usize) -> bool {
+        let is_one = |j: &usize| self.candidates[*j].role == Role::ForRefused;
+        let from = if is_one(&i) { i + 1 } else { 0 };
+        (from..self.candidates.len()).any(|j| is_one(&j))
+    }
+
     /// Whether everybody who may be asked is on this machine.
     pub(crate) fn stays_here(&self) -> bool {
         self.rules.is_none()

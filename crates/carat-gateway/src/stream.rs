@@ -89,6 +89,8 @@ pub(crate) struct Forwarding {
     pub(crate) model: String,
     /// Tools whose names the provider does not take: as it was told them, and as the client knows them.
     pub(crate) renamed: Vec<(String, String)>,
+    /// A refused prompt is told as the provider tells it, if the client speaks its API: nobody else is asked for it.
+    pub(crate) keeps_refusals: bool,
 }
 
 impl Forwarding {
@@ -509,6 +511,7 @@ mod tests {
             secret: None,
             model: "m".into(),
             renamed: Vec::new(),
+            keeps_refusals: false,
         };
         let mut transform = forwarding.transform();
         let mut records = Records::new(Framing::Events);

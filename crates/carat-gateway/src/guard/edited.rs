@@ -446,6 +446,7 @@ mod tests {
             secret: None,
             model: "m".into(),
             renamed: Vec::new(),
+            keeps_refusals: false,
         };
         let framing = forwarding.framing();
         let mut edited = Edited::new(forwarding, Arc::new(guard));

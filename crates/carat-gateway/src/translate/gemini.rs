@@ -598,9 +598,22 @@ impl Writer for ContentWriter {
     }
 }
 
+/// For whom answers are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Client {
+    /// Gets them in other words.
+    #[default]
+    Other,
+    /// Speaks this API too, and gets them as they came.
+    Own,
+    /// The same, also where a prompt was refused: nobody else is asked then.
+    OwnRefused,
+}
+
 /// Reads answers, whole or as records of a stream, which are alike.
 #[derive(Default)]
 pub(super) struct ContentReader {
+    client: Client,
     has_begun: bool,
     has_calls: bool,
     is_done: bool,
@@ -612,6 +625,12 @@ impl Alike for ContentReader {
             return Err(Failure::of_value(value, None));
         }
         if let Some(reason) = value["promptFeedback"]["blockReason"].as_str() {
+            if self.client == Client::OwnRefused {
+                self.is_done = true;
+                events.extend(usage_event(value));
+                events.push(Event::End(Finish::Filter));
+                return Ok(());
+            }
             let message = format!("the provider refused the prompt ({reason})");
             return Err(Failure::new(Class::ContentPolicy, 400, message));
         }
@@ -626,9 +645,7 @@ impl Alike for ContentReader {
         for part in candidate["content"]["parts"].as_array().into_iter().flatten() {
             self.read_part(part, events);
         }
-        if value["usageMetadata"].is_object() {
-            events.push(Event::Usage(read_usage(&value["usageMetadata"])));
-        }
+        events.extend(usage_event(value));
         if let Some(reason) = candidate["finishReason"].as_str() {
             self.is_done = true;
             events.push(self.end_of(reason));
@@ -641,7 +658,19 @@ impl Alike for ContentReader {
     }
 }
 
+fn usage_event(value: &Value) -> Option<Event> {
+    let usage = &value["usageMetadata"];
+    usage.is_object().then(|| Event::Usage(read_usage(usage)))
+}
+
 impl ContentReader {
+    pub(super) fn of(client: Client) -> Self {
+        Self {
+            client,
+            ..Self::default()
+        }
+    }
+
     fn read_part(&mut self, part: &Value, events: &mut Vec<Event>) {
         if let Some(said) = text(&part["text"]).filter(|text| !text.is_empty()) {
             events.push(if part["thought"] == true {
@@ -649,6 +678,11 @@ impl ContentReader {
             } else {
                 Event::Text(said)
             });
+        }
+        if part["inlineData"].is_object() && self.client == Client::Other {
+            let why =
+                "the provider answered with a picture or a sound, for which the client's API has no place";
+            events.push(Event::Broken(why.into()));
         }
         let call = &part["functionCall"];
         if call.is_object() {

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::gemini::{Client, ContentReader};
 use super::{Answer, Event, Reader, Writer, broken, reader, whole, writer};
 use crate::endpoint::Dialect;
 use crate::failure::{Class, Failure};
@@ -79,11 +80,22 @@ pub(crate) struct Passing {
 impl Passing {
     pub(crate) fn new(forwarding: Forwarding) -> Self {
         Self {
-            reader: reader(forwarding.dialect, forwarding.reasoning_apart),
+            reader: reader_for(&forwarding),
             forwarding,
             events: Vec::new(),
             counted: Counted::default(),
         }
+    }
+}
+
+/// How an answer is read that goes this way.
+fn reader_for(forwarding: &Forwarding) -> Box<dyn Reader> {
+    match (forwarding.dialect, forwarding.is_translated) {
+        (Dialect::Gemini, false) if forwarding.keeps_refusals => {
+            Box::new(ContentReader::of(Client::OwnRefused))
+        }
+        (Dialect::Gemini, false) => Box::new(ContentReader::of(Client::Own)),
+        (dialect, _) => reader(dialect, forwarding.reasoning_apart),
     }
 }
 
@@ -211,7 +223,7 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
         )
     })?;
     let mut events = Vec::new();
-    let mut reader = reader(forwarding.dialect, forwarding.reasoning_apart);
+    let mut reader = reader_for(forwarding);
     reader
         .whole(&value, &mut events)
         .map_err(|failure| failure.without(forwarding.secret.as_deref()))?;
@@ -281,7 +293,57 @@ mod tests {
             secret: None,
             model: "m".into(),
             renamed: Vec::new(),
+            keeps_refusals: false,
         }
+    }
+
+    #[test]
+    fn a_refused_prompt_is_told_as_it_came_where_nobody_else_is_asked() {
+        let answer =
+            json!({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 3}});
+        let body = answer.to_string();
+        let whole = |endpoint, keeps_refusals| {
+            let forwarding = Forwarding {
+                keeps_refusals,
+                ..of_gemini(endpoint)
+            };
+            forwarding.whole(Bytes::from(body.clone()))
+        };
+        let kept = whole(Endpoint::Generate, true).unwrap();
+        assert_eq!(
+            (&kept.bytes[..], kept.usage.input, kept.is_counted),
+            (body.as_bytes(), 3, true)
+        );
+        for (endpoint, keeps) in [(Endpoint::Generate, false), (Endpoint::Chat, true)] {
+            assert_eq!(whole(endpoint, keeps).unwrap_err().class, Class::ContentPolicy);
+        }
+        let forwarding = Forwarding {
+            keeps_refusals: true,
+            ..of_gemini(Endpoint::Generate)
+        };
+        let (mut stream, mut out) = (forwarding.transform(), Vec::new());
+        let sent = format!("data: {body}\n\n");
+        let mut records = Records::new(Framing::Events);
+        records.feed(sent.as_bytes()).unwrap();
+        let step = stream.record(&records.next().unwrap(), &mut out);
+        assert!(matches!(step, Step::Words), "{step:?}");
+        assert!(stream.end(&mut out) && out == sent.as_bytes());
+    }
+
+    #[test]
+    fn a_picture_is_told_of_where_it_cannot_be_told() {
+        let picture = json!({"inlineData": {"mimeType": "image/png", "data": "QQ=="}});
+        let answer = json!({"candidates": [{"content": {"parts": [picture]}, "finishReason": "STOP"}]});
+        let body = Bytes::from(answer.to_string());
+        assert_eq!(
+            of_gemini(Endpoint::Generate).whole(body.clone()).unwrap().bytes,
+            body
+        );
+        let failure = of_gemini(Endpoint::Chat).whole(body).unwrap_err();
+        assert!(
+            failure.status == 502 && failure.message.contains("picture"),
+            "{failure:?}"
+        );
     }
 
     #[test]
@@ -381,6 +443,7 @@ mod tests {
             secret: None,
             model: "m".into(),
             renamed: question.renamed(Dialect::Anthropic),
+            keeps_refusals: false,
         };
         let answer = json!({"id": "x", "model": "m", "stop_reason": "tool_use", "usage": {"input_tokens": 1, "output_tokens": 1},
             "content": [{"type": "tool_use", "id": "t", "name": "a_b", "input": {}}, {"type": "tool_use", "id": "u", "name": "c", "input": {}}]});
