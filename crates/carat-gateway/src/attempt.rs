@@ -23,7 +23,7 @@ use crate::budget::CallBudget;
 use crate::clock;
 use crate::config::Config;
 use crate::effects;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
 use crate::guard::{Edited, Guard, Rewritten};
@@ -37,6 +37,7 @@ use crate::relay::Relay;
 use crate::route::{Candidate, Hedge, Policy, Route};
 use crate::stream::{Forwarding, Transform, Whole};
 use crate::trace::CallTrace;
+use crate::translate::ollama;
 use crate::upstream::{self, AnswerBody, Upstream};
 use crate::usage::Usage;
 use crate::variants::Variants;
@@ -442,7 +443,7 @@ async fn attempt(
     let candidate = &route.candidates[i];
     let Ask {
         mut request,
-        dropped,
+        mut dropped,
         mut forwarding,
     } = match prepared(means, candidate, call).await? {
         Prepared::Ask(ask) => *ask,
@@ -460,8 +461,16 @@ async fn attempt(
     asking
         .account
         .trace(CallTrace::begin(call, candidate, &mut request));
+    let may_be_plainer = forwarding.is_translated && forwarding.dialect == Dialect::Ollama;
+    let spare = may_be_plainer.then(|| request.clone());
     let read = async {
-        let (head, body) = asking.send(request, forwarding.secret.as_deref()).await?;
+        let (head, body) = match (asking.send(request, &forwarding).await, spare) {
+            (Err(failure), Some(spare)) => {
+                let again = plainer(spare, &failure, &mut dropped).ok_or(failure)?;
+                asking.send(again, &forwarding).await?
+            }
+            (sent, _) => sent?,
+        };
         asking.read(&head, body, forwarding).await
     };
     let read = read.await;
@@ -474,6 +483,17 @@ async fn attempt(
         }),
         (_, Err(failure)) => Err(failure),
     }
+}
+
+/// The same request without a wish that this gateway told in its own words, and that the model turned down at once.
+fn plainer(
+    mut request: Request<Bytes>,
+    failure: &Failure,
+    dropped: &mut Vec<String>,
+) -> Option<Request<Bytes>> {
+    *request.body_mut() = Bytes::from(ollama::without_thinking(request.body(), failure)?);
+    dropped.push("reasoning_effort".into());
+    Some(request)
 }
 
 /// Asks one target to go on with a stream: it has begun to answer, and nothing of that has been read.
@@ -489,7 +509,7 @@ pub(crate) async fn opened(
     };
     let forwarding = ask.forwarding;
     let asking = Asking::new(means, candidate, permit, call);
-    let sent = asking.send(ask.request, forwarding.secret.as_deref()).await;
+    let sent = asking.send(ask.request, &forwarding).await;
     let sent = sent.and_then(|(head, body)| {
         let is_stream = forwarding.is_stream(content_type(&head));
         is_stream.then_some(body).ok_or_else(no_stream)
@@ -551,7 +571,7 @@ impl<'a> Asking<'a> {
     async fn send(
         &self,
         request: Request<Bytes>,
-        secret: Option<&str>,
+        forwarding: &Forwarding,
     ) -> Result<(Parts, AnswerBody), Failure> {
         let upstream = self.means.upstream;
         let sending = upstream.send(&self.candidate.provider, request, self.call.is_stream);
@@ -561,7 +581,13 @@ impl<'a> Asking<'a> {
         if head.status != StatusCode::OK {
             let body = tokio::time::timeout_at(self.until, upstream::collect(body, ERROR_BYTES)).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
-            return Err(Failure::of_answer(head.status, &head.headers, &body, secret));
+            let secret = forwarding.secret.as_deref();
+            let failure = Failure::of_answer(head.status, &head.headers, &body, secret);
+            return Err(if forwarding.is_translated {
+                failure.of_translation()
+            } else {
+                failure
+            });
         }
         Ok((head, body))
     }

@@ -185,6 +185,16 @@ impl Failure {
         Self::judged(status, told, wait, secret)
     }
 
+    /// The same of a request that this gateway wrote in another API than its client's: what a provider finds wrong with it
+    /// need not be what the client said, and another may take it.
+    pub(crate) fn of_translation(self) -> Self {
+        let class = match self.class {
+            Class::BadRequest => Class::Refused,
+            class => class,
+        };
+        Self { class, ..self }
+    }
+
     /// The same without a provider's key in its message.
     pub(crate) fn without(mut self, secret: Option<&str>) -> Self {
         self.message = scrubbed(&self.message, secret);

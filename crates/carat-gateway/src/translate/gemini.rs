@@ -350,19 +350,11 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
             config["responseJsonSchema"] = schema.clone();
         }
     }
-    match &question.thinking {
-        None => {}
-        Some(Thinking::Off) => config["thinkingConfig"] = json!({"thinkingBudget": 0}),
-        Some(Thinking::Adaptive) => {
-            config["thinkingConfig"] = json!({"thinkingBudget": -1, "includeThoughts": true})
-        }
-        Some(Thinking::Budget(budget)) => {
-            config["thinkingConfig"] = json!({"thinkingBudget": budget, "includeThoughts": true});
-        }
-        Some(Thinking::Effort(effort)) => {
-            config["thinkingConfig"] = effort_config(effort, model);
-        }
-    }
+    set(
+        &mut config,
+        "thinkingConfig",
+        thinking_config(question, model, dropped),
+    );
     if config.as_object().is_some_and(|config| !config.is_empty()) {
         body["generationConfig"] = config;
     }
@@ -370,24 +362,51 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     Ok(body)
 }
 
-/// Models up to 2.5 take a budget of thoughts, later ones a level.
-fn effort_config(effort: &str, model: &str) -> Value {
-    let is_old = ["gemini-1", "gemini-2"];
-    if is_old.iter().any(|old| model.contains(old)) {
-        let budget = match effort {
-            "minimal" | "low" => 1024,
-            "medium" => 8192,
-            _ => 24_576,
-        };
-        return json!({"thinkingBudget": budget, "includeThoughts": true});
-    }
-    let level = match effort {
-        "minimal" => "MINIMAL",
-        "low" => "LOW",
-        "medium" => "MEDIUM",
-        _ => "HIGH",
+/// How much a model of this name is to think: models up to 2.5 take a budget of thoughts, later ones a level, and each
+/// family has its bounds. Pro always thinks, and so do all later ones.
+fn thinking_config(question: &Question, model: &str, dropped: &mut Vec<String>) -> Option<Value> {
+    let is_old = ["gemini-1", "gemini-2"].iter().any(|old| model.contains(old));
+    let is_pro = model.contains("pro");
+    let most: u64 = if is_pro { 32_768 } else { 24_576 };
+    let least = if is_pro {
+        128
+    } else if model.contains("flash-lite") {
+        512
+    } else {
+        1
     };
-    json!({"thinkingLevel": level, "includeThoughts": true})
+    Some(match question.thinking.as_ref()? {
+        Thinking::Off if is_old && !is_pro => json!({"thinkingBudget": 0}),
+        Thinking::Off => {
+            dropped.push("reasoning_effort".into());
+            if is_old {
+                json!({"thinkingBudget": least})
+            } else {
+                json!({"thinkingLevel": if is_pro { "LOW" } else { "MINIMAL" }})
+            }
+        }
+        Thinking::Adaptive => json!({"thinkingBudget": -1, "includeThoughts": true}),
+        Thinking::Budget(budget) => {
+            json!({"thinkingBudget": (*budget).clamp(least, most), "includeThoughts": true})
+        }
+        Thinking::Effort(effort) if is_old => {
+            let budget = match effort.as_str() {
+                "minimal" | "low" => 1024,
+                "medium" => 8192,
+                _ => 24_576,
+            };
+            json!({"thinkingBudget": budget, "includeThoughts": true})
+        }
+        Thinking::Effort(effort) => {
+            let level = match effort.as_str() {
+                "minimal" if !is_pro => "MINIMAL",
+                "minimal" | "low" => "LOW",
+                "medium" => "MEDIUM",
+                _ => "HIGH",
+            };
+            json!({"thinkingLevel": level, "includeThoughts": true})
+        }
+    })
 }
 
 fn write_tool(tool: &Tool) -> Value {
@@ -721,6 +740,34 @@ impl ContentReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn thoughts_are_told_within_the_bounds_of_a_family() {
+        let told = |thinking: Thinking, model: &str| {
+            let question = Question {
+                thinking: Some(thinking),
+                ..Question::default()
+            };
+            let (told, dropped) = question.write(crate::endpoint::Dialect::Gemini, model).unwrap();
+            let config = &told["generationConfig"]["thinkingConfig"];
+            let how = match &config["thinkingLevel"] {
+                Value::Null => config["thinkingBudget"].to_string(),
+                level => level.to_string(),
+            };
+            (how, dropped.len())
+        };
+        let budget = |model: &str, budget: u64| told(Thinking::Budget(budget), model).0;
+        assert_eq!(budget("gemini-2.5-flash", 31_999), "24576");
+        assert_eq!(budget("gemini-2.5-flash", 2000), "2000");
+        assert_eq!(budget("gemini-2.5-flash-lite", 100), "512");
+        assert_eq!(budget("gemini-2.5-pro", 100_000), "32768");
+        assert_eq!(budget("gemini-2.5-pro", 1), "128");
+        let off = |model: &str| told(Thinking::Off, model);
+        assert_eq!(off("gemini-2.5-flash-lite"), ("0".into(), 0));
+        assert_eq!(off("gemini-2.5-pro"), ("128".into(), 1));
+        assert_eq!(off("gemini-3-pro-preview"), ("\"LOW\"".into(), 1));
+        assert_eq!(off("gemini-3-flash"), ("\"MINIMAL\"".into(), 1));
+    }
 
     #[test]
     fn a_result_without_an_id_answers_the_call_that_has_one() {

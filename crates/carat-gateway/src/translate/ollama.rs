@@ -247,6 +247,17 @@ pub(super) fn request(
     Ok(body)
 }
 
+/// The body of a request, without the wish to think, for a model that says that it cannot: which ones can only Ollama
+/// knows.
+pub(crate) fn without_thinking(body: &[u8], failure: &Failure) -> Option<Vec<u8>> {
+    if !failure.message.contains("does not support thinking") {
+        return None;
+    }
+    let mut body: Value = serde_json::from_slice(body).ok()?;
+    body.as_object_mut()?.remove("think")?;
+    Some(body.to_string().into_bytes())
+}
+
 fn image(piece: &Piece) -> Result<Value, Failure> {
     match piece {
         Piece::Image {

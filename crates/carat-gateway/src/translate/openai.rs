@@ -268,13 +268,34 @@ pub(super) fn request(question: &Question, to: &Addressee<'_>, dropped: &mut Vec
         body["stop"] = json!(question.stop);
     }
     match &question.thinking {
-        Some(Thinking::Off) => body["reasoning_effort"] = json!("none"),
+        Some(Thinking::Off) => {
+            let effort = least_effort(to.model);
+            if effort.is_some_and(|effort| effort != "none") {
+                dropped.push("reasoning_effort".into());
+            }
+            set(&mut body, "reasoning_effort", effort);
+        }
         Some(Thinking::Effort(effort)) => body["reasoning_effort"] = json!(effort),
         Some(Thinking::Budget(budget)) => body["reasoning_effort"] = json!(effort_of(*budget)),
         Some(Thinking::Adaptive) | None => {}
     }
     question.drop_set(&["top_k"], dropped);
     body
+}
+
+/// The least that a model can be told to think, if it can be told: some do not think and refuse the word, some always do.
+fn least_effort(model: &str) -> Option<&'static str> {
+    let name = model.rsplit('/').next().unwrap_or(model);
+    let begins = |names: &[&str]| names.iter().any(|begin| name.starts_with(begin));
+    if begins(&["gpt-3", "gpt-4", "gpt-5-chat", "chatgpt-4"]) {
+        None
+    } else if begins(&["o1", "o3", "o4", "gpt-oss"]) {
+        Some("low")
+    } else if name == "gpt-5" || begins(&["gpt-5-"]) {
+        Some("minimal")
+    } else {
+        Some("none")
+    }
 }
 
 /// Names of functions may have letters, digits, `_` and `-`.
@@ -754,6 +775,24 @@ mod tests {
             .for_each(|chunk| reader.read(chunk, "delta", &mut events));
         events.remove(0);
         events
+    }
+
+    #[test]
+    fn nobody_is_told_a_least_effort_that_he_refuses() {
+        let told = |model: &str| {
+            let question = Question {
+                thinking: Some(Thinking::Off),
+                ..Question::default()
+            };
+            let (told, dropped) = question.write(crate::endpoint::Dialect::OpenAi, model).unwrap();
+            (text(&told["reasoning_effort"]), dropped.len())
+        };
+        let least = |effort: &str, n_dropped| (Some(effort.to_string()), n_dropped);
+        assert_eq!(told("gpt-4o-mini"), (None, 0), "it never thinks");
+        assert_eq!(told("o4-mini"), least("low", 1));
+        assert_eq!(told("openai/gpt-5-mini"), least("minimal", 1));
+        assert_eq!(told("gpt-5.1"), least("none", 0));
+        assert_eq!(told("qwen/qwen3-32b"), least("none", 0));
     }
 
     #[test]

@@ -856,3 +856,38 @@ async fn a_stream_is_over_with_its_last_word_though_its_connection_stays_open() 
         "nobody is blamed: {metrics}"
     );
 }
+
+#[tokio::test]
+async fn a_model_that_cannot_think_is_asked_without_the_wish() {
+    let rig = all().await;
+    for is_stream in [false, true] {
+        let (path, mut body) = asked("anthropic", "ollama/no-thoughts", is_stream);
+        body["thinking"] = json!({"type": "enabled", "budget_tokens": 1500});
+        let reply = rig.post(&path, &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let dropped = reply.headers["x-carat-dropped"].to_str().unwrap();
+        assert!(dropped.contains("reasoning_effort"), "{dropped}");
+    }
+    assert_eq!(rig.mock.of("no-thoughts"), 4);
+}
+
+#[tokio::test]
+async fn what_the_gateway_wrote_itself_may_suit_another() {
+    let rig = all().await;
+    let text = format!(
+        "[providers.m]\nbase-url = \"http://{0}/v1\"\n[providers.o]\nbase-url = \"http://{0}\"\nlike = \"ollama\"\n\
+         [routes.told]\ncandidates = [\"o/status=400\", \"m/ok\"]\n[routes.passed]\ncandidates = [\"m/status=400\", \"m/ok\"]\n",
+        rig.mock_address
+    );
+    rig.gateway
+        .replace(carat_gateway::Config::parse(&text, &crate::support::env()).unwrap());
+    let reply = rig.chat("told", false).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    assert!(
+        reply.route().ends_with("failed=o/status=400:refused"),
+        "{}",
+        reply.route()
+    );
+    assert_eq!(rig.chat("passed", false).await.status, 400);
+    assert_eq!(rig.chat("o/status=400", false).await.status, 400);
+}

@@ -14,6 +14,7 @@
 //! | `open` | the stream says its last word and is not ended |
 //! | `half-utf8` | a character arrives in two pieces |
 //! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
+//! | `no-thoughts` | 400 where Ollama's API is asked to think |
 //! | `no-usage` | a whole answer that does not say what it took |
 //! | `left=N`, `of=N` | says that so many requests of so many are left for ten minutes |
 //! | `say=words_like_these` | these words, in a stream three letters an event |
@@ -178,6 +179,7 @@ struct Command {
     dialect: Dialect,
     is_stream: bool,
     wants_usage: bool,
+    wants_thoughts: bool,
     is_rerank: bool,
     host: String,
     is_picture: bool,
@@ -203,6 +205,7 @@ impl Command {
             dialect,
             is_stream,
             wants_usage: true,
+            wants_thoughts: false,
             is_rerank: false,
             is_picture: false,
             host: header(head, "host").unwrap_or_default(),
@@ -261,6 +264,7 @@ impl Command {
             small,
             host: String::new(),
             wants_usage: has("\"include_usage\":true"),
+            wants_thoughts: has("\"think\":true"),
         }
     }
 
@@ -318,6 +322,10 @@ async fn answer(stream: &mut TcpStream, command: &Command, seen: &Seen) -> Optio
     if let Some((_, code)) = codes.iter().find(|(part, _)| command.has(part)) {
         let body = format!("{{\"error\":{{\"message\":\"mock says no\",\"code\":\"{code}\"}}}}");
         return whole(stream, "400 Mock", "", "application/json", &body).await;
+    }
+    if command.has("no-thoughts") && command.wants_thoughts {
+        let body = "{\"error\":\"\\\"mock\\\" does not support thinking\"}";
+        return whole(stream, "400 Mock", "", "application/json", body).await;
     }
     if command.has("no-usage") && !command.is_stream {
         let end = WHOLE.find(",\"usage\"").unwrap();
