@@ -295,6 +295,8 @@ impl Told {
                 .or_else(|| text("Message")),
         };
         let code = &error["code"];
+        // Where the error is a text, as Ollama's in a stream, the status stands beside it.
+        let status = if error.is_string() { &value["status"] } else { code };
         let details = error["details"].as_array().map_or(&[][..], Vec::as_slice);
         let delay = details
             .iter()
@@ -311,7 +313,7 @@ impl Told {
             kind: text("type").or_else(|| text("status")),
             code: reason.or(code.as_str()).map(ToString::to_string),
             param: text("param"),
-            status: code
+            status: status
                 .as_u64()
                 .and_then(|code| u16::try_from(code).ok())
                 .filter(|code| (400..600).contains(code)),
@@ -623,6 +625,20 @@ mod tests {
         assert_eq!(duration("2m59.56s"), Some(Duration::from_millis(179_560)));
         assert_eq!(duration("120ms"), Some(Duration::from_millis(120)));
         assert_eq!(duration("5x"), None);
+    }
+
+    #[test]
+    fn a_status_stands_beside_an_error_that_is_a_text() {
+        let failure = |status: u16| {
+            let line = serde_json::json!({"error": "the mock says so", "status": status});
+            Failure::of_value(&line, None)
+        };
+        assert_eq!(
+            (failure(400).class, failure(400).status),
+            (Class::BadRequest, 400)
+        );
+        assert_eq!(failure(503).class, Class::Overloaded);
+        assert_eq!(failure(200).class, Class::ServerFault);
     }
 
     #[test]
