@@ -11,6 +11,7 @@ use crate::account::Outcome;
 use crate::attempt::Call;
 use crate::config::{Config, UnknownPrice};
 use crate::failure::{Class, Failure};
+use crate::fields::Fields;
 use crate::prices::Prices;
 use crate::route::{Candidate, Route};
 use crate::usage::Usage;
@@ -18,6 +19,17 @@ use crate::{fields, gateway};
 
 /// How long a request waits for others to settle when only what is held for them stands in its way.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Tiers of service that cost what lists say, or less, at whoever has them.
+const USUAL_TIERS: [&str; 7] = [
+    "auto",
+    "default",
+    "standard",
+    "standard_only",
+    "on_demand",
+    "flex",
+    "batch",
+];
 
 /// Tokens a second that an answer is assumed to have had while nobody saw it, if its client left before it came whole.
 const UNSEEN_TOKENS_PER_S: u64 = 50;
@@ -140,11 +152,12 @@ impl Gate<'_> {
         let key = key_of(headers).ok_or_else(no_key)?;
         let input = call.wish.needs.most_tokens(call.body_bytes);
         let most_output = most_output(call, self.config.expected_output);
+        let is_usual = self.config.unknown_price == UnknownPrice::Allow || has_usual_tier(call.fields);
         let mut asked = Asked {
             id,
             route: name,
             tokens: input.saturating_add(most_output),
-            cost: self.most(self.route, input, most_output),
+            cost: self.most(self.route, input, most_output).filter(|_| is_usual),
             is_downgraded: false,
         };
         let mut instead: Option<(String, Option<Arc<Route>>)> = None;
@@ -185,7 +198,8 @@ impl Gate<'_> {
                         );
                     }
                     asked.is_downgraded = true;
-                    asked.cost = self.most(route.as_deref().unwrap_or(self.route), input, most_output);
+                    let most = self.most(route.as_deref().unwrap_or(self.route), input, most_output);
+                    asked.cost = most.filter(|_| is_usual);
                     instead = Some((to, route));
                 }
                 Refusal::Held => {
@@ -213,6 +227,16 @@ impl Gate<'_> {
         }
         Some(most)
     }
+}
+
+/// Whether a request is to be served in a way that costs what lists say, or less. What one costs that goes before others
+/// (OpenAI's `priority`), or is faster (Anthropic's `speed`), nobody here knows.
+fn has_usual_tier(fields: &Fields<'_>) -> bool {
+    let is_one_of = |name: &str, usual: &[&str]| {
+        let asked = fields.raw(name).filter(|asked| *asked != "null");
+        asked.is_none_or(|asked| usual.contains(&asked.trim_matches('"')))
+    };
+    is_one_of("service_tier", &USUAL_TIERS) && is_one_of("speed", &["standard"])
 }
 
 /// The most tokens that all answers to a request may have together.
@@ -308,7 +332,8 @@ fn failure(refusal: &Refusal) -> Failure {
             ..Failure::new(
                 Class::BadRequest,
                 403,
-                "this key has a budget, but no price is known for the model; set one in [prices]",
+                "this key has a budget, but no price is known for the model, which can be set in [prices], or for the \
+                 tier in which it is to answer (`service_tier`, `speed`)",
             )
         },
         Refusal::Broken => Failure::new(
@@ -441,7 +466,7 @@ impl Entry {
             Outcome::Cut(_) => Ended::Cut,
             Outcome::ClientGone => Ended::ClientGone,
         };
-        let cost = price.map(|price| price.cost(usage));
+        let cost = price.map_or(usage.stated, |price| Some(price.cost(usage)));
         self.settle(target, ended, usage, is_counted, cost, began);
     }
 

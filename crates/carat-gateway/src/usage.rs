@@ -1,9 +1,12 @@
 //! Tokens that an answer took, in one form: input with everything cached in it, output with all thoughts in it.
 //!
 //! Providers count differently. OpenAI and most others give this form; xAI leaves thoughts out of the output on some
-//! models; DeepSeek names cache hits otherwise; Groq repeats usage under `x_groq`.
+//! models; DeepSeek names cache hits otherwise; Groq repeats usage under `x_groq`. Some say what they charge: OpenRouter a
+//! number of dollars, with `cost_details` beside it, Perplexity an object with the total in it.
 
+use carat_ledger::Micros;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 /// Tokens of one answer.
 pub(crate) type Usage = carat_ledger::Tokens;
@@ -22,6 +25,26 @@ pub(crate) struct OpenAiUsage {
     completion_tokens_details: Option<OutputDetails>,
     output_tokens_details: Option<OutputDetails>,
     prompt_cache_hit_tokens: Option<u64>,
+    cost: Option<Cost>,
+    cost_details: Option<CostDetails>,
+    is_byok: Option<bool>,
+}
+
+/// What an answer cost, as some providers say it.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Cost {
+    Dollars(f64),
+    Parts { total_cost: f64 },
+    Other(IgnoredAny),
+}
+
+/// What OpenRouter says beside the cost.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CostDetails {
+    /// What the owner of a key of another provider pays there, on top of it.
+    upstream_inference_cost: Option<f64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,8 +89,26 @@ impl OpenAiUsage {
                 .min(input),
             output,
             reasoning: reasoning.min(output),
+            stated: self.stated(),
             ..Usage::default()
         }
+    }
+
+    /// What the provider says that it charges, where it is known to mean dollars.
+    fn stated(&self) -> Option<Micros> {
+        let dollars = match (&self.cost, &self.cost_details) {
+            (Some(Cost::Dollars(cost)), Some(details)) => {
+                let own_key = details
+                    .upstream_inference_cost
+                    .filter(|_| self.is_byok == Some(true));
+                cost + own_key.unwrap_or(0.0)
+            }
+            (Some(Cost::Parts { total_cost }), _) => *total_cost,
+            _ => return None,
+        };
+        // Rounded up, but for what only the way of writing it added.
+        let micros = (dollars * 1e6 - 1e-3).ceil();
+        (0.0..1e15).contains(&micros).then_some(Micros(micros as u64))
     }
 }
 
@@ -77,6 +118,36 @@ mod tests {
 
     fn read(text: &str, is_apart: bool) -> Usage {
         serde_json::from_str::<OpenAiUsage>(text).unwrap().usage(is_apart)
+    }
+
+    #[test]
+    fn what_a_provider_says_that_it_charges_is_taken() {
+        let stated = |text: &str| read(text, false).stated;
+        assert_eq!(
+            stated(r#"{"cost":0.000014,"is_byok":false,"cost_details":{"upstream_inference_cost":9.0}}"#),
+            Some(Micros(14))
+        );
+        assert_eq!(
+            stated(r#"{"cost":0.0000011,"is_byok":true,"cost_details":{"upstream_inference_cost":0.00002}}"#),
+            Some(Micros(22))
+        );
+        assert_eq!(
+            stated(r#"{"cost":{"request_cost":0.005,"total_cost":0.006}}"#),
+            Some(Micros(6000))
+        );
+        assert_eq!(
+            stated(r#"{"cost":0,"cost_details":null}"#),
+            None,
+            "nobody says of what"
+        );
+        for nothing in [
+            r#"{"cost":3.5}"#,
+            r#"{"cost":"1"}"#,
+            r#"{"cost":{"total_cost":-1}}"#,
+            "{}",
+        ] {
+            assert_eq!(stated(nothing), None, "{nothing}");
+        }
     }
 
     #[test]

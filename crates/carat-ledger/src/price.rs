@@ -31,6 +31,8 @@ pub struct Tokens {
     pub output: u64,
     /// Of these, thoughts.
     pub reasoning: u64,
+    /// What the provider itself says that all of it cost.
+    pub stated: Option<Micros>,
 }
 
 impl Tokens {
@@ -43,6 +45,8 @@ impl Tokens {
             cache_write_1h: self.cache_write_1h.saturating_add(other.cache_write_1h),
             output: self.output.saturating_add(other.output),
             reasoning: self.reasoning.saturating_add(other.reasoning),
+            // Each part has been paid for apart.
+            stated: None,
         }
     }
 }
@@ -66,10 +70,12 @@ pub struct Price {
     tiers: Vec<(u64, Rates)>,
     /// In 10⁻¹² dollars.
     per_request: u64,
+    /// Whoever keeps the ledger set it, so that no word of a provider goes before it.
+    is_own: bool,
 }
 
 impl Price {
-    /// A price of dollars for a million tokens of input and output.
+    /// The ledger's own price, in dollars for a million tokens of input and output.
     ///
     /// # Errors
     /// When one is no price.
@@ -79,11 +85,17 @@ impl Price {
             output: Some(Amount::Flat(output)),
             ..PriceText::default()
         };
-        text.price("-")
+        Ok(Self {
+            is_own: true,
+            ..text.price("-")?
+        })
     }
 
-    /// What these tokens cost.
+    /// What these tokens cost: as their provider says, if it does, since a list cannot know tiers, tools and discounts.
     pub fn cost(&self, tokens: &Tokens) -> Micros {
+        if let Some(stated) = tokens.stated.filter(|_| !self.is_own) {
+            return stated;
+        }
         let rates = self.tiers.iter().rev().find(|(start, _)| tokens.input > *start);
         let rates = rates.map_or(&self.base, |(_, rates)| rates);
         let cached = [tokens.cache_read, tokens.cache_write, tokens.cache_write_1h];
@@ -124,6 +136,7 @@ impl Price {
             },
             tiers: Vec::new(),
             per_request: self.per_request,
+            is_own: self.is_own,
         };
         price.cost(&Tokens {
             input,
@@ -232,6 +245,7 @@ impl PriceText {
             base: rates(0)?,
             tiers: tiers.collect::<Result<_, Error>>()?,
             per_request: whole(self.thousand_requests.unwrap_or(0.0))?.saturating_mul(1_000),
+            is_own: false,
         })
     }
 }
@@ -379,6 +393,19 @@ mod tests {
     }
 
     #[test]
+    fn what_a_provider_states_goes_before_the_list_and_behind_a_price_of_ones_own() {
+        let tokens = Tokens {
+            input: 1_000_000,
+            stated: Some(Micros(7)),
+            ..Tokens::default()
+        };
+        let own = Price::of(3.0, 1.0).unwrap();
+        assert_eq!(own.cost(&tokens), Micros(3_000_000));
+        let listed = serde_json::from_str::<PriceText>(r#"{"input":3}"#).unwrap();
+        assert_eq!(listed.price("x").unwrap().cost(&tokens), Micros(7));
+    }
+
+    #[test]
     fn cached_tokens_and_long_prompts_have_their_own_prices() {
         let text = r#"{"input":{"base":3,"tiers":[{"start":200000,"price":6}]},"cache-read":{"base":0.3,"tiers":[{"start":200000,"price":0.6}]},"cache-write":3.75,"cache-write-1h":6,"output":15}"#;
         let price = serde_json::from_str::<PriceText>(text)
@@ -392,6 +419,7 @@ mod tests {
             cache_write_1h: 10_000,
             output: 1_000,
             reasoning: 400,
+            stated: None,
         };
         // 30,000 × 3 + 50,000 × 0.3 + 10,000 × 3.75 + 10,000 × 6 + 1,000 × 15 millionths
         assert_eq!(

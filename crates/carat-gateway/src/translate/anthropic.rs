@@ -407,6 +407,7 @@ impl RawUsage {
             cache_write_1h: hour,
             output: self.output,
             reasoning: self.reasoning.min(self.output),
+            stated: None,
         }
     }
 }

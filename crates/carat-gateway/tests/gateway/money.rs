@@ -282,6 +282,39 @@ async fn several_answers_are_held_several_times() {
 }
 
 #[tokio::test]
+async fn a_tier_without_a_price_is_refused_where_there_is_a_budget() {
+    let budget = Some(Budget {
+        limit: Micros(1000),
+        period: Period::Day,
+    });
+    let rights = limited(Limits {
+        budget,
+        ..Limits::default()
+    });
+    let with = |more: &str| {
+        chat("m/ok", false).replace("\"stream\"", &format!("\"max_tokens\":4,{more},\"stream\""))
+    };
+    let (rig, _folder) = paid(rights.clone(), PRICED).await;
+    for (more, expected) in [
+        ("\"service_tier\":\"priority\"", 403),
+        ("\"speed\":\"fast\"", 403),
+        ("\"service_tier\":\"flex\"", 200),
+        ("\"service_tier\":null,\"speed\":\"standard\"", 200),
+    ] {
+        let reply = rig.post("/v1/chat/completions", &with(more)).await;
+        assert_eq!(reply.status, expected, "{more}: {}", reply.text);
+    }
+    let allowed = PRICED.replacen("[prices", "unknown-price = \"allow\"\n[prices", 1);
+    for (rights, more) in [(rights, allowed.as_str()), (NewKey::default(), PRICED)] {
+        let (rig, _folder) = paid(rights, more).await;
+        let reply = rig
+            .post("/v1/chat/completions", &with("\"service_tier\":\"priority\""))
+            .await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+    }
+}
+
+#[tokio::test]
 async fn what_stays_here_has_no_fallback_elsewhere() {
     let limits = Limits {
         soft: Some(Budget {
