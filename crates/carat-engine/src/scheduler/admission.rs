@@ -1,5 +1,8 @@
 //! Who gets a free place: by priority, then whose client was served least, then who came first.
 //!
+//! Only what a client was served while another waited counts, so that nobody pays later for a server that was idle; and
+//! who comes anew begins where those who wait are (Start-time Fair Queueing, by tokens).
+//!
 //! A prompt that begins like one being computed just now waits for that beginning instead of computing it too.
 
 use std::cmp::Ordering;
@@ -18,6 +21,7 @@ impl<M: LanguageModel> Scheduler<M> {
     pub(super) fn admit(&mut self) {
         while self.running.len() < self.limits.n_running {
             let Some(i) = self.next_waiting() else { return };
+            self.raise_level();
             let mut entry = self.waiting.swap_remove(i);
             let n_common = self.adopt_prefix(&mut entry);
             // It runs from here on, so that what it has adopted counts, even when the snapshot it came from gives way.
@@ -132,20 +136,26 @@ impl<M: LanguageModel> Scheduler<M> {
         }
     }
 
-    /// A client that was away does not get ahead of those who stayed.
+    /// A client that did not wait for anything gets neither ahead of those who do nor behind them.
     pub(super) fn join_clients(&mut self, client: u64) {
-        let entries = || self.waiting.iter().chain(&self.running);
-        let least = entries()
-            .filter_map(|entry| self.served.get(&entry.client).copied())
-            .min_by(f64::total_cmp);
-        let is_active = entries().any(|entry| entry.client == client);
+        self.raise_level();
         if self.served.len() > MAX_CLIENTS {
-            let active: Vec<u64> = entries().map(|entry| entry.client).collect();
+            let entries = self.waiting.iter().chain(&self.running);
+            let active: Vec<u64> = entries.map(|entry| entry.client).collect();
             self.served.retain(|client, _| active.contains(client));
         }
+        let waits = self.waiting.iter().any(|entry| entry.client == client);
         let served = self.served.entry(client).or_default();
-        if let (Some(least), false) = (least, is_active) {
-            *served = served.max(least);
+        if !waits {
+            *served = served.max(self.level);
         }
+    }
+
+    /// Keeps the level at the least that was served to a client who waits, also when nobody does any more: those who come
+    /// then meet those who waited as equals.
+    fn raise_level(&mut self) {
+        let served = |entry: &Entry<M::Cache>| self.served.get(&entry.client).copied();
+        let least = self.waiting.iter().filter_map(served).min_by(f64::total_cmp);
+        self.level = least.map_or(self.level, |least| least.max(self.level));
     }
 }

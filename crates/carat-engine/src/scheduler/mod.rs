@@ -61,8 +61,10 @@ pub struct Scheduler<M: LanguageModel> {
     store: Option<Box<dyn PrefixStore<M::Cache>>>,
     pace: Pace,
     planner: Planner,
-    /// Work done for each client, divided by its weight.
+    /// Work done for each client while another waited, divided by its weight.
     served: HashMap<u64, f64>,
+    /// The least that a client who waited had been served, at its highest: who comes anew begins here.
+    level: f64,
     n_submitted: u64,
     counters: Arc<Counters>,
     logits: Vec<f32>,
@@ -106,6 +108,7 @@ impl<M: LanguageModel> Scheduler<M> {
             pace: Pace::default(),
             planner: Planner::default(),
             served: HashMap::new(),
+            level: 0.0,
             n_submitted: 0,
             counters: Arc::default(),
             logits: Vec::new(),
@@ -275,6 +278,7 @@ impl<M: LanguageModel> Scheduler<M> {
     fn compute(&mut self) {
         let mut work = Vec::with_capacity(self.running.len());
         let mut sinks = Vec::with_capacity(self.running.len());
+        let waiting = &self.waiting;
         let (mut n_decoding, mut n_chunk, mut n_guessed) = (0, 0, 0);
         for (entry, &n) in self.running.iter_mut().zip(&self.shares).filter(|(_, n)| **n > 0) {
             if entry.generation.is_decoding() {
@@ -284,9 +288,12 @@ impl<M: LanguageModel> Scheduler<M> {
             }
             let n_guesses = entry.generation.draft.guesses().len();
             n_guessed += n_guesses;
-            #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
-            let cost = (n + n_guesses) as f64 / f64::from(entry.weight);
-            *self.served.entry(entry.client).or_default() += cost;
+            // What nobody else waited for was taken from nobody.
+            if waiting.iter().any(|other| other.client != entry.client) {
+                #[expect(clippy::cast_precision_loss, reason = "a count of tokens")]
+                let cost = (n + n_guesses) as f64 / f64::from(entry.weight);
+                *self.served.entry(entry.client).or_default() += cost;
+            }
             work.push(Work {
                 generation: &mut entry.generation,
                 n,

@@ -358,6 +358,27 @@ fn prompts_that_come_together_wait_for_their_common_beginning() {
     assert!(reused[1] >= 500, "{reused:?}");
 }
 
+/// The names of jobs in the order in which they ended.
+#[derive(Default)]
+struct Order(Arc<Mutex<Vec<usize>>>);
+
+impl Order {
+    fn job(&self, request: Request, name: usize) -> Job {
+        let order = Arc::clone(&self.0);
+        let sink = move |update| {
+            if let Update::Finished(_) = update {
+                order.lock().unwrap().push(name);
+            }
+            ControlFlow::Continue(())
+        };
+        Job::new(request, Box::new(sink))
+    }
+
+    fn names(&self) -> Vec<usize> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
 #[test]
 fn a_client_with_many_jobs_does_not_keep_others_waiting() {
     let limits = Limits {
@@ -365,30 +386,80 @@ fn a_client_with_many_jobs_does_not_keep_others_waiting() {
         ..limits()
     };
     let mut scheduler = scheduler(FakeModel::chaotic(), limits);
-    let order = Arc::new(Mutex::new(Vec::new()));
-    let mut submit = |client: u64, priority: i32, weight: u32, name: usize| {
-        let order = Arc::clone(&order);
-        let sink = move |update| {
-            if let Update::Finished(_) = update {
-                order.lock().unwrap().push(name);
-            }
-            ControlFlow::Continue(())
-        };
-        let mut job = Job::new(greedy(prompt(20, name), 10), Box::new(sink));
-        (job.client, job.priority, job.weight) = (client, priority, weight);
+    let order = Order::default();
+    let mut submit = |client: u64, priority: i32, name: usize| {
+        let mut job = order.job(greedy(prompt(20, name), 10), name);
+        (job.client, job.priority) = (client, priority);
         scheduler.submit(job);
     };
-    (0..5).for_each(|i| submit(1, 0, 1, i));
-    (10..12).for_each(|i| submit(2, 0, 1, i));
-    submit(1, 5, 1, 20);
+    (0..5).for_each(|i| submit(1, 0, i));
+    (10..12).for_each(|i| submit(2, 0, i));
+    submit(1, 5, 20);
     run(&mut scheduler);
-    let order = order.lock().unwrap().clone();
+    let order = order.names();
     assert_eq!(order[0], 20, "the higher priority comes first");
     assert_eq!(
         &order[1..4],
         [10, 11, 0],
         "then the client that was not served yet"
     );
+}
+
+#[test]
+fn what_nobody_else_waited_for_is_not_held_against_a_client() {
+    const OLD: u64 = 1;
+    const NEW: u64 = 2;
+    const STEADY: u64 = 3;
+    // With and without a third client, who is there all the time and never waits.
+    for n_steady in [0, 1] {
+        let limits = Limits {
+            n_running: 1 + n_steady,
+            ..limits()
+        };
+        let mut scheduler = scheduler(FakeModel::chaotic(), limits);
+        let order = Order::default();
+        let submit = |scheduler: &mut Scheduler<FakeModel>, client: u64, n: usize, name: usize| {
+            let mut job = order.job(greedy(prompt(5, name), n), name);
+            job.client = client;
+            scheduler.submit(job);
+        };
+        (0..n_steady).for_each(|_| submit(&mut scheduler, STEADY, 900, 1000));
+        for i in 0..10 {
+            submit(&mut scheduler, OLD, 50, i);
+            (0..60).for_each(|_| scheduler.step());
+        }
+        (100..120).for_each(|i| submit(&mut scheduler, NEW, 10, i));
+        scheduler.step();
+        submit(&mut scheduler, OLD, 5, 20);
+        run(&mut scheduler);
+        let ended: Vec<usize> = order.names().into_iter().filter(|name| *name < 1000).collect();
+        assert_eq!(&ended[10..13], [100, 20, 101], "{ended:?}");
+    }
+}
+
+#[test]
+fn a_client_that_comes_anew_meets_those_who_waited_as_an_equal() {
+    let limits = Limits {
+        n_running: 1,
+        ..limits()
+    };
+    let mut scheduler = scheduler(FakeModel::chaotic(), limits);
+    let order = Order::default();
+    let submit = |scheduler: &mut Scheduler<FakeModel>, client: u64, name: usize| {
+        let mut job = order.job(greedy(prompt(5, name), 10), name);
+        job.client = client;
+        scheduler.submit(job);
+    };
+    // Two wait for each other for long, until nobody is there.
+    (0..40).for_each(|i| submit(&mut scheduler, 1 + i as u64 % 2, i));
+    run(&mut scheduler);
+    (100..120).for_each(|i| submit(&mut scheduler, 3, i));
+    scheduler.step();
+    submit(&mut scheduler, 1, 40);
+    run(&mut scheduler);
+    let ended = order.names();
+    let at = ended[40..].iter().position(|name| *name == 40);
+    assert!(at <= Some(2), "{:?}", &ended[40..]);
 }
 
 #[test]
