@@ -27,7 +27,7 @@ pub enum Source {
         /// What errors call it.
         name: String,
         /// A whole file.
-        bytes: Vec<u8>,
+        bytes: Arc<[u8]>,
     },
 }
 

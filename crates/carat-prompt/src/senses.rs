@@ -124,6 +124,15 @@ impl Senses {
             .is_some_and(|towers| towers.processor.hears())
     }
 
+    /// Whether inputs of a kind are taken; an error calls this one `file`. For those who want to know it before they have
+    /// the input.
+    ///
+    /// # Errors
+    /// [`Error::NoSense`].
+    pub fn check(&self, kind: Kind, file: &str) -> Result<()> {
+        self.towers_for(kind, &|| file.to_owned()).map(|_| ())
+    }
+
     /// How often a tower or embedder has run so far.
     #[must_use]
     pub fn n_runs(&self) -> u64 {

@@ -343,7 +343,7 @@ fn a_second_question_runs_no_tower() {
     let bytes = std::fs::read(&talk.chat.images[0]).unwrap();
     let again = Attachment::Image(Source::Bytes {
         name: "upload".into(),
-        bytes,
+        bytes: bytes.into(),
     });
     let again = talk.senses.attach_all(&[again], 1024, &mut || true).unwrap();
     let third = ask(&talk.messages(&again), &again);

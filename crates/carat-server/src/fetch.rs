@@ -3,18 +3,28 @@
 use carat_api::{ApiError, GenerationRequest, Media, MediaSource, Part};
 use carat_fetch::{FETCHES, Fetcher};
 
+use crate::limits::FETCHED_BYTES;
+
 /// Puts bytes in the place of addresses.
 pub(crate) async fn fill(fetcher: &Fetcher, request: &mut GenerationRequest) -> Result<(), ApiError> {
     let parts = request.turns.iter_mut().flat_map(|turn| &mut turn.parts);
     let named = parts
         .filter_map(Part::media_mut)
         .filter(|media| matches!(media.source, MediaSource::Url(_)));
+    let mut n_bytes = 0;
     for (i, media) in named.enumerate() {
         if i == FETCHES {
             let message = format!("at most {FETCHES} files are fetched for one request; send data");
             return Err(ApiError::field(media.path.clone(), message));
         }
         let bytes = fetch(fetcher, media).await?;
+        n_bytes += bytes.len();
+        if n_bytes > FETCHED_BYTES {
+            let limit = FETCHED_BYTES >> 20;
+            let message =
+                format!("at most {limit} MB are fetched for one request; name fewer or smaller files");
+            return Err(ApiError::field(media.path.clone(), message));
+        }
         media.source = MediaSource::Bytes(bytes.into());
     }
     Ok(())

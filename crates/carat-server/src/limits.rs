@@ -15,6 +15,11 @@ pub(crate) const RETRY_AFTER_S: u64 = 2;
 pub(crate) const VIDEOS: usize = 4;
 /// Requests whose images, sounds and videos are decoded and encoded at once; others wait for them.
 pub(crate) const ENCODINGS: usize = 2;
+/// Requests whose files are fetched and held at once, before they are decoded; others wait for them. A request of a
+/// kilobyte can name more than memory has.
+pub(crate) const FETCHINGS: usize = 8;
+/// Most bytes that are fetched for one request.
+pub(crate) const FETCHED_BYTES: usize = 64 << 20;
 /// Most clients connected at the same time; more wait to be accepted.
 pub(crate) const CONNECTIONS: usize = 60_000;
 /// Wrong keys after which an address is not listened to.

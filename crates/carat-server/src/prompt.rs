@@ -38,6 +38,21 @@ struct Conversation {
     attachments: Vec<Attachment>,
 }
 
+/// Refuses what the model has no sense for, before anything is fetched for it.
+pub(crate) fn check_senses(model: &ServedModel, request: &GenerationRequest) -> Result<(), ApiError> {
+    for part in request.turns.iter().flat_map(|turn| &turn.parts) {
+        let (kind, media) = match part {
+            Part::Text(_) => continue,
+            Part::Image(media) => (Kind::Image, media),
+            Part::Audio(media) => (Kind::Audio, media),
+            Part::Video(media) => (Kind::Video, media),
+        };
+        let senses = &model.setup.senses;
+        senses.check(kind, &media.path).map_err(prompt_error)?;
+    }
+    Ok(())
+}
+
 /// Renders a conversation and encodes its images, sounds and videos, which may take long; `go_on` is asked now and then.
 pub(crate) fn render(
     model: &ServedModel,
@@ -336,7 +351,7 @@ fn place(
     }
     let source = Source::Bytes {
         name: media.path,
-        bytes: bytes.to_vec(),
+        bytes,
     };
     attachments.push(match kind {
         carat_text::Part::Audio => Attachment::Audio(source),

@@ -123,6 +123,8 @@ pub(crate) struct State {
     pub(crate) ids: Ids,
     pub(crate) lockout: Lockout,
     pub(crate) fetcher: Fetcher,
+    /// Places for those whose files are fetched and held.
+    pub(crate) fetchings: Arc<Semaphore>,
     /// Places for those who encode images and sounds.
     pub(crate) encodings: Arc<Semaphore>,
     /// Seconds since 1970 at the start.
@@ -175,6 +177,7 @@ impl Server {
                 ids: Ids::new(),
                 lockout: Lockout::default(),
                 fetcher: Fetcher::new(options.media_urls),
+                fetchings: Arc::new(Semaphore::new(limits::FETCHINGS)),
                 encodings: Arc::new(Semaphore::new(limits::ENCODINGS)),
                 created: ids::now().as_secs(),
                 responses: ResponseStore::default(),

@@ -44,13 +44,14 @@ pub(super) async fn count_tokens(
     let refuse = at("/v1/messages");
     let request = anthropic::count_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let lease = state.models.lease(&request.model, None).await.map_err(refuse)?;
-    let request = fetched(&state, &Arc::new(request)).await.map_err(refuse)?;
+    prompt::check_senses(&lease, &request).map_err(refuse)?;
+    let (request, held) = fetched(&state, &Arc::new(request)).await.map_err(refuse)?;
     let place = encoding(&state, &request).await.map_err(refuse)?;
     let presence = Presence::default();
     let absent = presence.absent();
     let counting = blocking(move || {
         // Held by the work, which goes on for a while when its client has gone.
-        let _place = place;
+        let _places = (held, place);
         prompt::n_tokens(&lease, &request, &mut || !absent.load(Ordering::Relaxed))
     });
     let n_tokens = counting.await.map_err(refuse)?;

@@ -23,7 +23,7 @@ use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Par
 use carat_engine::Constraint;
 use carat_net::TooSlow;
 use serde_json::Value;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::access;
 use crate::limits;
@@ -176,13 +176,14 @@ async fn in_time<T>(
 async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result<(Lease, Start), ApiError> {
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
     let (shared, model) = (Arc::clone(state), lease.model());
-    let wanted = fetched(state, request).await?;
+    prompt::check_senses(&model, request)?;
+    let (wanted, held) = fetched(state, request).await?;
     let place = encoding(state, &wanted).await?;
     let presence = Presence::default();
     let absent = presence.absent();
     let start = prepared(is_brief(request), move || {
         // Held by the work, which goes on for a while when its client has gone.
-        let _place = place;
+        let _places = (held, place);
         let mut go_on = || !absent.load(Ordering::Relaxed);
         let prompt = prompt::render(&model, &wanted, &mut go_on)?;
         // A grammar may take seconds to compile, and the compiler is not asked to stop.
@@ -212,22 +213,23 @@ fn for_each_answer(constraint: Option<Constraint>, n: usize) -> Vec<Constraint> 
     constraint.map_or_else(Vec::new, |constraint| vec![constraint; n])
 }
 
-/// The request with what it names by address.
+/// The request with what it names by address, and a place among those whose files are held, for as long as it has them.
 async fn fetched(
     state: &State,
     request: &Arc<GenerationRequest>,
-) -> Result<Arc<GenerationRequest>, ApiError> {
+) -> Result<(Arc<GenerationRequest>, Option<OwnedSemaphorePermit>), ApiError> {
     let mut media = request
         .turns
         .iter()
         .flat_map(|turn| &turn.parts)
         .filter_map(Part::media);
     if !media.any(|media| matches!(media.source, MediaSource::Url(_))) {
-        return Ok(Arc::clone(request));
+        return Ok((Arc::clone(request), None));
     }
+    let place = place(&state.fetchings).await?;
     let mut filled = GenerationRequest::clone(request);
     crate::fetch::fill(&state.fetcher, &mut filled).await?;
-    Ok(Arc::new(filled))
+    Ok((Arc::new(filled), Some(place)))
 }
 
 /// A place among those who encode images, sounds and videos, for requests that have some.
@@ -239,10 +241,12 @@ async fn encoding(
     if parts.all(|part| matches!(part, Part::Text(_))) {
         return Ok(None);
     }
-    let place = Arc::clone(&state.encodings).acquire_owned().await;
-    place
-        .map(Some)
-        .map_err(|_| ApiError::new(ErrorKind::Unavailable, "the server is stopping"))
+    place(&state.encodings).await.map(Some)
+}
+
+async fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    let place = Arc::clone(places).acquire_owned().await;
+    place.map_err(|_| ApiError::new(ErrorKind::Unavailable, "the server is stopping"))
 }
 
 /// Raises a flag when the request that holds it is given up.

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::common::{Client, client};
+use crate::common::{Client, client, client_with};
 
 struct Talk {
     _folder: TempDir,
@@ -225,10 +225,55 @@ async fn images_are_fetched_by_address_where_that_is_allowed() {
         assert_eq!(told.status, 400);
         assert!(told.text.contains(reason), "{}", told.text);
     }
-    let told = ask(&client("x"), format!("{host}/image")).await;
+    let careful = self::talk("gemma3-vision", ServerOptions::default()).client;
+    let told = ask(&careful, format!("{host}/image")).await;
     assert_eq!(told.status, 400);
     assert_eq!(told.json()["error"]["param"], "messages[0].content[0].image_url");
     assert!(told.text.contains("not a public one"), "{}", told.text);
+}
+
+#[tokio::test]
+async fn nothing_is_fetched_for_a_model_without_eyes() {
+    let options = ServerOptions {
+        media_urls: MediaUrls::Any,
+        ..ServerOptions::default()
+    };
+    let blind = client_with("x", options);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/image", listener.local_addr().unwrap());
+    let asked = tokio::spawn(async move { listener.accept().await });
+    let part = json!({"type": "image_url", "image_url": {"url": url}});
+    let source = json!({"type": "image", "source": {"type": "url", "url": url}});
+    for (path, part) in [
+        ("/v1/chat/completions", part),
+        ("/v1/messages/count_tokens", source),
+    ] {
+        let told = blind
+            .post(path, json!({"messages": [{"role": "user", "content": [part]}]}))
+            .await;
+        assert_eq!(told.status, 400);
+        assert!(told.text.contains("takes text only"), "{}", told.text);
+    }
+    assert!(!asked.is_finished());
+}
+
+#[tokio::test]
+async fn files_of_one_request_have_a_limit_together() {
+    let options = ServerOptions {
+        media_urls: MediaUrls::Any,
+        ..ServerOptions::default()
+    };
+    let talk = talk("gemma3-vision", options);
+    let host = file_server(vec![0; 17 << 20]).await;
+    let part = json!({"type": "image_url", "image_url": {"url": format!("{host}/image")}});
+    let body = json!({"messages": [{"role": "user", "content": vec![part; 4]}]});
+    let told = talk.client.post("/v1/chat/completions", body).await;
+    let error = &told.json()["error"];
+    assert_eq!(
+        (told.status.as_u16(), &error["param"]),
+        (400, &json!("messages[0].content[3].image_url"))
+    );
+    assert!(told.text.contains("at most 64 MB"), "{}", told.text);
 }
 
 #[tokio::test]
