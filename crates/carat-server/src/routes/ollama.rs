@@ -1,5 +1,6 @@
 //! Ollama's routes.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,8 +42,19 @@ fn entry(state: &State, model: &ListedModel, about: &ModelDetails) -> Value {
     let modified = model.modified.unwrap_or(Duration::from_secs(state.created));
     json!({
         "name": model.id, "model": model.id, "modified_at": ollama::timestamp(modified),
-        "size": model.size_bytes, "digest": "", "details": details(about),
+        "size": model.size_bytes, "digest": digest(model), "details": details(about),
     })
+}
+
+/// What stands for the digest of the files, which would have to be read whole: the same for the same name, size and time.
+/// Ollama's program takes twelve digits of it without looking whether they are there.
+fn digest(model: &ListedModel) -> String {
+    let word = |i: u64| {
+        let mut hasher = DefaultHasher::new();
+        (i, &model.id, model.size_bytes, model.modified).hash(&mut hasher);
+        format!("{:016x}", hasher.finish())
+    };
+    (0..4).map(word).collect()
 }
 
 pub(super) async fn tags(Shared(state): Shared<Arc<State>>) -> Answer {
@@ -75,17 +87,24 @@ pub(super) async fn running(Shared(state): Shared<Arc<State>>) -> Response<Body>
     json(&json!({"models": models.collect::<Vec<_>>()}))
 }
 
+/// Ollama's own clients give both names, one of them empty.
 #[derive(Deserialize)]
 struct Named {
-    #[serde(alias = "name")]
     model: Option<String>,
+    name: Option<String>,
+}
+
+impl Named {
+    fn name(&self) -> &str {
+        let mut names = [&self.model, &self.name].into_iter().flatten();
+        names.find(|name| !name.is_empty()).map_or("", String::as_str)
+    }
 }
 
 pub(super) async fn show(Shared(state): Shared<Arc<State>>, body: Result<Bytes, BytesRejection>) -> Answer {
     let refuse = at("/api/");
     let named: Named = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    let name = named.model.as_deref().unwrap_or_default();
-    let id = state.models.id_of(name).await.map_err(refuse)?;
+    let id = state.models.id_of(named.name()).await.map_err(refuse)?;
     let about = state.models.details(&id).await.map_err(refuse)?;
     let family = &about.family;
     let mut info = json!({"general.architecture": family});

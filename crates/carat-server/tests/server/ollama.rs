@@ -1,8 +1,9 @@
 //! Ollama's routes.
 
+use carat_server::ServerOptions;
 use serde_json::{Value, json};
 
-use crate::common::client;
+use crate::common::{client, client_with};
 
 #[tokio::test]
 async fn chats_and_prompts_are_answered_in_lines() {
@@ -42,6 +43,34 @@ async fn chats_and_prompts_are_answered_in_lines() {
         .await
         .json();
     assert_eq!(loaded["done_reason"], "load");
+}
+
+#[tokio::test]
+async fn ollamas_own_program_can_list_and_show() {
+    let strict = ServerOptions {
+        strict_model: true,
+        ..ServerOptions::default()
+    };
+    let client = client_with("", strict);
+    let listed = client.get("/api/tags").await.json()["models"][0].clone();
+    let digest = listed["digest"].as_str().unwrap();
+    assert!(
+        digest.len() == 64 && digest.bytes().all(|c| c.is_ascii_hexdigit()),
+        "{digest}"
+    );
+    let running = client.get("/api/ps").await.json()["models"][0].clone();
+    assert_eq!(running["digest"], digest);
+    for names in [
+        json!({"model": "fake", "name": ""}),
+        json!({"model": "", "name": "fake"}),
+        json!({"name": "fake"}),
+    ] {
+        assert_eq!(
+            client.post("/api/show", names.clone()).await.status,
+            200,
+            "{names}"
+        );
+    }
 }
 
 #[tokio::test]
