@@ -99,6 +99,27 @@ impl Turn {
     }
 }
 
+/// Takes the last turn off, if it is the assistant's and of text alone: the beginning of the answer.
+pub(crate) fn take_beginning(turns: &mut Vec<Turn>) -> Option<String> {
+    let is_text = |part: &Part| matches!(part, Part::Text(_));
+    let begun = turns.pop_if(|last| {
+        last.role == Role::Assistant && last.tool_calls.is_empty() && last.parts.iter().all(is_text)
+    });
+    let texts = begun?.parts.into_iter().filter_map(|part| match part {
+        Part::Text(text) => Some(text),
+        _ => None,
+    });
+    Some(texts.collect())
+}
+
+/// The same for APIs where it needs no saying. What nothing stands before, and what says nothing, begins no answer.
+pub(crate) fn take_silent_beginning(turns: &mut Vec<Turn>) -> Option<String> {
+    if turns.len() < 2 {
+        return None;
+    }
+    take_beginning(turns).filter(|text| !text.trim().is_empty())
+}
+
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {

@@ -88,8 +88,9 @@ fn begin(
 ) -> Result<(), ApiError> {
     let is_bound = request.format != Format::Text || tools::are_offered(request);
     if is_bound || request.thinking == Some(true) {
-        let message = "`continue_final_message` cannot be used with tools, thinking or a response format";
-        return Err(ApiError::field("continue_final_message", message));
+        let message = "the beginning of an answer (a last message of the assistant; at OpenAI's API with \
+                       `continue_final_message`) cannot be used with tools, thinking or a response format";
+        return Err(ApiError::field("messages", message));
     }
     let tokenizer = &model.setup.tokenizer;
     tokenizer.encode_into(text, Special::AsText, ids);
@@ -104,9 +105,12 @@ pub(crate) fn n_tokens(
 ) -> Result<usize, ApiError> {
     let conversation = conversation(model, request)?;
     let attached = attach(model, &conversation, go_on)?;
-    Ok(composed(model, request, &conversation.messages, &attached)?
-        .ids()
-        .len())
+    let composed = composed(model, request, &conversation.messages, &attached)?;
+    let mut ids = composed.ids().to_vec();
+    if let Some(text) = &request.continues {
+        model.setup.tokenizer.encode_into(text, Special::AsText, &mut ids);
+    }
+    Ok(ids.len())
 }
 
 fn conversation(model: &ServedModel, request: &GenerationRequest) -> Result<Conversation, ApiError> {

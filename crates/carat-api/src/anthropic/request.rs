@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::generation::take_silent_beginning;
 use crate::openai::{Thinking as Effort, effort, tool};
 use crate::read::{TextOr, parse};
 use crate::{
@@ -159,8 +160,10 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
         .as_ref()
         .and_then(|config| config.effort.as_deref());
     let thinking = thinking(wire.thinking, level, wire.max_tokens)?;
+    // Anthropic refuses blanks at its end, where they would keep the model from the words that begin with one.
+    let continues = take_silent_beginning(&mut turns).map(|text| text.trim_end().to_string());
     Ok(GenerationRequest {
-        continues: None,
+        continues,
         model: wire.model.unwrap_or_default(),
         turns,
         tool_choice: choice(wire.tool_choice, &tools)?,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::generation::take_silent_beginning;
 use crate::openai::{Thinking, effort, tool};
 use crate::read::{OneOrMany, parse};
 use crate::{
@@ -125,11 +126,11 @@ pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
         } = wire.function;
         tool(name, description, parameters, &format!("tools[{i}]"))
     });
+    let turns = messages.map(|(i, message)| message.into_turn(i));
+    let mut turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;
     Ok(GenerationRequest {
-        continues: None,
-        turns: messages
-            .map(|(i, message)| message.into_turn(i))
-            .collect::<Result<_, _>>()?,
+        continues: take_silent_beginning(&mut turns),
+        turns,
         tools: tools.collect::<Result<Vec<Tool>, _>>()?,
         parallel_tool_calls: true,
         keep_alive: keep_alive(&wire.keep_alive)?,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::generation::take_beginning;
 use crate::read::{OneOrMany, TextOr, parse};
 use crate::{
     ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
@@ -281,7 +282,10 @@ impl ChatRequest {
             .map(|(i, message)| message.into_turn(i));
         let mut turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;
         let continues = match self.continue_final_message {
-            Some(true) => Some(beginning(&mut turns)?),
+            Some(true) => Some(take_beginning(&mut turns).ok_or_else(|| {
+                let message = "`continue_final_message` needs a last message of the assistant, of text alone";
+                ApiError::field("continue_final_message", message)
+            })?),
             _ => None,
         };
         if turns.is_empty() {
@@ -327,23 +331,6 @@ impl ChatRequest {
             include_usage: self.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
         })
     }
-}
-
-/// Takes the last turn, which is the beginning of the answer.
-fn beginning(turns: &mut Vec<Turn>) -> Result<String, ApiError> {
-    let last = turns.pop();
-    let text = last.filter(|last| last.role == Role::Assistant && last.tool_calls.is_empty());
-    let text: Option<String> = text.and_then(|last| {
-        let texts = last.parts.into_iter().map(|part| match part {
-            Part::Text(text) => Some(text),
-            _ => None,
-        });
-        texts.collect()
-    });
-    text.ok_or_else(|| {
-        let message = "`continue_final_message` needs a last message of the assistant, of text alone";
-        ApiError::field("continue_final_message", message)
-    })
 }
 
 /// Whether the model thinks, and how much.

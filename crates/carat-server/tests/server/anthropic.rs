@@ -40,6 +40,30 @@ async fn a_message_is_answered_whole_and_as_events() {
 }
 
 #[tokio::test]
+async fn an_answer_that_has_begun_is_gone_on_with() {
+    let client = client("Good morning");
+    let messages = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Good "}]);
+    let begun = body(json!({"messages": messages}));
+    let answer = client.post("/v1/messages", begun.clone()).await.json();
+    assert_eq!(answer["content"], json!([{"type": "text", "text": " morning"}]));
+    let counted = client
+        .post("/v1/messages/count_tokens", begun.clone())
+        .await
+        .json();
+    assert_eq!(counted["input_tokens"], answer["usage"]["input_tokens"]);
+
+    let mut with_tools = begun;
+    with_tools["tools"] = json!([{"name": "w", "input_schema": {"type": "object"}}]);
+    let told = client.post("/v1/messages", with_tools).await;
+    assert_eq!(told.status, 400);
+    assert!(
+        told.text.contains("a last message of the assistant"),
+        "{}",
+        told.text
+    );
+}
+
+#[tokio::test]
 async fn tools_are_used() {
     let client = client("no");
     let tools = json!([{"name": "w", "input_schema": {"type": "object", "properties": {"n": {"enum": [1, 2]}},

@@ -46,6 +46,25 @@ async fn chats_and_prompts_are_answered_in_lines() {
 }
 
 #[tokio::test]
+async fn an_answer_that_has_begun_is_gone_on_with() {
+    let client = client("Good morning");
+    let said = async |last: Value| {
+        let messages = json!([{"role": "user", "content": "Hi"}, last]);
+        let options = json!({"temperature": 0});
+        let body = json!({"messages": messages, "stream": false, "options": options});
+        client.post("/api/chat", body).await.json()["message"]["content"].clone()
+    };
+    assert_eq!(
+        said(json!({"role": "assistant", "content": "Good"})).await,
+        " morning"
+    );
+    assert_eq!(
+        said(json!({"role": "assistant", "content": ""})).await,
+        "Good morning"
+    );
+}
+
+#[tokio::test]
 async fn ollamas_own_program_can_list_and_show() {
     let strict = ServerOptions {
         strict_model: true,

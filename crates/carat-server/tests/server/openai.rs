@@ -60,7 +60,7 @@ async fn an_answer_that_has_begun_is_gone_on_with() {
     bound["response_format"] = json!({"type": "json_object"});
     let told = client.post("/v1/chat/completions", chat(bound)).await;
     assert_eq!(told.status, 400);
-    assert_eq!(told.json()["error"]["param"], "continue_final_message");
+    assert_eq!(told.json()["error"]["param"], "messages");
 }
 
 #[tokio::test]
