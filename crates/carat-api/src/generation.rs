@@ -63,6 +63,13 @@ pub struct ToolCall {
     pub arguments: Value,
 }
 
+/// A call's arguments, if they came whole. What ends an answer (its limit, a stop text) may cut them, and then there is no
+/// call: it would be made with other arguments than the model meant.
+#[must_use]
+pub fn whole_arguments(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {

@@ -19,7 +19,7 @@ mod read;
 pub use error::{ApiError, ErrorKind};
 pub use generation::{
     Delta, Finish, FinishKind, Format, GenerationRequest, KeepAlive, Part, Role, Sampling, TokenLogprob,
-    Tool, ToolCall, ToolChoice, Turn, Usage,
+    Tool, ToolCall, ToolChoice, Turn, Usage, whole_arguments,
 };
 pub use media::{Media, MediaSource};
 pub use read::parse;

@@ -134,7 +134,7 @@ impl OutputReader {
             _ => self.pieces.push(AnswerPiece::Text(finished.text.clone())),
         }
         self.put(out);
-        // Arguments that a stop text cut are not what the tool wants: no call is reported.
+        // Arguments that a stop text cut are not what the tool wants: writers leave such a call out where they still can.
         let is_open = matches!(&self.calls, Calls::Prompted(calls) if calls.is_open());
         let has_calls = match &self.calls {
             Calls::None => false,

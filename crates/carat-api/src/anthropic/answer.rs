@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{ApiError, Delta, Finish, FinishKind, Usage};
+use crate::{ApiError, Delta, Finish, FinishKind, Usage, whole_arguments};
 
 /// The whole answer.
 pub fn message(id: &str, model: &str, deltas: &[Delta], finish: &Finish) -> Value {
@@ -36,9 +36,9 @@ pub fn message(id: &str, model: &str, deltas: &[Delta], finish: &Finish) -> Valu
         }
     }
     for delta in deltas {
-        if let Delta::ToolCall { index, id, name } = delta {
-            let text = arguments.get(*index).map(String::as_str).unwrap_or_default();
-            let input: Value = serde_json::from_str(text).unwrap_or_else(|_| json!({}));
+        if let Delta::ToolCall { index, id, name } = delta
+            && let Some(input) = arguments.get(*index).and_then(|text| whole_arguments(text))
+        {
             blocks.push(json!({"type": "tool_use", "id": id, "name": name, "input": input}));
         }
     }

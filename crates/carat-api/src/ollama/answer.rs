@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::{ApiError, Delta, Finish, FinishKind};
+use crate::{ApiError, Delta, Finish, FinishKind, whole_arguments};
 
 /// Which of the two APIs answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,7 @@ impl Lines {
 
     /// The end. `prefill` and `decode` are what the parts took.
     pub fn finish(&mut self, finish: &Finish, now: Duration, times: [Duration; 2], out: &mut Vec<u8>) {
-        if !self.calls.is_empty() {
-            let calls = self.take_calls();
+        if let Some(calls) = self.take_calls() {
             let mut value = self.value("", "", now);
             value["message"]["tool_calls"] = calls;
             push(&value, out);
@@ -70,9 +69,8 @@ impl Lines {
                 other => self.delta(other, now, &mut unused),
             }
         }
-        let calls = self.take_calls();
         let mut value = self.last(&text, &thinking, finish, now, times);
-        if calls.as_array().is_some_and(|calls| !calls.is_empty()) {
+        if let Some(calls) = self.take_calls() {
             value["message"]["tool_calls"] = calls;
         }
         value
@@ -83,12 +81,14 @@ impl Lines {
         push(&error.ollama(), out);
     }
 
-    fn take_calls(&mut self) -> Value {
-        let calls = self.calls.drain(..).map(|(name, arguments)| {
-            let arguments: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
-            json!({"function": {"name": name, "arguments": arguments}})
+    /// The calls, if there are any.
+    fn take_calls(&mut self) -> Option<Value> {
+        let calls = self.calls.drain(..).filter_map(|(name, arguments)| {
+            let arguments = whole_arguments(&arguments)?;
+            Some(json!({"function": {"name": name, "arguments": arguments}}))
         });
-        calls.collect()
+        let calls: Vec<Value> = calls.collect();
+        (!calls.is_empty()).then(|| calls.into())
     }
 
     fn line(&self, text: &str, thinking: &str, now: Duration, out: &mut Vec<u8>) {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{event, usage};
-use crate::{ApiError, Delta, Finish, FinishKind, TokenLogprob, Usage};
+use crate::{ApiError, Delta, Finish, FinishKind, TokenLogprob, Usage, whole_arguments};
 
 /// One answer, gathered.
 #[derive(Debug, Default)]
@@ -28,9 +28,12 @@ pub fn chat_completion(
     for (index, (deltas, finish)) in choices.iter().enumerate() {
         total.add_choice(&finish.usage);
         let choice = gather(deltas);
+        // With `length` OpenAI gives what there is of a call; with any other reason clients take it for whole.
+        let is_length = finish.kind == FinishKind::Length;
         let calls: Vec<Value> = choice
             .calls
             .iter()
+            .filter(|(_, _, arguments)| is_length || whole_arguments(arguments).is_some())
             .map(|(id, name, arguments)| {
                 json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
             })

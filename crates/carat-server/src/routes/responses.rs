@@ -8,7 +8,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Path, State as Shared};
 use carat_api::openai::{self, ResponseEvents, ResponseHead};
-use carat_api::{ApiError, Delta, ErrorKind, Part, Role, ToolCall, Turn};
+use carat_api::{ApiError, Delta, ErrorKind, Part, Role, ToolCall, Turn, whole_arguments};
 use serde_json::{Value, json};
 
 use super::{Answer, at, converse, json, whole};
@@ -170,12 +170,14 @@ fn with_answer(mut turns: Vec<Turn>, deltas: &[Delta]) -> Vec<Turn> {
             Delta::Reasoning(_) | Delta::Logprob(_) => {}
         }
     }
-    let call = |(call, text): (ToolCall, String)| ToolCall {
-        arguments: serde_json::from_str(&text).unwrap_or_else(|_| json!({})),
-        ..call
+    let call = |(call, text): (ToolCall, String)| {
+        Some(ToolCall {
+            arguments: whole_arguments(&text)?,
+            ..call
+        })
     };
     turns.push(Turn {
-        tool_calls: calls.into_iter().map(call).collect(),
+        tool_calls: calls.into_iter().filter_map(call).collect(),
         ..Turn::text(Role::Assistant, text)
     });
     turns

@@ -83,6 +83,33 @@ async fn tools_are_used() {
 }
 
 #[tokio::test]
+async fn a_call_that_was_cut_is_none() {
+    let client = client(r#"{"name": "w", "parameters": {"n": "abcdef"}}"#);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]});
+    let tools = json!([{"name": "w", "input_schema": schema}]);
+    let ask = async |change: Value| {
+        let mut body = body(change);
+        body["tools"] = tools.clone();
+        client.post("/v1/messages", body).await.json()
+    };
+    assert_eq!(
+        ask(json!({})).await["content"][0]["input"],
+        json!({"n": "abcdef"})
+    );
+    for (cut, reason) in [
+        (json!({"max_tokens": 37}), "max_tokens"),
+        (json!({"stop_sequences": ["cd"]}), "stop_sequence"),
+    ] {
+        let answer = ask(cut).await;
+        assert_eq!(
+            (&answer["content"], &answer["stop_reason"]),
+            (&json!([]), &json!(reason)),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn tokens_are_counted_and_errors_have_anthropics_shape() {
     let client = client("x");
     let counted = client

@@ -65,6 +65,26 @@ async fn an_answer_that_has_begun_is_gone_on_with() {
 }
 
 #[tokio::test]
+async fn a_call_that_was_cut_is_none() {
+    let client = client(r#"{"name": "w", "parameters": {"n": "abcdef"}}"#);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]});
+    let tools = json!([{"type": "function", "function": {"name": "w", "parameters": schema}}]);
+    let ask = async |n: i32, stream: bool| {
+        let body = json!({"messages": [{"role": "user", "content": "Hi"}], "tools": tools, "stream": stream,
+            "options": {"temperature": 0, "num_predict": n}});
+        client.post("/api/chat", body).await.text
+    };
+    for stream in [false, true] {
+        assert!(ask(100, stream).await.contains(r#""arguments":{"n":"abcdef"}"#));
+        let cut = ask(37, stream).await;
+        assert!(
+            !cut.contains("tool_calls") && cut.contains(r#""done_reason":"length""#),
+            "{cut}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn ollamas_own_program_can_list_and_show() {
     let strict = ServerOptions {
         strict_model: true,

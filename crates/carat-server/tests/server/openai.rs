@@ -64,6 +64,41 @@ async fn an_answer_that_has_begun_is_gone_on_with() {
 }
 
 #[tokio::test]
+async fn a_call_that_a_stop_text_cut_is_none() {
+    let client = client(r#"{"name": "w", "parameters": {"n": "abcdef"}}"#);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]});
+    let function = json!({"name": "w", "parameters": schema});
+    let tools = json!([{"type": "function", "function": function}]);
+    let answer = ask(&client, json!({"tools": tools, "stop": "cd"})).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "stop");
+    assert!(choice["message"]["tool_calls"].is_null(), "{choice}");
+    // OpenAI gives what there is of it where the limit was reached, and says so.
+    let answer = ask(&client, json!({"tools": tools, "max_tokens": 37})).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    assert_eq!(
+        choice["message"]["tool_calls"][0]["function"]["arguments"],
+        r#"{"n": "ab"#
+    );
+
+    // What is remembered of a response has no such call either, so that it needs no result.
+    let tools = json!([{"type": "function", "name": "w", "parameters": schema}]);
+    let body = json!({"input": "Hi", "tools": tools, "max_output_tokens": 37, "temperature": 0});
+    let cut = client.post("/v1/responses", body).await.json();
+    assert_eq!(cut["output"][0]["status"], "incomplete", "{cut}");
+    let result =
+        json!([{"type": "function_call_output", "call_id": cut["output"][0]["call_id"], "output": "1"}]);
+    let body = json!({"previous_response_id": cut["id"], "input": result, "max_output_tokens": 2});
+    let told = client.post("/v1/responses", body).await;
+    assert!(
+        told.status == 400 && told.text.contains("no call"),
+        "{}",
+        told.text
+    );
+}
+
+#[tokio::test]
 async fn a_chat_is_streamed() {
     let client = client("Grüß");
     let body = chat(json!({"stream": true, "stream_options": {"include_usage": true}, "n": 2}));
