@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, CONNECTION, CONTENT_TYPE, HOST, ORIGIN,
-    RETRY_AFTER, VARY,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CONNECTION,
+    CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, VARY,
 };
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
@@ -39,6 +39,7 @@ pub(crate) async fn pass(
     let arrived = Instant::now();
     let id = state.ids.id("req_");
     let origin = allowed_origin(&state.options.cors_origins, request.headers());
+    let asked_headers = request.headers().get(ACCESS_CONTROL_REQUEST_HEADERS).cloned();
     let path = request.uri().path().to_string();
     let method = request.method().clone();
     let route = request
@@ -64,7 +65,7 @@ pub(crate) async fn pass(
         headers.insert("request-id", value);
     }
     if let Some(origin) = origin {
-        allow(headers, origin);
+        allow(headers, origin, asked_headers);
     }
     let status = response.status().as_u16();
     if let Some(trace) = &trace {
@@ -174,19 +175,20 @@ fn is_called_here(request: &Request, allowed: &[String]) -> bool {
     host.is_none_or(|host| is_own_name(host) || is_listed(host))
 }
 
-fn allow(headers: &mut HeaderMap, origin: HeaderValue) {
+/// Lets pages of `origin` read the answer, and send what headers they ask for: the official clients send a dozen of their
+/// own, and whom the origin lets in, no header makes more dangerous.
+fn allow(headers: &mut HeaderMap, origin: HeaderValue, asked_headers: Option<HeaderValue>) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.insert(VARY, HeaderValue::from_static("origin"));
+    headers.insert(
+        VARY,
+        HeaderValue::from_static("origin, access-control-request-headers"),
+    );
+    if let Some(asked) = asked_headers {
+        headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, asked);
+    }
     headers.insert(
         ACCESS_CONTROL_ALLOW_METHODS,
         HeaderValue::from_static("GET, POST, DELETE, OPTIONS"),
-    );
-    headers.insert(
-        ACCESS_CONTROL_ALLOW_HEADERS,
-        HeaderValue::from_static(
-            "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, openai-organization, \
-             openai-project, idempotency-key",
-        ),
     );
     headers.insert(
         ACCESS_CONTROL_EXPOSE_HEADERS,

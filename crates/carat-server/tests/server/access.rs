@@ -98,12 +98,20 @@ async fn pages_of_this_machine_may_call() {
             "OPTIONS",
             "/v1/chat/completions",
             "",
-            &[("origin", "http://localhost:5173")],
+            &[
+                ("origin", "http://localhost:5173"),
+                ("access-control-request-headers", "authorization, x-stainless-os"),
+            ],
         )
         .await;
     assert_eq!(
         (told.status.as_u16(), &told.headers["access-control-allow-origin"]),
         (204, &"http://localhost:5173".parse().unwrap())
+    );
+    // OpenAI's and Anthropic's own clients always send headers about themselves.
+    assert_eq!(
+        told.headers["access-control-allow-headers"],
+        "authorization, x-stainless-os"
     );
     let told = client
         .send("GET", "/health", "", &[("origin", "https://evil.example")])
