@@ -89,22 +89,12 @@ fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Res
         return Err(ApiError::new(ErrorKind::Permission, message));
     }
     if !keys.is_empty() && !OPEN.contains(&path) {
-        if peer.is_some_and(|peer| state.lockout.holds(peer, arrived)) {
-            let message = "too many wrong API keys came from this address; wait a minute and check the key";
-            return Err(ApiError::new(ErrorKind::RateLimit, message));
-        }
-        let message = match key {
-            Some(key) if auth::is_known(keys, key) => None,
-            Some(_) => {
-                if let Some(peer) = peer {
-                    state.lockout.count(peer, arrived);
-                }
-                Some("this API key is not known here; check it")
-            }
-            None => Some("an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`"),
-        };
-        if let Some(message) = message {
-            return Err(ApiError::new(ErrorKind::Authentication, message));
+        let key = key.ok_or_else(|| {
+            let message = "an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`";
+            ApiError::new(ErrorKind::Authentication, message)
+        })?;
+        if !auth::is_known(keys, key) {
+            return Err(wrong_key(state, peer, arrived));
         }
     }
     let client = match key.filter(|_| !keys.is_empty()) {
@@ -118,6 +108,19 @@ fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Res
         arrived,
         trace: None,
     })
+}
+
+/// What a wrong key is told. Only they are: behind one address, of a proxy or of a company, are others with right ones.
+fn wrong_key(state: &State, peer: Option<IpAddr>, arrived: Instant) -> ApiError {
+    if peer.is_some_and(|peer| state.lockout.holds(peer, arrived)) {
+        let message = "too many wrong API keys came from this address; wait a minute and check the key";
+        return ApiError::new(ErrorKind::RateLimit, message);
+    }
+    if let Some(peer) = peer {
+        state.lockout.count(peer, arrived);
+    }
+    let message = "this API key is not known here; check it";
+    ApiError::new(ErrorKind::Authentication, message)
 }
 
 /// An error in the shape of the API that the path belongs to.

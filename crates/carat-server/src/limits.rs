@@ -22,7 +22,7 @@ pub(crate) const FETCHINGS: usize = 8;
 pub(crate) const FETCHED_BYTES: usize = 64 << 20;
 /// Most clients connected at the same time; more wait to be accepted.
 pub(crate) const CONNECTIONS: usize = 60_000;
-/// Wrong keys after which an address is not listened to.
+/// Wrong keys after which an address is told to wait.
 pub(crate) const WRONG_KEYS: u32 = 20;
 /// How long wrong keys are remembered.
 pub(crate) const WRONG_KEYS_FORGOTTEN: Duration = Duration::from_secs(60);

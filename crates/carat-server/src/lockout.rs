@@ -1,6 +1,7 @@
-//! Wrong keys cost time: an address that gave too many is not listened to for a while.
+//! Wrong keys cost time: an address that gave too many is told to wait with the next wrong ones.
 //!
-//! A key of good length cannot be guessed anyway; this keeps those who try from filling the log and the processor.
+//! A key of good length cannot be guessed anyway; this tells programs that go on with a wrong one to slow down. Right keys
+//! are let in from every address: else whoever shares one, behind a proxy, could shut out all others there.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -25,7 +26,7 @@ impl Wrong {
 }
 
 impl Lockout {
-    /// Whether keys of this address are not looked at now.
+    /// Whether this address gave too many wrong keys lately.
     pub(crate) fn holds(&self, address: IpAddr, now: Instant) -> bool {
         let wrong = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         wrong
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_shut_out_after_many_wrong_keys_and_let_in_again() {
+    fn an_address_is_held_after_many_wrong_keys_and_then_forgotten() {
         let lockout = Lockout::default();
         let [bad, good] = [[10, 0, 0, 1], [10, 0, 0, 2]].map(IpAddr::from);
         let start = Instant::now();
