@@ -13,8 +13,10 @@ pub enum ErrorKind {
     Permission,
     /// Something that is asked for is not there (404).
     NotFound,
-    /// The request took too long (408).
+    /// The body came too slowly (408).
     Timeout,
+    /// The answer would have taken longer than a request may (408), and would again.
+    TooLate,
     /// The body is too large (413).
     TooLarge,
     /// Too many requests wait already (429).
@@ -74,7 +76,7 @@ impl ApiError {
             ErrorKind::Authentication => 401,
             ErrorKind::Permission => 403,
             ErrorKind::NotFound => 404,
-            ErrorKind::Timeout => 408,
+            ErrorKind::Timeout | ErrorKind::TooLate => 408,
             ErrorKind::TooLarge => 413,
             ErrorKind::RateLimit => 429,
             ErrorKind::Internal => 500,
@@ -87,7 +89,7 @@ impl ApiError {
         let kind = match self.kind {
             ErrorKind::RateLimit => "rate_limit_error",
             ErrorKind::Internal | ErrorKind::Unavailable => "server_error",
-            ErrorKind::Timeout => "timeout",
+            ErrorKind::Timeout | ErrorKind::TooLate => "timeout",
             _ => "invalid_request_error",
         };
         let code = self.code.or(match self.kind {
@@ -107,7 +109,7 @@ impl ApiError {
             ErrorKind::NotFound => "not_found_error",
             ErrorKind::TooLarge => "request_too_large",
             ErrorKind::RateLimit => "rate_limit_error",
-            ErrorKind::Timeout => "timeout_error",
+            ErrorKind::Timeout | ErrorKind::TooLate => "timeout_error",
             ErrorKind::Unavailable => "overloaded_error",
             ErrorKind::Internal => "api_error",
         };

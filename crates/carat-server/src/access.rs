@@ -140,6 +140,10 @@ pub(crate) fn error_response(error: &ApiError, path: &str) -> Response<Body> {
     if matches!(error.kind, ErrorKind::RateLimit | ErrorKind::Unavailable) {
         headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
     }
+    if error.kind == ErrorKind::TooLate {
+        // The official clients would else ask twice more, and all of it be computed three times.
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
     if error.kind == ErrorKind::Timeout {
         // The rest of its body may still be coming.
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -195,7 +199,7 @@ fn allow(headers: &mut HeaderMap, origin: HeaderValue, asked_headers: Option<Hea
     );
     headers.insert(
         ACCESS_CONTROL_EXPOSE_HEADERS,
-        HeaderValue::from_static("x-request-id, request-id, retry-after"),
+        HeaderValue::from_static("x-request-id, request-id, retry-after, x-should-retry"),
     );
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
 }

@@ -381,7 +381,7 @@ fn check_stops(stop: &[String]) -> Result<(), ApiError> {
 /// The request's time is over.
 pub(crate) fn too_late() -> ApiError {
     let message = "the request took longer than this server allows; ask for less, or try again later";
-    ApiError::new(ErrorKind::Timeout, message)
+    ApiError::new(ErrorKind::TooLate, message)
 }
 
 /// What the engine says, as clients are told.
