@@ -6,6 +6,7 @@ mod ollama;
 mod openai;
 mod operations;
 mod responses;
+mod tokens;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -75,8 +76,8 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/metrics", get(operations::metrics))
         .route("/openapi.json", get(operations::openapi))
         .route("/docs", get(operations::docs))
-        .route("/tokenize", post(operations::tokenize))
-        .route("/detokenize", post(operations::detokenize))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
         .route("/v1/models", get(openai::models))
         .route("/v1/models/{*id}", get(openai::model))
         .route("/v1/chat/completions", post(openai::chat))

@@ -3,8 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use axum::body::{Body, HttpBody};
+use axum::http::Request;
 use carat_server::ServerOptions;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::common::{client, client_with};
 
@@ -151,14 +153,54 @@ async fn tokens_and_metrics_are_told() {
 }
 
 #[tokio::test]
+async fn tokens_of_a_long_text_are_sent_as_they_are_written() {
+    let client = client("x");
+    let content = "ab\"c".repeat(2000);
+    let body = json!({"content": content, "with_pieces": true});
+    let request = Request::builder().method("POST").uri("/tokenize");
+    let request = request.body(Body::from(body.to_string())).unwrap();
+    let response = client.open(request).await;
+    // Whole in memory it would be some two hundred times its text.
+    assert_eq!(response.body().size_hint().exact(), None);
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 24).await.unwrap();
+    let told: Value = serde_json::from_slice(&bytes).unwrap();
+    let tokens = told["tokens"].as_array().unwrap();
+    assert_eq!((&told["count"], tokens.len()), (&json!(8000), 8000));
+    let pieces: String = tokens
+        .iter()
+        .map(|token| token["piece"].as_str().unwrap())
+        .collect();
+    assert_eq!(pieces, content);
+    let none = client.post("/tokenize", json!({"content": ""})).await.json();
+    assert_eq!((&none["count"], &none["tokens"]), (&json!(0), &json!([])));
+}
+
+#[tokio::test]
+async fn tokens_are_counted_no_longer_than_a_request_may_take() {
+    let options = ServerOptions {
+        request_timeout: Some(Duration::ZERO),
+        ..ServerOptions::default()
+    };
+    let client = client_with("x", options);
+    // Long enough for the clock to be looked at before they are read.
+    const N: usize = 1 << 20;
+    let long = "x".repeat(N);
+    let status = async |path: &str, body: Value| client.post(path, body).await.status.as_u16();
+    assert_eq!(status("/tokenize", json!({"content": long})).await, 408);
+    assert_eq!(status("/detokenize", json!({"tokens": vec![7; N]})).await, 408);
+    let messages = json!([{"role": "user", "content": long}]);
+    assert_eq!(
+        status("/v1/messages/count_tokens", json!({"messages": messages})).await,
+        408
+    );
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_stops_the_work() {
-    use axum::body::Body;
     let client = client(&"a".repeat(1900));
     let before = client.n_computed.load(Ordering::Relaxed);
     let body = json!({"prompt": "x?", "max_tokens": 1900, "stream": true, "temperature": 0});
-    let request = axum::http::Request::builder()
-        .method("POST")
-        .uri("/v1/completions");
+    let request = Request::builder().method("POST").uri("/v1/completions");
     let request = request.body(Body::from(body.to_string())).unwrap();
     drop(client.open(request).await);
     let told = client.get("/metrics").await;
