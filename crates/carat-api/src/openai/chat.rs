@@ -48,8 +48,10 @@ struct ChatRequest {
     parallel_tool_calls: Option<bool>,
     response_format: Option<WireFormat>,
     reasoning_effort: Option<String>,
-    #[serde(alias = "thinking_token_budget", alias = "reasoning_budget")]
     thinking_budget: Option<i64>,
+    /// The same by other names, as below: an alias would refuse a request that has both.
+    thinking_token_budget: Option<i64>,
+    reasoning_budget: Option<i64>,
     chat_template_kwargs: Option<TemplateArguments>,
     /// vLLM's: the last message is the beginning of the answer.
     continue_final_message: Option<bool>,
@@ -77,8 +79,8 @@ pub(super) struct WireSampling {
     top_k: Option<i64>,
     min_p: Option<f32>,
     typical_p: Option<f32>,
-    #[serde(alias = "repeat_penalty")]
     repetition_penalty: Option<f32>,
+    repeat_penalty: Option<f32>,
     repeat_last_n: Option<i64>,
 }
 
@@ -105,7 +107,7 @@ impl WireSampling {
             top_k: self.top_k.map(|k| usize::try_from(k).unwrap_or(0)),
             min_p: self.min_p,
             typical_p: self.typical_p,
-            repetition_penalty: self.repetition_penalty,
+            repetition_penalty: self.repetition_penalty.or(self.repeat_penalty),
             penalty_window: self
                 .repeat_last_n
                 .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
@@ -191,8 +193,9 @@ struct Message {
     role: String,
     #[serde(default)]
     content: TextOr<WirePart>,
-    #[serde(alias = "reasoning")]
     reasoning_content: Option<String>,
+    /// The same; vLLM and OpenRouter give both, and clients send messages back as they came.
+    reasoning: Option<String>,
     tool_calls: Option<Vec<WireCall>>,
     tool_call_id: Option<String>,
     name: Option<String>,
@@ -302,7 +305,12 @@ impl ChatRequest {
             .response_format
             .map_or(Ok(Format::Text), WireFormat::into_format)?;
         let mut thinking = effort(self.reasoning_effort.as_deref(), "reasoning_effort")?;
-        if let Some(n) = self.thinking_budget {
+        let budgets = [
+            self.thinking_budget,
+            self.thinking_token_budget,
+            self.reasoning_budget,
+        ];
+        if let Some(n) = budgets.into_iter().flatten().next() {
             thinking = thinking.within(n);
         }
         if let Some(enabled) = self
@@ -469,7 +477,10 @@ impl Message {
         let calls = self.tool_calls.unwrap_or_default().into_iter().enumerate();
         let calls = calls.map(|(j, call)| call.into_call(&path(&format!("tool_calls[{j}]"))));
         Ok(Turn {
-            reasoning: self.reasoning_content.filter(|text| !text.is_empty()),
+            reasoning: self
+                .reasoning_content
+                .or(self.reasoning)
+                .filter(|text| !text.is_empty()),
             tool_calls: calls.collect::<Result<_, _>>()?,
             tool_call_id: self.tool_call_id,
             name: self.name,
@@ -689,6 +700,28 @@ mod tests {
             let error = convert(turns(last)).unwrap_err();
             assert_eq!(error.param.as_deref(), Some("continue_final_message"));
         }
+    }
+
+    #[test]
+    fn of_several_names_the_first_that_is_given_counts() {
+        let messages = json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Ha", "reasoning": "hm", "reasoning_content": "hm"},
+            {"role": "assistant", "content": "Ha", "reasoning": "so", "reasoning_content": null},
+        ]);
+        let request = convert(json!({
+            "messages": messages, "repetition_penalty": 1.5, "repeat_penalty": 1.1,
+            "thinking_budget": null, "thinking_token_budget": 7, "reasoning_budget": 9,
+        }));
+        let request = request.unwrap();
+        let thoughts: Vec<Option<&str>> = request
+            .turns
+            .iter()
+            .map(|turn| turn.reasoning.as_deref())
+            .collect();
+        assert_eq!(thoughts, [None, Some("hm"), Some("so")]);
+        assert_eq!(request.sampling.repetition_penalty, Some(1.5));
+        assert_eq!(request.thinking_budget, Some(7));
     }
 
     #[test]

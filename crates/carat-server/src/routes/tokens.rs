@@ -31,11 +31,20 @@ const STRETCH: usize = 1024;
 struct Tokenize {
     #[serde(default)]
     model: Option<String>,
-    #[serde(alias = "prompt", alias = "text")]
-    content: String,
+    content: Option<String>,
+    prompt: Option<String>,
+    text: Option<String>,
     add_special: Option<bool>,
     parse_special: Option<bool>,
     with_pieces: Option<bool>,
+}
+
+impl Tokenize {
+    fn text(&self) -> Result<&str, ApiError> {
+        let mut texts = [&self.content, &self.prompt, &self.text].into_iter().flatten();
+        let text = texts.next().map(String::as_str);
+        text.ok_or_else(|| ApiError::field("content", "`content` is missing; give the text"))
+    }
 }
 
 /// Ids of a text.
@@ -49,8 +58,8 @@ pub(super) async fn tokenize(
     let tokens = async {
         let name = wanted.model.as_deref().unwrap_or_default();
         let model = state.models.lease(name, None).await?;
-        let is_brief = wanted.content.len() <= BRIEF_BYTES;
-        prepared(is_brief, move || Ok(Tokens::of(model, &wanted))).await
+        let is_brief = wanted.text()?.len() <= BRIEF_BYTES;
+        prepared(is_brief, move || Tokens::of(model, &wanted)).await
     };
     let tokens = in_time(&state, &caller, tokens).await.map_err(refuse)?;
     let mut response = Response::new(Body::from_stream(tokens));
@@ -76,7 +85,7 @@ struct Piece {
 }
 
 impl Tokens {
-    fn of(model: Lease, wanted: &Tokenize) -> Self {
+    fn of(model: Lease, wanted: &Tokenize) -> Result<Self, ApiError> {
         let tokenizer = &model.setup.tokenizer;
         let special = if wanted.parse_special == Some(false) {
             Special::AsText
@@ -85,13 +94,13 @@ impl Tokens {
         };
         let add = wanted.add_special.unwrap_or(false);
         let mut ids: Vec<u32> = tokenizer.bos().into_iter().filter(|_| add).collect();
-        tokenizer.encode_into(&wanted.content, special, &mut ids);
-        Self {
+        tokenizer.encode_into(wanted.text()?, special, &mut ids);
+        Ok(Self {
             model,
             with_pieces: wanted.with_pieces == Some(true),
             left: Some(0..ids.len()),
             ids,
-        }
+        })
     }
 
     fn write(&self, id: u32, out: &mut Vec<u8>) {

@@ -171,6 +171,10 @@ async fn tokens_of_a_long_text_are_sent_as_they_are_written() {
         .map(|token| token["piece"].as_str().unwrap())
         .collect();
     assert_eq!(pieces, content);
+    let both = json!({"content": "ab", "prompt": "abc"});
+    assert_eq!(client.post("/tokenize", both).await.json()["count"], 2);
+    let told = client.post("/tokenize", json!({})).await.json();
+    assert_eq!(told["error"]["param"], "content");
     let none = client.post("/tokenize", json!({"content": ""})).await.json();
     assert_eq!((&none["count"], &none["tokens"]), (&json!(0), &json!([])));
 }
