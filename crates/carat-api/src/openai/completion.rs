@@ -4,8 +4,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
-use super::chat::{StreamOptions, WireGrammar, WireSampling, choices, max_tokens};
+use super::chat::{StreamOptions, WireSampling, choices, max_tokens};
 use super::chat_answer::finite;
+use super::format::WireGrammar;
 use super::{event, usage};
 use crate::read::{OneOrMany, parse};
 use crate::{ApiError, Delta, Finish, FinishKind, Format, GenerationRequest, TokenLogprob, Usage};

@@ -4,6 +4,7 @@ mod chat;
 mod chat_answer;
 mod completion;
 mod embedding;
+mod format;
 mod responses;
 mod responses_answer;
 
