@@ -9,6 +9,8 @@ use crate::{ApiError, Format};
 pub(super) struct WireFormat {
     r#type: String,
     json_schema: Option<NamedSchema>,
+    /// llama.cpp's, and that of many hosted models.
+    schema: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -18,10 +20,11 @@ struct NamedSchema {
 
 impl WireFormat {
     pub(super) fn into_format(self) -> Result<Format, ApiError> {
-        match (self.r#type.as_str(), self.json_schema) {
+        let named = self.json_schema.and_then(|named| named.schema);
+        match (self.r#type.as_str(), named.or(self.schema)) {
             ("text", _) => Ok(Format::Text),
-            ("json_object", _) => Ok(Format::JsonObject),
-            ("json_schema", Some(NamedSchema { schema: Some(schema) })) => Ok(Format::JsonSchema(schema)),
+            ("json_object" | "json_schema", Some(schema)) => Ok(Format::JsonSchema(schema)),
+            ("json_object", None) => Ok(Format::JsonObject),
             ("json_schema", _) => Err(ApiError::field(
                 "response_format.json_schema",
                 "`response_format.json_schema.schema` is missing",
@@ -35,9 +38,10 @@ impl WireFormat {
     }
 }
 
-/// Grammars by the names of vLLM (`guided_*`) and llama.cpp (`grammar`, `json_schema`).
+/// Grammars by the names of vLLM (`structured_outputs`, `guided_*` before) and llama.cpp (`grammar`, `json_schema`).
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct WireGrammar {
+    structured_outputs: Option<StructuredOutputs>,
     guided_json: Option<Value>,
     guided_regex: Option<String>,
     guided_choice: Option<Vec<String>>,
@@ -46,26 +50,47 @@ pub(super) struct WireGrammar {
     json_schema: Option<Value>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct StructuredOutputs {
+    json: Option<Value>,
+    json_object: Option<bool>,
+    regex: Option<String>,
+    choice: Option<Vec<String>>,
+    grammar: Option<String>,
+    structural_tag: Option<Value>,
+}
+
 impl WireGrammar {
     /// The grammar asked for, if any; `format` is what the API's own field says.
     pub(super) fn over(self, format: Format) -> Result<Format, ApiError> {
-        let choice = |choices: Vec<String>| {
-            let alternatives: Vec<String> = choices.iter().map(|choice| escape_regex(choice)).collect();
-            Format::Regex(format!("({})", alternatives.join("|")))
-        };
+        let outputs = self.structured_outputs.unwrap_or_default();
+        if outputs.structural_tag.is_some() {
+            let message =
+                "`structured_outputs.structural_tag` is not supported; give json, regex, choice or grammar";
+            return Err(ApiError::field("structured_outputs.structural_tag", message));
+        }
+        let is_json = outputs.json_object == Some(true);
+        let json = "structured_outputs.json";
         let given: Vec<(&str, Format)> = [
             ("response_format", (format != Format::Text).then_some(format)),
+            (json, outputs.json.map(|value| schema(value, json)).transpose()?),
+            (
+                "structured_outputs.json_object",
+                is_json.then_some(Format::JsonObject),
+            ),
+            ("structured_outputs.regex", outputs.regex.map(Format::Regex)),
+            ("structured_outputs.choice", outputs.choice.as_deref().map(choice)),
+            ("structured_outputs.grammar", outputs.grammar.map(lark_or_gbnf)),
             (
                 "guided_json",
                 self.guided_json
-                    .map(schema_value)
-                    .transpose()?
-                    .map(Format::JsonSchema),
+                    .map(|value| schema(value, "guided_json"))
+                    .transpose()?,
             ),
             ("json_schema", self.json_schema.map(Format::JsonSchema)),
             ("guided_regex", self.guided_regex.map(Format::Regex)),
-            ("guided_choice", self.guided_choice.map(choice)),
-            ("guided_grammar", self.guided_grammar.map(Format::Lark)),
+            ("guided_choice", self.guided_choice.as_deref().map(choice)),
+            ("guided_grammar", self.guided_grammar.map(lark_or_gbnf)),
             (
                 "grammar",
                 self.grammar.filter(|text| !text.is_empty()).map(Format::Gbnf),
@@ -86,12 +111,28 @@ impl WireGrammar {
     }
 }
 
-/// vLLM's clients also send the schema as text.
-fn schema_value(value: Value) -> Result<Value, ApiError> {
-    match value {
+/// The schema in `field`, which vLLM's clients also send as text.
+fn schema(value: Value, field: &str) -> Result<Format, ApiError> {
+    let schema = match value {
         Value::String(text) => serde_json::from_str(&text)
-            .map_err(|error| ApiError::field("guided_json", format!("`guided_json` is no JSON: {error}"))),
-        other => Ok(other),
+            .map_err(|error| ApiError::field(field, format!("`{field}` is no JSON: {error}")))?,
+        other => other,
+    };
+    Ok(Format::JsonSchema(schema))
+}
+
+/// One of these texts.
+fn choice(choices: &[String]) -> Format {
+    let alternatives: Vec<String> = choices.iter().map(|choice| escape_regex(choice)).collect();
+    Format::Regex(format!("({})", alternatives.join("|")))
+}
+
+/// A grammar in either notation, as vLLM takes them; only GBNF has this sign.
+fn lark_or_gbnf(text: String) -> Format {
+    if text.contains("::=") {
+        Format::Gbnf(text)
+    } else {
+        Format::Lark(text)
     }
 }
 
@@ -106,4 +147,65 @@ fn escape_regex(text: &str) -> String {
         escaped.push(c);
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// What the fields of a body bind an answer to, or the field at fault.
+    fn format(body: Value) -> Result<Format, Option<String>> {
+        let format = WireFormat::deserialize(&body["response_format"])
+            .map_or(Ok(Format::Text), WireFormat::into_format);
+        let grammar = WireGrammar::deserialize(&body).unwrap();
+        grammar.over(format.unwrap()).map_err(|error| error.param)
+    }
+
+    #[test]
+    fn every_programs_name_of_a_schema_is_known() {
+        let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        let of = |kind: &str| json!({"response_format": {"type": kind, "schema": schema}});
+        for body in [
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}),
+            of("json_object"),
+            of("json_schema"),
+            json!({"json_schema": schema}),
+            json!({"guided_json": schema.to_string()}),
+            json!({"structured_outputs": {"json": schema, "regex": null, "disable_fallback": false}}),
+            json!({"structured_outputs": {"json": schema.to_string()}}),
+        ] {
+            assert_eq!(
+                format(body.clone()),
+                Ok(Format::JsonSchema(schema.clone())),
+                "{body}"
+            );
+        }
+        let object = json!({"response_format": {"type": "json_object", "schema": null}});
+        assert_eq!(format(object), Ok(Format::JsonObject));
+    }
+
+    #[test]
+    fn structured_outputs_are_those_of_guided_decoding() {
+        for (name, value) in [
+            ("regex", json!("a+")),
+            ("choice", json!(["a", "b."])),
+            ("grammar", json!("start: \"a\"")),
+            ("grammar", json!("root ::= \"a\"")),
+        ] {
+            let now = format(json!({"structured_outputs": {name: value}})).unwrap();
+            let before = format(json!({format!("guided_{name}"): value})).unwrap();
+            assert!(now == before && now != Format::Text, "{name}: {now:?}");
+        }
+        let gbnf = "root ::= \"a\"";
+        let given = format(json!({"structured_outputs": {"grammar": gbnf}}));
+        assert_eq!(given, Ok(Format::Gbnf(gbnf.to_string())));
+        let object = json!({"structured_outputs": {"json_object": true}});
+        assert_eq!(format(object), Ok(Format::JsonObject));
+        let refused = |body: Value| format(body).unwrap_err().unwrap();
+        let tag = json!({"structured_outputs": {"structural_tag": "x"}});
+        assert_eq!(refused(tag), "structured_outputs.structural_tag");
+        let two = json!({"structured_outputs": {"regex": "a", "choice": ["b"]}});
+        assert_eq!(refused(two), "structured_outputs.choice");
+    }
 }
