@@ -273,13 +273,15 @@ fn check_length(model: &ServedModel, ids: &[u32]) -> Result<(), ApiError> {
 fn messages(turns: Vec<Turn>) -> Result<Conversation, ApiError> {
     let mut messages: Vec<Message> = Vec::new();
     let mut attachments = Vec::new();
+    // Instructions alone are a question: templates want somebody to have asked.
+    let is_asked = turns.iter().any(|turn| turn.role != Role::System);
     for turn in turns {
         // Only the first place is the system's; later instructions speak as the user.
         let is_start = messages
             .iter()
             .all(|message| message.role == carat_text::Role::System);
         let role = match turn.role {
-            Role::System if is_start => carat_text::Role::System,
+            Role::System if is_start && is_asked => carat_text::Role::System,
             Role::System | Role::User => carat_text::Role::User,
             Role::Tool => carat_text::Role::Tool,
             Role::Assistant => carat_text::Role::Assistant,
@@ -410,6 +412,13 @@ mod tests {
             Message::text(carat_text::Role::User, "c\n\nd"),
             Message::text(carat_text::Role::Assistant, "e"),
         ];
+        assert_eq!(messages(turns).unwrap().messages, expected);
+    }
+
+    #[test]
+    fn instructions_alone_are_what_the_user_asks() {
+        let turns = vec![Turn::text(Role::System, "a"), Turn::text(Role::System, "b")];
+        let expected = [Message::text(carat_text::Role::User, "a\n\nb")];
         assert_eq!(messages(turns).unwrap().messages, expected);
     }
 
