@@ -125,6 +125,8 @@ struct Message {
     /// The same; vLLM and OpenRouter give both, and clients send messages back as they came.
     reasoning: Option<String>,
     tool_calls: Option<Vec<WireCall>>,
+    /// How one call was given before `tool_calls`; its result is a message of the role `function`.
+    function_call: Option<WireFunction>,
     tool_call_id: Option<String>,
     name: Option<String>,
 }
@@ -392,13 +394,18 @@ impl Message {
             }
         };
         let calls = self.tool_calls.unwrap_or_default().into_iter().enumerate();
-        let calls = calls.map(|(j, call)| call.into_call(&path(&format!("tool_calls[{j}]"))));
+        let calls = calls.map(|(j, call)| {
+            let path = path(&format!("tool_calls[{j}].function"));
+            call.function.into_call(call.id.unwrap_or_default(), &path)
+        });
+        let older = self.function_call.into_iter();
+        let older = older.map(|function| function.into_call(String::new(), &path("function_call")));
         Ok(Turn {
             reasoning: self
                 .reasoning_content
                 .or(self.reasoning)
                 .filter(|text| !text.is_empty()),
-            tool_calls: calls.collect::<Result<_, _>>()?,
+            tool_calls: calls.chain(older).collect::<Result<_, _>>()?,
             tool_call_id: self.tool_call_id,
             name: self.name,
             ..Turn::new(role, parts)
@@ -454,12 +461,12 @@ impl WirePart {
     }
 }
 
-impl WireCall {
-    fn into_call(self, path: &str) -> Result<ToolCall, ApiError> {
+impl WireFunction {
+    fn into_call(self, id: String, path: &str) -> Result<ToolCall, ApiError> {
         Ok(ToolCall {
-            id: self.id.unwrap_or_default(),
-            name: self.function.name,
-            arguments: arguments(self.function.arguments, &format!("{path}.function.arguments"))?,
+            id,
+            name: self.name,
+            arguments: arguments(self.arguments, &format!("{path}.arguments"))?,
         })
     }
 }

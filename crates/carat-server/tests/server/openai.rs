@@ -64,6 +64,18 @@ async fn an_answer_that_has_begun_is_gone_on_with() {
 }
 
 #[tokio::test]
+async fn calls_in_the_older_notation_are_understood() {
+    let call = json!({"name": "w", "arguments": "{\"n\": 1}"});
+    let messages = json!([
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": null, "function_call": call},
+        {"role": "function", "name": "w", "content": "sunny"},
+    ]);
+    let answer = ask(&client("Sun"), json!({"messages": messages})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "Sun");
+}
+
+#[tokio::test]
 async fn a_call_that_a_stop_text_cut_is_none() {
     let client = client(r#"{"name": "w", "parameters": {"n": "abcdef"}}"#);
     let schema = json!({"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]});
