@@ -2,6 +2,9 @@
 
 use serde_json::{Value, json};
 
+/// Longest message and longest path, in bytes: both quote what requests say, and that may be a megabyte.
+const LONGEST: usize = 1000;
+
 /// What kind of failure, which decides the status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -46,7 +49,7 @@ impl ApiError {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self {
             kind,
-            message: message.into(),
+            message: brief(message.into()),
             param: None,
             code: None,
         }
@@ -55,7 +58,7 @@ impl ApiError {
     /// A field that cannot be used.
     pub fn field(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
-            param: Some(param.into()),
+            param: Some(brief(param.into())),
             ..Self::new(ErrorKind::InvalidRequest, message)
         }
     }
@@ -123,5 +126,29 @@ impl ApiError {
     /// As Ollama writes it.
     pub fn ollama(&self) -> Value {
         json!({"error": self.message})
+    }
+}
+
+/// The text, or its beginning and its end, which says what was expected.
+fn brief(text: String) -> String {
+    if text.len() <= LONGEST {
+        return text;
+    }
+    let start = text.floor_char_boundary(LONGEST / 2);
+    let end = text.ceil_char_boundary(text.len() - LONGEST / 2);
+    format!("{} ... {}", &text[..start], &text[end..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_request_says_is_quoted_in_part() {
+        let long = "é".repeat(1 << 20);
+        let error = ApiError::field(format!("a.{long}"), format!("`a.{long}` must be a number"));
+        assert!(error.message.len() < 1100 && error.message.ends_with("must be a number"));
+        assert!(error.message.starts_with("`a.é") && error.param.unwrap().len() < 1100);
+        assert_eq!(ApiError::new(ErrorKind::Internal, "x").message, "x");
     }
 }
