@@ -21,12 +21,12 @@ fn close(schema: &mut Value) -> Result<(), Failure> {
     for (name, value) in fields.iter_mut() {
         match name.as_str() {
             "properties" | "$defs" | "definitions" => {
-                let named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
-                named.map(close).collect::<Result<(), _>>()?;
+                let mut named = value.as_object_mut().into_iter().flat_map(Map::values_mut);
+                named.try_for_each(close)?;
             }
             "anyOf" | "allOf" | "oneOf" | "prefixItems" => {
-                let listed = value.as_array_mut().into_iter().flatten();
-                listed.map(close).collect::<Result<(), _>>()?;
+                let mut listed = value.as_array_mut().into_iter().flatten();
+                listed.try_for_each(close)?;
             }
             "items" => close(value)?,
             _ => {}
