@@ -1,23 +1,28 @@
 //! `carat gateway`: one endpoint over many providers.
 
+mod ledger;
+mod limits;
+mod lists;
+mod secret;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use carat_gateway::{Config, Engine, Env, Gateway as Serving, Hands, Source};
-use carat_ledger::{Account, Admin, Budget, Credit, Kind, Limits, Micros, NewKey, Period, Role, Secret};
 use carat_server::Server;
 use carat_traces::Tracer;
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
-use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel};
 use crate::settings::{self, Settings};
 use crate::vault::Vault;
+
+use self::ledger::LedgerTask;
+use self::secret::SecretTask;
 
 /// Answer programs from many providers behind one endpoint
 #[derive(Debug, Args)]
@@ -54,162 +59,10 @@ pub(crate) struct Gateway {
 enum Task {
     /// Read the configuration and say whether it makes sense
     Check,
-    /// Make a key; its text is shown once
-    AddKey(NewKeyArgs),
-    /// Give a key another text, shown once; the old one stays good for a while
-    RotateKey {
-        /// Its name
-        name: String,
-        /// Hours for which the old text stays good
-        #[arg(long, value_name = "HOURS", default_value_t = 24, value_parser = clap::value_parser!(u64).range(0..=2160))]
-        overlap: u64,
-    },
-    /// List keys and what each has spent
-    Keys,
-    /// Take a key back
-    RevokeKey {
-        /// Its name
-        name: String,
-    },
-    /// Set what a user may do and spend, with all keys together
-    SetUser {
-        #[command(flatten)]
-        account: AccountArgs,
-        /// admin (may administer), member, or viewer (may look and ask nothing)
-        #[arg(long, default_value = "member", value_parser = role)]
-        role: Role,
-    },
-    /// Set what a team may do and spend
-    SetTeam(AccountArgs),
-    /// Set what a project may do and spend
-    SetProject(AccountArgs),
-    /// List users, teams and projects
-    Accounts,
-    /// Keep a provider's key, encrypted, under the name of its variable; it is read from stdin
-    SetSecret {
-        /// Such as OPENAI_API_KEY
-        name: String,
-    },
-    /// Forget a secret
-    RemoveSecret {
-        /// Its name
-        name: String,
-    },
-    /// List the names of secrets
-    Secrets,
-    /// Pay in for a key or an account that may spend only that (--prepaid)
-    TopUp {
-        /// Who: key:NAME, user:NAME, team:NAME or project:NAME
-        scope: String,
-        /// Dollars, such as 12.50
-        amount: Micros,
-        /// A name of this payment; the same one again changes nothing [default: the time]
-        #[arg(long)]
-        id: Option<String>,
-        /// What to remember of it
-        #[arg(long, default_value = "")]
-        note: String,
-    },
-}
-
-#[derive(Debug, Args)]
-struct NewKeyArgs {
-    /// By which you will know it
-    name: String,
-    /// User whose it is
-    #[arg(long)]
-    user: Option<String>,
-    /// Project that it is for
-    #[arg(long)]
-    project: Option<String>,
-    /// Team whose budget it spends too [default: its project's or its user's]
-    #[arg(long)]
-    team: Option<String>,
-    /// Days until it ends
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36_500))]
-    days: Option<u64>,
     #[command(flatten)]
-    limits: LimitArgs,
-}
-
-#[derive(Debug, Args)]
-struct AccountArgs {
-    /// Its name
-    name: String,
-    /// Team that it belongs to, whose budget it spends too
-    #[arg(long)]
-    team: Option<String>,
+    Ledger(LedgerTask),
     #[command(flatten)]
-    limits: LimitArgs,
-}
-
-/// Limits of a key or an account; what is not given is no limit.
-#[derive(Debug, Args)]
-struct LimitArgs {
-    /// Route or model that may be asked for, or a beginning such as `openai/*`; may be given several times [default: all]
-    #[arg(long, value_name = "NAME")]
-    allow: Vec<String>,
-    /// Requests a minute
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
-    rpm: Option<u64>,
-    /// Tokens a minute, of prompts and answers
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000_000_000))]
-    tpm: Option<u64>,
-    /// Requests at the same time
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    concurrency: Option<u64>,
-    /// Dollars that may be spent, such as 12.50
-    #[arg(long, value_name = "DOLLARS")]
-    budget: Option<Micros>,
-    /// Dollars from which on a warning is given
-    #[arg(long, value_name = "DOLLARS")]
-    soft: Option<Micros>,
-    /// In which time: day, month (UTC) or total
-    #[arg(long, value_name = "PERIOD", default_value = "month", value_parser = period)]
-    per: Period,
-    /// Route or model that answers once --soft is spent
-    #[arg(long, value_name = "NAME")]
-    fallback: Option<String>,
-    /// Only what was paid in with `top-up` may be spent
-    #[arg(long)]
-    prepaid: bool,
-}
-
-impl LimitArgs {
-    fn limits(self) -> Limits {
-        let period = self.per;
-        let budget = |limit: Micros| Budget { limit, period };
-        Limits {
-            models: self.allow,
-            requests_per_minute: self.rpm,
-            tokens_per_minute: self.tpm,
-            concurrency: self.concurrency,
-            budget: self.budget.map(budget),
-            soft: self.soft.map(budget),
-            fallback: self.fallback,
-            is_prepaid: self.prepaid,
-        }
-    }
-}
-
-impl AccountArgs {
-    fn account(self, kind: Kind, role: Role) -> Account {
-        Account {
-            kind,
-            name: self.name,
-            team: self.team,
-            role,
-            limits: self.limits.limits(),
-        }
-    }
-}
-
-fn role(text: &str) -> Result<Role, String> {
-    Role::of_name(text).ok_or_else(|| "say admin, member or viewer".to_string())
-}
-
-fn period(text: &str) -> Result<Period, String> {
-    Period::of_name(text).ok_or_else(|| "say day, month or total".to_string())
+    Secret(SecretTask),
 }
 
 impl Gateway {
@@ -217,27 +70,25 @@ impl Gateway {
         let path = self
             .config
             .unwrap_or_else(|| settings.carat_dir.join("gateway.toml"));
-        let vault = Vault {
+        let vault = Arc::new(Vault {
             store: self
                 .secrets
                 .unwrap_or_else(|| settings.carat_dir.join("secrets.json")),
             key: self
                 .secrets_key
                 .unwrap_or_else(|| settings.carat_dir.join("secrets.key")),
+        });
+        let env: Env = {
+            let vault = Arc::clone(&vault);
+            Arc::new(move |name| settings::variable(name).or_else(|| vault.secret(name)))
         };
-        let task = match self.task {
-            Some(task) => match vault.run(task)? {
-                Some(task) => Some(task),
-                None => return Ok(()),
-            },
-            None => None,
-        };
-        let env: Env = Arc::new(move |name| settings::variable(name).or_else(|| vault.secret(name)));
-        let config =
-            Config::open(&path, &env).with_context(|| format!("cannot serve by `{}`", path.display()))?;
-        if let Some(task) = task {
-            return task.run(&path, &config);
+        match self.task {
+            Some(Task::Check) => return check(&path, &env),
+            Some(Task::Ledger(task)) => return task.run(&path, &env),
+            Some(Task::Secret(task)) => return task.run(&vault),
+            None => {}
         }
+        let config = open(&path, &env)?;
         super::serve::start_log(self.log, self.log_format);
         let (address, admin_address) = (config.listen, config.admin());
         // Models may have to be downloaded for it, which blocks.
@@ -297,29 +148,14 @@ impl Gateway {
     }
 }
 
-impl Vault {
-    /// Does what concerns secrets alone; gives back all else.
-    fn run(&self, task: Task) -> Result<Option<Task>> {
-        match task {
-            Task::SetSecret { name } => {
-                let secret = crate::vault::read_secret(&name)?;
-                self.open_or_make()?.set(&name, &secret)?;
-                output::note(&format!(
-                    "`{name}` is kept; a running gateway takes it up when its configuration is read anew"
-                ));
-            }
-            Task::RemoveSecret { name } => {
-                anyhow::ensure!(self.open_or_make()?.remove(&name)?, "there is no secret `{name}`");
-            }
-            Task::Secrets => {
-                for name in self.open_or_make()?.names()? {
-                    output::line(&name)?;
-                }
-            }
-            task => return Ok(Some(task)),
-        }
-        Ok(None)
-    }
+fn open(path: &Path, env: &Env) -> Result<Config> {
+    Config::open(path, env).with_context(|| format!("cannot serve by `{}`", path.display()))
+}
+
+fn check(path: &Path, env: &Env) -> Result<()> {
+    open(path, env)?;
+    output::note(&format!("`{}` makes sense", path.display()));
+    Ok(())
 }
 
 /// Connections at the engine that have not been taken up yet.
@@ -331,126 +167,4 @@ fn engine(server: Server) -> Engine {
     tokio::spawn(server.run_inside(connections));
     // One that finds no room is closed, which the gateway takes for a provider that cannot be reached.
     Arc::new(move |stream| drop(connect.try_send(stream)))
-}
-
-impl Task {
-    fn run(self, path: &Path, config: &Config) -> Result<()> {
-        if matches!(self, Self::Check) {
-            output::note(&format!("`{}` makes sense", path.display()));
-            return Ok(());
-        }
-        let ledger = config.ledger().ok_or_else(|| {
-            Hinted::new(
-                format!("`{}` names no ledger to keep keys in", path.display()),
-                "add [ledger] with path = \"gateway.db\"",
-            )
-        })?;
-        let mut admin = Admin::open(ledger)?;
-        match self {
-            // Done already, without a ledger.
-            Self::Check | Self::SetSecret { .. } | Self::RemoveSecret { .. } | Self::Secrets => {}
-            Self::AddKey(new) => output::write(&format!("{}\n", new.add(&mut admin)?.text()))?,
-            Self::RotateKey { name, overlap } => {
-                let secret = admin.rotate_key(&name, overlap * 3_600_000, now_ms())?;
-                output::write(&format!("{}\n", secret.text()))?;
-            }
-            Self::Keys => output::write(&listed(&mut admin)?)?,
-            Self::RevokeKey { name } => admin.revoke_key(&name)?,
-            Self::SetUser { account, role } => admin.set_account(&account.account(Kind::User, role))?,
-            Self::SetTeam(account) => admin.set_account(&account.account(Kind::Team, Role::Member))?,
-            Self::SetProject(account) => admin.set_account(&account.account(Kind::Project, Role::Member))?,
-            Self::Accounts => output::write(&accounts(&mut admin)?)?,
-            Self::TopUp {
-                scope,
-                amount,
-                id,
-                note,
-            } => {
-                let at_ms = now_ms();
-                let id = id.unwrap_or_else(|| at_ms.to_string());
-                let is_new = admin.top_up(&Credit {
-                    id,
-                    scope,
-                    amount,
-                    note,
-                    at_ms,
-                })?;
-                if !is_new {
-                    output::note("this payment was there already; nothing has changed");
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
-impl NewKeyArgs {
-    fn add(self, admin: &mut Admin) -> Result<Secret> {
-        let now_ms = now_ms();
-        let new = NewKey {
-            name: self.name,
-            user: self.user,
-            project: self.project,
-            team: self.team,
-            limits: self.limits.limits(),
-            expires_ms: self
-                .days
-                .map(|days| now_ms.saturating_add(days.saturating_mul(86_400_000))),
-        };
-        Ok(admin.add_key(&new, now_ms)?)
-    }
-}
-
-fn accounts(admin: &mut Admin) -> Result<String> {
-    let mut text = format!(
-        "{:<8} {:<20} {:<12} {:<7} {:>9} {:>16} {:>16}\n",
-        "KIND", "NAME", "TEAM", "ROLE", "REQUESTS", "SPENT", "BUDGET"
-    );
-    for kind in Kind::ALL {
-        for (account, total) in admin.accounts(kind)? {
-            let team = account.team.as_deref().unwrap_or("");
-            let role = match kind {
-                Kind::User => account.role.name(),
-                Kind::Team | Kind::Project => "",
-            };
-            let budget = account.limits.budget;
-            let budget = budget.map_or(String::new(), |budget| {
-                format!("{}/{}", budget.limit, budget.period.name())
-            });
-            let (kind, name, spent) = (kind.name(), &account.name, total.spent.to_string());
-            let line = format!(
-                "{kind:<8} {name:<20} {team:<12} {role:<7} {:>9} {spent:>16} {budget:>16}",
-                total.requests
-            );
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-    }
-    Ok(text)
-}
-
-fn listed(admin: &mut Admin) -> Result<String> {
-    let mut text = format!(
-        "{:<20} {:<14} {:<12} {:>9} {:>16} {:<8}\n",
-        "NAME", "KEY", "TEAM", "REQUESTS", "SPENT", "STATE"
-    );
-    for (key, total) in admin.keys()? {
-        let state = if key.is_revoked { "revoked" } else { "" };
-        let team = key.rights.team.as_deref().unwrap_or("");
-        let line = format!(
-            "{:<20} {:<14} {team:<12} {:>9} {:>16} {state:<8}",
-            key.rights.name,
-            format!("{}…", key.start),
-            total.requests,
-            total.spent.to_string()
-        );
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    Ok(text)
 }
