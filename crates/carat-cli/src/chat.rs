@@ -6,9 +6,9 @@
 //! offered as attachments; see [`dropped`]. Ctrl-C stops an answer or drops the line being typed, Ctrl-D leaves.
 
 mod dropped;
+mod history;
 mod slash;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use crate::output;
 use crate::thoughts::Show;
 
 use dropped::{dropped, without};
+use history::History;
 use slash::Next;
 
 /// Opens and closes a message of several lines.
@@ -90,9 +91,7 @@ impl Chat {
     /// Reads and answers until the user leaves. Entered lines are remembered in `carat_dir`.
     pub(crate) fn run(mut self, carat_dir: &Path, interrupt: &Interrupt) -> Result<()> {
         let mut editor = DefaultEditor::new().context("the terminal cannot be used for a chat")?;
-        let history = carat_dir.join("history");
-        // The first chat has no history yet, and without one a chat is still a chat.
-        let _none_yet = editor.load_history(&history);
+        let mut history = History::open(carat_dir, &mut editor);
         if self.answerer.template.is_none() {
             output::note("this is a base model: it continues each text you enter, on its own");
         }
@@ -105,6 +104,7 @@ impl Chat {
                 Input::Line(line) => (line, false),
                 Input::Block(text) => (text, true),
             };
+            history.add(&line, &mut editor);
             let is_command = |text: &str| !is_block && slash::is_command(text);
             let line = if is_command(&line) {
                 line
@@ -124,13 +124,6 @@ impl Chat {
                 Ok(Next::Leave) => break,
                 Err(error) => output::note(&format!("error: {}", sentence(&error))),
             }
-        }
-        let _no_folder = fs::create_dir_all(carat_dir);
-        if let Err(error) = editor.save_history(&history) {
-            output::note(&format!(
-                "the history cannot be kept in {}: {error}",
-                history.display()
-            ));
         }
         Ok(())
     }
@@ -267,14 +260,10 @@ fn read_input(editor: &mut DefaultEditor) -> Result<Input> {
             }
         }
     };
-    if let Input::Line(text) | Input::Block(text) = &input {
-        if text.is_empty() {
-            return Ok(Input::Nothing);
-        }
-        // A history that is full or unwritable must not keep anybody from chatting.
-        let _kept = editor.add_history_entry(text);
+    match input {
+        Input::Line(text) | Input::Block(text) if text.is_empty() => Ok(Input::Nothing),
+        input => Ok(input),
     }
-    Ok(input)
 }
 
 /// The text of a block once it is closed. Only at the end of what was entered at once: a paste may hold `"""` itself.
