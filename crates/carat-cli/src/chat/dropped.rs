@@ -26,15 +26,33 @@ pub(super) struct Dropped {
 pub(super) fn dropped(line: &str, is_file: &dyn Fn(&Path) -> bool) -> Vec<Dropped> {
     let words = words(line).into_iter();
     let file = |(place, word): (Range<usize>, String)| {
-        let path = match word.strip_prefix("file://") {
-            // The host, if any, is this machine.
-            Some(rest) => PathBuf::from(unescaped(rest.strip_prefix("localhost").unwrap_or(rest))),
-            None => PathBuf::from(word),
-        };
+        let path = PathBuf::from(without_scheme(word));
         let kind = kind_of(&path)?;
         is_file(&path).then_some(Dropped { place, kind, path })
     };
     words.filter_map(file).collect()
+}
+
+/// The path that a whole text is: one word as a shell or a terminal writes it, or else the text as it stands.
+pub(super) fn path(text: &str, home: Option<&Path>) -> PathBuf {
+    let mut words = words(text);
+    let text = match words.pop() {
+        Some((_, word)) if words.is_empty() => without_scheme(word),
+        _ => text.to_owned(),
+    };
+    match (text.strip_prefix("~/"), home) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => PathBuf::from(text),
+    }
+}
+
+/// A `file://` address as a path.
+fn without_scheme(word: String) -> String {
+    match word.strip_prefix("file://") {
+        // The host, if any, is this machine.
+        Some(rest) => unescaped(rest.strip_prefix("localhost").unwrap_or(rest)),
+        None => word,
+    }
 }
 
 /// The line without the files, as the user's text.
@@ -175,6 +193,24 @@ mod tests {
             "",
         ] {
             check(line, &[], line.trim());
+        }
+    }
+
+    #[test]
+    fn a_path_alone_may_be_written_as_in_a_shell_or_as_it_is() {
+        for (text, expected) in [
+            ("a.json", "a.json"),
+            ("my conversation.json", "my conversation.json"),
+            ("'my conversation.json'", "my conversation.json"),
+            ("~/a.json", "/home/ada/a.json"),
+            ("~/my conversation.json", "/home/ada/my conversation.json"),
+            ("file:///tmp/a%20b", "/tmp/a b"),
+        ] {
+            assert_eq!(
+                path(text, Some(Path::new("/home/ada"))),
+                Path::new(expected),
+                "{text}"
+            );
         }
     }
 

@@ -96,16 +96,16 @@ impl Chat {
             }
             "/system" => self.set_system(rest)?,
             "/set" => self.set(rest)?,
-            "/image" => self.attach(&attachment(Kind::Image, file_of(rest)?))?,
-            "/audio" => self.attach(&attachment(Kind::Audio, file_of(rest)?))?,
-            "/video" => self.attach(&attachment(Kind::Video, file_of(rest)?))?,
+            "/image" => self.attach(&attachment(Kind::Image, path_of(rest)?))?,
+            "/audio" => self.attach(&attachment(Kind::Audio, path_of(rest)?))?,
+            "/video" => self.attach(&attachment(Kind::Video, path_of(rest)?))?,
             "/detach" => output::note(&format!(
                 "left out {} files",
                 std::mem::take(&mut self.pending).len()
             )),
             "/think" => self.think(rest)?,
-            "/save" => self.save(path_of(rest)?)?,
-            "/load" => self.load(path_of(rest)?)?,
+            "/save" => self.save(&path_of(rest)?)?,
+            "/load" => self.load(&path_of(rest)?)?,
             _ => return Err(anyhow!("there is no command `{name}`; /help shows them")),
         }
         Ok(Next::Go)
@@ -182,7 +182,7 @@ impl Chat {
             "presence_penalty" => sampling.presence_penalty = number(value)?,
             "seed" => sampling.seed = number(value)?,
             "max_tokens" => self.options.max_tokens = Some(number(value)?).filter(|&n| n > 0),
-            "verbose" => self.verbose = matches!(value, "on" | "true" | "1"),
+            "verbose" => self.verbose = switch(value)?,
             _ => return Err(anyhow!("there is no setting `{name}`; /set shows them")),
         }
         if let Err(error) = self.options.sampling.validate(usize::MAX) {
@@ -214,7 +214,14 @@ impl Chat {
         )
     }
 
+    /// Writes the conversation to a file: a new one, or one that a conversation was saved in before.
     fn save(&self, path: &Path) -> Result<()> {
+        if path.exists() && read(path).is_err() {
+            return Err(anyhow!(
+                "`{}` is there already and is no saved conversation; give another name",
+                path.display()
+            ));
+        }
         let messages = self.turns.iter().map(|turn| SavedMessage {
             role: if turn.message.role == Role::User {
                 SavedRole::User
@@ -240,9 +247,7 @@ impl Chat {
     }
 
     fn load(&mut self, path: &Path) -> Result<()> {
-        let bytes = read_limited(path, MAX_SAVED_BYTES)?;
-        let saved: Saved = serde_json::from_slice(&bytes)
-            .with_context(|| format!("`{}` is not a saved conversation", path.display()))?;
+        let saved = read(path)?;
         let mut turns = Vec::with_capacity(saved.messages.len());
         for message in saved.messages {
             turns.push(self.loaded(message)?);
@@ -287,6 +292,12 @@ impl Chat {
     }
 }
 
+fn read(path: &Path) -> Result<Saved> {
+    let bytes = read_limited(path, MAX_SAVED_BYTES)?;
+    serde_json::from_slice(&bytes)
+        .with_context(|| format!("`{}` is not a saved conversation", path.display()))
+}
+
 fn saved(attached: &Attached) -> SavedAttachment {
     SavedAttachment {
         kind: match attached.kind() {
@@ -306,24 +317,23 @@ pub(super) fn is_command(line: &str) -> bool {
         .is_some_and(|name| name == "?" || !name.is_empty() && name.chars().all(char::is_alphabetic))
 }
 
-/// A path as it is typed or dropped: quotes and backslashes are taken away.
-fn file_of(rest: &str) -> Result<PathBuf> {
-    let plain = path_of(rest)?;
+/// A path as it is typed or dropped.
+fn path_of(rest: &str) -> Result<PathBuf> {
+    if rest.is_empty() {
+        return Err(anyhow!("name a file"));
+    }
+    let plain = Path::new(rest);
     if plain.exists() {
         return Ok(plain.to_path_buf());
     }
-    let found = super::dropped::dropped(rest, &Path::exists);
-    Ok(found
-        .into_iter()
-        .next()
-        .map_or_else(|| plain.to_path_buf(), |file| file.path))
+    Ok(super::dropped::path(rest, std::env::home_dir().as_deref()))
 }
 
-fn path_of(rest: &str) -> Result<&Path> {
-    if rest.is_empty() {
-        Err(anyhow!("name a file"))
-    } else {
-        Ok(Path::new(rest))
+fn switch(value: &str) -> Result<bool> {
+    match value {
+        "on" | "true" | "1" => Ok(true),
+        "off" | "false" | "0" => Ok(false),
+        other => Err(anyhow!("`{other}` is neither on nor off")),
     }
 }
 
@@ -336,6 +346,33 @@ fn number<T: std::str::FromStr>(value: &str) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::{AnswerOptions, Answerer};
+    use carat_testkit::ChatModel;
+
+    #[test]
+    fn saving_writes_over_conversations_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let _model = ChatModel::new("gemma3-vision", folder.path());
+        let answerer = Answerer::for_test(folder.path());
+        let mut chat = Chat::new(answerer, AnswerOptions::for_test(), None, false, "test");
+        let path = folder.path().join("a file.txt");
+        let line = format!("/save '{}'", path.display());
+        std::fs::write(&path, "precious").unwrap();
+        let error = chat.command(&line).unwrap_err();
+        assert!(error.to_string().contains("is there already"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+        for _ in 0..2 {
+            assert_eq!(chat.command(&line).unwrap(), Next::Go);
+        }
+        assert!(read(&path).unwrap().messages.is_empty());
+    }
+
+    #[test]
+    fn switches_are_on_or_off_and_nothing_else() {
+        assert!(switch("on").unwrap() && !switch("off").unwrap());
+        assert!(switch("maybe").is_err());
+    }
 
     #[test]
     fn commands_have_names_and_texts_and_paths_have_none() {
