@@ -27,7 +27,7 @@ pub(crate) struct Detokenize {
 
 impl Detokenize {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
-        let text = text_input::argument_or_piped(self.ids, "list of ids")?;
+        let text = text_input::argument_or_piped(self.ids, "list of ids", interrupt)?;
         let ids = text_input::parse_ids(&text, "the list of ids")?;
         let tokenizer = ModelSource::open(&self.model, settings, interrupt)?.tokenizer()?;
         let control = if self.hide_special {

@@ -39,7 +39,8 @@ use crate::{output, planning, text_input};
                         clip.mp4 \"What happens?\" --frames 16\n  carat run gemma4:12b --think \"How many primes are below \
                         100?\"\n  carat run gemma3:12b \"Who is the thief?\" --prompt-cache novel.kv < novel.txt   reads the novel once\n\nA model that is not \
                         on this machine is pulled first. Base models continue the text as it stands; instruct models \
-                        get it as a chat message."
+                        get it as a chat message. What \
+                        stdin holds is read to its end, so in a loop over lines write `< /dev/null`."
 )]
 pub(crate) struct Run {
     /// The model
@@ -97,7 +98,7 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         // Read first: whoever pipes text in should not wait for the model.
-        let prompt = self.one_prompt()?;
+        let prompt = self.one_prompt(interrupt)?;
         if prompt.is_none() && self.prompt_cache.is_some() {
             let hint = "give a prompt, or pipe text in";
             return Err(
@@ -251,8 +252,8 @@ impl Run {
     }
 
     /// Argument and piped text together; `None` begins a chat.
-    fn one_prompt(&self) -> Result<Option<String>> {
-        match (&self.prompt, text_input::piped()?) {
+    fn one_prompt(&self, interrupt: &Interrupt) -> Result<Option<String>> {
+        match (&self.prompt, text_input::piped(interrupt)?) {
             (Some(prompt), Some(piped)) if !piped.trim().is_empty() => {
                 Ok(Some(together(prompt, &piped, self.prompt_cache.is_some())))
             }
