@@ -113,7 +113,22 @@ impl Account {
         if let Some(trace) = &self.trace {
             trace.failed(failure);
         }
+        self.blame(failure);
+    }
+
+    /// Counts a failure against the target, and tells if it is not asked for a while because of it.
+    fn blame(&self, failure: &Failure) {
+        let health = self.permit.health();
+        let rested = health.is_ill();
         self.permit.failed(failure);
+        if !rested && health.is_ill() {
+            tracing::warn!(
+                target = self.target,
+                class = failure.class.name(),
+                status = failure.status,
+                "a target failed and rests; others are asked first"
+            );
+        }
     }
 
     /// A record made no sense.
@@ -179,8 +194,9 @@ impl Account {
         match outcome {
             Outcome::Complete => {}
             Outcome::Cut(failure) => {
-                self.permit.failed(failure);
+                self.blame(failure);
                 tracing::warn!(
+                    target = self.target,
                     class = failure.class.name(),
                     message = failure.message,
                     "an answer was cut"

@@ -22,6 +22,7 @@ use crate::endpoint::{Called, Dialect};
 use crate::engine::Engine;
 use crate::failure::{Class, Failure};
 use crate::health::HealthBook;
+use crate::line::Line;
 use crate::reply::{self, Body};
 use crate::route::Route;
 use crate::upstream::Upstream;
@@ -185,12 +186,19 @@ impl Gateway {
         let id = HeaderValue::try_from(format!("req-{:032x}", u128::from_be_bytes(id)));
         let id = id.unwrap_or_else(|_| HeaderValue::from_static("-"));
         response.headers_mut().insert("x-request-id", id);
+        let line = Line::begin(request.method(), request.uri().path(), || {
+            let ledger = self.ledger.as_ref()?;
+            access::bearer(ledger, request.headers()).map(|bearer| bearer.key)
+        });
         let hundreds = usize::from(response.status().as_u16() / 100).min(5);
         self.counts.by_status[hundreds].fetch_add(1, Ordering::Relaxed);
         Ok(response)
     }
 
     async fn dispatch(self: &Arc<Self>, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
+        if let Some(line) = line {
+            line.answered(&mut response);
+        }
         let path = request.uri().path();
         if request.method() == Method::POST {
             return match Called::of(path) {

@@ -30,6 +30,7 @@ mod heir;
 mod http1;
 mod limits;
 mod link;
+mod line;
 mod metrics;
 mod needs;
 mod paths;

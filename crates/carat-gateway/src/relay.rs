@@ -21,6 +21,7 @@ use crate::cache::Tape;
 use crate::failure::{Class, Failure};
 use crate::heir::{self, Heir, Inheritance, Nobody};
 use crate::limits::HELD_BYTES;
+use crate::line::Answered;
 use crate::records::{Framing, Records};
 use crate::stream::{Step, Transform};
 use crate::upstream::AnswerBody;
@@ -50,6 +51,8 @@ pub(crate) struct Relay {
     /// Nothing more comes.
     is_over: bool,
     account: Option<Account>,
+    /// The log's line, until it is written.
+    line: Option<Box<Answered>>,
     /// The stream is to be kept.
     tape: Option<Tape>,
     /// How it ended, once it has.
@@ -86,6 +89,7 @@ impl Relay {
             is_done: false,
             is_over: false,
             account: None,
+            line: None,
             tape: None,
             is_whole: false,
             heir: None,
@@ -130,6 +134,15 @@ impl Relay {
     /// What goes out is written down, and kept if it ends well.
     pub(crate) fn record(&mut self, tape: Tape) {
         self.tape = Some(tape);
+    }
+
+    /// What became of it is told to the log when it has ended, which it may have.
+    pub(crate) fn tell(&mut self, line: Answered) {
+        if self.account.is_some() || self.search.is_some() {
+            self.line = Some(Box::new(line));
+        } else {
+            line.end(&Outcome::Complete, Some(&self.transform.usage()));
+        }
     }
 
     /// If it breaks somebody else may go on.
@@ -350,6 +363,7 @@ impl Relay {
                 if let Some(entry) = nobody.entry {
                     entry.cut();
                 }
+                self.settle(&Outcome::Cut(nobody.failure));
             }
         }
     }
@@ -357,6 +371,9 @@ impl Relay {
     fn settle(&mut self, outcome: &Outcome) {
         if let Some(account) = self.account.take() {
             account.settle(outcome, self.transform.usage(), self.transform.is_counted());
+        }
+        if let Some(line) = self.line.take() {
+            line.end(outcome, Some(&self.transform.usage()));
         }
     }
 }

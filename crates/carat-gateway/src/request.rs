@@ -539,6 +539,8 @@ impl Way<'_> {
                 let mut response = Response::new(Body::whole(bytes));
                 let kind = HeaderValue::from_static("application/json");
                 response.headers_mut().insert(CONTENT_TYPE, kind);
+                // For the log's line of it.
+                response.extensions_mut().insert(usage);
                 response
             }
             Answer::Stream(mut relay) => {

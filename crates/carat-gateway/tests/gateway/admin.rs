@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::support::log::Log;
 use crate::support::{Rig, config, env, rig_with};
 
 const ADMIN_KEY: &str = "admin-key-of-the-tests";
@@ -325,30 +326,9 @@ fn an_admin_api_without_a_key_or_beyond_this_machine_is_refused() {
     );
 }
 
-/// Everything that is logged while tests run, at every level.
-#[derive(Clone, Default)]
-struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_in_no_log_no_error_and_no_answer() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
+    let log = Log::of_all_tests();
     let mut office = Office::open().await;
     let made = office.good("POST", "keys", json!({"name": "k"})).await;
     let secret = made["key"].as_str().unwrap().to_string();
@@ -388,7 +368,7 @@ async fn secrets_are_in_no_log_no_error_and_no_answer() {
     for path in ["/v1/models", "/metrics", "/health", "/nothing"] {
         seen += &office.rig.get(path).await.text;
     }
-    let logged = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    let logged = log.text();
     assert!(logged.contains("a target failed"), "the log is heard");
     for text in ["sk-mock-secret", ADMIN_KEY, &secret, &rotated] {
         assert!(!seen.contains(text), "{text} in an answer");

@@ -10,6 +10,7 @@ mod failing;
 mod forwarding;
 mod https;
 mod keeping;
+mod logging;
 mod money;
 mod patience;
 mod routing;

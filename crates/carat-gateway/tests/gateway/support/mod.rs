@@ -1,5 +1,6 @@
 //! A gateway over mocks, and a client for it.
 
+pub(crate) mod log;
 pub(crate) mod mock;
 
 use std::net::SocketAddr;
