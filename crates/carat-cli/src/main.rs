@@ -90,20 +90,19 @@ mod tests {
 
     #[test]
     fn every_subcommand_says_what_it_does_and_has_examples() {
-        for command in Cli::command().get_subcommands() {
-            assert!(
-                command.get_about().is_some(),
-                "{} has no description",
-                command.get_name()
-            );
-            let has_examples = command
-                .get_after_help()
-                .is_some_and(|help| help.to_string().starts_with("Examples:"));
-            assert!(
-                has_examples || command.has_subcommands(),
-                "{} has no examples",
-                command.get_name()
-            );
+        fn check(parent: &clap::Command) {
+            for command in parent.get_subcommands() {
+                let name = command.get_name();
+                assert!(command.get_about().is_some(), "{name} has no description");
+                let help = command.get_after_help().map(ToString::to_string);
+                let has_examples = help.is_some_and(|help| help.starts_with("Examples:"));
+                assert!(
+                    has_examples || command.has_subcommands(),
+                    "{name} has no examples"
+                );
+                check(command);
+            }
         }
+        check(&Cli::command());
     }
 }

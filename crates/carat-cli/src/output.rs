@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use carat_ledger::Micros;
 use serde::Serialize;
 
 use crate::failure::OutputError;
@@ -53,7 +54,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputErr
     let format_row = |cells: &[String]| {
         let mut text = String::new();
         for (cell, &width) in cells.iter().zip(&widths) {
-            let is_number = cell.starts_with(|c: char| c.is_ascii_digit());
+            let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '$');
             text += &if is_number {
                 format!("{cell:>width$}  ")
             } else {
@@ -90,6 +91,13 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+/// An amount without zeros that say nothing: `$0.15`, `$20`.
+pub(crate) fn dollars(amount: Micros) -> String {
+    let text = amount.to_string();
+    let text = text.trim_end_matches('0');
+    text.trim_end_matches('.').to_string()
+}
+
 
     #[test]
     fn sizes_are_said_in_powers_of_ten() {
@@ -98,3 +106,15 @@ mod tests {
         assert_eq!(size(7_366_423_360), "7.4 GB");
     }
 }
+    #[test]
+    fn a_name_gives_a_terminal_no_orders() {
+        assert_eq!(printable("a\u{1b}]0;b\u{7}é"), "a\\u{1b}]0;b\\u{7}é");
+    }
+
+    #[test]
+    fn amounts_are_short() {
+        assert_eq!(dollars(Micros(150_000)), "$0.15");
+        assert_eq!(dollars(Micros(20_000_000)), "$20");
+        assert_eq!(dollars(Micros(0)), "$0");
+    }
+

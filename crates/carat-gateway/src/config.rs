@@ -3,6 +3,7 @@
 //! A file is refused as a whole, with the place that is wrong: nothing of it takes effect. Unknown settings are errors,
 //! since a setting that is misspelt would otherwise silently be a default.
 
+mod doubt;
 mod route;
 
 use std::collections::{BTreeMap, HashMap};
@@ -221,6 +222,17 @@ impl Config {
     /// [`Error`] says what in it is wrong.
     pub fn open(path: &Path, env: &Env) -> Result<Self, Error> {
         Self::parse(&read(path)?, env)
+    }
+
+    /// The ledger that a configuration file names, if it does. What else it says is not looked at: acts on the ledger
+    /// need neither the admin API's key nor those of providers.
+    ///
+    /// # Errors
+    /// [`Error`] says what in it is wrong.
+    pub fn ledger_of(path: &Path, env: &Env) -> Result<Option<Place>, Error> {
+        let text = read(path)?;
+        let file: File = toml::from_str(&text).map_err(|error| Error::toml(&text, &error))?;
+        file.ledger.place(env)
     }
 
     /// Reads a configuration.

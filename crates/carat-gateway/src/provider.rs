@@ -156,6 +156,8 @@ pub(crate) struct Provider {
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
     /// The key itself, so that it can be taken out of messages.
     pub(crate) secret: Option<String>,
+    /// The variable of the key that it wants and has not.
+    pub(crate) lacks_key: Option<String>,
     /// What each request needs beside the headers.
     pub(crate) proof: Proof,
     pub(crate) surface: Surface,
@@ -267,7 +269,7 @@ pub(crate) fn provider(
     if model.is_none() && text.like.is_some() {
         return Err(Error::config(
             field("like"),
-            format!("no provider `{like}` is known; see `carat models --providers`"),
+            format!("no provider `{like}` is known; docs/gateway.md lists those that are"),
         ));
     }
     let has_own_key_env = text.key_env.is_some();
@@ -296,6 +298,9 @@ pub(crate) fn provider(
     // Credentials of Google's are no key that goes into a header.
     let key = secret.as_deref().filter(|_| google.is_none());
     let is_local = text.local.unwrap_or_else(|| base.is_loopback());
+    // Who proves himself otherwise wants no key, and what is on this machine rarely does.
+    let wants_key = !is_local && !matches!(text.auth.as_deref(), Some("aws" | "google" | "none"));
+    let lacks_key = text.key_env.clone().filter(|_| wants_key && secret.is_none());
     Ok(Provider {
         name: name.to_string(),
         like: like.clone(),
@@ -315,6 +320,7 @@ pub(crate) fn provider(
             _ => Proof::Headers,
         },
         secret,
+        lacks_key,
         drop: text.drop.unwrap_or_default(),
         rename: text.rename.unwrap_or_default(),
         unsupported: text.unsupported.unwrap_or(Unsupported::Drop),

@@ -68,6 +68,12 @@ impl Source {
     pub(crate) fn reload(&self, gateway: &Gateway) -> Result<(), Error> {
         match Config::open(&self.path, &self.env).and_then(|config| gateway.fit(config)) {
             Ok(config) => {
+                for setting in gateway.config().only_at_start(&config) {
+                    tracing::warn!(
+                        setting,
+                        "this changed too, and takes effect when the gateway is started again"
+                    );
+                }
                 gateway.replace(config);
                 gateway.counts.reloads.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(path = %self.path.display(), "serving by the changed configuration");

@@ -445,6 +445,7 @@ impl Admin {
         Ok(Total {
             requests: row.count()?,
             spent: Micros(row.count()?),
+            ..Total::default()
         })
     }
 }

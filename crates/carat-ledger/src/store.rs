@@ -29,7 +29,7 @@ pub(crate) struct Store {
     pub(crate) db: Db,
 }
 
-/// What was spent in all.
+/// What was spent in all, and what was paid in for it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Total {
     /// Money.
@@ -37,6 +37,9 @@ pub struct Total {
     pub spent: Micros,
     /// Requests that ended.
     pub requests: u64,
+    /// Money of payments, for whoever may spend only that.
+    #[serde(rename = "paid_in_micros")]
+    pub paid_in: Micros,
 }
 
 /// What settling a request changed.
@@ -251,13 +254,15 @@ impl Store {
     /// What a scope spent since a day.
     pub(crate) fn spent(&mut self, scope: &str, since: i64) -> Result<Total, Error> {
         let mut row = self.db.one(
-            "SELECT CAST(coalesce(sum(micros), 0) AS BIGINT), CAST(coalesce(sum(requests), 0) AS BIGINT) FROM spent
-             WHERE scope = ?1 AND day >= ?2",
+            "SELECT CAST(coalesce(sum(micros), 0) AS BIGINT), CAST(coalesce(sum(requests), 0) AS BIGINT),
+             (SELECT CAST(coalesce(sum(micros), 0) AS BIGINT) FROM credits WHERE credits.scope = ?1)
+             FROM spent WHERE spent.scope = ?1 AND day >= ?2",
             values![scope, since],
         )?;
         Ok(Total {
             spent: Micros(row.count()?),
             requests: row.count()?,
+            paid_in: Micros(row.count()?),
         })
     }
 }

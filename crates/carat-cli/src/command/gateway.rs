@@ -15,6 +15,7 @@ use carat_traces::Tracer;
 use clap::{Args, Subcommand};
 
 use crate::compute_args::ComputeArgs;
+use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::output;
 use crate::serve_settings::{LogFormat, LogLevel};
@@ -35,7 +36,7 @@ use self::secret::SecretTask;
 )]
 pub(crate) struct Gateway {
     /// The configuration; it is read anew when it changes [default: gateway.toml in carat's folder]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What is logged, to stderr; prompts never are [default: info]
     #[arg(long, value_name = "LEVEL")]
@@ -44,10 +45,10 @@ pub(crate) struct Gateway {
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
     /// Encrypted secrets, for variables that are not set [default: secrets.json in carat's folder]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     secrets: Option<PathBuf>,
     /// Key of that file, where CARAT_SECRETS_KEY is not set [default: secrets.key in carat's folder]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     secrets_key: Option<PathBuf>,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -58,6 +59,7 @@ pub(crate) struct Gateway {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Read the configuration and say whether it makes sense
+    #[command(after_help = "Examples:\n  carat gateway check\n  carat gateway check --config FILE")]
     Check,
     #[command(flatten)]
     Ledger(LedgerTask),
@@ -83,12 +85,12 @@ impl Gateway {
             Arc::new(move |name| settings::variable(name).or_else(|| vault.secret(name)))
         };
         match self.task {
-            Some(Task::Check) => return check(&path, &env),
+            Some(Task::Check) => return check(&path, &env, settings),
             Some(Task::Ledger(task)) => return task.run(&path, &env),
             Some(Task::Secret(task)) => return task.run(&vault),
             None => {}
         }
-        let config = open(&path, &env)?;
+        let config = open(&path, &env, settings)?;
         super::serve::start_log(self.log, self.log_format);
         let (address, admin_address) = (config.listen, config.admin());
         // Models may have to be downloaded for it, which blocks.
@@ -148,12 +150,37 @@ impl Gateway {
     }
 }
 
-fn open(path: &Path, env: &Env) -> Result<Config> {
-    Config::open(path, env).with_context(|| format!("cannot serve by `{}`", path.display()))
+/// The smallest configuration that serves anybody.
+const SMALLEST: &str = "the smallest one is\n  [providers.openai]      # its key is in OPENAI_API_KEY\n  [routes.chat]\n  \
+                        candidates = [\"openai/gpt-5-mini\"]";
+
+/// Reads the configuration, and says what of it is hardly meant.
+fn open(path: &Path, env: &Env, settings: &Settings) -> Result<Config> {
+    let config = Config::open(path, env);
+    let failed = format!("cannot serve by `{}`", path.display());
+    let config = if path.exists() {
+        config.context(failed)
+    } else {
+        config.context(Hinted::new(
+            failed,
+            format!("write that file, or name another with --config; {SMALLEST}"),
+        ))
+    }?;
+    for doubt in config.doubts() {
+        output::note(&format!("warning: {doubt}"));
+    }
+    for model in config.engine_models() {
+        if !super::serve::is_here(model, settings)? {
+            output::note(&format!(
+                "warning: `{model}` is not on this machine; `carat pull {model}` fetches it if it is in the catalogue"
+            ));
+        }
+    }
+    Ok(config)
 }
 
-fn check(path: &Path, env: &Env) -> Result<()> {
-    open(path, env)?;
+fn check(path: &Path, env: &Env, settings: &Settings) -> Result<()> {
+    open(path, env, settings)?;
     output::note(&format!("`{}` makes sense", path.display()));
     Ok(())
 }

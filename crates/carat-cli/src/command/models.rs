@@ -1,12 +1,11 @@
 //! `carat models`: what providers offer and what it costs.
 
-use std::fmt::Write;
-
 use anyhow::Result;
 use carat_ledger::{Micros, PriceList};
 use clap::Args;
+use serde_json::json;
 
-use crate::output;
+use crate::output::{self, dollars};
 
 /// List models of providers with their prices
 #[derive(Debug, Args)]
@@ -27,15 +26,16 @@ pub(crate) struct Models {
     /// Those too that their providers will give up
     #[arg(long)]
     deprecated: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 impl Models {
     pub(crate) fn run(self) -> Result<()> {
         let list = PriceList::builtin()?;
-        let mut text = format!(
-            "{:<60} {:>9} {:>9} {:>9} {:>9}\n",
-            "MODEL", "CONTEXT", "INPUT", "CACHED", "OUTPUT"
-        );
+        let mut rows = Vec::new();
+        let mut values = Vec::new();
         for (provider, model) in list.all() {
             let name = format!("{provider}/{}", model.id);
             let [input, cached, out] = model.price.per_million();
@@ -48,35 +48,34 @@ impl Models {
                     .is_none_or(|least| model.context.is_some_and(|context| context >= least))
                 && self.max_output.is_none_or(|most| out <= most)
                 && (self.deprecated || !model.is_deprecated);
-            if fits {
+            if !fits {
+                continue;
+            }
+            if self.json {
+                values.push(json!({
+                    "model": name, "context": model.context, "deprecated": model.is_deprecated,
+                    "micros_per_million": {"input": input, "cached": cached, "output": out},
+                }));
+            } else {
                 let context = model
                     .context
                     .map_or(String::from("?"), |context| context.to_string());
                 let [input, cached, out] = [input, cached, out].map(dollars);
-                // Writing to a string cannot fail.
-                let _written = writeln!(text, "{name:<60} {context:>9} {input:>9} {cached:>9} {out:>9}");
+                rows.push(vec![name, context, input, cached, out]);
             }
         }
-        output::write(&text)?;
-        Ok(())
-    }
-}
-
-/// Without zeros that say nothing.
-fn dollars(amount: Micros) -> String {
-    let text = amount.to_string();
-    let text = text.trim_end_matches('0');
-    text.trim_end_matches('.').to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prices_are_short() {
-        assert_eq!(dollars(Micros(150_000)), "$0.15");
-        assert_eq!(dollars(Micros(20_000_000)), "$20");
-        assert_eq!(dollars(Micros(0)), "$0");
+        if self.json {
+            return output::json(&values);
+        }
+        if rows.is_empty() {
+            output::note(
+                "no model is like that; its price can be set in [prices] of the gateway's configuration",
+            );
+            return Ok(());
+        }
+        Ok(output::table(
+            &["MODEL", "CONTEXT", "INPUT", "CACHED", "OUTPUT"],
+            &rows,
+        )?)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use carat_hub::LocalModel;
+use carat_hub::{Hub, LocalModel, Resolution};
 use carat_server::{CertificateFiles, MediaUrls, Server, ServerOptions, Tls, parse_keep_alive};
 use carat_traces::Tracer;
 use clap::Args;
@@ -108,11 +108,24 @@ impl Serve {
     }
 }
 
+/// What is set for a server within `carat gateway`'s process.
+fn stated_inside(settings: &Settings) -> Result<ServeSettings> {
+    let file = ServeSettings::of_file(&settings.carat_dir.join("carat.toml"), false)?;
+    Ok(settings.serve.clone().or(file))
+}
+
+/// Whether such a server has a model without fetching it.
+pub(super) fn is_here(model: &str, settings: &Settings) -> Result<bool> {
+    let aliases = stated_inside(settings)?.alias;
+    let mut aliases = aliases.iter().filter_map(|alias| alias.split('=').next());
+    let found = Hub::new(settings.hub.clone())?.resolve(model);
+    Ok(matches!(found, Ok(Resolution::Local(_))) || aliases.any(|alias| alias == model))
+}
+
 /// The server within `carat gateway`'s process: the models of `carat.toml`, or all of this machine. The gateway lets
 /// clients in, so it asks for no keys; and a name stands for that model alone, since routes are made of names.
 pub(super) fn inside(settings: &Settings, interrupt: &Interrupt, compute: ComputeArgs) -> Result<Inside> {
-    let file = ServeSettings::of_file(&settings.carat_dir.join("carat.toml"), false)?;
-    let stated = settings.serve.clone().or(file);
+    let stated = stated_inside(settings)?;
     let serving = ServeSettings {
         api_key: Vec::new(),
         key_weight: Vec::new(),

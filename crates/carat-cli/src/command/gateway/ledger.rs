@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
-use carat_gateway::Env;
+use anyhow::{Context, Result};
+use carat_gateway::{Config, Env};
 use carat_ledger::{Account, Admin, Credit, Kind, Limits, Micros, NewKey, Role};
 use clap::{Args, Subcommand};
 
@@ -16,8 +16,14 @@ use crate::output;
 #[derive(Debug, Subcommand)]
 pub(super) enum LedgerTask {
     /// Make a key; its text is shown once
+    #[command(
+        after_help = "Examples:\n  carat gateway add-key alice --budget 20 --per month --rpm 60\n  carat gateway add-key bob-laptop --user bob --days 90 --allow chat --allow \"groq/*\""
+    )]
     AddKey(NewKeyArgs),
     /// Give a key another text, shown once; the old one stays good for a while
+    #[command(
+        after_help = "Examples:\n  carat gateway rotate-key alice\n  carat gateway rotate-key alice --overlap 0   the old text ends at once"
+    )]
     RotateKey {
         /// Its name
         name: String,
@@ -26,13 +32,22 @@ pub(super) enum LedgerTask {
         overlap: u64,
     },
     /// List keys and what each has spent
-    Keys,
+    #[command(after_help = "Examples:\n  carat gateway keys\n  carat gateway keys --json")]
+    Keys {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Take a key back
+    #[command(after_help = "Examples:\n  carat gateway revoke-key alice")]
     RevokeKey {
         /// Its name
         name: String,
     },
     /// Set what a user may do and spend, with all keys together; what is not named stays as it is
+    #[command(
+        after_help = "Examples:\n  carat gateway set-user bob --team research --role viewer\n  carat gateway set-user bob --rpm none   lifts a limit"
+    )]
     SetUser {
         #[command(flatten)]
         account: AccountArgs,
@@ -41,12 +56,26 @@ pub(super) enum LedgerTask {
         role: Option<Role>,
     },
     /// Set what a team may do and spend; what is not named stays as it is
+    #[command(
+        after_help = "Examples:\n  carat gateway set-team research --budget 500 --soft 400 --fallback small\n  carat gateway set-team research --budget none"
+    )]
     SetTeam(AccountArgs),
     /// Set what a project may do and spend; what is not named stays as it is
+    #[command(
+        after_help = "Examples:\n  carat gateway set-project app --team research --concurrency 8\n  carat gateway set-project app --prepaid"
+    )]
     SetProject(AccountArgs),
     /// List users, teams and projects
-    Accounts,
+    #[command(after_help = "Examples:\n  carat gateway accounts\n  carat gateway accounts --json")]
+    Accounts {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Pay in for a key or an account that may spend only that (--prepaid)
+    #[command(
+        after_help = "Examples:\n  carat gateway top-up project:app 50 --id invoice-7\n  carat gateway top-up key:alice 12.50 --note \"cash\""
+    )]
     TopUp {
         /// Who: key:NAME, user:NAME, team:NAME or project:NAME
         scope: String,
@@ -83,8 +112,9 @@ pub(super) struct NewKeyArgs {
 
 impl LedgerTask {
     pub(super) fn run(self, path: &Path, env: &Env) -> Result<()> {
-        let config = super::open(path, env)?;
-        let ledger = config.ledger().ok_or_else(|| {
+        let ledger = Config::ledger_of(path, env);
+        let ledger = ledger.with_context(|| format!("cannot tell the ledger of `{}`", path.display()))?;
+        let ledger = ledger.ok_or_else(|| {
             Hinted::new(
                 format!("`{}` names no ledger to keep keys in", path.display()),
                 "add [ledger] with path = \"gateway.db\"",
@@ -94,19 +124,21 @@ impl LedgerTask {
         match self {
             Self::AddKey(new) => {
                 let now_ms = now_ms();
-                let secret = admin.add_key(&new.key(now_ms)?, now_ms)?;
+                let key = new.key(now_ms)?;
+                let secret = admin.add_key(&key, now_ms)?;
+                warn(&key.limits, path, env);
                 output::line(secret.text())?;
             }
             Self::RotateKey { name, overlap } => {
                 let secret = admin.rotate_key(&name, overlap * 3_600_000, now_ms())?;
                 output::line(secret.text())?;
             }
-            Self::Keys => lists::keys(&mut admin)?,
+            Self::Keys { json } => lists::keys(&mut admin, json, now_ms())?,
             Self::RevokeKey { name } => admin.revoke_key(&name)?,
-            Self::SetUser { account, role } => set(&mut admin, Kind::User, account, role)?,
-            Self::SetTeam(account) => set(&mut admin, Kind::Team, account, None)?,
-            Self::SetProject(account) => set(&mut admin, Kind::Project, account, None)?,
-            Self::Accounts => lists::accounts(&mut admin)?,
+            Self::SetUser { account, role } => warn(&set(&mut admin, Kind::User, account, role)?, path, env),
+            Self::SetTeam(account) => warn(&set(&mut admin, Kind::Team, account, None)?, path, env),
+            Self::SetProject(account) => warn(&set(&mut admin, Kind::Project, account, None)?, path, env),
+            Self::Accounts { json } => lists::accounts(&mut admin, json)?,
             Self::TopUp {
                 scope,
                 amount,
@@ -148,12 +180,27 @@ impl NewKeyArgs {
     }
 }
 
-/// Changes what is named of an account, or makes it.
-fn set(admin: &mut Admin, kind: Kind, change: AccountArgs, role: Option<Role>) -> Result<()> {
+/// Says which names in limits nothing answers to, as far as the configuration can be read by who has not all of its keys.
+fn warn(limits: &Limits, path: &Path, env: &Env) {
+    let Ok(config) = Config::open(path, env) else {
+        return;
+    };
+    let names = limits.models.iter().chain(&limits.fallback);
+    for name in names.filter(|name| !config.answers_to(name)) {
+        output::note(&format!(
+            "warning: `{}` has no route and no provider for `{name}`",
+            path.display()
+        ));
+    }
+}
+
+/// Changes what is named of an account, or makes it. Gives its limits.
+fn set(admin: &mut Admin, kind: Kind, change: AccountArgs, role: Option<Role>) -> Result<Limits> {
     let known = admin.account(kind, &change.name)?;
     let mut account = known.map_or_else(|| Account::new(kind, &change.name), |(account, _)| account);
     change.change(&mut account, role)?;
-    Ok(admin.set_account(&account)?)
+    admin.set_account(&account)?;
+    Ok(account.limits)
 }
 
 fn role(text: &str) -> Result<Role, String> {

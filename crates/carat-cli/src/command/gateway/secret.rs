@@ -9,16 +9,21 @@ use crate::vault::{Vault, read_secret};
 #[derive(Debug, Subcommand)]
 pub(super) enum SecretTask {
     /// Keep a provider's key, encrypted, under the name of its variable; it is read from stdin
+    #[command(
+        after_help = "Examples:\n  carat gateway set-secret OPENAI_API_KEY\n  carat gateway set-secret OPENAI_API_KEY < key.txt"
+    )]
     SetSecret {
         /// Such as OPENAI_API_KEY
         name: String,
     },
     /// Forget a secret
+    #[command(after_help = "Examples:\n  carat gateway remove-secret OPENAI_API_KEY")]
     RemoveSecret {
         /// Its name
         name: String,
     },
     /// List the names of secrets
+    #[command(after_help = "Examples:\n  carat gateway secrets")]
     Secrets,
 }
 
