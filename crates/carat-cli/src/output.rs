@@ -40,6 +40,8 @@ pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Writes a table whose columns are as wide as their widest cell. Numbers right, all else left.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputError> {
+    let printable = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(printable).collect();
     let width = |column: usize| {
         let cells = rows
             .iter()
@@ -65,15 +67,35 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputErr
     };
     let head: Vec<String> = head.iter().map(ToString::to_string).collect();
     let mut text = format_row(&head) + "\n";
-    for row in rows {
+    for row in &rows {
         text += &(format_row(row) + "\n");
     }
     write(&text)
 }
 
+/// A text of somebody else's for a terminal, which would take some of its characters as orders.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        if letter.is_control() {
+            shown.extend(letter.escape_default());
+        } else {
+            shown.push(letter);
+        }
+    }
+    shown
+}
+
 /// Writes a note to stderr. Notes are not results: when nobody reads them, nothing is lost.
 pub(crate) fn note(text: &str) {
     let _unread = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// An amount without zeros that say nothing: `$0.15`, `$20`.
+pub(crate) fn dollars(amount: Micros) -> String {
+    let text = amount.to_string();
+    let text = text.trim_end_matches('0');
+    text.trim_end_matches('.').to_string()
 }
 
 /// Bytes as people say them: `253 MB`, `7.4 GB` (powers of ten).
@@ -91,21 +113,7 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-/// An amount without zeros that say nothing: `$0.15`, `$20`.
-pub(crate) fn dollars(amount: Micros) -> String {
-    let text = amount.to_string();
-    let text = text.trim_end_matches('0');
-    text.trim_end_matches('.').to_string()
-}
 
-
-    #[test]
-    fn sizes_are_said_in_powers_of_ten() {
-        assert_eq!(size(999), "999 B");
-        assert_eq!(size(253_113_024), "253 MB");
-        assert_eq!(size(7_366_423_360), "7.4 GB");
-    }
-}
     #[test]
     fn a_name_gives_a_terminal_no_orders() {
         assert_eq!(printable("a\u{1b}]0;b\u{7}é"), "a\\u{1b}]0;b\\u{7}é");
@@ -118,3 +126,10 @@ pub(crate) fn dollars(amount: Micros) -> String {
         assert_eq!(dollars(Micros(0)), "$0");
     }
 
+    #[test]
+    fn sizes_are_said_in_powers_of_ten() {
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(253_113_024), "253 MB");
+        assert_eq!(size(7_366_423_360), "7.4 GB");
+    }
+}

@@ -288,7 +288,8 @@ impl Card<'_> {
     fn print(&self) -> Result<()> {
         let (n_local, window, n_global) = self.attention();
         let mut text = String::new();
-        let mut row = |name: &str, value: String| text += &format!("{name:<14}{value}\n");
+        let mut row =
+            |name: &str, value: String| text += &format!("{name:<14}{}\n", output::printable(&value));
         row("name", self.source.local.name.clone());
         if let Some(title) = self.text_of("general.name") {
             row("title", title);
