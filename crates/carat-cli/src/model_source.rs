@@ -95,6 +95,15 @@ impl ModelSource {
         }
     }
 
+    /// What a GGUF file calls its mix of number formats.
+    pub(crate) fn file_type(&self) -> Option<&'static str> {
+        let number = self.metadata()?.u32("general.file_type").ok().flatten()?;
+        FILE_TYPES
+            .iter()
+            .find(|(id, _)| *id == number)
+            .map(|(_, name)| *name)
+    }
+
     /// The model's tokenizer.
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
         match self.metadata() {
@@ -309,6 +318,29 @@ pub(crate) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
         serde_json::from_slice(&bytes).with_context(|| format!("cannot understand `{}`", path.display()))?;
     Ok(Some(value))
 }
+
+/// Names of `general.file_type`. A label only: mixed files are the rule.
+const FILE_TYPES: [(u32, &str); 19] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (25, "IQ4_NL"),
+    (30, "IQ4_XS"),
+    (32, "BF16"),
+];
 
 #[cfg(test)]
 mod tests {

@@ -117,14 +117,6 @@ impl Card<'_> {
         )
     }
 
-    fn file_type(&self) -> Option<&'static str> {
-        let number = self.source.metadata()?.u32("general.file_type").ok().flatten()?;
-        FILE_TYPES
-            .iter()
-            .find(|(id, _)| *id == number)
-            .map(|(_, name)| *name)
-    }
-
     /// The shapes of heads, each kind once.
     fn heads(&self) -> String {
         let mut kinds = Vec::new();
@@ -277,7 +269,7 @@ impl Card<'_> {
             "n_kv_heads": layer.map(|layer| layer.n_kv_heads),
             "head_dim": layer.map(|layer| layer.head_dim),
             "vocab_size": self.config.vocab_size,
-            "file_type": self.file_type(),
+            "file_type": self.source.file_type(),
             "formats": formats,
             "licence": self.text_of("general.license"),
             "has_template": self.has_template,
@@ -340,7 +332,10 @@ impl Card<'_> {
             .collect();
         row(
             "quantization",
-            self.file_type().unwrap_or("as the tensors say").to_string(),
+            self.source
+                .file_type()
+                .unwrap_or("as the tensors say")
+                .to_string(),
         );
         row("formats", formats.join(", "));
         row(
@@ -360,26 +355,3 @@ impl Card<'_> {
         Ok(output::write(&text)?)
     }
 }
-
-/// Names of `general.file_type`. A label only: mixed files are the rule.
-const FILE_TYPES: [(u32, &str); 19] = [
-    (0, "F32"),
-    (1, "F16"),
-    (2, "Q4_0"),
-    (3, "Q4_1"),
-    (7, "Q8_0"),
-    (8, "Q5_0"),
-    (9, "Q5_1"),
-    (10, "Q2_K"),
-    (11, "Q3_K_S"),
-    (12, "Q3_K_M"),
-    (13, "Q3_K_L"),
-    (14, "Q4_K_S"),
-    (15, "Q4_K_M"),
-    (16, "Q5_K_S"),
-    (17, "Q5_K_M"),
-    (18, "Q6_K"),
-    (25, "IQ4_NL"),
-    (30, "IQ4_XS"),
-    (32, "BF16"),
-];

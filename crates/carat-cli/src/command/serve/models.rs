@@ -304,7 +304,12 @@ fn details(source: &ModelSource) -> Result<ModelDetails> {
     Ok(ModelDetails {
         family: format!("{:?}", config.family).to_lowercase(),
         parameters: format!("{}M", config.n_parameters() / 1_000_000),
-        quantization: largest.map(|info| info.type_name.to_string()).unwrap_or_default(),
+        // The largest tensor is often the embedding, which mixes leave at more bits than the rest.
+        quantization: source
+            .file_type()
+            .or(largest.map(|info| info.type_name))
+            .unwrap_or_default()
+            .to_string(),
         size_bytes: source.local.size_bytes,
         context_len: config.context_len,
         template: source.template_text()?.unwrap_or_default(),
