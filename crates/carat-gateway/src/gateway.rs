@@ -27,13 +27,17 @@ use crate::reply::{self, Body};
 use crate::route::Route;
 use crate::upstream::Upstream;
 use crate::variants::Variants;
-use crate::{Error, metrics};
+use crate::{Error, home, metrics};
 
 /// One request in so many may be retried, and one in so many hedged.
 const RETRIED: i64 = 5;
 /// Time between two retries that are there even where nobody asks.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 const HEDGED: i64 = 20;
+
+/// What `/api/version` says: the version of Ollama's whose API is spoken, as `carat serve` says it. Clients decide by it what
+/// they may ask for, and some refuse what is older than 0.6.4, as carat's own version is.
+const OLLAMA_VERSION: &str = "0.9.0";
 
 /// One endpoint over many providers.
 pub struct Gateway {
@@ -182,23 +186,23 @@ impl Gateway {
         self.counts.in_flight.fetch_add(1, Ordering::Relaxed);
         let _leaves = Leaving(&self.counts.in_flight);
         let id = self.ids.id();
-        let mut response = self.dispatch(id, request).await;
-        let id = HeaderValue::try_from(format!("req-{:032x}", u128::from_be_bytes(id)));
-        let id = id.unwrap_or_else(|_| HeaderValue::from_static("-"));
-        response.headers_mut().insert("x-request-id", id);
         let line = Line::begin(request.method(), request.uri().path(), || {
             let ledger = self.ledger.as_ref()?;
             access::bearer(ledger, request.headers()).map(|bearer| bearer.key)
         });
+        let mut response = self.dispatch(id, request).await;
+        let id = HeaderValue::try_from(format!("req-{:032x}", u128::from_be_bytes(id)));
+        let id = id.unwrap_or_else(|_| HeaderValue::from_static("-"));
+        response.headers_mut().insert("x-request-id", id);
         let hundreds = usize::from(response.status().as_u16() / 100).min(5);
         self.counts.by_status[hundreds].fetch_add(1, Ordering::Relaxed);
+        if let Some(line) = line {
+            line.answered(&mut response);
+        }
         Ok(response)
     }
 
     async fn dispatch(self: &Arc<Self>, id: [u8; 16], request: Request<Incoming>) -> Response<Body> {
-        if let Some(line) = line {
-            line.answered(&mut response);
-        }
         let path = request.uri().path();
         if request.method() == Method::POST {
             return match Called::of(path) {
@@ -216,6 +220,8 @@ impl Gateway {
                 return reply::json(StatusCode::OK, &json!({"status": "ok"}));
             }
             "/health/ready" => return self.ready(),
+            // Ollama's own client asks for it before anything else.
+            "/" => return home::response(request.headers()),
             _ => {}
         }
         let bearer = match self.bearer(request.headers()) {
@@ -227,7 +233,10 @@ impl Gateway {
             "/metrics" => metrics::response(self),
             "/models" => self.models(may_see, request.headers().contains_key("anthropic-version")),
             "/api/tags" => self.tags(may_see),
-            "/api/version" => reply::json(StatusCode::OK, &json!({"version": env!("CARGO_PKG_VERSION")})),
+            "/api/version" => reply::json(
+                StatusCode::OK,
+                &json!({"version": OLLAMA_VERSION, "carat": env!("CARGO_PKG_VERSION")}),
+            ),
             other => match other.strip_prefix("/models/") {
                 Some(id) => self.model(may_see, id),
                 None => not_found(path),

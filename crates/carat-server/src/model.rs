@@ -43,6 +43,8 @@ pub struct ModelDetails {
     pub size_bytes: u64,
     /// Tokens that it was trained for.
     pub context_len: usize,
+    /// Numbers of an embedding.
+    pub embedding_len: usize,
     /// Its chat template as text, if its files have one.
     pub template: String,
     /// When its files were last written, since 1970.

@@ -1,9 +1,11 @@
 //! What else clients ask for: responses, completions, vectors, counts.
 
+use http::Request;
+use http_body_util::Full;
 use serde_json::{Value, json};
 
 use crate::dialects::{all, asked};
-use crate::support::{Reply, Rig, mock};
+use crate::support::{Reply, Rig, mock, rig};
 
 fn told(rig: &Rig) -> (String, Value) {
     let (head, body) = rig.mock.last.lock().unwrap().clone();
@@ -293,4 +295,25 @@ async fn prompts_are_counted_or_the_estimate_is_called_one() {
         "Azure's own clients name the model in the path: {}",
         reply.text
     );
+}
+
+#[tokio::test]
+async fn who_looks_at_the_address_itself_is_told_that_somebody_is_here() {
+    let rig = rig("").await;
+    let asked = |method: &str, accept: &str| {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}/", rig.address))
+            .header("accept", accept)
+            .body(Full::default())
+            .unwrap()
+    };
+    let line = rig.told(asked("GET", "*/*")).await;
+    assert_eq!((line.status, line.text.as_str()), (200, "carat is running\n"));
+    // Ollama's client asks so before every command.
+    assert_eq!(rig.told(asked("HEAD", "*/*")).await.status, 200);
+    let page = rig.told(asked("GET", "text/html,*/*;q=0.8")).await;
+    assert!(page.text.contains("<h1>carat gateway</h1>"), "{}", page.text);
+    let version = rig.get("/api/version").await;
+    assert!(version.text.contains("\"version\":\"0.9.0\""), "{}", version.text);
 }

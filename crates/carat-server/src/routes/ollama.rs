@@ -25,9 +25,12 @@ use crate::stream::{self, Writer};
 
 /// The expiry of what stays as long as the server does.
 const NEVER: &str = "9999-12-31T23:59:59Z";
+/// The version of Ollama's whose API is spoken: the first with `think`, the latest of what carat has of it. Clients decide
+/// by it what they may ask for, and some refuse what is older than 0.6.4, as carat's own version is.
+const SPOKEN_VERSION: &str = "0.9.0";
 
 pub(super) async fn version() -> Response<Body> {
-    json(&json!({"version": env!("CARGO_PKG_VERSION")}))
+    json(&json!({"version": SPOKEN_VERSION, "carat": env!("CARGO_PKG_VERSION")}))
 }
 
 fn details(details: &ModelDetails) -> Value {
@@ -109,6 +112,7 @@ pub(super) async fn show(Shared(state): Shared<Arc<State>>, body: Result<Bytes, 
     let family = &about.family;
     let mut info = json!({"general.architecture": family});
     info[format!("{family}.context_length")] = about.context_len.into();
+    info[format!("{family}.embedding_length")] = about.embedding_len.into();
     let mut capabilities = vec!["completion", "tools"];
     capabilities.extend(about.sees.then_some("vision"));
     capabilities.extend(about.hears.then_some("audio"));

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{OriginalUri, State as Shared};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Response, StatusCode};
-use axum::response::IntoResponse;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::response::{Html, IntoResponse};
 use carat_api::{ApiError, ErrorKind};
 use serde_json::json;
 
@@ -17,10 +17,16 @@ use crate::server::State;
 const OPENAPI: &str = include_str!("../openapi.json");
 /// The page that shows it.
 const DOCS: &str = include_str!("../docs.html");
+/// The page at `/`.
+const HOME: &str = include_str!("../home.html");
 
-/// Says what listens here, to those who probe.
-pub(super) async fn root() -> &'static str {
-    "carat is running\n"
+/// Says what listens here to those who probe, and to a browser where to go on.
+pub(super) async fn root(headers: HeaderMap) -> Response<Body> {
+    let accepted = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    if accepted.is_some_and(|accepted| accepted.contains("text/html")) {
+        return Html(HOME).into_response();
+    }
+    "carat is running\n".into_response()
 }
 
 /// The process lives.

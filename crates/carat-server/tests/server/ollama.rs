@@ -117,7 +117,18 @@ async fn models_are_told_of() {
     let client = client("");
     assert_eq!(client.get("/api/tags").await.json()["models"][0]["name"], "fake");
     assert!(client.post("/api/show", json!({"model": "fake"})).await.json()["details"].is_object());
-    assert!(client.get("/api/version").await.json()["version"].is_string());
+    let about = client.post("/api/show", json!({"model": "fake"})).await.json();
+    let info = about["model_info"].as_object().unwrap();
+    assert!(
+        info.keys().any(|key| key.ends_with(".embedding_length")),
+        "{about}"
+    );
+    // Some clients speak to no older one; carat's own is another thing.
+    let version = client.get("/api/version").await.json();
+    assert_eq!(
+        (&version["version"], &version["carat"]),
+        (&json!("0.9.0"), &json!(env!("CARGO_PKG_VERSION")))
+    );
     let vectors = client.post("/api/embed", json!({"input": "x"})).await.json();
     assert_eq!(vectors["embeddings"].as_array().unwrap().len(), 1);
     let told = client

@@ -312,6 +312,7 @@ fn details(source: &ModelSource) -> Result<ModelDetails> {
             .to_string(),
         size_bytes: source.local.size_bytes,
         context_len: config.context_len,
+        embedding_len: config.d_model,
         template: source.template_text()?.unwrap_or_default(),
         modified: modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()),
         sees: media.as_ref().is_some_and(|media| media.vision.is_some()),
