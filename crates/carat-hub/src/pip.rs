@@ -217,6 +217,10 @@ fn largest_file(dir: &Path, depth: usize) -> u64 {
 fn last_words(log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(8192)..]).into_owned();
+    telling(&text)
+}
+
+fn telling(text: &str) -> String {
     let lines: Vec<&str> = text
         .lines()
         .map(str::trim)
@@ -225,7 +229,8 @@ fn last_words(log: &Path) -> String {
     let told = lines
         .iter()
         .rev()
-        .find(|line| line.starts_with("ERROR"))
+        // A traceback follows, whose last line is the exception itself.
+        .find(|line| line.starts_with("ERROR") && !line.ends_with("Exception:"))
         .or(lines.last());
     told.map_or_else(
         || "it gave no reason".to_owned(),

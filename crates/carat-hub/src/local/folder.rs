@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -22,9 +23,13 @@ struct Index {
 /// Takes a path as the user gave it: a GGUF file, any part of a split one, or a folder.
 ///
 /// # Errors
-/// [`Error::PathMissing`] and [`Error::NotAModel`], naming what is missing.
+/// [`Error::PathMissing`] and [`Error::NotAModel`], naming what is missing; [`Error::Io`] where nobody may look.
 pub(crate) fn open_path(path: &Path) -> Result<LocalModel> {
-    let meta = fs::metadata(path).map_err(|_| Error::PathMissing(path.to_owned()))?;
+    let meta = fs::metadata(path).map_err(|error| match error.kind() {
+        // Something may be there all the same.
+        ErrorKind::PermissionDenied => Error::io("read", path, error),
+        _ => Error::PathMissing(path.to_owned()),
+    })?;
     if meta.is_dir() {
         return open_folder(path);
     }
@@ -32,6 +37,10 @@ pub(crate) fn open_path(path: &Path) -> Result<LocalModel> {
         path: path.to_owned(),
         reason,
     };
+    if meta.len() == 0 {
+        return Err(not_a_model("it is empty".into()));
+    }
+    fs::File::open(path).map_err(|error| Error::io("read", path, error))?;
     if !has_gguf_magic(path) {
         return Err(not_a_model("it does not begin as a GGUF file does".into()));
     }
