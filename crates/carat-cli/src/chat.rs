@@ -187,6 +187,9 @@ impl Chat {
                 if !error.is::<Interrupted>() {
                     output::note(&format!("error: {}", sentence(&error)));
                 }
+                if is_full(&error) {
+                    output::note("hint: /clear forgets the conversation, which makes room again");
+                }
             }
         }
         Ok(())
@@ -216,6 +219,9 @@ impl Chat {
         // What was stopped before it began is no turn: the message's files wait for the next attempt.
         if answer.finished.reason == FinishReason::Cancelled && answer.text.is_empty() {
             return Err(Interrupted.into());
+        }
+        if answer.finished.reason == FinishReason::ContextFull {
+            output::note("(the context is full, which ended the answer; /clear forgets the conversation)");
         }
         // Each answer is another draw, and the whole chat still follows from the first seed.
         self.options.sampling.seed = self.options.sampling.seed.wrapping_add(1);
@@ -282,6 +288,14 @@ fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<Option<S
         Err(ReadlineError::Eof) => Ok(None),
         Err(error) => Err(error).context("cannot read from the terminal"),
     }
+}
+
+/// Whether it is the conversation that has become too long.
+fn is_full(error: &anyhow::Error) -> bool {
+    let causes = error.chain().filter_map(|cause| cause.downcast_ref());
+    causes
+        .into_iter()
+        .any(|cause| matches!(cause, carat_prompt::Error::TooLong { .. }))
 }
 
 /// A message's text.

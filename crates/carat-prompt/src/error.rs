@@ -60,8 +60,9 @@ pub enum Error {
     NoMarker(&'static str),
     /// The prompt leaves no room in the context; no tower has run.
     #[error(
-        "the prompt has {n_prompt} tokens, {n_media} of them for images, sounds and videos, but the context holds \
-         {n_max} and at least one must be left for the answer; send less, or choose a larger context"
+        "the prompt has {n_prompt} tokens{of_media}, but the context holds {n_max} and at least one must be left for \
+         the answer; send less, or choose a larger context",
+        of_media = of_media(*n_media)
     )]
     TooLong {
         /// Tokens of the prompt.
@@ -91,4 +92,12 @@ pub enum Error {
     /// The conversation cannot be written.
     #[error("the model's chat template cannot write this conversation")]
     Text(#[from] carat_text::Error),
+}
+
+/// What of a prompt's tokens are for media, where there are any.
+fn of_media(n_media: usize) -> String {
+    match n_media {
+        0 => String::new(),
+        n => format!(", {n} of them for images, sounds and videos"),
+    }
 }
