@@ -23,6 +23,9 @@ use crate::limits;
 use crate::taken::Taken;
 use crate::{Hands, Tls};
 
+/// How long the end of connections is waited for without a word about it.
+const SILENT: Duration = Duration::from_secs(1);
+
 /// The order to end.
 type Orders = watch::Receiver<bool>;
 
@@ -117,6 +120,14 @@ impl Open {
     pub async fn drain(mut self, patience: Duration) {
         // An error means that nobody is connected.
         let _told = self.order.send(true);
+        // Connections on which nobody is answered end at once; whoever waits longer is told what for.
+        let ended = async { while self.connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(patience.min(SILENT), ended).await.is_ok() {
+            return;
+        }
+        let (n, patience_s) = (self.connections.len(), patience.as_secs());
+        tracing::info!(n, patience_s, "waiting for answers under way to end");
+        let patience = patience.saturating_sub(SILENT);
         let ended = async { while self.connections.join_next().await.is_some() {} };
         if tokio::time::timeout(patience, ended).await.is_err() {
             tracing::warn!(

@@ -331,12 +331,17 @@ async fn serve(
     let tracer = options.tracer.clone();
     let scheme = if options.tls.is_some() { "https" } else { "http" };
     let interrupt = models.interrupt.clone();
+    let is_empty = Hub::new(models.settings.hub.clone())?.list().is_empty();
     let server = Server::with_store(models, options);
     // What is wrong with the first model is said at once, not to the first client.
     let what = match first {
         Some(id) => {
             let n_max = load(&server, &id, &interrupt).await?;
             format!("{id} is served (context {n_max})")
+        }
+        None if is_empty => {
+            "no model is on this machine yet (`carat pull gemma3:1b` fetches one, which is then served)"
+                .into()
         }
         None => "every model of `carat list` is served".to_string(),
     };
@@ -353,8 +358,13 @@ async fn serve(
     Ok(())
 }
 
-/// Ctrl-C, or the order to end that service managers give.
+/// Ctrl-C, or the order to end that service managers give; says what can be done where that takes time.
 pub(super) async fn stop_signal() {
+    ordered_to_stop().await;
+    output::note("stopping when answers under way have ended; Ctrl-C again ends them at once");
+}
+
+async fn ordered_to_stop() {
     let interrupted = tokio::signal::ctrl_c();
     #[cfg(unix)]
     {
