@@ -19,6 +19,7 @@ use carat_net::{is_own_name, name_of};
 
 use crate::auth;
 use crate::limits::RETRY_AFTER_S;
+use crate::line::Line;
 use crate::reply::Caller;
 use crate::server::State;
 use crate::trace;
@@ -72,9 +73,13 @@ pub(crate) async fn pass(
         trace::answered(trace, status);
     }
     state.metrics.count(route, status);
-    let ms = arrived.elapsed().as_secs_f64() * 1e3;
-    tracing::info!(%id, %method, route, status, ms, "request");
-    response
+    let line = Line {
+        id,
+        method,
+        route,
+        arrived,
+    };
+    line.after(response)
 }
 
 /// The caller, unless a key is wanted and this is none.

@@ -14,6 +14,7 @@ mod auth;
 mod fetch;
 mod ids;
 mod limits;
+mod line;
 mod lockout;
 mod metrics;
 mod model;

@@ -294,7 +294,7 @@ impl ModelPool {
         tracing::info!(
             model = id,
             claim_bytes = loaded.claim_bytes,
-            ms = started.elapsed().as_secs_f64() * 1e3,
+            ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "loaded"
         );
         self.put(loaded);
