@@ -22,7 +22,7 @@ pub struct Page<'a> {
 const STYLE: &str = ":root{color-scheme:light dark;--paper:#fff;--ink:#14181d;--faint:#5b6470;--line:#d9dee4;--bar:#7ab0ec}\
     @media (prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#eceff2;--faint:#a4adb8;--line:#333a42;--bar:#3f78b8}}\
     body{margin:2rem auto;max-width:60rem;padding:0 1rem;background:var(--paper);color:var(--ink);\
-    font:15px/1.5 system-ui,sans-serif}h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}\
+    font:15px/1.5 system-ui,sans-serif}h1{font-size:1.4rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.05rem;margin:2rem 0 .5rem}\
     p{color:var(--faint);margin:.3rem 0}.chart{overflow-x:auto}svg{max-width:100%;height:auto;display:block}\
     table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}\
     th{font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
@@ -73,7 +73,8 @@ fn machines(html: &mut String, page: &Page<'_>) {
         return;
     }
     *html += "<h2>Machines it fits on</h2>\n<p>Tokens a second of one sequence are an upper bound: the memory's published \
-              bandwidth over the bytes that each token reads.</p>\n<div class=\"chart\">\n<table>\n<thead><tr><th>machine</th><th class=\"n\">memory</th>\
+              bandwidth over the bytes that each token reads. carat itself computes on processors; graphics cards are listed for \
+              other programs.</p>\n<div class=\"chart\">\n<table>\n<thead><tr><th>machine</th><th class=\"n\">memory</th>\
               <th class=\"n\">bandwidth</th><th class=\"n\">tokens/s at most, empty</th><th class=\"n\">context full</th></tr></thead>\n<tbody>\n";
     for (place, empty, full) in page.machines {
         push(

@@ -208,7 +208,8 @@ impl Outcome {
             }
         }
         output::line(
-            "\nMachines it fits on; tokens/s of one sequence at most, with an empty and a full cache:",
+            "\nMachines it fits on; tokens/s of one sequence at most, with an empty and a full cache (carat itself computes on \
+             processors; graphics cards are for other programs):",
         )?;
         output::table(&["MACHINE", "MEMORY", "BANDWIDTH", "EMPTY", "FULL"], &rows)?;
         if rows.len() < places.len() {
