@@ -11,12 +11,12 @@ pub enum Error {
         reason: String,
     },
     /// No machine of this name.
-    #[error("no machine is called `{name}`; those that come near are {near}")]
+    #[error("no machine is called `{name}`; {}", nearest(near))]
     UnknownMachine {
         /// What was asked for.
         name: String,
-        /// Names of the list, joined.
-        near: String,
+        /// Names of the list that have it in them.
+        near: Vec<String>,
     },
     /// A size that is no size.
     #[error("`{text}` is no amount of memory; write it as 16GB, 8GiB or 512MB")]
@@ -24,4 +24,12 @@ pub enum Error {
         /// What was written.
         text: String,
     },
+}
+
+/// What comes near a name; some machines have commas in theirs.
+fn nearest(near: &[String]) -> String {
+    match near {
+        [] => "`carat plan MODEL --machines` lists those that are known".into(),
+        near => format!("those that come near are {}", near.join("; ")),
+    }
 }
