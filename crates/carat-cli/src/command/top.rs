@@ -1,8 +1,9 @@
 //! `carat top`: a running gateway, on a screen.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use crossterm::event::{self, Event, KeyCode, KeyModifiers};
 
@@ -30,6 +31,10 @@ pub(crate) struct Top {
 
 impl Top {
     pub(crate) fn run(self) -> Result<()> {
+        if !std::io::stdout().is_terminal() {
+            let hint = "without one, `curl` asks the admin API for the same: GET /admin/v1/status and /admin/v1/targets";
+            return Err(Hinted::new("`carat top` draws on a terminal, and this is none", hint).into());
+        }
         let key = settings::variable(&self.key_env).ok_or_else(|| {
             Hinted::new(
                 format!("the variable {} is not set", self.key_env),
@@ -40,7 +45,7 @@ impl Top {
         // Once before the screen is taken, so that a mistake is told in plain words.
         let mut board = Board::default();
         board.take(desk.look()?);
-        let mut terminal = ratatui::try_init()?;
+        let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
         let result = watch(&mut terminal, &desk, &mut board, Duration::from_secs(self.every));
         ratatui::try_restore()?;
         result

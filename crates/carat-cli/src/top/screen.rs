@@ -40,7 +40,8 @@ pub(crate) fn draw(frame: &mut Frame<'_>, board: &Board) {
         .block(block);
     frame.render_widget(sparkline, curve);
     let widths = [
-        Constraint::Fill(1),
+        // In a narrow terminal figures give way, not the names that they belong to.
+        Constraint::Min(20),
         Constraint::Length(6),
         Constraint::Length(10),
         Constraint::Length(9),
