@@ -4,6 +4,7 @@ use anyhow::Result;
 use carat_text::ControlText;
 use clap::Args;
 
+use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::settings::Settings;
@@ -30,6 +31,14 @@ impl Detokenize {
         let text = text_input::argument_or_piped(self.ids, "list of ids", interrupt)?;
         let ids = text_input::parse_ids(&text, "the list of ids")?;
         let tokenizer = ModelSource::open(&self.model, settings, interrupt)?.tokenizer()?;
+        let n_tokens = tokenizer.len();
+        if let Some(id) = ids
+            .iter()
+            .find(|id| usize::try_from(**id).is_ok_and(|id| id >= n_tokens))
+        {
+            let hint = format!("its ids are 0 to {}", n_tokens.saturating_sub(1));
+            return Err(Hinted::new(format!("the model has no token {id}"), hint).into());
+        }
         let control = if self.hide_special {
             ControlText::Hide
         } else {

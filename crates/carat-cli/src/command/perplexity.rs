@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use crate::compute_args::ComputeArgs;
-use crate::failure::Interrupted;
+use crate::failure::{Hinted, Interrupted};
 use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::settings::Settings;
@@ -61,6 +61,10 @@ enum Method {
 
 impl Perplexity {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
+        if self.stride.is_some() && self.method != Method::Strided {
+            let hint = "add --method strided, or leave --stride out";
+            return Err(Hinted::wrong_arguments("--stride is for --method strided", hint).into());
+        }
         let text = text_input::file(&self.file)?;
         let source = ModelSource::open(&self.model, settings, interrupt)?;
         let tokenizer = source.tokenizer()?;
