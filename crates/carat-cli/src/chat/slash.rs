@@ -20,12 +20,15 @@ const MAX_SAVED_BYTES: u64 = 64 << 20;
 const HELP: &str = "\
 /help               this list
 /system [TEXT]      show or set the instructions; `/system -` removes them
-/set [NAME VALUE]   show or change a setting: temperature, top_k, top_p, min_p, typical_p,
-                    repetition_penalty, frequency_penalty, presence_penalty, seed, max_tokens, verbose
-/image PATH         look at an image with the next message (also /audio, /video; or drag a file here)
+/set [NAME VALUE]   show or change a setting: temperature, top_k, top_p,
+                    min_p, typical_p, repetition_penalty, frequency_penalty,
+                    presence_penalty, seed, max_tokens, verbose
+/image PATH         look at an image with the next message (also /audio,
+                    /video; or drag a file here)
 /detach             leave out what was attached to the next message
 /think [on|off]     let the model think before it answers, or not
-/think show|hide    show thoughts as they come, or fold them into a line; /think last shows the latest
+/think show|hide    show thoughts as they come, or fold them into a line;
+                    /think last shows the latest
 /save FILE          write the conversation to a file
 /load FILE          go on with a saved conversation
 /clear              forget the conversation
@@ -366,6 +369,11 @@ mod tests {
             assert_eq!(chat.command(&line).unwrap(), Next::Go);
         }
         assert!(read(&path).unwrap().messages.is_empty());
+    }
+
+    #[test]
+    fn help_fits_into_eighty_columns() {
+        assert!(HELP.lines().all(|line| line.chars().count() < 79));
     }
 
     #[test]
