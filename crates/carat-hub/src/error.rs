@@ -198,6 +198,9 @@ pub enum Error {
         /// Where it is.
         path: PathBuf,
     },
+    /// `rm` of a path.
+    #[error("`{}` is your own and not of carat's store, so it is not removed; delete it like any other file", .0.display())]
+    YourOwn(PathBuf),
     /// `rm` of a model that is not in the store.
     #[error("`{0}` is not in carat's own store, so there is nothing to remove")]
     NotInStore(String),

@@ -99,7 +99,7 @@ impl Hub {
     /// pull of it left is removed too.
     ///
     /// # Errors
-    /// [`Error::NotOwned`] when only another program has it, [`Error::NotInStore`] when nobody has it.
+    /// [`Error::NotOwned`] when only another program has it, [`Error::YourOwn`] for a path, [`Error::NotInStore`] when nobody has it.
     pub fn remove(&self, model: &str) -> Result<u64> {
         let asked = ModelName::parse(model, |name| self.entry(name).is_some());
         let is_it = |local: &LocalModel| match &asked {
@@ -135,11 +135,7 @@ impl Hub {
                 path: found.path,
             },
             None => match &asked {
-                Ok(ModelName::Path(path)) if path.exists() => Error::NotOwned {
-                    name: model.to_owned(),
-                    owner: "you",
-                    path: path.clone(),
-                },
+                Ok(ModelName::Path(path)) if path.exists() => Error::YourOwn(path.clone()),
                 _ => Error::NotInStore(model.to_owned()),
             },
         })

@@ -378,3 +378,19 @@ fn bad_wheel(package: &PypiPackage, wheel: &Path, reason: &str) -> Error {
         reason: reason.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pips_last_error_says_most_and_a_tracebacks_end_more_than_its_head() {
+        assert_eq!(
+            telling("ERROR: no such package\n[notice] a new pip\n"),
+            "ERROR: no such package"
+        );
+        let full = "ERROR: Exception:\nTraceback (most recent call last):\n  File \"x\"\nOSError: [Errno 28] No space left on device\n";
+        assert!(telling(full).contains("No space left"));
+        assert_eq!(telling(""), "it gave no reason");
+    }
+}

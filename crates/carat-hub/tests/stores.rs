@@ -284,14 +284,18 @@ fn paths() {
 
     let not = put(dir.path().join("not.gguf"), b"zip!");
     assert!(matches!(hub.resolve(&text(&not)), Err(Error::NotAModel { .. })));
+    let empty = put(dir.path().join("empty.gguf"), b"");
+    assert!(
+        hub.resolve(&text(&empty))
+            .unwrap_err()
+            .to_string()
+            .contains("is empty")
+    );
     assert!(matches!(
         hub.resolve("./no/such.gguf"),
         Err(Error::PathMissing(_))
     ));
-    assert!(matches!(
-        hub.remove(&text(&one)),
-        Err(Error::NotOwned { owner: "you", .. })
-    ));
+    assert!(matches!(hub.remove(&text(&one)), Err(Error::YourOwn(_))));
 }
 
 #[test]
