@@ -45,7 +45,7 @@ pub enum Error {
         address: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("cannot listen on {address}; choose another --port, or stop the program that uses it")]
+    #[error("cannot listen on {address}; {}", advice(source))]
     Listen {
         /// Where it was to listen.
         address: SocketAddr,
@@ -59,6 +59,16 @@ pub enum Error {
         /// Why, in a sentence.
         reason: String,
     },
+}
+
+/// What can be done where an address cannot be had.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are not for everybody: choose another --port"
+        }
+        _ => "choose another --port, or stop the program that uses it",
+    }
 }
 
 /// How to serve.

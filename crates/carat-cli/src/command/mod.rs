@@ -28,6 +28,8 @@ use crate::settings::Settings;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    // A word that people try first.
+    #[command(alias = "chat")]
     Run(run::Run),
     Serve(Box<serve::Serve>),
     Gateway(Box<gateway::Gateway>),
