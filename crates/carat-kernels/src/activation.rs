@@ -328,7 +328,7 @@ fn widen_block_generic<S: Simd>(_: S, q: &[i8; 32], low: Option<&[i8; 32]>, word
 /// The largest absolute value; infinite or NaN if one of them is. In whole numbers, whose order is the same, since the
 /// compiler makes vectors of those only.
 #[inline(always)]
-fn largest_of(values: &[f32; 32]) -> f32 {
+pub(crate) fn largest_of(values: &[f32; 32]) -> f32 {
     let bits = values
         .iter()
         .fold(0, |most, value| (value.to_bits() & 0x7FFF_FFFF).max(most));
@@ -345,7 +345,7 @@ fn factor_to(to: f32, largest: f32) -> f32 {
 /// The whole number nearest to `x`, of two the even one, for `|x|` below 2^22: what such a number leaves in the lowest
 /// bits of one whose unit is its last bit.
 #[inline(always)]
-fn nearest(x: f32) -> i32 {
+pub(crate) fn nearest(x: f32) -> i32 {
     const UNIT: f32 = 12_582_912.0;
     (x + UNIT).to_bits().wrapping_sub(UNIT.to_bits()) as i32
 }

@@ -1,4 +1,4 @@
-//! The number formats that weights come in, with their sizes. Layouts are documented in `format/`.
+//! The number formats that weights come in, with their sizes. Layouts are documented in `quant/`.
 
 use std::fmt;
 

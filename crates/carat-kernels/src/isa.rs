@@ -149,6 +149,7 @@ pub fn cpu_features() -> Vec<(&'static str, bool)> {
             "avx512f",
             "avx512bw",
             "avx512vl",
+            "avx512dq",
             "avx512vnni",
             "avx512bf16"
         ]

@@ -133,7 +133,7 @@ impl<'a> Matrix<'a> {
     /// The bytes of one row.
     ///
     /// # Panics
-    /// When `row` is not below [`Matrix::n_rows`].
+    /// When there is no such row.
     #[must_use]
     pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes..(row + 1) * self.row_bytes]
@@ -477,7 +477,11 @@ impl<'a> Job<'a> {
             out,
             method,
             chunk_rows,
-            n_chunks: weights.n_rows.div_ceil(chunk_rows),
+            n_chunks: if x.n_rows == 0 {
+                0
+            } else {
+                weights.n_rows.div_ceil(chunk_rows)
+            },
         }
     }
 

@@ -378,28 +378,16 @@ fn scale_generic<S: Simd>(simd: S, x: &mut [f32], factor: f32) {
 /// tanh u = 1 - 2 / (1 + e^2u), which is right at both ends.
 #[inline(always)]
 fn soft_cap_generic<S: Simd>(simd: S, x: &mut [f32], cap: f32) {
-    let to = x.as_mut_ptr();
     let (one, two, cap_all, twice) = (
         simd.splat(1.0),
         simd.splat(2.0),
         simd.splat(cap),
         simd.splat(2.0 / cap),
     );
-    let capped = |v| {
+    map_alone!(simd, S, x, |v| {
         let e = simd.exp(simd.mul(v, twice));
         simd.mul(cap_all, simd.sub(one, simd.div(two, simd.add(one, e))))
-    };
-    // SAFETY: `lanes!` stays within the length of `x`.
-    unsafe {
-        lanes!(
-            S,
-            x.len(),
-            |i| simd.store(to.add(i), capped(simd.load(to.add(i)))),
-            |i, n| {
-                simd.store_part(to.add(i), capped(simd.load_part(to.add(i), n)), n);
-            }
-        );
-    }
+    });
 }
 
 #[cfg(test)]

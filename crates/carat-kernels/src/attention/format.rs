@@ -12,6 +12,7 @@ use super::kv_dtype::{BLOCK, KvDType};
 use super::lanes::KvSimd;
 use super::page::{KvShape, Rows};
 use crate::Isa;
+use crate::activation::{largest_of, nearest};
 use crate::simd::{Simd, dispatch};
 
 /// A format whose rows can be read as f32.
@@ -234,30 +235,29 @@ fn pack_f32(numbers: &[f32; BLOCK], to: &mut [u8]) {
 
 #[inline(always)]
 fn pack_q8_0(numbers: &[f32; BLOCK], to: &mut [u8], scale: &mut [u8]) {
-    let inverse = write_scale(largest(numbers).abs() / 127.0, scale);
+    let numbers = without_nan(numbers);
+    let inverse = write_scale(largest_of(&numbers) / 127.0, scale);
     for (to, x) in to.iter_mut().zip(numbers) {
-        let q = (x * inverse).round_ties_even().clamp(-127.0, 127.0);
-        *to = (q as i8).cast_unsigned();
+        *to = nearest((x * inverse).clamp(-127.0, 127.0)) as u8;
     }
 }
 
 #[inline(always)]
 fn pack_q4_0(numbers: &[f32; BLOCK], to: &mut [u8], high: bool, scale: &mut [u8]) {
-    let inverse = write_scale(largest(numbers) / -8.0, scale);
+    let numbers = without_nan(numbers);
+    let size = largest_of(&numbers);
+    let largest = numbers.iter().copied().find(|x| x.abs() >= size);
+    let inverse = write_scale(largest.unwrap_or(size) / -8.0, scale);
     for (to, x) in to.iter_mut().zip(numbers) {
-        let q = ((x * inverse).round_ties_even() + 8.0).clamp(0.0, 15.0) as u8;
-        *to = if high { *to & 15 | q << 4 } else { q };
+        let q = nearest((x * inverse).clamp(-8.0, 7.0)) as u8 ^ 8;
+        *to = if high { *to & 15 | q << 4 } else { q & 15 };
     }
 }
 
-/// The number of largest size, with its sign.
+/// Numbers of which none makes a scale of its own unusable.
 #[inline(always)]
-fn largest(numbers: &[f32; BLOCK]) -> f32 {
-    let mut found = 0.0f32;
-    for x in numbers {
-        found = if x.abs() > found.abs() { *x } else { found };
-    }
-    found
+fn without_nan(numbers: &[f32; BLOCK]) -> [f32; BLOCK] {
+    numbers.map(|x| if x.is_nan() { 0.0 } else { x })
 }
 
 /// Rounds a scale and writes it; returns what numbers are to be multiplied with, 0 for a scale of 0.

@@ -297,6 +297,21 @@ proptest! {
     }
 }
 
+#[test]
+fn no_activation_rows_give_no_products() {
+    let weights = vec![1; 40 * DType::Q4_0.block_bytes() * 8];
+    let weights = Matrix::new(DType::Q4_0, 40, 256, &weights).unwrap();
+    for isa in Isa::available() {
+        let compute = Compute::new(isa, 1).unwrap();
+        for precision in [Precision::Int8, Precision::Int16, Precision::F32] {
+            let mut x = Activations::new(precision);
+            x.fill(&compute, &[], 0, 256, &[weights]);
+            let out = &mut [];
+            compute.multiply(&x, &mut [Product { weights, out }]);
+        }
+    }
+}
+
 /// A damaged file shows: scales that are no numbers do not become small ones on the way.
 #[test]
 fn scales_that_are_no_numbers_stay_so() {
