@@ -195,7 +195,7 @@ impl Db {
     pub(crate) fn open(place: &Place) -> Result<Self, Error> {
         match place {
             Place::Sqlite(path) => {
-                let connection = Connection::open(path)?;
+                let connection = crate::place::open(path)?;
                 connection.busy_timeout(Duration::from_secs(10))?;
                 connection.pragma_update(None, "journal_mode", "WAL")?;
                 connection.pragma_update(None, "synchronous", "FULL")?;

@@ -48,6 +48,18 @@ pub enum Error {
         /// The lock's file.
         path: PathBuf,
     },
+    /// The database's file has more than one name.
+    #[error(
+        "the ledger `{path}` has {n_names} names (hard links), each of which would have a journal of its own; remove \
+         the others or copy it (`find -samefile` lists them)",
+        path = path.display()
+    )]
+    Names {
+        /// The one it was to be opened by.
+        path: PathBuf,
+        /// How many there are.
+        n_names: u64,
+    },
     /// The system has no random numbers.
     #[error("the system gives no random numbers for a key")]
     Random,

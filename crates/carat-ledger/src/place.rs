@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
+
 use crate::Error;
 
 /// A file of this machine, or a server that several gateways share.
@@ -44,8 +46,38 @@ fn real(path: &Path) -> Result<PathBuf, Error> {
     path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
     // By SQLite, not by ourselves: closing a file takes away all locks that this process has on it, those of other
     // connections too, and only SQLite knows of these. Nothing is read or written yet.
-    drop(rusqlite::Connection::open(path)?);
+    drop(open(path)?);
     fs::canonicalize(path).map_err(failed)
+}
+
+/// Opens a database, or makes it: a file with one name. Journals, ours and SQLite's, lie beside the name under which a
+/// file was opened, so that a second hard link would have a second set of them.
+pub(crate) fn open(path: &Path) -> Result<Connection, Error> {
+    let connection = Connection::open(path)?;
+    let n_names = n_names(path).map_err(|source| Error::File {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    if n_names > 1 {
+        return Err(Error::Names {
+            path: path.to_path_buf(),
+            n_names,
+        });
+    }
+    Ok(connection)
+}
+
+/// How many hard links a file has.
+#[cfg(unix)]
+fn n_names(path: &Path) -> std::io::Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::nlink(&fs::metadata(path)?))
+}
+
+/// Elsewhere nobody says how many hard links a file has.
+#[cfg(not(unix))]
+#[expect(clippy::unnecessary_wraps, reason = "as where it can fail")]
+fn n_names(_: &Path) -> std::io::Result<u64> {
+    Ok(1)
 }
 
 impl fmt::Debug for Place {

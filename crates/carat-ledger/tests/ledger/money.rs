@@ -239,6 +239,24 @@ fn a_link_to_a_ledger_is_the_same_ledger() {
     assert!(matches!(second, Err(carat_ledger::Error::InUse { .. })));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_ledger_with_two_hard_links_is_refused_by_either() {
+    let ground = Ground::sqlite();
+    let path = ground.folder.path().join("l.db");
+    drop(Ledger::open(&path, None).unwrap());
+    let other = ground.folder.path().join("other.db");
+    std::fs::hard_link(&path, &other).unwrap();
+    for path in [&path, &other] {
+        let refused = Ledger::open(path, None).unwrap_err().to_string();
+        assert!(refused.contains("has 2 names"), "{refused}");
+        assert!(Admin::open(path).is_err());
+    }
+    assert!(!ground.folder.path().join("other.db.journal").exists());
+    std::fs::remove_file(&other).unwrap();
+    Ledger::open(&path, None).unwrap();
+}
+
 #[test]
 fn a_limit_that_is_set_late_begins_when_it_is_set() {
     Ground::all()
