@@ -111,7 +111,11 @@ impl Config {
             },
             global_rope: Rope {
                 theta: keys.f32("gemma3.rope.freq_base")?.unwrap_or(1e6),
-                scaling: keys.scaling("gemma3.rope.scaling.type", "gemma3.rope.scaling.factor")?,
+                scaling: keys.scaling([
+                    "gemma3.rope.scaling.type",
+                    "gemma3.rope.scaling.factor",
+                    "gemma3.rope.scale_linear",
+                ])?,
                 n_turning: None,
             },
             is_global: keys.pattern(n_layers)?,
@@ -193,11 +197,15 @@ impl Keys<'_> {
         }
     }
 
-    /// Linear scaling of the global rope, from the keys of its kind and of its factor. Local ropes have none.
-    fn scaling(&self, kind: &'static str, factor: &'static str) -> Result<f32, Error> {
+    /// Linear scaling of the global rope, from the keys of its kind, of its factor and of the factor's older name. Local
+    /// ropes have none. A file that names no kind means linear, as in llama.cpp.
+    fn scaling(&self, [kind, factor, older]: [&'static str; 3]) -> Result<f32, Error> {
         match self.metadata.str(&self.name(kind))? {
-            Some("linear") => Ok(self.f32(factor)?.unwrap_or(1.0)),
-            Some("none") | None => Ok(1.0),
+            Some("linear") | None => Ok(match self.f32(factor)? {
+                Some(factor) => factor,
+                None => self.f32(older)?.unwrap_or(1.0),
+            }),
+            Some("none") => Ok(1.0),
             Some(_) => Err(self.bad(kind, "linear or none")),
         }
     }
@@ -242,5 +250,44 @@ impl Keys<'_> {
             }
             Some(_) => Ok(every_nth_global(n_layers, self.usize(KEY)?.unwrap_or(6))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carat_format::Value;
+
+    #[test]
+    fn a_rope_is_scaled_as_llama_cpp_reads_it() {
+        const KIND: &str = "gemma3.rope.scaling.type";
+        const FACTOR: &str = "gemma3.rope.scaling.factor";
+        const OLDER: &str = "gemma3.rope.scale_linear";
+        let path = Path::new("m.gguf");
+        let read = |entries: &[(&str, Value)]| {
+            let entries = entries
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone()));
+            let metadata = Metadata::from_entries(path, entries).unwrap();
+            let keys = Keys {
+                metadata: &metadata,
+                path,
+                is_drafter: false,
+            };
+            keys.scaling([KIND, FACTOR, OLDER]).ok()
+        };
+        let kind = |name: &str| (KIND, Value::from(name));
+        let (factor, older) = ((FACTOR, Value::F32(8.0)), (OLDER, Value::F32(4.0)));
+        assert_eq!(read(&[]), Some(1.0));
+        assert_eq!(read(&[kind("linear"), factor.clone()]), Some(8.0));
+        assert_eq!(
+            read(std::slice::from_ref(&factor)),
+            Some(8.0),
+            "no kind is linear"
+        );
+        assert_eq!(read(std::slice::from_ref(&older)), Some(4.0));
+        assert_eq!(read(&[factor.clone(), older]), Some(8.0));
+        assert_eq!(read(&[kind("none"), factor.clone()]), Some(1.0));
+        assert_eq!(read(&[kind("yarn"), factor]), None);
     }
 }

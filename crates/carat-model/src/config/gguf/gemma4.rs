@@ -75,7 +75,11 @@ pub(super) fn read(gguf: &dyn GgufHead, keys: &Keys<'_>) -> Result<Config, Error
         },
         global_rope: Rope {
             theta: keys.f32("gemma4.rope.freq_base")?.unwrap_or(1e6),
-            scaling: keys.scaling("gemma4.rope.scaling.type", "gemma4.rope.scaling.factor")?,
+            scaling: keys.scaling([
+                "gemma4.rope.scaling.type",
+                "gemma4.rope.scaling.factor",
+                "gemma4.rope.scale_linear",
+            ])?,
             n_turning: Some(n_turning(gguf, keys, head_dim)?),
         },
         sees_spans: keys
