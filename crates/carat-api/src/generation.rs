@@ -289,6 +289,8 @@ pub struct TokenLogprob {
     pub logprob: f32,
     /// Likeliest first.
     pub top: Vec<(Vec<u8>, f32)>,
+    /// Whether it is of the answer's text; else it is of thoughts or calls.
+    pub is_content: bool,
 }
 
 /// Why an answer ended.

@@ -67,7 +67,7 @@ impl OutputReader {
         logprobs: Option<&TokenLogprobs>,
         out: &mut Vec<Delta>,
     ) {
-        let was_thinking = self.reader.is_thinking();
+        let (was_thinking, was_text) = (self.reader.is_thinking(), self.reader.is_text());
         let is_channel = self
             .channel
             .is_some_and(|(open, close)| id == open || id == close);
@@ -80,6 +80,9 @@ impl OutputReader {
         }
         self.n_thoughts += usize::from(was_thinking);
         self.put(out);
+        let is_calling = matches!(&self.calls, Calls::Prompted(calls) if calls.is_calling());
+        // A token that begins or ends something else is of neither.
+        let is_content = was_text && self.reader.is_text() && !is_calling;
         if let Some(logprobs) = logprobs {
             let bytes = |id: u32| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
             out.push(Delta::Logprob(TokenLogprob {
@@ -90,6 +93,7 @@ impl OutputReader {
                     .iter()
                     .map(|&(id, logprob)| (bytes(id), logprob))
                     .collect(),
+                is_content,
             }));
         }
     }

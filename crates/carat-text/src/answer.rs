@@ -115,6 +115,12 @@ impl AnswerReader {
         matches!(self.state, State::Thought(_))
     }
 
+    /// Whether what comes now is text for the reader: neither thought nor a call.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        matches!(self.state, State::Text)
+    }
+
     /// Takes a token and the text that it decided, which may hold more than its own.
     pub fn push(&mut self, id: u32, text: &str, out: &mut Vec<AnswerPiece>) {
         let mark = self.marks.iter().find(|(of, _)| *of == id).map(|(_, mark)| *mark);

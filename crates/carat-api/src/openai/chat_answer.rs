@@ -71,7 +71,8 @@ fn gather(deltas: &[Delta]) -> Choice {
                     arguments.push_str(text);
                 }
             }
-            Delta::Logprob(token) => choice.logprobs.push(logprob(token)),
+            Delta::Logprob(token) if token.is_content => choice.logprobs.push(logprob(token)),
+            Delta::Logprob(_) => {}
         }
     }
     choice
@@ -162,6 +163,9 @@ impl ChatEvents {
     /// A piece of a choice.
     pub fn delta(&mut self, choice: usize, delta: &Delta, out: &mut Vec<u8>) {
         self.begin(choice, out);
+        if matches!(delta, Delta::Logprob(token) if !token.is_content) {
+            return;
+        }
         let mut logprobs = None;
         let delta = match delta {
             Delta::Text(text) => ChunkDelta {

@@ -170,6 +170,11 @@ impl CallReader {
         matches!(self.place, Place::Arguments { .. })
     }
 
+    /// Whether the answer is calls and no text.
+    pub(crate) fn is_calling(&self) -> bool {
+        !matches!(self.place, Place::Start | Place::Text)
+    }
+
     /// Takes the next piece of text.
     pub(crate) fn push(&mut self, text: &str, out: &mut Vec<Delta>) {
         self.held.push_str(text);

@@ -307,6 +307,38 @@ async fn thoughts_are_free_and_end_in_time() {
     assert_eq!(message["tool_calls"].as_array().unwrap().len(), 2);
 }
 
+#[tokio::test]
+async fn log_probabilities_are_those_of_the_text() {
+    let client = gemma4(&format!("<|channel>thought\nab<channel|>{TWO_CALLS}"));
+    let wants = json!({"logprobs": true, "reasoning_effort": "low"});
+    let texts = |content: &Value| -> String {
+        let tokens = content.as_array().into_iter().flatten();
+        tokens.map(|token| token["token"].as_str().unwrap()).collect()
+    };
+    let answer = ask(&client, with(wants.clone(), json!({"tools": tools()}))).await;
+    assert_eq!(
+        texts(&answer["choices"][0]["logprobs"]["content"]),
+        "I look.",
+        "{answer}"
+    );
+    let body = chat(with(wants, json!({"stream": true, "tools": tools()})));
+    let reply = client.post("/v1/chat/completions", body).await;
+    let events = reply.events();
+    let streamed: String = events
+        .iter()
+        .map(|event| texts(&event["choices"][0]["logprobs"]["content"]))
+        .collect();
+    assert_eq!(streamed, "I look.");
+    // Without tools thoughts are no text either.
+    let plain = gemma4("<|channel>thought\nab<channel|>So.");
+    let answer = ask(&plain, json!({"logprobs": true, "reasoning_effort": "low"})).await;
+    assert_eq!(
+        texts(&answer["choices"][0]["logprobs"]["content"]),
+        "So.",
+        "{answer}"
+    );
+}
+
 /// What each of these schemas says is small enough to be looked at by hand.
 #[tokio::test]
 async fn whatever_the_model_wants_calls_are_valid() {

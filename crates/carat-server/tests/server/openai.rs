@@ -164,6 +164,9 @@ async fn log_probabilities_come_with_each_token() {
     );
     assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
     assert!(content[0]["logprob"].as_f64().unwrap() > -0.01);
+    let calls = json!({"logprobs": true, "tools": tools(), "tool_choice": "required"});
+    let answer = ask(&client, calls).await;
+    assert_eq!(answer["choices"][0]["logprobs"]["content"], json!([]), "{answer}");
 }
 
 #[tokio::test]
