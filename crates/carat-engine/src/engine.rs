@@ -24,23 +24,23 @@ enum Message {
     Stop,
 }
 
-/// A job on its way to the thread. If that ends before it takes the job, the job's owner is told: nobody else is there to
-/// do it.
+/// Jobs on their way to the thread. If that ends before it takes one, the job's owner is told: nobody else is there to do
+/// it.
 struct Sent {
-    job: Option<Box<Job>>,
+    jobs: std::vec::IntoIter<Job>,
     counters: Arc<Counters>,
 }
 
 impl Sent {
-    /// Takes the job out, whose end is then the taker's to tell.
-    fn take(mut self) -> Option<Box<Job>> {
-        self.job.take()
+    /// Takes a job out, whose end is then the taker's to tell.
+    fn take(&mut self) -> Option<Job> {
+        self.jobs.next()
     }
 }
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        if let Some(mut job) = self.job.take() {
+        for mut job in self.jobs.by_ref() {
             self.counters.failed.add(1);
             let _nobody_goes_on = (job.sink)(Update::Failed(Box::new(Error::Stopped)));
         }
@@ -113,11 +113,22 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::QueueFull`], [`Error::Stopped`]; the job's sink is then not told.
-    pub fn submit(&self, mut job: Job) -> Result<(), Error> {
+    pub fn submit(&self, job: Job) -> Result<(), Error> {
+        self.submit_all(vec![job])
+    }
+
+    /// Queues jobs that belong together, all or none. Where nobody waits they may be more than else may wait.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`], [`Error::Stopped`]; the jobs' sinks are then not told.
+    pub fn submit_all(&self, mut jobs: Vec<Job>) -> Result<(), Error> {
         let limit = self.limits.n_waiting;
-        job.place = Some(Place::take(&self.n_waiting, limit.max(1))?);
+        let places = Place::take(&self.n_waiting, jobs.len(), limit.max(1))?;
+        for (job, place) in jobs.iter_mut().zip(places) {
+            job.place = Some(place);
+        }
         let message = Message::Generate(Sent {
-            job: Some(Box::new(job)),
+            jobs: jobs.into_iter(),
             counters: Arc::clone(&self.counters),
         });
         let (error, message) = match self.sender.try_send(message) {
@@ -125,9 +136,9 @@ impl Engine {
             Err(TrySendError::Full(message)) => (Error::QueueFull { limit }, message),
             Err(TrySendError::Disconnected(message)) => (Error::Stopped, message),
         };
-        if let Message::Generate(sent) = message {
-            // Its owner is told by the error.
-            let _refused = sent.take();
+        if let Message::Generate(mut sent) = message {
+            // Their owner is told by the error.
+            drop(std::mem::take(&mut sent.jobs));
         }
         Err(error)
     }
@@ -174,9 +185,9 @@ where
                 .map_err(|error| error == std::sync::mpsc::TryRecvError::Disconnected)
         };
         let done = catch_unwind(AssertUnwindSafe(|| match message {
-            Ok(Message::Generate(sent)) => {
-                if let Some(job) = sent.take() {
-                    scheduler.submit(*job);
+            Ok(Message::Generate(mut sent)) => {
+                while let Some(job) = sent.take() {
+                    scheduler.submit(job);
                 }
                 true
             }

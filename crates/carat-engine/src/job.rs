@@ -131,13 +131,16 @@ impl Cancel {
 pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    /// Takes a place if fewer than `limit` are taken.
-    pub(crate) fn take(taken: &Arc<AtomicUsize>, limit: usize) -> Result<Self, Error> {
+    /// Takes so many places if no more than `limit` are taken then, or none is taken now: what belongs together and is
+    /// more than may wait would else never be taken.
+    pub(crate) fn take(taken: &Arc<AtomicUsize>, n_wanted: usize, limit: usize) -> Result<Vec<Self>, Error> {
+        let taken_then = |n: usize| {
+            let sum = n.saturating_add(n_wanted);
+            (n == 0 || sum <= limit).then_some(sum)
+        };
         taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < limit).then_some(n + 1)
-            })
-            .map(|_| Self(Arc::clone(taken)))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken_then)
+            .map(|_| (0..n_wanted).map(|_| Self(Arc::clone(taken))).collect())
             .map_err(|_| Error::QueueFull { limit })
     }
 }

@@ -133,6 +133,7 @@ impl Reply {
             .prompts
             .iter()
             .flat_map(|prompt| std::iter::repeat_n(prompt, request.n));
+        let mut jobs = Vec::with_capacity(n_choices);
         for (choice, prompt) in choices.enumerate() {
             let sender = sender.clone();
             let sink = move |update| match sender.try_send((choice, update)) {
@@ -158,9 +159,9 @@ impl Reply {
             (job.client, job.weight) = (caller.client, caller.weight);
             job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
             reply.cancels.push(job.cancel.clone());
-            // What was queued before is cancelled by the drop of `reply`.
-            reply.model.engine.submit(job).map_err(engine_error)?;
+            jobs.push(job);
         }
+        reply.model.engine.submit_all(jobs).map_err(engine_error)?;
         Ok(reply)
     }
 

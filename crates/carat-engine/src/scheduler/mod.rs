@@ -187,7 +187,8 @@ impl<M: LanguageModel> Scheduler<M> {
     /// The job's prompt on a sequence of its own.
     fn generation(&self, job: &mut Job) -> Result<Generation<M::Cache>, Error> {
         let limit = self.limits.n_waiting;
-        if self.waiting.len() >= limit && self.running.len() >= self.limits.n_running {
+        let has_place = job.place.is_some() && limit > 0;
+        if !has_place && self.waiting.len() >= limit && self.running.len() >= self.limits.n_running {
             return Err(Error::QueueFull { limit });
         }
         let vocab_size = self.model.vocab_size();

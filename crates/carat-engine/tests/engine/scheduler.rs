@@ -954,3 +954,39 @@ fn jobs_on_their_way_are_told_that_the_engine_has_stopped() {
     }
     assert_eq!(engine.counters().failed.get(), 4);
 }
+
+#[test]
+fn jobs_that_belong_together_are_taken_together_where_nobody_waits() {
+    let ((inside, is_inside), (go, wait)) = (channel::<()>(), channel::<()>());
+    let model = FakeModel::new(crate::fake::N_PIECES, move |_| {
+        let _one_pass_is_waited_for = (inside.send(()), wait.recv());
+        vec![1.0; crate::fake::N_PIECES]
+    });
+    let limits = Limits {
+        n_running: 1,
+        n_waiting: 2,
+        ..limits()
+    };
+    let engine = Engine::start(model, Arc::new(tokenizer()), limits).unwrap();
+    // Dropped before the engine, which waits for its thread.
+    let (go, is_inside) = (go, is_inside);
+    let (first, _heard) = listen(greedy(prompt(5, 0), 3));
+    engine.submit(first).unwrap();
+    is_inside.recv().unwrap();
+    let group = |n: usize| -> (Vec<Job>, Vec<Receiver<Update>>) {
+        (0..n).map(|i| listen(greedy(prompt(5, i), 3))).unzip()
+    };
+    let (jobs, heard) = group(3);
+    engine.submit_all(jobs).unwrap();
+    let (jobs, refused) = group(2);
+    assert!(matches!(
+        engine.submit_all(jobs),
+        Err(Error::QueueFull { limit: 2 })
+    ));
+    assert!(refused.iter().all(|heard| heard.iter().count() == 0));
+    drop((go, is_inside));
+    for heard in heard {
+        let last = heard.iter().last();
+        assert!(matches!(last, Some(Update::Finished(_))), "{last:?}");
+    }
+}

@@ -210,15 +210,15 @@ pub(super) async fn embed(
     let mut texts = texts.into_iter();
     // A few at a time, so that one request does not fill the queue for all others.
     loop {
-        let jobs = texts.by_ref().take(EMBEDDED_TOGETHER);
-        let jobs: Vec<Embedding> = jobs
-            .map(|ids| Embedding::start(state, model, ids, &caller))
-            .collect::<Result<_, _>>()?;
+        let begun = texts.by_ref().take(EMBEDDED_TOGETHER);
+        let (begun, jobs): (Vec<Embedding>, Vec<Job>) =
+            begun.map(|ids| Embedding::begin(state, ids, &caller)).unzip();
         if jobs.is_empty() {
             return Ok((vectors, n_tokens));
         }
-        for job in jobs {
-            vectors.push(job.vector().await?);
+        model.engine.submit_all(jobs).map_err(engine_error)?;
+        for embedding in begun {
+            vectors.push(embedding.vector().await?);
         }
     }
 }
@@ -252,7 +252,8 @@ struct Embedding {
 }
 
 impl Embedding {
-    fn start(state: &State, model: &ServedModel, ids: Vec<u32>, caller: &Caller) -> Result<Self, ApiError> {
+    /// A vector, and the job that makes it.
+    fn begin(state: &State, ids: Vec<u32>, caller: &Caller) -> (Self, Job) {
         let (sender, receiver) = oneshot::channel();
         let mut sender = Some(sender);
         let sink = move |update| {
@@ -268,8 +269,7 @@ impl Embedding {
         (job.client, job.weight) = (caller.client, caller.weight);
         job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
         let cancel = job.cancel.clone();
-        model.engine.submit(job).map_err(engine_error)?;
-        Ok(Self { cancel, receiver })
+        (Self { cancel, receiver }, job)
     }
 
     async fn vector(mut self) -> Result<Vec<f32>, ApiError> {

@@ -169,6 +169,14 @@ async fn log_probabilities_come_with_each_token() {
     assert_eq!(answer["choices"][0]["logprobs"]["content"], json!([]), "{answer}");
 }
 
+/// Sixteen may wait and four be answered at once.
+#[tokio::test]
+async fn more_answers_than_may_wait_are_given_where_nobody_waits() {
+    let client = client("ab");
+    let answer = ask(&client, json!({"n": 100})).await;
+    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(100), "{answer}");
+}
+
 #[tokio::test]
 async fn json_is_valid_whatever_the_model_says() {
     let client = client("no JSON at all");
