@@ -256,6 +256,13 @@ const NAMED: [&str; 12] = [
     "image",
 ];
 
+/// What llama.cpp's server and Ollama say of a prompt that does not fit, with 400, in older versions with 500, and in
+/// Ollama's streams without a status.
+const OF_LOCAL_CONTEXTS: [&str; 2] = [
+    "exceeds the available context size",
+    "input length exceeds the context length",
+];
+
 /// What a provider says about a failure, in whichever shape.
 #[derive(Debug, Default)]
 struct Told {
@@ -366,6 +373,9 @@ impl Told {
             404 => Class::ModelGone,
             400 if code == "model_decommissioned" || code == "model_not_found" => Class::ModelGone,
             400 | 413 if code == "context_length_exceeded" || says(&too_long) => Class::ContextTooLong,
+            400 | 500 if kind == "exceed_context_size_error" || says(&OF_LOCAL_CONTEXTS) => {
+                Class::ContextTooLong
+            }
             400 if code == "content_filter" || code == "content_policy_violation" => Class::ContentPolicy,
             408 | 424 | 500..=599 => Class::ServerFault,
             _ => Class::BadRequest,
@@ -598,6 +608,37 @@ mod tests {
         for (status, body, expected) in cases {
             assert_eq!(class(status, body), expected, "{status} {body}");
         }
+    }
+
+    #[test]
+    fn local_servers_say_that_a_prompt_is_too_long() {
+        let message =
+            "request (2622 tokens) exceeds the available context size (512 tokens), try increasing it";
+        let told = serde_json::json!({"error": {"code": 400, "message": message, "type": "exceed_context_size_error",
+            "n_prompt_tokens": 2622, "n_ctx": 512}});
+        // As llama.cpp says it, and as Ollama passes that on.
+        let passed_on = serde_json::json!({"error": told.to_string()});
+        let own = serde_json::json!({"error": "the input length exceeds the context length"});
+        for body in [&told, &passed_on, &own] {
+            for status in [400, 500] {
+                assert_eq!(
+                    class(status, &body.to_string()),
+                    Class::ContextTooLong,
+                    "{status} {body}"
+                );
+            }
+            assert_eq!(
+                Failure::of_value(body, None).class,
+                Class::ContextTooLong,
+                "{body}"
+            );
+        }
+        let larger = r#"{"error":{"message":"input (9 tokens) is larger than the max context size (8 tokens). skipping","type":"exceed_context_size_error"}}"#;
+        assert_eq!(class(400, larger), Class::ContextTooLong);
+        assert_eq!(
+            class(500, r#"{"error":"model runner has unexpectedly stopped"}"#),
+            Class::ServerFault
+        );
     }
 
     #[test]
