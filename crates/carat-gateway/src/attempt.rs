@@ -574,7 +574,8 @@ impl<'a> Asking<'a> {
         forwarding: &Forwarding,
     ) -> Result<(Parts, AnswerBody), Failure> {
         let upstream = self.means.upstream;
-        let sending = upstream.send(&self.candidate.provider, request, self.call.is_stream);
+        let may_repeat = || !self.call.may_act();
+        let sending = upstream.send(&self.candidate.provider, request, self.call.is_stream, may_repeat);
         let sent = tokio::time::timeout_at(self.until, sending).await;
         let (head, body) = sent.map_err(|_| too_slow())??.into_parts();
         self.account.learn(&head);

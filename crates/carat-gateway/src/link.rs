@@ -34,7 +34,10 @@ pub(crate) enum Broken {
     Io(#[from] io::Error),
     /// Before a byte of the answer.
     #[error("the connection was closed instead of an answer")]
-    Unanswered,
+    Unanswered {
+        /// The other side may have all of the request.
+        is_sent: bool,
+    },
     #[error("the connection was closed in the middle of an answer")]
     Closed,
     #[error("{0}")]
@@ -73,7 +76,10 @@ impl Link {
             while found.is_none() {
                 let mut read = Ok(None);
                 match ready!(self.poll_read(cx, |bytes| read = reader.feed(bytes))) {
-                    Ok(0) | Err(_) if !is_heard => return Poll::Ready(Err(Broken::Unanswered)),
+                    Ok(0) | Err(_) if !is_heard => {
+                        let is_sent = !unsent.has_remaining();
+                        return Poll::Ready(Err(Broken::Unanswered { is_sent }));
+                    }
                     Ok(0) => return Poll::Ready(Err(Broken::Closed)),
                     Ok(_) => (is_heard, found) = (true, read?),
                     Err(error) => return Poll::Ready(Err(error.into())),

@@ -2,8 +2,8 @@
 //!
 //! A request takes the connection that was used last, or opens one. A provider may have closed what waits here: such a
 //! connection is found when it is looked at, and where it was closed just as a request went out over it, before a byte
-//! of the answer came, the request goes once more over a new one. Those that waited too long are closed by a task that
-//! ends with the pool.
+//! of the answer came, the request goes once more over a new one: if it may be done twice, or not all of it went out.
+//! Those that waited too long are closed by a task that ends with the pool.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -125,8 +125,13 @@ impl Pool {
         Self { connector, idle }
     }
 
-    /// Sends a request to where its address says, over a connection that is at hand or a new one.
-    pub(crate) async fn ask(&self, request: Request<Bytes>) -> Result<Response<LinkBody>, Unanswered> {
+    /// Sends a request to where its address says, over a connection that is at hand or a new one. `may_repeat`: whether
+    /// it does no harm if it is done twice.
+    pub(crate) async fn ask(
+        &self,
+        request: Request<Bytes>,
+        may_repeat: impl Fn() -> bool,
+    ) -> Result<Response<LinkBody>, Unanswered> {
         let uri = request.uri().clone();
         let (request, place) = addressed(request).ok_or(Unanswered::Unreachable)?;
         self.idle.keep_swept();
@@ -139,7 +144,8 @@ impl Pool {
             match link.ask(&request).await {
                 Ok(response) => return Ok(response.map(|body| LinkBody::new(body, link, home))),
                 // That a connection was closed after its last answer says nothing of the provider.
-                Err(Broken::Unanswered) if asked.elapsed() < STALE => {}
+                Err(Broken::Unanswered { is_sent })
+                    if asked.elapsed() < STALE && (!is_sent || may_repeat()) => {}
                 Err(error) => return Err(unanswered(&error)),
             }
         }
@@ -249,7 +255,7 @@ mod tests {
         let request = Request::post(uri.clone())
             .body(Bytes::from_static(b"{}"))
             .unwrap();
-        pool.ask(request).await.unwrap()
+        pool.ask(request, || true).await.unwrap()
     }
 
     const WHOLE: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -350,7 +356,7 @@ mod tests {
         let request = Request::post(uri)
             .body(Bytes::from(vec![b' '; 64 << 20]))
             .unwrap();
-        let response = pool.ask(request).await.unwrap();
+        let response = pool.ask(request, || true).await.unwrap();
         assert_eq!(response.status(), 413);
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");
         assert!(pool.idle.links().is_empty());
@@ -397,7 +403,7 @@ mod tests {
         }
         let refused = async || {
             let request = Request::post(uri.clone()).body(Bytes::from_static(b"{}"));
-            let failed = pool.ask(request.unwrap()).await.err();
+            let failed = pool.ask(request.unwrap(), || true).await.err();
             assert!(matches!(failed, Some(Unanswered::Closed)), "{failed:?}");
         };
         // Over a new connection a request goes once, and where an answer has begun, too.
@@ -406,6 +412,39 @@ mod tests {
         ask(&pool, &uri).await.into_body().collect().await.unwrap();
         refused().await;
         assert_eq!(provider.await.unwrap(), [1, 2, 1, 1, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn what_may_act_is_sent_again_only_where_not_all_of_it_went_out() {
+        for (n_bytes, is_repeated) in [(2, false), (64 << 20, true)] {
+            let (listener, uri) = door().await;
+            let provider = tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                let (mut stream, _) = listener.accept().await.unwrap();
+                assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                stream.write_all(WHOLE.as_bytes()).await.unwrap();
+                assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                // The beginning of the second request is all that is taken of it.
+                drop(stream);
+                let (mut stream, _) = listener.accept().await.unwrap();
+                assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                let refusal = "HTTP/1.1 413 Large\r\ncontent-length: 2\r\n\r\nno";
+                stream.write_all(refusal.as_bytes()).await.unwrap();
+                stream
+            });
+            let pool = pool();
+            ask(&pool, &uri).await.into_body().collect().await.unwrap();
+            let request = Request::post(uri).body(Bytes::from(vec![b' '; n_bytes]));
+            let asked = pool.ask(request.unwrap(), || false).await;
+            if is_repeated {
+                assert_eq!(asked.unwrap().status(), 413);
+                drop(provider.await.unwrap());
+            } else {
+                let failed = asked.err();
+                assert!(matches!(failed, Some(Unanswered::Closed)), "{failed:?}");
+                assert!(!provider.is_finished(), "nobody comes again");
+            }
+        }
     }
 
     #[tokio::test]

@@ -147,27 +147,37 @@ impl Upstream {
     }
 
     /// Sends a request to a provider, with what proves whose it is. The body of the answer is still to come.
+    /// `may_repeat`: whether it does no harm if it is done twice.
     pub(crate) async fn send(
         &self,
         provider: &Arc<Provider>,
         mut request: Request<Bytes>,
         is_stream: bool,
+        may_repeat: impl Fn() -> bool,
     ) -> Result<Response<AnswerBody>, Failure> {
         let proved = provider.proof.add(&mut request, self).await;
         proved.map_err(Failure::undone)?;
         if provider.dialect == Dialect::Replicate {
             return predictions::answer(self, provider, request, is_stream).await;
         }
-        self.plain(request).await
+        self.ask(request, may_repeat).await
     }
 
-    /// Sends a request as it is.
+    /// Sends a request as it is. It does no harm if it is done twice.
     pub(crate) async fn plain(&self, request: Request<Bytes>) -> Result<Response<AnswerBody>, Failure> {
+        self.ask(request, || true).await
+    }
+
+    async fn ask(
+        &self,
+        request: Request<Bytes>,
+        may_repeat: impl Fn() -> bool,
+    ) -> Result<Response<AnswerBody>, Failure> {
         let as_it_comes = |body| AnswerBody {
             body: Either::Left(body),
             leaving: None,
         };
-        let asked = self.pool.ask(request).await;
+        let asked = self.pool.ask(request, may_repeat).await;
         asked.map(|response| response.map(as_it_comes)).map_err(|why| {
             let failure = |message| Failure::new(Class::Network, 502, message);
             match why {
