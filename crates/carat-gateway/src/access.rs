@@ -47,11 +47,11 @@ pub(crate) struct Entry {
     asking: Vec<Asking>,
     /// What calls cost whose answers nobody waited for.
     extra: Micros,
-    /// The answer's beginning, where others gave it.
+    /// What others gave, or took, before.
     before: Option<Before>,
 }
 
-/// What the beginning of an answer took that somebody else went on with.
+/// What an answer took that did not end well, before others were asked or nobody was.
 #[derive(Debug)]
 pub(crate) struct Before {
     pub(crate) target: String,
@@ -61,6 +61,20 @@ pub(crate) struct Before {
     pub(crate) is_counted: bool,
     pub(crate) cost: Option<Micros>,
     pub(crate) began: Option<Instant>,
+}
+
+impl Before {
+    /// Of an answer that is of no use to who asked.
+    pub(crate) fn of(failure: &Failure, usage: Usage, candidate: &Candidate, prices: &Prices) -> Self {
+        Self {
+            target: candidate.name.clone(),
+            class: failure.class,
+            usage,
+            is_counted: true,
+            cost: prices.of(candidate).map(|price| price.cost(&usage)),
+            began: None,
+        }
+    }
 }
 
 /// A target that was asked and has not answered: it will want its money even if the client leaves.
@@ -384,7 +398,7 @@ impl Entry {
         self.extra = Micros(self.extra.0.saturating_add(cost.0));
     }
 
-    /// The answer was cut after so much of it; somebody else is to go on.
+    /// The answer ended after so much of it, and not well; somebody else may be asked.
     pub(crate) fn took_before(&mut self, before: Before) {
         self.also(before.cost.unwrap_or_default());
         if !self.tried.is_empty() {
@@ -405,17 +419,15 @@ impl Entry {
     }
 
     /// Nobody went on with it.
-    pub(crate) fn cut(mut self) {
+    pub(crate) fn cut(self) {
+        self.end_as(Ended::Cut);
+    }
+
+    /// Nothing is owed but what was taken before.
+    fn end_as(mut self, outcome: Ended) {
         let target = self.before.as_ref().map(|before| before.target.clone());
-        let tokens = Usage::default();
-        self.settle(
-            target.unwrap_or_default(),
-            Ended::Cut,
-            &tokens,
-            true,
-            Some(Micros(0)),
-            None,
-        );
+        let (target, tokens) = (target.unwrap_or_default(), Usage::default());
+        self.settle(target, outcome, &tokens, true, Some(Micros(0)), None);
     }
 
     /// A target was asked too and is not waited for: it will want the prompt's price.
@@ -446,9 +458,8 @@ impl Entry {
     }
 
     /// Nobody answered.
-    pub(crate) fn fail(mut self) {
-        let tokens = Usage::default();
-        self.settle(String::new(), Ended::Failed, &tokens, true, Some(Micros(0)), None);
+    pub(crate) fn fail(self) {
+        self.end_as(Ended::Failed);
     }
 
     /// An answer has ended.

@@ -108,8 +108,11 @@ impl Account {
         self.permit.health().has_answered_lately(clock::now())
     }
 
-    /// The target did not answer.
+    /// The target did not answer, or not well.
     pub(crate) fn failed(&self, failure: &Failure) {
+        if let Some(usage) = &failure.took {
+            self.permit.took(usage, None);
+        }
         if let Some(trace) = &self.trace {
             trace.failed(failure);
         }

@@ -17,7 +17,7 @@ use http::response::Parts;
 use http::{HeaderName, HeaderValue, Request, StatusCode};
 use tokio::time::Instant;
 
-use crate::access::{Bill, Entry};
+use crate::access::{Before, Bill, Entry};
 use crate::account::{Account, Outcome};
 use crate::budget::CallBudget;
 use crate::clock;
@@ -206,10 +206,18 @@ pub(crate) async fn answer(
         trail.n_attempts += raced.n_calls;
         let mut is_final = false;
         let mut is_at_work = false;
-        for (i, failure) in raced.failed {
+        for (i, mut failure) in raced.failed {
             is_at_work |= may_be_at_work(&failure);
             let name = &route.candidates[i].name;
             tracing::debug!(target = name, class = failure.class.name(), "a target failed");
+            if let (Some(entry), Some(usage)) = (&mut entry, failure.took.take()) {
+                entry.took_before(Before::of(
+                    &failure,
+                    *usage,
+                    &route.candidates[i],
+                    &means.config.prices,
+                ));
+            }
             trail.failed.push((name.clone(), failure.class));
             if route.policy == Policy::Ab {
                 let variant = means.variants.of(&route.name, name);

@@ -16,6 +16,7 @@ use http::{HeaderMap, StatusCode};
 use serde_json::Value;
 
 use crate::limits::{MESSAGE_CHARS, WAIT};
+use crate::usage::Usage;
 
 /// What kind of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -116,11 +117,13 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) kind: Option<String>,
     pub(crate) code: Option<String>,
-    pub(crate) param: Option<String>,
+    pub(crate) param: Option<Box<str>>,
     /// How long the provider wants to be left alone.
     pub(crate) wait: Option<Duration>,
     /// Nothing has been done of what was asked: no provider heard of it, or it was turned away at once.
     pub(crate) is_undone: bool,
+    /// What the provider says that it took all the same.
+    pub(crate) took: Option<Box<Usage>>,
 }
 
 impl Failure {
@@ -135,6 +138,15 @@ impl Failure {
             param: None,
             wait: None,
             is_undone: false,
+            took: None,
+        }
+    }
+
+    /// The same of an answer that has taken so much.
+    pub(crate) fn taking(self, usage: Option<Usage>) -> Self {
+        Self {
+            took: usage.map(Box::new),
+            ..self
         }
     }
 
@@ -213,9 +225,10 @@ impl Failure {
             message: scrubbed(&told.message, secret),
             kind: told.kind,
             code: told.code,
-            param: told.param,
+            param: told.param.map(Into::into),
             wait: wait.map(|wait| wait.min(WAIT)),
             is_undone: false,
+            took: None,
         }
     }
 }

@@ -644,9 +644,9 @@ impl Alike for ContentReader {
             return Err(Failure::of_value(value, None));
         }
         if let Some(reason) = value["promptFeedback"]["blockReason"].as_str() {
+            events.extend(usage_event(value));
             if self.client == Client::OwnRefused {
                 self.is_done = true;
-                events.extend(usage_event(value));
                 events.push(Event::End(Finish::Filter));
                 return Ok(());
             }

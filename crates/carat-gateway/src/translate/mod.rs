@@ -707,7 +707,7 @@ fn new_id(prefix: &str) -> String {
 /// What cannot be said in a provider's words. Somebody else may understand it.
 fn refused(param: &str, message: impl Into<String>) -> Failure {
     Failure {
-        param: Some(param.to_string()),
+        param: Some(param.into()),
         code: Some("unsupported_value".into()),
         ..Failure::new(Class::ModelGone, 400, message)
     }

@@ -63,6 +63,14 @@ impl Counted {
         }
     }
 
+    /// What the provider says went wrong, after these events: with what it took, and without its key.
+    fn failed(&mut self, failure: Failure, events: &[Event], forwarding: &Forwarding) -> Failure {
+        for event in events {
+            self.count(event);
+        }
+        failure.without(forwarding.secret.as_deref()).taking(self.usage)
+    }
+
     /// Whether the provider has said what the whole answer took.
     pub(crate) fn is_counted(&self) -> bool {
         self.usage.is_some() && self.has_ended
@@ -103,7 +111,9 @@ impl Transform for Passing {
     fn record(&mut self, record: &Record<'_>, out: &mut Vec<u8>) -> Step {
         self.events.clear();
         match self.reader.record(record, &mut self.events) {
-            Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Err(failure) => {
+                return Step::Failed(self.counted.failed(failure, &self.events, &self.forwarding));
+            }
             Ok(false) => return Step::Malformed,
             Ok(true) => out.extend_from_slice(record.raw),
         }
@@ -176,7 +186,9 @@ impl Transform for Translated {
         }
         self.events.clear();
         match self.reader.record(record, &mut self.events) {
-            Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Err(failure) => {
+                return Step::Failed(self.counted.failed(failure, &self.events, &self.forwarding));
+            }
             Ok(false) => return Step::Malformed,
             Ok(true) => {}
         }
@@ -214,7 +226,8 @@ impl Transform for Translated {
     }
 }
 
-fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failure> {
+/// The events of a whole answer, counted.
+fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<(Vec<Event>, Counted), Failure> {
     let value: Value = serde_json::from_slice(body).map_err(|_| {
         Failure::new(
             Class::ServerFault,
@@ -222,21 +235,20 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
             "the provider answered with something that is not JSON",
         )
     })?;
-    let mut events = Vec::new();
+    let (mut events, mut counted) = (Vec::new(), Counted::default());
     let mut reader = reader_for(forwarding);
-    reader
-        .whole(&value, &mut events)
-        .map_err(|failure| failure.without(forwarding.secret.as_deref()))?;
-    let is_end = |event: &Event| matches!(event, Event::End(_) | Event::Broken(_));
-    if !events.iter().any(is_end) {
-        return Err(Failure::new(
-            Class::ServerFault,
-            502,
-            "the provider's answer has no end",
-        ));
+    if let Err(failure) = reader.whole(&value, &mut events) {
+        return Err(counted.failed(failure, &events, forwarding));
     }
-    events.iter_mut().for_each(|event| forwarding.restore(event));
-    Ok(events)
+    for event in &mut events {
+        forwarding.restore(event);
+        counted.count(event);
+    }
+    if !counted.has_ended {
+        let failure = Failure::new(Class::ServerFault, 502, "the provider's answer has no end");
+        return Err(failure.taking(counted.usage));
+    }
+    Ok((events, counted))
 }
 
 /// What a whole answer took that is passed on as it came.
@@ -244,10 +256,7 @@ fn read_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Vec<Event>, Failur
 /// # Errors
 /// What the provider says went wrong.
 pub(crate) fn passed_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Option<Usage>, Failure> {
-    let mut counted = Counted::default();
-    for event in read_whole(forwarding, body)? {
-        counted.count(&event);
-    }
+    let (_, counted) = read_whole(forwarding, body)?;
     Ok(counted.usage)
 }
 
@@ -256,13 +265,13 @@ pub(crate) fn passed_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Optio
 /// # Errors
 /// What the provider says went wrong.
 pub(crate) fn translated_whole(forwarding: &Forwarding, body: &[u8]) -> Result<Whole, Failure> {
-    let events = read_whole(forwarding, body)?;
-    let mut counted = Counted::default();
-    for event in &events {
-        counted.count(event);
-        if let Event::Broken(why) = event {
-            return Err(broken::failure(why));
-        }
+    let (events, counted) = read_whole(forwarding, body)?;
+    let why = events.iter().find_map(|event| match event {
+        Event::Broken(why) => Some(why),
+        _ => None,
+    });
+    if let Some(why) = why {
+        return Err(broken::failure(why).taking(counted.usage));
     }
     let answer = whole(forwarding.endpoint, &Answer::of(events));
     Ok(Whole {

@@ -114,6 +114,37 @@ async fn an_answer_that_says_nothing_of_usage_is_estimated() {
 }
 
 #[tokio::test]
+async fn an_answer_of_no_use_is_paid_as_its_provider_says() {
+    let (rig, folder) = paid(NewKey::default(), "").await;
+    let price = |name: &str| format!("[prices.\"gemini/{name}\"]\ninput = 100\noutput = 1\n");
+    let text = format!(
+        "[providers.gemini]\nbase-url = \"http://{}/v1beta\"\nkey = \"AIza-key\"\n{}{}",
+        rig.mock_address,
+        price("unfinished"),
+        price("blocked")
+    );
+    let config = carat_gateway::Config::parse(&text, &crate::support::env()).unwrap();
+    rig.gateway.replace(config);
+    for (name, is_stream, status) in [
+        ("unfinished", false, 502),
+        ("blocked", false, 400),
+        ("blocked", true, 400),
+    ] {
+        let reply = rig.chat(&format!("gemini/{name}"), is_stream).await;
+        assert_eq!(reply.status, status, "{name}: {}", reply.text);
+    }
+    let metrics = rig.get("/metrics").await.text;
+    assert!(
+        metrics.contains("carat_target_output_tokens_total{target=\"gemini/unfinished\"} 4"),
+        "{metrics}"
+    );
+    let mut admin = stopped(rig, &folder).await;
+    let failed = admin.requests(Some(Outcome::Failed)).unwrap();
+    // 11 tokens in and 4 out each.
+    assert_eq!((failed.requests, failed.spent), (3, Micros(3 * 1104)));
+}
+
+#[tokio::test]
 async fn who_is_not_heard_to_the_end_is_paid_too() {
     let more = "[routes.r]\nhedge = 60\ncandidates = [\"m/slow=3000\", \"m/ok\"]\n\
                 [prices.\"m/ok\"]\ninput = 0\noutput = 1\n[prices.\"m/slow=3000\"]\ninput = 2\noutput = 1\n";

@@ -11,6 +11,7 @@
 //! | `events=N`, `gap=MS` | so many words in the stream (4), and the time between them (0) |
 //! | `role-stall`, `stall=K`, `cut=K`, `end=K`, `fail=K` | after the role or K words: silence, a closed connection, an end without an end, an error event |
 //! | `flood` | words without end, as fast as they are taken |
+//! | `unfinished`, `blocked` | Gemini alone: an answer that it could not finish, a prompt that it refuses |
 //! | `open` | the stream says its last word and is not ended |
 //! | `half-utf8` | a character arrives in two pieces |
 //! | `too-long`, `refused` | 400 because of the prompt's length, or its content |
@@ -558,6 +559,7 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
     let bytes = |records: Vec<String>| records.into_iter().map(String::into_bytes).collect();
     let mut records: Vec<Vec<u8>> = match command.dialect {
         Dialect::Anthropic => bytes(anthropic_events(is_tool)),
+        Dialect::Gemini if command.has("blocked") => bytes(vec![format!("data: {}\n\n", gemini_blocked())]),
         Dialect::Gemini => bytes(gemini_records(is_tool)),
         Dialect::Bedrock => clouds::bedrock_frames(is_tool),
         Dialect::Cohere => bytes(others::cohere_events(is_tool)),
@@ -568,6 +570,10 @@ async fn native(stream: &mut TcpStream, command: &Command) -> Option<()> {
     if !command.is_stream {
         let body = match command.dialect {
             Dialect::Anthropic => anthropic_whole(is_tool),
+            Dialect::Gemini if command.has("blocked") => gemini_blocked(),
+            Dialect::Gemini if command.has("unfinished") => {
+                gemini_whole(is_tool).replace("STOP", "MALFORMED_FUNCTION_CALL")
+            }
             Dialect::Gemini => gemini_whole(is_tool),
             Dialect::Bedrock => clouds::bedrock_whole(is_tool),
             Dialect::Cohere => others::cohere_whole(is_tool),
@@ -734,6 +740,10 @@ fn gemini_records(is_tool: bool) -> Vec<String> {
 
 fn gemini_whole(is_tool: bool) -> String {
     gemini_record(&gemini_parts(is_tool).join(","), ",\"finishReason\":\"STOP\"")
+}
+
+fn gemini_blocked() -> String {
+    format!("{{\"promptFeedback\":{{\"blockReason\":\"SAFETY\"}},{GEMINI_USAGE}}}")
 }
 
 fn ollama_line(message: &str, end: &str) -> String {
