@@ -64,7 +64,7 @@ impl Line {
         let usage = response.extensions_mut().remove::<Usage>();
         match response.body_mut() {
             Body::Whole(_) => answered.end(&Outcome::Complete, usage.as_ref()),
-            Body::Stream(relay) => relay.tell(answered),
+            Body::Stream(stream) => stream.tell(answered),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! stream holds: a place at its target, what it may cost, the connection to the provider. So a task beside it, not
 //! between the two connections, waits for the deadline and gives these back.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::sleep_until;
 
+use crate::line::Answered;
 use crate::relay::Relay;
 
 /// How long after its deadline a stream is ended from here. One that is polled has ended by itself.
@@ -42,9 +43,17 @@ impl Timed {
         }
     }
 
+    /// The log's line, for when it has ended.
+    pub(crate) fn tell(&self, line: Answered) {
+        self.relay().tell(line);
+    }
+
     pub(crate) fn poll_bytes(&self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
-        let mut relay = self.relay.lock().unwrap_or_else(PoisonError::into_inner);
-        relay.poll_bytes(cx)
+        self.relay().poll_bytes(cx)
+    }
+
+    fn relay(&self) -> MutexGuard<'_, Box<Relay>> {
+        self.relay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
