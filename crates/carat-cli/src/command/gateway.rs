@@ -62,7 +62,7 @@ enum Task {
     #[command(after_help = "Examples:\n  carat gateway check\n  carat gateway check --config FILE")]
     Check,
     #[command(flatten)]
-    Ledger(LedgerTask),
+    Ledger(Box<LedgerTask>),
     #[command(flatten)]
     Secret(SecretTask),
 }
