@@ -20,7 +20,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::answer::{AnswerOptions, Answerer, print_statistics};
-use crate::failure::{Interrupted, OutputError, sentence};
+use crate::failure::{Interrupted, OutputError, told};
 use crate::interrupt::Interrupt;
 use crate::media_args::{attachment, message};
 use crate::output;
@@ -122,7 +122,7 @@ impl Chat {
             match self.command(&line) {
                 Ok(Next::Go) => {}
                 Ok(Next::Leave) => break,
-                Err(error) => output::note(&format!("error: {}", sentence(&error))),
+                Err(error) => output::note(&told(&error)),
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Chat {
         }
         for file in &files {
             if let Err(error) = self.attach(&attachment(file.kind, file.path.clone())) {
-                output::note(&format!("error: {}", sentence(&error)));
+                output::note(&told(&error));
                 return Ok(None);
             }
         }
@@ -185,10 +185,7 @@ impl Chat {
                 // The files stay for the next attempt.
                 self.pending = self.turns.pop().map(|turn| turn.attached).unwrap_or_default();
                 if !error.is::<Interrupted>() {
-                    output::note(&format!("error: {}", sentence(&error)));
-                }
-                if is_full(&error) {
-                    output::note("hint: /clear forgets the conversation, which makes room again");
+                    output::note(&told(&error));
                 }
             }
         }
@@ -288,14 +285,6 @@ fn read_line(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<Option<S
         Err(ReadlineError::Eof) => Ok(None),
         Err(error) => Err(error).context("cannot read from the terminal"),
     }
-}
-
-/// Whether it is the conversation that has become too long.
-fn is_full(error: &anyhow::Error) -> bool {
-    let causes = error.chain().filter_map(|cause| cause.downcast_ref());
-    causes
-        .into_iter()
-        .any(|cause| matches!(cause, carat_prompt::Error::TooLong { .. }))
 }
 
 /// A message's text.

@@ -105,12 +105,9 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
     let mut stderr = io::stderr().lock();
     // When even stderr is closed, the exit code says it.
-    let _unsaid = writeln!(stderr, "error: {}", sentence(error));
+    let _unsaid = writeln!(stderr, "{}", told(error));
     if let Some(one_line) = error.downcast_ref::<OneLine>() {
         return ExitCode::from(one_line.code);
-    }
-    if let Some(hinted) = error.downcast_ref::<Hinted>() {
-        let _unsaid = writeln!(stderr, "hint: {}", hinted.hint);
     }
     if is_ours(error) {
         let _unsaid = writeln!(
@@ -119,6 +116,13 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         );
     }
     ExitCode::from(exit_code(error))
+}
+
+/// A failure as it is told, with the advice that it brings.
+pub(crate) fn told(error: &anyhow::Error) -> String {
+    let hint = error.downcast_ref::<Hinted>();
+    let hint = hint.map_or_else(String::new, |hinted| format!("\nhint: {}", hinted.hint));
+    format!("error: {}{hint}", sentence(error))
 }
 
 /// The exit code of a failure that is told.
@@ -194,6 +198,15 @@ mod tests {
         assert_eq!(sentence(&error), "cannot load the model: file `x` is gone");
         let error = anyhow!("no such file").context("cannot read `x`");
         assert_eq!(sentence(&error), "cannot read `x`: no such file");
+    }
+
+    #[test]
+    fn advice_stands_on_a_line_of_its_own() {
+        assert_eq!(
+            told(&Hinted::new("it failed", "try again").into()),
+            "error: it failed\nhint: try again"
+        );
+        assert_eq!(told(&anyhow!("it failed")), "error: it failed");
     }
 
     #[test]
