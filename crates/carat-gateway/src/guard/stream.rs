@@ -162,7 +162,7 @@ impl Transform for Rewritten {
         }
         let mut events = Vec::new();
         match self.reader.record(record, &mut events) {
-            Err(failure) => return Step::Failed(failure.without(self.forwarding.secret.as_deref())),
+            Err(failure) => return Step::Failed(self.counted.failed(failure, &events, &self.forwarding)),
             Ok(false) => return Step::Malformed,
             Ok(true) => {}
         }

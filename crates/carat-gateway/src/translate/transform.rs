@@ -64,7 +64,7 @@ impl Counted {
     }
 
     /// What the provider says went wrong, after these events: with what it took, and without its key.
-    fn failed(&mut self, failure: Failure, events: &[Event], forwarding: &Forwarding) -> Failure {
+    pub(crate) fn failed(&mut self, failure: Failure, events: &[Event], forwarding: &Forwarding) -> Failure {
         for event in events {
             self.count(event);
         }
