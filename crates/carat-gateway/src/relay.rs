@@ -26,7 +26,7 @@ use crate::records::{Framing, Records};
 use crate::stream::{Step, Transform};
 use crate::upstream::AnswerBody;
 
-/// How long an upstream may take to close a stream after its last word.
+/// How long an upstream may take to close a stream after its last word, or to go on after what may be the last.
 const CLOSING: Duration = Duration::from_secs(1);
 /// Events that are there at once go out together, up to about this size.
 const GATHERED_BYTES: usize = 16 << 10;
@@ -125,9 +125,7 @@ impl Relay {
     /// From here on the client is told of everything, and the account is settled at the end.
     pub(crate) fn commit(mut self: Box<Self>, account: Account) -> Box<Self> {
         self.account = Some(account);
-        if self.is_done {
-            self.complete();
-        }
+        self.look_at_end();
         self
     }
 
@@ -198,8 +196,7 @@ impl Relay {
                 Poll::Ready(None) => {
                     self.take_rest();
                     if !self.is_over {
-                        let is_whole = self.transform.end(&mut self.ready);
-                        self.end((!is_whole).then(cut));
+                        self.close();
                     }
                 }
                 // Nothing waits for more to come.
@@ -244,22 +241,33 @@ impl Relay {
         }
         match result {
             Err(failure) => self.end(Some(failure)),
-            // Before its last words go out, so that what a client has whole is written down.
-            Ok(()) if self.is_done => self.complete(),
-            Ok(()) => {}
+            Ok(()) => self.look_at_end(),
         }
     }
 
-    /// The last word has come: only the end of the connection is waited for, and not for long.
-    fn complete(&mut self) {
-        self.settle(&Outcome::Complete);
-        self.timer.as_mut().reset(Instant::now() + CLOSING);
+    /// Where the last word has come only the end of the connection is waited for, and not for long; where it may have come
+    /// more is not waited for long either.
+    fn look_at_end(&mut self) {
+        if self.is_done {
+            // Before the last words go out, so that what a client has whole is written down.
+            self.settle(&Outcome::Complete);
+        }
+        if self.is_done || self.transform.may_be_over() {
+            self.timer.as_mut().reset(Instant::now() + CLOSING);
+        }
+    }
+
+    /// The upstream says no more.
+    fn close(&mut self) {
+        let is_whole = self.transform.end(&mut self.ready);
+        self.end((!is_whole).then(cut));
     }
 
     /// The timer is set for the earliest moment that may matter, and only moved when it has rung.
     fn timer_rang(&mut self) {
         // After the last word an upstream may still close its stream, so that the connection can be used again.
-        let patience = if self.is_done {
+        let may_be_over = self.transform.may_be_over();
+        let patience = if self.is_done || may_be_over {
             self.idle.min(CLOSING)
         } else {
             self.idle
@@ -268,6 +276,8 @@ impl Relay {
         let now = Instant::now();
         if now < due {
             self.timer.as_mut().reset(due);
+        } else if may_be_over {
+            self.close();
         } else if now < self.deadline {
             self.end(Some(slow(
                 "the provider stopped sending in the middle of its answer",

@@ -51,6 +51,12 @@ pub(crate) trait Transform: Send {
     /// Whether the upstream has said what it took.
     fn is_counted(&self) -> bool;
 
+    /// Whether nothing more need come, though it may: the upstream has said why its answer ends and what that took, and its
+    /// streams have no last word.
+    fn may_be_over(&self) -> bool {
+        false
+    }
+
     /// What was said so far, if another upstream may go on with it.
     fn said(&self) -> Option<&str> {
         None

@@ -423,6 +423,10 @@ impl Transform for Edited {
     fn is_counted(&self) -> bool {
         self.inner.is_counted()
     }
+
+    fn may_be_over(&self) -> bool {
+        self.inner.may_be_over()
+    }
 }
 
 #[cfg(test)]

@@ -207,6 +207,10 @@ impl Transform for Rewritten {
         self.counted.is_counted()
     }
 
+    fn may_be_over(&self) -> bool {
+        self.is_counted() && self.reader.may_be_over()
+    }
+
     fn said(&self) -> Option<&str> {
         self.said.as_deref().filter(|said| !said.trim().is_empty())
     }

@@ -636,6 +636,8 @@ pub(super) struct ContentReader {
     has_begun: bool,
     has_calls: bool,
     is_done: bool,
+    /// Candidates that have begun and not ended, as bits: who speaks this API itself may ask for several.
+    open: u64,
 }
 
 impl Alike for ContentReader {
@@ -660,7 +662,15 @@ impl Alike for ContentReader {
                 model: text(&value["modelVersion"]).unwrap_or_default(),
             });
         }
-        let candidate = &value["candidates"][0];
+        let candidates = &value["candidates"];
+        for candidate in candidates.as_array().into_iter().flatten() {
+            let bit = 1 << candidate["index"].as_u64().unwrap_or(0).min(63);
+            self.open &= !bit;
+            if candidate["finishReason"].is_null() {
+                self.open |= bit;
+            }
+        }
+        let candidate = &candidates[0];
         for part in candidate["content"]["parts"].as_array().into_iter().flatten() {
             self.read_part(part, events);
         }
@@ -674,6 +684,10 @@ impl Alike for ContentReader {
 
     fn is_done(&self) -> bool {
         self.is_done
+    }
+
+    fn may_be_over(&self) -> bool {
+        self.is_done && self.open == 0
     }
 }
 
@@ -767,6 +781,24 @@ mod tests {
         assert_eq!(off("gemini-2.5-pro"), ("128".into(), 1));
         assert_eq!(off("gemini-3-pro-preview"), ("\"LOW\"".into(), 1));
         assert_eq!(off("gemini-3-flash"), ("\"MINIMAL\"".into(), 1));
+    }
+
+    #[test]
+    fn a_stream_may_be_over_when_all_candidates_have_ended() {
+        let mut reader = ContentReader::default();
+        let mut over = |candidates: Value| {
+            reader
+                .read(&json!({"candidates": candidates}), &mut Vec::new())
+                .unwrap();
+            Alike::may_be_over(&reader)
+        };
+        let said = |index: u64| json!({"index": index, "content": {"parts": [{"text": "x"}]}});
+        let ended = |index: u64| json!({"index": index, "finishReason": "STOP"});
+        assert!(!over(json!([said(0), said(1)])));
+        assert!(!over(json!([ended(0)])));
+        assert!(!over(json!([said(1)])));
+        assert!(over(json!([ended(1)])));
+        assert!(over(json!([])), "what comes after changes nothing");
     }
 
     #[test]

@@ -459,6 +459,11 @@ pub(crate) trait Reader: Send {
 
     /// The stream has ended: whether it was whole. Some dialects only then say why.
     fn end(&mut self, events: &mut Vec<Event>) -> bool;
+
+    /// Whether all that was begun has ended, in a dialect whose streams have no last word.
+    fn may_be_over(&self) -> bool {
+        false
+    }
 }
 
 /// What a record says: null where it is empty, nothing where it is no JSON.
@@ -476,6 +481,11 @@ trait Alike: Send {
 
     /// Whether the last one has come.
     fn is_done(&self) -> bool;
+
+    /// As [`Reader::may_be_over`].
+    fn may_be_over(&self) -> bool {
+        false
+    }
 }
 
 impl<T: Alike> Reader for T {
@@ -495,6 +505,10 @@ impl<T: Alike> Reader for T {
 
     fn end(&mut self, _events: &mut Vec<Event>) -> bool {
         self.is_done()
+    }
+
+    fn may_be_over(&self) -> bool {
+        Alike::may_be_over(self)
     }
 }
 

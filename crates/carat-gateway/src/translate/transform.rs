@@ -38,7 +38,7 @@ impl Counted {
         true
     }
 
-    /// Whether a record that was counted is the last of its stream. Gemini's have none such: they just end.
+    /// Whether a record that was counted is the last of its stream. Gemini's have none such: see [`Transform::may_be_over`].
     pub(crate) fn is_last(&self, dialect: Dialect, record: &Record<'_>) -> bool {
         match dialect {
             Dialect::OpenAi => record.data.trim_ascii().starts_with(b"[DONE]"),
@@ -142,6 +142,10 @@ impl Transform for Passing {
     fn is_counted(&self) -> bool {
         self.counted.is_counted()
     }
+
+    fn may_be_over(&self) -> bool {
+        self.is_counted() && self.reader.may_be_over()
+    }
 }
 
 /// A stream that is written anew.
@@ -223,6 +227,10 @@ impl Transform for Translated {
 
     fn is_counted(&self) -> bool {
         self.counted.is_counted()
+    }
+
+    fn may_be_over(&self) -> bool {
+        self.is_counted() && self.reader.may_be_over()
     }
 }
 

@@ -826,6 +826,9 @@ async fn a_stream_is_over_with_its_last_word_though_its_connection_stays_open() 
         ("ollama", "m"),
         ("gemini", "m"),
         ("responses", "m"),
+        ("gemini", "gemini"),
+        ("openai", "gemini"),
+        ("anthropic", "vertex"),
     ];
     let tasks = pairs.map(|(client, provider)| {
         let rig = Arc::clone(&rig);
