@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use carat_ledger::Price;
 
@@ -29,6 +29,8 @@ pub(crate) struct Account {
     permit: Permit,
     prompt_bytes: usize,
     began: Option<Instant>,
+    /// How long nothing was said after the first words.
+    silent: Duration,
     is_whole: bool,
     target: String,
     bill: Option<Bill>,
@@ -44,6 +46,7 @@ impl Account {
             permit,
             prompt_bytes,
             began: None,
+            silent: Duration::ZERO,
             is_whole: false,
             target: target.to_string(),
             bill: None,
@@ -88,6 +91,11 @@ impl Account {
             self.permit.began(self.prompt_bytes, 0);
             self.began = Some(clock::now());
         }
+    }
+
+    /// After its first words nothing was said for so long.
+    pub(crate) fn fell_silent(&mut self, time: Duration) {
+        self.silent = time;
     }
 
     /// The answer is one of a variant that is compared with others.
@@ -149,7 +157,7 @@ impl Account {
             (outcome, is_counted, &self.bill, self.began)
         {
             // Thoughts that a provider keeps to itself cost as much as words, and all that is seen of them is their time.
-            let unseen = began.saturating_duration_since(self.started);
+            let unseen = began.saturating_duration_since(self.started) + self.silent;
             usage.output = usage.output.max(bill.entry.unseen(unseen));
         }
         self.close(outcome, &mut usage, is_counted);

@@ -28,6 +28,8 @@ use crate::upstream::AnswerBody;
 
 /// How long an upstream may take to close a stream after its last word, or to go on after what may be the last.
 const CLOSING: Duration = Duration::from_secs(1);
+/// An upstream that says nothing for so long may be thinking.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Events that are there at once go out together, up to about this size.
 const GATHERED_BYTES: usize = 16 << 10;
 
@@ -43,6 +45,12 @@ pub(crate) struct Relay {
     deadline: Instant,
     timer: Pin<Box<Sleep>>,
     last_event: Instant,
+    /// Since when something is waited for, if nothing has come since.
+    waits: Option<Instant>,
+    /// How long the next words were waited for, so far.
+    waited: Duration,
+    /// How long words were waited for in all, where that was long.
+    silent: Duration,
     has_words: bool,
     /// What went wrong right after the first words, when it is to be told.
     broken: Option<Failure>,
@@ -84,6 +92,9 @@ impl Relay {
             deadline,
             timer: Box::pin(tokio::time::sleep_until(deadline.min(now + idle))),
             last_event: now,
+            waits: None,
+            waited: Duration::ZERO,
+            silent: Duration::ZERO,
             has_words: false,
             broken: None,
             is_done: false,
@@ -156,13 +167,31 @@ impl Relay {
             account.heard(&record.data);
             match self.transform.record(&record, &mut self.ready) {
                 Step::Quiet => {}
-                Step::Words => self.has_words = true,
+                Step::Words => {
+                    self.end_silence();
+                    self.has_words = true;
+                }
                 Step::Malformed => account.malformed(),
                 Step::Failed(failure) => return Err(failure),
                 Step::Done => self.is_done = true,
             }
         }
         Ok(())
+    }
+
+    /// Something has come, or nothing more does.
+    fn end_wait(&mut self, now: Instant) {
+        if let Some(since) = self.waits.take() {
+            self.waited += now.saturating_duration_since(since);
+        }
+    }
+
+    /// Words have come, or no more do. How long the first ones took is known to the account.
+    fn end_silence(&mut self) {
+        let waited = std::mem::take(&mut self.waited);
+        if self.has_words && waited >= SILENCE {
+            self.silent += waited;
+        }
     }
 
     pub(crate) fn poll_bytes(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
@@ -188,6 +217,7 @@ impl Relay {
             match Pin::new(&mut self.upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.last_event = Instant::now();
+                    self.end_wait(self.last_event);
                     if let Ok(data) = frame.into_data() {
                         self.take_late(&data);
                     }
@@ -202,6 +232,7 @@ impl Relay {
                 // Nothing waits for more to come.
                 Poll::Pending if !self.ready.is_empty() => return Poll::Ready(Some(self.take_ready())),
                 Poll::Pending => {
+                    self.waits.get_or_insert_with(Instant::now);
                     if self.timer.as_mut().poll(cx).is_pending() {
                         return Poll::Pending;
                     }
@@ -362,6 +393,7 @@ impl Relay {
                 self.transform.hand_over(inheritance.forwarding);
                 self.account = Some(inheritance.account);
                 self.has_words = false;
+                (self.waits, self.waited, self.silent) = (None, Duration::ZERO, Duration::ZERO);
                 self.last_event = Instant::now();
                 self.timer
                     .as_mut()
@@ -379,7 +411,10 @@ impl Relay {
     }
 
     fn settle(&mut self, outcome: &Outcome) {
-        if let Some(account) = self.account.take() {
+        if let Some(mut account) = self.account.take() {
+            self.end_wait(Instant::now());
+            self.end_silence();
+            account.fell_silent(self.silent);
             account.settle(outcome, self.transform.usage(), self.transform.is_counted());
         }
         if let Some(line) = self.line.take() {

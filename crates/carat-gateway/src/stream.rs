@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::records::{Framing, Record};
 use crate::reply;
 use crate::translate::{self, Event, Passing, Translated, count, embeddings};
-use crate::usage::{OpenAiUsage, Usage};
+use crate::usage::{Came, OpenAiUsage, Usage};
 
 /// What a record was.
 #[derive(Debug)]
@@ -124,13 +124,13 @@ impl Forwarding {
             Endpoint::Responses => Box::new(Responses {
                 forwarding: self,
                 usage: None,
-                n_bytes: 0,
+                came: Came::default(),
                 is_done: false,
             }),
             _ => Box::new(Chunks {
                 forwarding: self,
                 usage: None,
-                n_bytes: 0,
+                came: Came::default(),
                 answers: Answers::default(),
                 is_done: false,
             }),
@@ -167,11 +167,12 @@ impl Forwarding {
         // Vectors and scores are no tokens.
         let is_text = kind == Kind::Conversation;
         let guessed = || {
-            if is_text {
-                estimated(body.len() as u64)
-            } else {
-                Usage::default()
+            let words = if is_text { body.len() as u64 } else { 0 };
+            Came {
+                words,
+                ..Came::default()
             }
+            .usage()
         };
         Ok(Whole {
             usage: counted.unwrap_or_else(guessed),
@@ -197,14 +198,6 @@ impl Forwarding {
             _ => "text/event-stream",
         };
         content_type.starts_with(expected)
-    }
-}
-
-/// Tokens of so many bytes of text, where nobody counts them: four bytes each, rounded up.
-pub(crate) fn estimated(n_bytes: u64) -> Usage {
-    Usage {
-        output: n_bytes.div_ceil(4),
-        ..Usage::default()
     }
 }
 
@@ -240,7 +233,7 @@ impl Answers {
 struct Chunks {
     forwarding: Forwarding,
     usage: Option<Usage>,
-    n_bytes: u64,
+    came: Came,
     answers: Answers,
     /// `[DONE]` has come.
     is_done: bool,
@@ -286,6 +279,9 @@ struct Words<'a> {
     reasoning_content: Option<&'a RawValue>,
     #[serde(default, borrow)]
     reasoning: Option<&'a RawValue>,
+    /// OpenRouter's: the same once more, or what only the provider can read.
+    #[serde(default, borrow)]
+    reasoning_details: Option<&'a RawValue>,
     #[serde(default, borrow)]
     refusal: Option<&'a RawValue>,
     #[serde(default, borrow)]
@@ -293,20 +289,28 @@ struct Words<'a> {
 }
 
 impl Choice<'_> {
-    /// Bytes of what is said, roughly.
-    fn n_bytes(&self) -> usize {
+    /// What is said, roughly: whether it is anything that a client waits for.
+    fn count(&self, came: &mut Came) -> bool {
         let length = |value: Option<&RawValue>| match value.map_or("", RawValue::get) {
             "" | "null" | "\"\"" | "[]" => 0,
-            text => text.len().saturating_sub(2).max(1),
+            text => text.len().saturating_sub(2).max(1) as u64,
         };
-        let delta = self.delta.as_ref().map_or(0, |delta| {
-            length(delta.content)
-                + length(delta.reasoning_content.or(delta.reasoning))
-                + length(delta.refusal)
-                + length(delta.tool_calls)
-        });
-        delta + self.text.as_ref().map_or(0, |text| text.len())
+        let mut words = self.text.as_ref().map_or(0, |text| text.len() as u64);
+        let mut thoughts = 0;
+        if let Some(delta) = &self.delta {
+            words += length(delta.content) + length(delta.refusal) + length(delta.tool_calls);
+            thoughts = length(delta.reasoning_content.or(delta.reasoning));
+            let sealed = delta.reasoning_details.filter(|details| is_sealed(details));
+            came.sealed += length(sealed);
+        }
+        came.words += words;
+        came.thoughts += thoughts;
+        words + thoughts > 0
     }
+}
+
+fn is_sealed(details: &RawValue) -> bool {
+    memchr::memmem::find(details.get().as_bytes(), b"\"reasoning.encrypted\"").is_some()
 }
 
 fn read_usage(text: &RawValue, is_apart: bool) -> Option<Usage> {
@@ -333,9 +337,11 @@ impl Transform for Chunks {
         if let Some(error) = &chunk.error {
             return Step::Failed(Failure::of_value(error, self.forwarding.secret.as_deref()));
         }
-        let n_bytes: usize = chunk.choices.iter().map(Choice::n_bytes).sum();
-        self.n_bytes += n_bytes as u64;
-        chunk.choices.iter().for_each(|choice| self.answers.see(choice));
+        let mut has_words = false;
+        for choice in &chunk.choices {
+            has_words |= choice.count(&mut self.came);
+            self.answers.see(choice);
+        }
         let within = chunk.choices.iter().find_map(|choice| choice.usage);
         let usage = chunk
             .usage
@@ -348,7 +354,7 @@ impl Transform for Chunks {
         if !(self.forwarding.hides_usage && is_usage_alone) {
             out.extend_from_slice(record.raw);
         }
-        if n_bytes > 0 || self.answers.any_ended() {
+        if has_words || self.answers.any_ended() {
             Step::Words
         } else {
             Step::Quiet
@@ -369,7 +375,7 @@ impl Transform for Chunks {
     }
 
     fn usage(&self) -> Usage {
-        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+        self.usage.unwrap_or_else(|| self.came.usage())
     }
 
     fn is_counted(&self) -> bool {
@@ -381,7 +387,7 @@ impl Transform for Chunks {
 struct Responses {
     forwarding: Forwarding,
     usage: Option<Usage>,
-    n_bytes: u64,
+    came: Came,
     is_done: bool,
 }
 
@@ -393,6 +399,26 @@ struct ResponseEvent<'a> {
     delta: Option<&'a RawValue>,
     #[serde(default, borrow)]
     response: Option<ResponsePart<'a>>,
+    #[serde(default, borrow)]
+    item: Option<&'a RawValue>,
+}
+
+/// Thoughts that are whole.
+#[derive(Deserialize)]
+struct ReasoningItem<'a> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'a, str>,
+    /// What only the provider can read.
+    #[serde(borrow)]
+    encrypted_content: Cow<'a, str>,
+}
+
+/// How much of an item are thoughts that only the provider can read, in characters.
+fn sealed_in(item: &RawValue) -> u64 {
+    match serde_json::from_str::<ReasoningItem<'_>>(item.get()) {
+        Ok(item) if item.kind == "reasoning" => item.encrypted_content.len() as u64,
+        _ => 0,
+    }
 }
 
 #[derive(Deserialize)]
@@ -433,8 +459,15 @@ impl Transform for Responses {
             self.is_done = true;
             return Step::Done;
         }
-        let said = event.delta.map_or(0, |delta| delta.get().len().saturating_sub(2));
-        self.n_bytes += said as u64;
+        if event.kind == "response.output_item.done" {
+            self.came.sealed += event.item.map_or(0, sealed_in);
+        }
+        let said = event.delta.map_or(0, |delta| delta.get().len().saturating_sub(2)) as u64;
+        if event.kind.starts_with("response.reasoning") {
+            self.came.thoughts += said;
+        } else {
+            self.came.words += said;
+        }
         if said > 0 { Step::Words } else { Step::Quiet }
     }
 
@@ -448,7 +481,7 @@ impl Transform for Responses {
     }
 
     fn usage(&self) -> Usage {
-        self.usage.unwrap_or_else(|| estimated(self.n_bytes))
+        self.usage.unwrap_or_else(|| self.came.usage())
     }
 
     fn is_counted(&self) -> bool {
@@ -577,6 +610,40 @@ mod tests {
         let whole = cut + &chunk(1, ended);
         let (out, _, _, is_whole) = run(Endpoint::Chat, false, &whole);
         assert!(is_whole && out.ends_with("data: [DONE]\n\n"), "{out}");
+    }
+
+    #[test]
+    fn thoughts_of_a_cut_stream_are_estimated_though_nobody_here_can_read_them() {
+        let delta = |delta: &str| format!("data: {{\"choices\":[{{\"delta\":{delta}}}]}}\n\n");
+        let (sealed, said) = ("x".repeat(320), delta("{\"content\":\"12345678\"}"));
+        let taken = |endpoint, text: &str| {
+            let (_, _, usage, is_whole) = run(endpoint, true, text);
+            assert!(!is_whole);
+            (usage.output, usage.reasoning)
+        };
+        let shown = delta("{\"reasoning\":\"1234\"}");
+        assert_eq!(taken(Endpoint::Chat, &format!("{shown}{said}")), (3, 1));
+        let details =
+            format!("{{\"reasoning_details\":[{{\"type\":\"reasoning.encrypted\",\"data\":\"{sealed}\"}}]}}");
+        // Around the data are 40 characters.
+        assert_eq!(
+            taken(Endpoint::Chat, &format!("{said}{}", delta(&details))),
+            (70, 68)
+        );
+        let again = delta(
+            "{\"reasoning\":\"1234\",\"reasoning_details\":[{\"type\":\"reasoning.text\",\"text\":\"1234\"}]}",
+        );
+        assert_eq!(taken(Endpoint::Chat, &again), (1, 1), "not twice");
+
+        let event = |kind: &str, more: &str| format!("data: {{\"type\":\"response.{kind}\",{more}}}\n\n");
+        let text = event("output_text.delta", "\"delta\":\"12345678\"");
+        let summary = event("reasoning_summary_text.delta", "\"delta\":\"1234\"");
+        assert_eq!(taken(Endpoint::Responses, &format!("{summary}{text}")), (3, 1));
+        for (kind, expected) in [("reasoning", (62, 60)), ("compaction", (3, 1))] {
+            let item = format!("\"item\":{{\"type\":\"{kind}\",\"encrypted_content\":\"{sealed}\"}}");
+            let all = format!("{summary}{text}{}", event("output_item.done", &item));
+            assert_eq!(taken(Endpoint::Responses, &all), expected, "{kind}");
+        }
     }
 
     #[test]

@@ -11,6 +11,30 @@ use serde::de::IgnoredAny;
 /// Tokens of one answer.
 pub(crate) type Usage = carat_ledger::Tokens;
 
+/// What came of an answer, for an estimate of the tokens that nobody counts.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Came {
+    /// Bytes of words and calls.
+    pub(crate) words: u64,
+    /// Bytes of thoughts, or of a summary of them.
+    pub(crate) thoughts: u64,
+    /// Characters of thoughts that only the provider can read. All thoughts are in them, those that are shown too.
+    pub(crate) sealed: u64,
+}
+
+impl Came {
+    /// Four bytes a token, rounded up.
+    pub(crate) fn usage(self) -> Usage {
+        // Four characters of base64 are three bytes.
+        let reasoning = self.thoughts.max(self.sealed / 4 * 3).div_ceil(4);
+        Usage {
+            output: self.words.div_ceil(4).saturating_add(reasoning),
+            reasoning,
+            ..Usage::default()
+        }
+    }
+}
+
 /// Usage as OpenAI's chat, completions, embeddings and responses write it, with what others add.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -8,15 +8,15 @@ use super::{Answer, Event, Reader, Writer, broken, reader, whole, writer};
 use crate::endpoint::Dialect;
 use crate::failure::{Class, Failure};
 use crate::records::Record;
-use crate::stream::{Forwarding, Step, Transform, Whole, estimated};
-use crate::usage::Usage;
+use crate::stream::{Forwarding, Step, Transform, Whole};
+use crate::usage::{Came, Usage};
 
 /// What is counted of events.
 #[derive(Default)]
 pub(crate) struct Counted {
     /// What the provider has said last.
     usage: Option<Usage>,
-    n_bytes: u64,
+    came: Came,
     has_ended: bool,
 }
 
@@ -24,15 +24,20 @@ impl Counted {
     /// Whether a client waits for it.
     pub(crate) fn count(&mut self, event: &Event) -> bool {
         match event {
-            Event::Text(text) | Event::Thinking(text) | Event::Arguments(text) => {
-                self.n_bytes += text.len() as u64
+            Event::Text(text) | Event::Arguments(text) => self.came.words += text.len() as u64,
+            Event::Thinking(text) => self.came.thoughts += text.len() as u64,
+            Event::Signature(sealed) | Event::Redacted(sealed) => {
+                self.came.sealed += sealed.len() as u64;
+                return false;
             }
             Event::Usage(usage) => {
                 self.usage = Some(*usage);
                 return false;
             }
-            Event::Begin { .. } | Event::Signature(_) | Event::Redacted(_) => return false,
-            Event::Call { .. } => {}
+            Event::Begin { .. } => return false,
+            Event::Call { signature, .. } => {
+                self.came.sealed += signature.as_ref().map_or(0, |sealed| sealed.len() as u64);
+            }
             Event::End(_) | Event::Broken(_) => self.has_ended = true,
         }
         true
@@ -52,11 +57,12 @@ impl Counted {
 
     /// What the provider says that it took; of an answer that was cut at least what came of it.
     pub(crate) fn usage(&self) -> Usage {
-        let came = estimated(self.n_bytes);
+        let came = self.came.usage();
         match self.usage {
             Some(usage) if self.has_ended => usage,
             Some(usage) => Usage {
                 output: usage.output.max(came.output),
+                reasoning: usage.reasoning.max(came.reasoning),
                 ..usage
             },
             None => came,
@@ -426,6 +432,31 @@ mod tests {
         let filtered = json!({"candidates": [{"finishReason": "IMAGE_RECITATION"}]}).to_string();
         let whole = of_gemini(Endpoint::Chat).whole(Bytes::from(filtered)).unwrap();
         assert!(String::from_utf8_lossy(&whole.bytes).contains("content_filter"));
+    }
+
+    #[test]
+    fn thoughts_are_estimated_by_what_is_shown_or_by_what_is_sealed() {
+        let usage = |events: &[Event]| {
+            let mut counted = Counted::default();
+            for event in events {
+                counted.count(event);
+            }
+            let usage = counted.usage();
+            (usage.output, usage.reasoning)
+        };
+        let (shown, said) = (Event::Thinking("1234".into()), Event::Text("12345678".into()));
+        assert_eq!(usage(&[shown.clone(), said.clone()]), (3, 1));
+        // A signature of Claude's is all that it thought, of which a summary is shown.
+        let sealed = Event::Signature("x".repeat(320));
+        assert_eq!(usage(&[shown.clone(), sealed, said.clone()]), (62, 60));
+        assert_eq!(usage(&[shown.clone(), Event::Signature("xxxx".into())]), (1, 1));
+        assert_eq!(usage(&[said, Event::Redacted("x".repeat(320))]), (62, 60));
+        let told = Event::Usage(Usage {
+            input: 7,
+            output: 1,
+            ..Usage::default()
+        });
+        assert_eq!(usage(&[told, Event::Redacted("x".repeat(320))]), (60, 60));
     }
 
     #[test]

@@ -106,6 +106,31 @@ async fn a_client_that_reads_nothing_holds_nothing_when_its_time_is_over() {
 }
 
 #[tokio::test]
+async fn thoughts_after_the_first_words_are_paid_for_too() {
+    // Words, and then nothing for as long as somebody waits.
+    let model = "m/stall=2";
+    let more = format!("[prices.\"{model}\"]\ninput = 4\noutput = 1\n");
+    let (rig, folder) = paid(NewKey::default(), &more).await;
+    let body = chat(model, true);
+    let mut response = rig.send("/v1/chat/completions", &body).await;
+    while let Ok(Some(frame)) =
+        tokio::time::timeout(Duration::from_millis(1500), response.body_mut().frame()).await
+    {
+        frame.unwrap();
+    }
+    drop(response);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut admin = stopped(rig, &folder).await;
+    let gone = admin.requests(Some(Outcome::ClientGone)).unwrap();
+    let prompt = body.len().div_ceil(4) as u64 * 4;
+    // 1.5 s of silence are 75 tokens; the words are three.
+    assert!(
+        (prompt + 70..prompt + 130).contains(&gone.spent.0),
+        "{gone:?}, {prompt}"
+    );
+}
+
+#[tokio::test]
 async fn a_hurry_says_nothing_of_who_was_asked() {
     let rig = rig("").await;
     let hurried = || rig.hurried("1.1", "m/slow=1500", false);
