@@ -139,7 +139,15 @@ impl<C: SequenceCache> PrefixCache<C> {
         self.count(&cache);
         self.nodes[node].snapshot = Some(Snapshot { cache, used, is_mark });
         self.n_snapshots += 1;
-        while self.n_snapshots > MAX_SNAPSHOTS && self.evict().is_some() {}
+    }
+
+    /// As [`PrefixCache::evict`], if there are more than are kept whatever memory there is.
+    pub(crate) fn evict_surplus(&mut self) -> Option<Evicted<C>> {
+        if self.n_snapshots > MAX_SNAPSHOTS {
+            self.evict()
+        } else {
+            None
+        }
     }
 
     /// Lets the snapshot go that was used longest ago; `None` when there is none.

@@ -113,9 +113,12 @@ impl<M: LanguageModel> Scheduler<M> {
         Some(cache)
     }
 
-    /// Preempts sequences, the latest first, while there is no room for all even without snapshots; then snapshots give way.
-    /// The last sequence stays.
+    /// Lets snapshots go where there are too many, whatever memory there is. Preempts sequences, the latest first, while
+    /// there is no room for all even without snapshots; then snapshots give way. The last sequence stays.
     pub(super) fn keep_within_budget(&mut self) {
+        while let Some(evicted) = self.prefix.evict_surplus() {
+            self.put_away(evicted, false);
+        }
         while self.running.len() > 1 && !self.may_have_room(0) {
             let latest = (0..self.running.len()).max_by(|&a, &b| {
                 let (a, b) = (&self.running[a], &self.running[b]);

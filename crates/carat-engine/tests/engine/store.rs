@@ -187,3 +187,27 @@ fn a_job_that_waits_for_memory_reads_nothing_and_holds_nothing() {
     assert_eq!(shelf.1.load(Ordering::Relaxed), 1);
     assert_eq!(ask(&mut scheduler, longer).0, known);
 }
+
+/// However much memory there is, 1024 snapshots are kept.
+#[test]
+fn what_is_too_many_for_memory_is_put_away_too() {
+    let shelf = Shelf::default();
+    let mut scheduler = scheduler(&shelf, 1 << 40);
+    let numbered = |n: usize| {
+        let digit = |i: u32| word(["a", "b", "c", "d", "e"][n / 5_usize.pow(i) % 5]);
+        let mut prompt = prompt(300, 1);
+        for i in 0..5_u32 {
+            prompt[1 + i as usize] = digit(i);
+        }
+        prompt
+    };
+    let mut n = 0;
+    while shelf.lengths().is_empty() {
+        assert!(n < 1100, "memory keeps all");
+        ask(&mut scheduler, numbered(n));
+        n += 1;
+    }
+    assert_eq!(scheduler.counters().snapshots.get(), 1024);
+    let kept = shelf.0.lock().unwrap();
+    assert_eq!(kept[0].0[..300], numbered(0), "what was used longest ago");
+}
