@@ -120,6 +120,8 @@ pub struct Attached {
 pub(crate) enum Stage {
     /// What the encoder takes: one for each run of placeholders.
     Prepared(Vec<EncoderInput>),
+    /// Nothing: it was let go, and is to be prepared again.
+    Source(Attachment),
     /// What it gave.
     Encoded(Vec<Encoded>),
 }
@@ -168,6 +170,19 @@ impl Attached {
     pub fn n_parts(&self) -> usize {
         let is_media = |piece: &&PromptPiece| matches!(piece, PromptPiece::Media { .. });
         self.pieces.iter().filter(is_media).count()
+    }
+
+    /// Bytes that it holds until it is encoded.
+    pub(crate) fn prepared_bytes(&self) -> usize {
+        match &*self.stage() {
+            Stage::Prepared(inputs) => inputs.iter().map(|input| size_of_val(&*input.values)).sum(),
+            Stage::Source(_) | Stage::Encoded(_) => 0,
+        }
+    }
+
+    /// Lets go what was prepared of `attachment`.
+    pub(crate) fn release(&self, attachment: &Attachment) {
+        *self.stage() = Stage::Source(attachment.clone());
     }
 
     pub(crate) fn pieces(&self) -> &[PromptPiece] {

@@ -80,6 +80,9 @@ pub enum Error {
         /// Rows.
         found: usize,
     },
+    /// A file was another one when its turn came.
+    #[error("`{0}` has changed since the prompt was begun; send it again")]
+    Changed(String),
     /// The caller said to stop.
     #[error("cancelled")]
     Cancelled,

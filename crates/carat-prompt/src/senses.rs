@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use carat_media::{
-    EncoderInput, MediaOptions, MediaProcessor, VideoTools, decode_audio, decode_image, read_audio,
+    EncoderInput, MediaOptions, MediaProcessor, Prepared, VideoTools, decode_audio, decode_image, read_audio,
     read_image,
 };
 use carat_model::{
@@ -14,7 +14,7 @@ use carat_model::{
 
 use crate::attachment::{Attached, Attachment, Encoded, Kind, Source, Stage};
 use crate::error::{Error, Result};
-use crate::limits::{DEFAULT_CACHE_BYTES, MAX_ATTACHMENTS};
+use crate::limits::{DEFAULT_CACHE_BYTES, DEFAULT_PREPARED_BYTES, MAX_ATTACHMENTS};
 use crate::processor::processor;
 
 /// How a model is to see and hear.
@@ -30,10 +30,12 @@ pub struct SensesOptions {
     pub video_tools: Option<VideoTools>,
     /// Bytes of encoded rows that are kept.
     pub cache_bytes: usize,
+    /// Bytes of one prompt's inputs that wait decoded for their tower. The rest is decoded again when its turn comes.
+    pub prepared_bytes: usize,
 }
 
 impl Default for SensesOptions {
-    /// The reference's processing, bf16 towers, no ffmpeg, 256 MiB of rows.
+    /// The reference's processing, bf16 towers, no ffmpeg, 256 MiB of rows and as much for a prompt's inputs.
     fn default() -> SensesOptions {
         SensesOptions {
             media: MediaOptions::default(),
@@ -41,6 +43,7 @@ impl Default for SensesOptions {
             mmproj: None,
             video_tools: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
+            prepared_bytes: DEFAULT_PREPARED_BYTES,
         }
     }
 }
@@ -52,6 +55,7 @@ pub struct Senses {
     towers: Option<Towers>,
     is_gguf: bool,
     video_tools: Option<VideoTools>,
+    prepared_bytes: usize,
 }
 
 struct Towers {
@@ -96,6 +100,7 @@ impl Senses {
             towers,
             is_gguf: matches!(checkpoint.container(), Container::Gguf(_)),
             video_tools: options.video_tools,
+            prepared_bytes: options.prepared_bytes,
         })
     }
 
@@ -107,6 +112,7 @@ impl Senses {
             towers: None,
             is_gguf: false,
             video_tools: None,
+            prepared_bytes: 0,
         }
     }
 
@@ -146,10 +152,15 @@ impl Senses {
     /// # Errors
     /// [`Error::NoSense`], and whatever is wrong with the file.
     pub fn attach(&self, attachment: &Attachment) -> Result<Attached> {
+        let prepared = self.prepare(attachment)?;
+        Ok(Attached::new(attachment.kind(), attachment.name(), prepared))
+    }
+
+    fn prepare(&self, attachment: &Attachment) -> Result<Prepared> {
         let processor = &self
             .towers_for(attachment.kind(), &|| attachment.name())?
             .processor;
-        let prepared = match attachment {
+        Ok(match attachment {
             Attachment::Image(Source::File(path)) => processor.image(&read_image(path)?)?,
             Attachment::Image(Source::Bytes { name, bytes }) => {
                 processor.image(&decode_image(bytes, name)?)?
@@ -162,8 +173,7 @@ impl Senses {
             Attachment::Video(Source::Bytes { name, bytes }) => {
                 processor.video_bytes(bytes, name, self.video_tools.as_ref())?
             }
-        };
-        Ok(Attached::new(attachment.kind(), attachment.name(), prepared))
+        })
     }
 
     /// [`Senses::attach`] for all inputs of a prompt, in order, as long as they fit into `n_max` tokens.
@@ -183,7 +193,7 @@ impl Senses {
             });
         }
         let mut all = Vec::with_capacity(attachments.len());
-        let mut n_media = 0;
+        let (mut n_media, mut prepared_bytes) = (0, 0);
         for attachment in attachments {
             if !go_on() {
                 return Err(Error::Cancelled);
@@ -197,6 +207,10 @@ impl Senses {
                     n_max,
                 });
             }
+            prepared_bytes += attached.prepared_bytes();
+            if prepared_bytes > self.prepared_bytes {
+                attached.release(attachment);
+            }
             all.push(Arc::new(attached));
         }
         Ok(all)
@@ -206,9 +220,18 @@ impl Senses {
     pub(crate) fn rows(&self, attached: &Attached, go_on: &mut dyn FnMut() -> bool) -> Result<Vec<Encoded>> {
         let towers = self.towers_for(attached.kind(), &|| attached.name().to_owned())?;
         let mut stage = attached.stage();
+        let again;
         let inputs = match &*stage {
             Stage::Encoded(encoded) => return Ok(encoded.clone()),
             Stage::Prepared(inputs) => inputs,
+            Stage::Source(_) if !go_on() => return Err(Error::Cancelled),
+            Stage::Source(attachment) => {
+                again = self.prepare(attachment)?;
+                if again.pieces != attached.pieces() {
+                    return Err(Error::Changed(attached.name().to_owned()));
+                }
+                &again.inputs
+            }
         };
         let mut all = Vec::with_capacity(inputs.len());
         for input in inputs {

@@ -21,7 +21,7 @@ use tempfile::TempDir;
 const TOL_ROWS: f32 = 1e-4;
 
 struct Talk {
-    _folder: TempDir,
+    folder: TempDir,
     chat: ChatModel,
     tokenizer: Tokenizer,
     template: ChatTemplate,
@@ -31,15 +31,18 @@ struct Talk {
 
 /// The towers in `precision`, with as few soft tokens of an image as the fixtures have.
 fn senses(name: &str, model: &Model, checkpoint: &Checkpoint, precision: EncoderPrecision) -> Senses {
-    let options = SensesOptions {
+    Senses::of_model(name, model, checkpoint, senses_options(precision)).unwrap()
+}
+
+fn senses_options(precision: EncoderPrecision) -> SensesOptions {
+    SensesOptions {
         precision,
         media: MediaOptions {
             image_budget: TokenBudget::VIDEO_FRAME,
             ..MediaOptions::default()
         },
         ..SensesOptions::default()
-    };
-    Senses::of_model(name, model, checkpoint, options).unwrap()
+    }
 }
 
 impl Talk {
@@ -59,7 +62,7 @@ impl Talk {
             senses: senses(name, &model, &checkpoint, EncoderPrecision::F32),
             tokenizer: Tokenizer::from_sentencepiece(&tokenizer).unwrap(),
             template: ChatTemplate::from_jinja(&template, "<bos>", "<eos>").unwrap(),
-            _folder: folder,
+            folder,
             chat,
             model,
         }
@@ -234,6 +237,40 @@ fn the_frames_of_a_video_are_seen_as_images_are() {
         assert_eq!(answers[0], answers[1], "{name}");
         assert_eq!(answers[0], answers[2], "{name}");
     }
+}
+
+#[test]
+fn what_is_too_much_to_wait_decoded_is_decoded_again() {
+    let mut talk = Talk::new("gemma4-unified", 512);
+    let expected = talk.prompt();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("0.png");
+    std::fs::copy(&talk.chat.images[0], &path).unwrap();
+    let checkpoint = Checkpoint::open(talk.folder.path()).unwrap();
+    let mut options = senses_options(EncoderPrecision::F32);
+    options.prepared_bytes = 0;
+    talk.senses = Senses::of_model("gemma4-unified", &talk.model, &checkpoint, options).unwrap();
+    assert_eq!(talk.prompt(), expected);
+
+    let image = Attachment::Image(file(&path));
+    let attached = talk.senses.attach_all(&[image], 1024, &mut || true).unwrap();
+    let messages = talk.messages(&attached);
+    let template = Some(&talk.template);
+    let compose = || {
+        compose(
+            &talk.tokenizer,
+            template,
+            &messages,
+            &attached,
+            self::options(1024),
+        )
+    };
+    let stopped = compose().unwrap().encode(&talk.senses, &mut || false);
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    // One of another shape comes in its place.
+    std::fs::copy(&talk.chat.images[1], &path).unwrap();
+    let error = compose().unwrap().encode(&talk.senses, &mut || true).unwrap_err();
+    assert!(matches!(error, Error::Changed(_)), "{error}");
 }
 
 /// A prompt with a folder of the fixture's images as a video.
