@@ -24,6 +24,9 @@ use crate::failure::Hinted;
 /// Largest settings file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// Characters of a key below which a server that other machines reach warns of it.
+const LEAST_KEY: usize = 16;
+
 /// How much is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -265,6 +268,18 @@ impl ServeSettings {
         Ok(())
     }
 
+    /// What is worth saying when the server starts, though it can be meant.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let is_open = self.host.is_some_and(|host| !host.is_loopback());
+        let is_short = self.api_key.iter().any(|key| key.len() < LEAST_KEY);
+        (is_open && is_short).then(|| {
+            format!(
+                "an --api-key has fewer than {LEAST_KEY} characters, which other machines can guess; `openssl rand -hex 16` \
+                 makes a longer one"
+            )
+        })
+    }
+
     /// As a settings file. Keys are left out of it, not replaced: whatever stood in their place would be a key.
     pub(crate) fn to_toml(&self) -> Result<String> {
         let text = toml::to_string(self).context("cannot write the settings")?;
@@ -363,6 +378,24 @@ mod tests {
         assert!(refused(flag.clone()).contains("--cache-disk"));
         let both = flag.or(of("[serve]\ncache-dir = \"/tmp\"\napi-key = [\"good\"]"));
         both.check().unwrap();
+    }
+
+    #[test]
+    fn short_keys_are_told_of_where_others_can_try_them() {
+        let of = |text: &str| toml::from_str::<File>(text).unwrap().serve.warning();
+        let long = "0123456789abcdef";
+        assert_eq!(of("[serve]\napi-key = [\"short\"]"), None);
+        assert_eq!(of("[serve]\nhost = \"127.0.0.1\"\napi-key = [\"short\"]"), None);
+        assert_eq!(
+            of(&format!("[serve]\nhost = \"0.0.0.0\"\napi-key = [\"{long}\"]")),
+            None
+        );
+        let both = format!("[serve]\nhost = \"0.0.0.0\"\napi-key = [\"{long}\", \"short\"]");
+        let warning = of(&both).unwrap();
+        assert!(
+            warning.contains("16 characters") && !warning.contains("short\""),
+            "{warning}"
+        );
     }
 
     #[test]

@@ -78,6 +78,9 @@ impl Serve {
             return Ok(());
         }
         start_log(serving.log, serving.log_format);
+        if let Some(warning) = serving.warning() {
+            tracing::warn!("{warning}");
+        }
         let flag = self.serving.traces.clone();
         let named = named(&serving.model, &self.draft, settings, interrupt)?;
         let options = server_options(&serving, &named)?;
