@@ -93,8 +93,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// A table of pages with `depth` positions of some numbers.
 fn pages(shape: &KvShape, depth: usize) -> Option<Vec<Arc<KvPage>>> {
-    let mut packed = Vec::new();
     let row: Vec<f32> = (0..shape.n_kv_heads * shape.head_dim).map(number).collect();
+    let mut packed = vec![0; shape.packed_len(row.len())];
     pack_rows(Isa::detect(), shape, &row, &mut packed);
     let mut pages = Vec::new();
     for _ in 0..depth.div_ceil(PAGE) {

@@ -35,6 +35,7 @@ mod reading;
 mod scalar;
 mod simd;
 mod topology;
+mod turns;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -47,7 +48,7 @@ pub use dtype::DType;
 pub use error::Error;
 pub use isa::{Isa, cpu_features};
 pub use matmul::{Activations, Compute, Matrix, Precision, Product};
-pub use pool::Pool;
+pub use pool::{Pool, Turn};
 pub use priority::lower_priority;
 pub use quant::{QuantError, dequantize, quantize};
 pub use reading::read_once;

@@ -16,7 +16,7 @@
 
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use smallvec::SmallVec;
 
@@ -314,7 +314,7 @@ pub struct Product<'a> {
 pub struct Compute {
     isa: Isa,
     pool: Pool,
-    scratch: Vec<Mutex<Scratch>>,
+    scratch: Arc<[Mutex<Scratch>]>,
 }
 
 /// One thread's memory.
@@ -336,6 +336,16 @@ impl Compute {
             .map(|_| Mutex::new(Scratch::default()))
             .collect();
         Ok(Compute { isa, pool, scratch })
+    }
+
+    /// The same threads and memory for work that gives way to a model's passes: see [`Pool::beside`].
+    #[must_use]
+    pub fn beside(&self) -> Compute {
+        Compute {
+            isa: self.isa,
+            pool: self.pool.beside(),
+            scratch: Arc::clone(&self.scratch),
+        }
     }
 
     /// The instruction set in use.

@@ -18,8 +18,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::Error;
+use crate::turns::Turns;
 
 /// Turns of the spin loop before a waiting thread starts to yield: some 50 µs.
 const SPIN_TURNS: u32 = 4_000;
@@ -39,10 +41,24 @@ type Task<'a> = dyn Fn(usize, usize) + Sync + 'a;
 
 /// A fixed set of threads for parallel loops. See the module's head.
 pub struct Pool {
+    threads: Arc<Threads>,
+    /// Regions give way to passes: see [`Pool::beside`].
+    is_beside: bool,
+}
+
+struct Threads {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held for the length of a region: regions of two callers take turns.
     region: Mutex<()>,
+    turns: Turns,
+}
+
+/// A pass, or work beside passes, until it is dropped: see [`Pool::turn`].
+pub struct Turn {
+    threads: Arc<Threads>,
+    /// When it began, if it is a pass.
+    pass: Option<Instant>,
 }
 
 struct Shared {
@@ -81,26 +97,60 @@ impl Pool {
             park: Mutex::new(()),
             wake: Condvar::new(),
         });
-        let mut pool = Pool {
+        let mut threads = Threads {
             shared,
             workers: Vec::new(),
             region: Mutex::new(()),
+            turns: Turns::new(),
         };
         for index in 1..n_threads.clamp(1, MAX_THREADS) {
-            let shared = Arc::clone(&pool.shared);
+            let shared = Arc::clone(&threads.shared);
             let worker = std::thread::Builder::new()
                 .name(format!("carat-{index}"))
                 .spawn(move || shared.work(index))
                 .map_err(|source| Error::Thread { index, source })?;
-            pool.workers.push(worker);
+            threads.workers.push(worker);
         }
-        Ok(pool)
+        Ok(Pool {
+            threads: Arc::new(threads),
+            is_beside: false,
+        })
+    }
+
+    /// The same threads for long work beside a model's passes: its regions wait for passes under way, and one under way
+    /// ends at its next chunk when a pass begins, to go on after it. So does work within a [`Pool::turn`] of this handle get
+    /// half of the time.
+    #[must_use]
+    pub fn beside(&self) -> Pool {
+        Pool {
+            threads: Arc::clone(&self.threads),
+            is_beside: true,
+        }
+    }
+
+    /// Begins a pass, or work beside passes if [`Pool::beside`] made this handle. A pass waits for another one's end, and
+    /// for its turn where there is work beside. Not needed where nobody else has work for these threads.
+    ///
+    /// Not to be called by a thread that has one already: it would wait for itself.
+    #[must_use = "it ends when it is dropped"]
+    pub fn turn(&self) -> Turn {
+        let turns = &self.threads.turns;
+        let pass = if self.is_beside {
+            turns.begin_beside();
+            None
+        } else {
+            Some(turns.begin_pass())
+        };
+        Turn {
+            threads: Arc::clone(&self.threads),
+            pass,
+        }
     }
 
     /// Threads that take part in a region.
     #[must_use]
     pub fn n_threads(&self) -> usize {
-        self.workers.len() + 1
+        self.threads.workers.len() + 1
     }
 
     /// Calls `task(worker, chunk)` once for each chunk in `0..n_chunks`; returns when all are finished.
@@ -111,16 +161,42 @@ impl Pool {
     /// # Panics
     /// When a call of `task` panicked, with what it panicked with, after the others have finished.
     pub fn run(&self, n_chunks: usize, task: &Task<'_>) {
-        let _region = lock(&self.region);
+        if self.is_beside {
+            return self.run_beside(n_chunks, task);
+        }
+        let _region = lock(&self.threads.region);
         // A region longer than the word can count runs in parts.
         let mut first = 0;
         while first < n_chunks {
             let part = (n_chunks - first).min(MAX_CHUNKS);
-            self.run_part(part, &|worker, chunk| task(worker, first + chunk));
+            self.threads
+                .run_part(part, &|worker, chunk| task(worker, first + chunk));
             first += part;
         }
     }
 
+    /// As [`Pool::run`], in as many parts as passes make of it.
+    fn run_beside(&self, n_chunks: usize, task: &Task<'_>) {
+        let Threads { region, turns, .. } = &*self.threads;
+        let next = AtomicUsize::new(0);
+        loop {
+            let rest = n_chunks - next.load(Ordering::Relaxed);
+            if rest == 0 {
+                return;
+            }
+            turns.wait_for_passes();
+            let _region = lock(region);
+            // As many calls as there are chunks, each of which takes one or none: none is taken that is not there.
+            self.threads.run_part(rest.min(MAX_CHUNKS), &|worker, _| {
+                if !turns.is_in_pass() {
+                    task(worker, next.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+        }
+    }
+}
+
+impl Threads {
     fn run_part(&self, n_chunks: usize, task: &Task<'_>) {
         let shared = &*self.shared;
         if self.workers.is_empty() || n_chunks == 1 {
@@ -152,7 +228,16 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for Turn {
+    fn drop(&mut self) {
+        match self.pass {
+            Some(begun) => self.threads.turns.end_pass(begun),
+            None => self.threads.turns.end_beside(),
+        }
+    }
+}
+
+impl Drop for Threads {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         {
@@ -280,7 +365,7 @@ mod tests {
     fn parked_workers_wake_up() {
         let pool = Pool::new(2).unwrap();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while pool.shared.n_parked.load(Ordering::SeqCst) == 0 {
+        while pool.threads.shared.n_parked.load(Ordering::SeqCst) == 0 {
             assert!(std::time::Instant::now() < deadline, "the worker never parked");
             std::thread::yield_now();
         }
@@ -307,5 +392,34 @@ mod tests {
             n.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(n.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn work_beside_stands_still_during_a_pass_and_is_done_once() {
+        let pool = Pool::new(2).unwrap();
+        let beside = pool.beside();
+        let counts: Vec<AtomicUsize> = (0..500).map(|_| AtomicUsize::new(0)).collect();
+        let sum = || -> usize { counts.iter().map(|count| count.load(Ordering::SeqCst)).sum() };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let _turn = beside.turn();
+                beside.run(counts.len(), &|_, chunk| {
+                    counts[chunk].fetch_add(1, Ordering::SeqCst);
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                });
+            });
+            while sum() < 10 {
+                std::thread::yield_now();
+            }
+            for _ in 0..5 {
+                let _turn = pool.turn();
+                // Its region comes after the chunks that were under way.
+                pool.run(2, &|_, _| ());
+                let before = sum();
+                std::thread::sleep(std::time::Duration::from_millis(3));
+                assert_eq!(sum(), before);
+            }
+        });
+        assert!(counts.iter().all(|count| count.load(Ordering::SeqCst) == 1));
     }
 }

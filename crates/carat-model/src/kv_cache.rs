@@ -385,9 +385,10 @@ mod tests {
     /// Appends `n` tokens whose keys and values are `value`.
     fn fill(cache: &mut KvCache, n: usize, value: f32) {
         cache.reserve(n).unwrap();
-        let mut rows = Vec::new();
         for layer in 0..2 {
-            pack_rows(Isa::detect(), cache.shape(layer), &vec![value; n * 16], &mut rows);
+            let shape = cache.shape(layer);
+            let mut rows = vec![0; shape.packed_len(n * 16)];
+            pack_rows(Isa::detect(), shape, &vec![value; n * 16], &mut rows);
             cache.store(layer, n, &rows, &rows);
         }
         cache.advance(n);

@@ -195,13 +195,17 @@ impl Model {
             weights: &self.weights,
         };
         match &mut self.drafter {
-            Some(Drafter::Mtp(mtp)) => mtp.draft(&mut self.backend, &target, batch, see),
+            Some(Drafter::Mtp(mtp)) => {
+                let _turn = self.backend.compute().pool().turn();
+                mtp.draft(&mut self.backend, &target, batch, see)
+            }
+            // Its model's passes have turns of their own.
             Some(Drafter::Small(small)) => small.draft(batch),
             None => Ok(()),
         }
     }
 
-    /// Loads the towers of `source` onto the threads of this model.
+    /// Loads the towers of `source` onto the threads of this model, where they give way to its passes: [`carat_kernels::Pool::beside`].
     ///
     /// # Errors
     /// Tensors that are missing, unknown or of another shape than the settings say.
@@ -210,7 +214,8 @@ impl Model {
         source: &MediaSource<'_>,
         precision: EncoderPrecision,
     ) -> Result<MediaEncoder, Error> {
-        MediaEncoder::with_compute(source, Arc::clone(self.backend.compute()), precision)
+        let compute = Arc::new(self.backend.compute().beside());
+        MediaEncoder::with_compute(source, compute, precision)
     }
 
     /// As [`LanguageModel::forward`], and shows `observer` what is inside: the residual stream, and what
@@ -295,6 +300,7 @@ impl Model {
             ..
         } = self;
         let outputs = Outputs { logits, hidden };
+        let _turn = backend.compute().pool().turn();
         forward(backend, config, weights, buffers, &mut pass, outputs, observer)?;
         if matches!(self.drafter, Some(Drafter::Mtp(_))) {
             self.kept.clear();

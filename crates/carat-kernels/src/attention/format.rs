@@ -99,17 +99,16 @@ impl Format for Q4_0 {
     }
 }
 
-/// Replaces `to` by the rows of `x` `[T, K, E]` in the cache's format: `[T, K, row]`, each row its numbers, then
-/// its scales.
+/// The rows of `x` `[T, K, E]` in the cache's format: `to` becomes `[T, K, row]`, each row its numbers, then its scales.
 ///
 /// # Panics
-/// When `x` has no whole number of heads.
-pub fn pack_rows(isa: Isa, shape: &KvShape, x: &[f32], to: &mut Vec<u8>) {
+/// When `x` has no whole number of heads, or `to` not as many rows ([`KvShape::packed_len`]).
+pub fn pack_rows(isa: Isa, shape: &KvShape, x: &[f32], to: &mut [u8]) {
     assert!(
         shape.head_dim > 0 && x.len().is_multiple_of(shape.head_dim),
         "keys or values are not whole heads"
     );
-    to.resize(x.len() / shape.head_dim * shape.row_bytes(), 0);
+    assert_eq!(to.len(), shape.packed_len(x.len()), "rows do not fit their place");
     pack(isa, x, shape, to);
 }
 

@@ -47,6 +47,12 @@ impl KvShape {
         self.dtype.bytes_for_row(self.head_dim)
     }
 
+    /// Bytes of `n` keys or values, of one or more heads, as [`super::pack_rows`] makes them.
+    #[must_use]
+    pub fn packed_len(&self, n: usize) -> usize {
+        n / self.head_dim * self.row_bytes()
+    }
+
     /// Elements of a row with its padding.
     pub(super) fn row_len(&self) -> usize {
         row_len(self.head_dim)

@@ -86,7 +86,8 @@ impl Sequence {
         };
         let mut pages: Vec<KvPage> = (0..n_pages).map(|_| KvPage::new(&shape).unwrap()).collect();
         let width = self.n_kv_heads * self.head_dim;
-        let (mut k, mut v) = (Vec::new(), Vec::new());
+        let mut k = vec![0; shape.packed_len(width)];
+        let mut v = k.clone();
         for pos in 0..len {
             pack_rows(Isa::detect(), &shape, &self.k[pos * width..][..width], &mut k);
             pack_rows(Isa::detect(), &shape, &self.v[pos * width..][..width], &mut v);
@@ -105,7 +106,7 @@ impl Sequence {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
         };
-        let mut packed = Vec::new();
+        let mut packed = vec![0; shape.packed_len(self.k.len())];
         for x in [&mut self.k, &mut self.v] {
             pack_rows(Isa::detect(), &shape, x, &mut packed);
             unpack_rows(Isa::detect(), &shape, &packed, x);
@@ -382,7 +383,7 @@ fn packed_rows_are_as_near_as_their_format_allows() {
         (KvDType::F32, 0.0),
     ];
     for (dtype, bound) in bounds {
-        let mut packed = Vec::new();
+        let mut packed = vec![0; shape(dtype).packed_len(sequence.k.len())];
         let mut back = vec![0.0; sequence.k.len()];
         for isa in Isa::available() {
             pack_rows(isa, &shape(dtype), &sequence.k, &mut packed);
@@ -410,7 +411,7 @@ fn instruction_sets_pack_the_same_bytes() {
         };
         let packed: Vec<Vec<u8>> = Isa::available()
             .map(|isa| {
-                let mut to = Vec::new();
+                let mut to = vec![0; shape.packed_len(sequence.k.len())];
                 pack_rows(isa, &shape, &sequence.k, &mut to);
                 to
             })

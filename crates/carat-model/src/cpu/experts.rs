@@ -48,33 +48,15 @@ impl Group {
 }
 
 impl Routes {
-    /// Turns `scores` `[T, n_experts]` into probabilities and chooses. See
-    /// [`Backend::route`](crate::backend::Backend::route).
-    pub(super) fn choose(&mut self, scores: &mut [f32], n_experts: usize, n_used: usize, scale: &[f32]) {
+    /// Place for the choices `[n_tokens, n_used]`, which [`choose`] makes: expert and weight.
+    pub(super) fn of_tokens(&mut self, n_tokens: usize, n_used: usize) -> &mut [(usize, f32)] {
         self.n_used = n_used;
-        self.chosen.clear();
-        for scores in scores.chunks_exact_mut(n_experts) {
-            softmax(scores);
-            let first = self.chosen.len();
-            for _ in 0..n_used {
-                let taken = &self.chosen[first..];
-                let is_free = |expert: &usize| taken.iter().all(|(other, _)| other != expert);
-                // From the end, so that of equals the first is taken.
-                let free = (0..n_experts).rev().filter(is_free);
-                if let Some(best) = free.max_by(|a, b| scores[*a].total_cmp(&scores[*b])) {
-                    self.chosen.push((best, scores[best]));
-                }
-            }
-            let total: f32 = self.chosen[first..].iter().map(|(_, weight)| weight).sum();
-            for (expert, weight) in &mut self.chosen[first..] {
-                *weight = *weight / total * scale[*expert];
-            }
-        }
-        self.group(n_experts);
+        self.chosen.resize(n_tokens * n_used, (0, 0.0));
+        &mut self.chosen
     }
 
     /// Sorts the choices by expert.
-    fn group(&mut self, n_experts: usize) {
+    pub(super) fn group(&mut self, n_experts: usize) {
         self.next.clear();
         self.next.resize(n_experts, 0);
         for (expert, _) in &self.chosen {
@@ -97,6 +79,30 @@ impl Routes {
             (self.tokens[*row], self.rows[i]) = (i / self.n_used, *row);
             *row += 1;
         }
+    }
+}
+
+/// Turns a token's `scores` `[n_experts]` into probabilities and fills `chosen`, which is no longer. See
+/// [`Backend::route`](crate::backend::Backend::route).
+pub(super) fn choose(scores: &mut [f32], scale: &[f32], chosen: &mut [(usize, f32)]) {
+    softmax(scores);
+    let mut n = 0;
+    for (expert, score) in scores.iter().enumerate() {
+        // Of equals the first is taken.
+        let stands_before = |(_, other): &(usize, f32)| other.total_cmp(score).is_ge();
+        let at = chosen[..n]
+            .iter()
+            .rposition(stands_before)
+            .map_or(0, |last| last + 1);
+        if at < chosen.len() {
+            n = (n + 1).min(chosen.len());
+            chosen[at..n].rotate_right(1);
+            chosen[at] = (expert, *score);
+        }
+    }
+    let total: f32 = chosen.iter().map(|(_, weight)| weight).sum();
+    for (expert, weight) in chosen {
+        *weight = *weight / total * scale[*expert];
     }
 }
 
@@ -248,12 +254,19 @@ fn exclusive(input: &mut Mutex<Activations>) -> &mut Activations {
 mod tests {
     use super::*;
 
+    fn route(routes: &mut Routes, scores: &mut [f32], n_experts: usize, n_used: usize, scale: &[f32]) {
+        let chosen = routes.of_tokens(scores.len() / n_experts, n_used);
+        let tokens = scores.chunks_mut(n_experts).zip(chosen.chunks_mut(n_used));
+        tokens.for_each(|(scores, chosen)| choose(scores, scale, chosen));
+        routes.group(n_experts);
+    }
+
     #[test]
     fn the_likeliest_are_chosen_and_sorted_by_expert() {
         let mut routes = Routes::default();
         // Two tokens, four experts, two of them for each.
         let mut scores = [0.0, 2.0, 1.0, -1.0, 3.0, 0.0, 5.0, 0.0];
-        routes.choose(&mut scores, 4, 2, &[1.0, 1.0, 2.0, 1.0]);
+        route(&mut routes, &mut scores, 4, 2, &[1.0, 1.0, 2.0, 1.0]);
         assert!((scores[..4].iter().sum::<f32>() - 1.0).abs() < 1e-6);
         let experts: Vec<usize> = routes.chosen.iter().map(|(expert, _)| *expert).collect();
         assert_eq!(experts, [1, 2, 2, 0]);
@@ -267,9 +280,20 @@ mod tests {
     }
 
     #[test]
+    fn of_equals_the_first_are_chosen() {
+        // Whole numbers below 9, most of them several times.
+        let mut scores: Vec<f32> = (0..100).map(|i| (i * i * 7 % 9) as f32).collect();
+        let mut order: Vec<usize> = (0..100).collect();
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
+        let mut chosen = [(0, 0.0); 8];
+        choose(&mut scores, &[1.0; 100], &mut chosen);
+        assert_eq!(chosen.map(|(expert, _)| expert), order[..8]);
+    }
+
+    #[test]
     fn broken_scores_still_choose_as_many() {
         let mut routes = Routes::default();
-        routes.choose(&mut [f32::NAN; 6], 3, 2, &[1.0; 3]);
+        route(&mut routes, &mut [f32::NAN; 6], 3, 2, &[1.0; 3]);
         assert_eq!(routes.chosen.len(), 4);
         assert!(routes.chosen[0].0 != routes.chosen[1].0);
     }

@@ -2,7 +2,7 @@
 
 mod experts;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use carat_format::{TensorBytes, TensorView};
 use carat_kernels::attention::{
@@ -95,19 +95,19 @@ impl Cpu {
     /// Calls `each` with every row of `x` and its index, on all threads when there is enough to do.
     fn for_rows(&self, x: &mut CpuBuffer, each: impl Fn(usize, &mut [f32]) + Sync) {
         let (width, rows_per_chunk) = (x.width.max(1), (ELEMENTS_PER_CHUNK / x.width.max(1)).max(1));
-        let chunks: SmallVec<[std::sync::Mutex<&mut [f32]>; 4]> = x
-            .values
-            .chunks_mut(rows_per_chunk * width)
-            .map(std::sync::Mutex::new)
-            .collect();
-        self.compute.pool().run(chunks.len(), &|_, i| {
-            // Each chunk is one thread's; the lock only says so to the compiler.
-            let mut chunk = chunks[i]
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.for_each(x.values.chunks_mut(rows_per_chunk * width), |i, chunk| {
             for (r, row) in chunk.chunks_exact_mut(width).enumerate() {
                 each(i * rows_per_chunk + r, row);
             }
+        });
+    }
+
+    /// Calls `each` with every one of `items` and its index, on all threads if there are several.
+    fn for_each<T: Send>(&self, items: impl Iterator<Item = T>, each: impl Fn(usize, &mut T) + Sync) {
+        // Each is one thread's; the lock only says so to the compiler.
+        let items: SmallVec<[Mutex<T>; 16]> = items.map(Mutex::new).collect();
+        self.compute.pool().run(items.len(), &|_, i| {
+            each(i, &mut items[i].lock().unwrap_or_else(PoisonError::into_inner));
         });
     }
 }
@@ -268,13 +268,22 @@ impl Backend for Cpu {
         let Some(first) = sequences.first() else { return };
         let (isa, shape) = (self.compute.isa(), first.cache.shape(layer));
         let has_prompt = sequences.iter().any(|sequence| !sequence.is_decoded());
-        for (x, packed) in [&mut kv.k, &mut kv.v].into_iter().zip(&mut kv.packed) {
-            pack_rows(isa, shape, &x.values, packed);
-            if has_prompt {
-                // What later tokens will read from the cache is what a chunk's own rows see too.
-                unpack_rows(isa, shape, packed, &mut x.values);
+        let n = (ELEMENTS_PER_CHUNK / 2 / shape.head_dim).max(1) * shape.head_dim;
+        let packed_n = shape.packed_len(n);
+        let [k_packed, v_packed] = &mut kv.packed;
+        k_packed.resize(shape.packed_len(kv.k.values.len()), 0);
+        v_packed.resize(shape.packed_len(kv.v.values.len()), 0);
+        let keys = kv.k.values.chunks_mut(n).zip(k_packed.chunks_mut(packed_n));
+        let values = kv.v.values.chunks_mut(n).zip(v_packed.chunks_mut(packed_n));
+        self.for_each(keys.zip(values), |_, (key, value)| {
+            for (x, packed) in [key, value] {
+                pack_rows(isa, shape, x, packed);
+                if has_prompt {
+                    // What later tokens will read from the cache is what a chunk's own rows see too.
+                    unpack_rows(isa, shape, packed, x);
+                }
             }
-        }
+        });
         store(layer, kv, sequences, |sequence| sequence.is_decoded());
     }
 
@@ -374,21 +383,24 @@ impl Backend for Cpu {
     fn soft_cap(&mut self, x: &mut CpuBuffer, cap: f32) {
         let isa = self.compute.isa();
         // A row of logits is long enough to be shared out among threads.
-        let chunks: SmallVec<[std::sync::Mutex<&mut [f32]>; 16]> = x
-            .values
-            .chunks_mut(ELEMENTS_PER_CHUNK)
-            .map(std::sync::Mutex::new)
-            .collect();
-        self.compute.pool().run(chunks.len(), &|_, i| {
-            let mut chunk = chunks[i]
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            vector::soft_cap(isa, &mut chunk, cap);
+        self.for_each(x.values.chunks_mut(ELEMENTS_PER_CHUNK), |_, chunk| {
+            vector::soft_cap(isa, chunk, cap);
         });
     }
 
     fn route(&mut self, scores: &mut CpuBuffer, n_used: usize, scale: &Vec<f32>, routes: &mut Routes) {
-        routes.choose(&mut scores.values, scores.width, n_used, scale);
+        let n_experts = scores.width;
+        let tokens_per_chunk = (ELEMENTS_PER_CHUNK / 4 / n_experts).max(1);
+        let chosen = routes.of_tokens(scores.n_rows(), n_used);
+        let tokens = scores.values.chunks_mut(tokens_per_chunk * n_experts);
+        let chunks = tokens.zip(chosen.chunks_mut(tokens_per_chunk * n_used));
+        self.for_each(chunks, |_, (scores, chosen)| {
+            let tokens = scores.chunks_exact_mut(n_experts);
+            for (scores, chosen) in tokens.zip(chosen.chunks_exact_mut(n_used)) {
+                experts::choose(scores, scale, chosen);
+            }
+        });
+        routes.group(n_experts);
     }
 
     fn mix_experts(

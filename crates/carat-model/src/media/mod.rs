@@ -173,6 +173,7 @@ impl MediaEncoder {
         observer: &mut MediaObserver<'_>,
     ) -> Result<(), Error> {
         let workspace = &mut self.workspace;
+        let _turn = workspace.turn();
         match &self.vision {
             Some(Vision::Siglip(tower)) => tower.encode(workspace, image, rows, observer),
             Some(Vision::Gemma4(tower)) => tower.encode(workspace, image, rows, observer),
@@ -202,6 +203,7 @@ impl MediaEncoder {
         observer: &mut MediaObserver<'_>,
     ) -> Result<(), Error> {
         let workspace = &mut self.workspace;
+        let _turn = workspace.turn();
         match &self.audio {
             Some(Audio::Conformer(tower)) => tower.encode(workspace, features, rows, observer),
             Some(Audio::Unified(embedder)) => embedder.encode(workspace, features, rows),

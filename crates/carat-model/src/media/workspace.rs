@@ -6,7 +6,7 @@ use carat_kernels::encoder::{
     AttentionScratch, EncoderHeads, EncoderPrecision, EncoderProduct, NearAttention, Operand, attend,
     attend_near,
 };
-use carat_kernels::{Compute, Isa};
+use carat_kernels::{Compute, Isa, Turn};
 
 use super::linear::{Clip, Linear};
 
@@ -32,6 +32,11 @@ impl Workspace {
             operand: Operand::new(precision),
             attention: AttentionScratch::default(),
         }
+    }
+
+    /// An input's time on the threads, until it is dropped.
+    pub(super) fn turn(&self) -> Turn {
+        self.compute.pool().turn()
     }
 
     pub(super) fn isa(&self) -> Isa {
