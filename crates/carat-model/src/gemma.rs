@@ -349,7 +349,7 @@ impl<B: Backend> Forward<'_, '_, B> {
             sequence.n = sequence.n_wanted;
             sequence.spans.clear();
         }
-        let positions: SmallVec<[usize; 8]> = pass.wanted.iter().map(|row| pass.positions[*row]).collect();
+        let positions: SmallVec<[usize; 16]> = pass.wanted.iter().map(|row| pass.positions[*row]).collect();
         self.angles(&positions);
     }
 

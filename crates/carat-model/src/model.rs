@@ -249,9 +249,9 @@ impl Model {
         for segment in batch.iter_mut() {
             self.backend.reserve(segment.cache, segment.tokens.len())?;
         }
-        let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
+        let mut sequences: SmallVec<[Sequence<'_, KvCache>; 16]> = SmallVec::new();
         let mut media: SmallVec<[(usize, &[f32]); 4]> = SmallVec::new();
-        let mut n_logits: SmallVec<[usize; 4]> = SmallVec::new();
+        let mut n_logits: SmallVec<[usize; 16]> = SmallVec::new();
         let d_model = self.config.d_model;
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());

@@ -6,8 +6,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use carat_model::{LanguageModel, LoadOptions, LogitRows, Model, Precision, Segment};
+use carat_model::{KvCache, LanguageModel, LoadOptions, LogitRows, Model, Precision, Segment};
 use carat_testkit::fixture;
+use smallvec::SmallVec;
 
 /// The system's allocator, counting.
 struct Counting;
@@ -43,6 +44,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Alone, in company, and so far into a context that several parts of it are joined.
 #[test]
 fn a_decode_step_allocates_nothing() {
     let models = ["gemma3-text", "gemma4-unified", "gemma4-edge", "gemma4-moe"];
@@ -55,25 +57,53 @@ fn a_decode_step_allocates_nothing() {
             ..LoadOptions::default()
         };
         let mut model = Model::load(path.parent().unwrap(), options).unwrap();
-        let mut cache = model.new_cache(100).unwrap();
-        let mut logits = Vec::new();
-        let mut step = |token: u32, cache: &mut _, logits: &mut _| {
-            let mut batch = [Segment {
-                tokens: &[token],
-                media: &[],
-                cache,
-                logits: LogitRows::Last,
-            }];
-            model.forward(&mut batch, logits).unwrap();
-        };
-        // Two steps: the caller's logits and the model's own take turns.
-        for token in 0..2 {
-            step(token, &mut cache, &mut logits);
+        // Steps begin with a page of the cache and do not fill it.
+        for (n_sequences, depth) in [(1, 0), (8, 0), (1, 4160)] {
+            let n = steps(&mut model, n_sequences, depth);
+            assert_eq!(
+                n, 0,
+                "{name} {precision:?}: {n_sequences} sequences at {depth} tokens"
+            );
         }
-        let before = N_ALLOCATIONS.get();
-        for token in 2..50 {
-            step(token, &mut cache, &mut logits);
-        }
-        assert_eq!(N_ALLOCATIONS.get() - before, 0, "{name} {precision:?}");
     }
+}
+
+/// Allocations of 48 steps behind the first two.
+fn steps(model: &mut Model, n_sequences: usize, depth: usize) -> usize {
+    let mut caches: Vec<KvCache> = (0..n_sequences)
+        .map(|_| model.new_cache(depth + 100).unwrap())
+        .collect();
+    let (prompt, mut logits) = (vec![3; depth], Vec::new());
+    for cache in &mut caches {
+        for tokens in prompt.chunks(model.max_batch_tokens()) {
+            forward(model, [(tokens, &mut *cache)], LogitRows::None, &mut logits);
+        }
+    }
+    let mut before = 0;
+    for token in 0..50 {
+        // The caller's logits and the model's own take turns.
+        if token == 2 {
+            before = N_ALLOCATIONS.get();
+        }
+        let tokens = [token];
+        let sequences = caches.iter_mut().map(|cache| (&tokens[..], cache));
+        forward(model, sequences, LogitRows::Last, &mut logits);
+    }
+    N_ALLOCATIONS.get() - before
+}
+
+fn forward<'a>(
+    model: &mut Model,
+    sequences: impl IntoIterator<Item = (&'a [u32], &'a mut KvCache)>,
+    logits: LogitRows,
+    out: &mut Vec<f32>,
+) {
+    let segments = sequences.into_iter().map(|(tokens, cache)| Segment {
+        tokens,
+        media: &[],
+        cache,
+        logits,
+    });
+    let mut batch: SmallVec<[Segment<'_, KvCache>; 8]> = segments.collect();
+    model.forward(&mut batch, out).unwrap();
 }

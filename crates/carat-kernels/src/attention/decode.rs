@@ -8,6 +8,7 @@
 //! depend on the number of threads.
 
 use std::ops::Range;
+use std::slice::ChunksExact;
 use std::sync::{Mutex, PoisonError};
 
 use smallvec::SmallVec;
@@ -68,7 +69,7 @@ pub fn decode(
     scratch
         .threads
         .resize_with(compute.pool().n_threads(), Mutex::default);
-    let plans: SmallVec<[Plan; 4]> = queries.iter().map(|query| Plan::new(query, window)).collect();
+    let plans: SmallVec<[Plan; 16]> = queries.iter().map(|query| Plan::new(query, window)).collect();
     assert!(
         window != Some(0),
         "a window has at least the query's own position"
@@ -97,16 +98,13 @@ pub fn decode(
             local -= plan.n_items();
         }
     });
-    let mut records = scratch.parts.chunks_exact(record.max(1));
+    let mut rest = scratch.parts.as_slice();
     for (query, plan) in queries.iter_mut().zip(&plans) {
         for head in 0..plan.n_kv_heads {
-            let parts: SmallVec<[&[f32]; 8]> = records.by_ref().take(plan.n_parts).collect();
-            join(
-                isa,
-                &parts,
-                plan,
-                &mut query.out[head * plan.group * plan.head_dim..],
-            );
+            let (parts, others) = rest.split_at(plan.n_parts * record);
+            rest = others;
+            let out = &mut query.out[head * plan.group * plan.head_dim..];
+            join(isa, parts.chunks_exact(record.max(1)), plan, out);
         }
     }
 }
@@ -239,18 +237,18 @@ impl Local {
 }
 
 /// Joins the parts of one key-value head in the order of positions and writes `group` heads to `out`.
-fn join(isa: Isa, parts: &[&[f32]], plan: &Plan, out: &mut [f32]) {
+fn join(isa: Isa, parts: ChunksExact<'_, f32>, plan: &Plan, out: &mut [f32]) {
     let row = plan.row;
     let stats = plan.group * row;
     for g in 0..plan.group {
         let out = &mut out[g * plan.head_dim..(g + 1) * plan.head_dim];
         let largest = parts
-            .iter()
+            .clone()
             .map(|part| part[stats + g])
             .fold(f32::NEG_INFINITY, f32::max);
         let mut total = 0.0;
         out.fill(0.0);
-        for part in parts {
+        for part in parts.clone() {
             let weight = (part[stats + g] - largest).exp();
             total += weight * part[stats + plan.group + g];
             for (out, sum) in out.iter_mut().zip(&part[g * row..]) {

@@ -299,7 +299,7 @@ impl Backend for Cpu {
         let (q_width, kv_width) = (shape.layer.q_width(), shape.layer.kv_width());
         let window = shape.layer.window;
         out.reshape(q.n_rows(), q_width);
-        let mut queries: SmallVec<[DecodeQuery<'_>; 4]> = SmallVec::new();
+        let mut queries: SmallVec<[DecodeQuery<'_>; 16]> = SmallVec::new();
         let mut rest = out.values.as_mut_slice();
         let mut row = 0;
         for sequence in sequences {

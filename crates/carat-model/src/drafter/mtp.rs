@@ -190,7 +190,7 @@ impl Mtp {
         rounds: &mut [Round<'_, '_>],
     ) -> Result<(), Error> {
         let d_target = target.config.d_model;
-        let tokens: SmallVec<[u32; 8]> = rounds.iter().map(|round| round.token).collect();
+        let tokens: SmallVec<[u32; 16]> = rounds.iter().map(|round| round.token).collect();
         let scale = target.config.embed_scale;
         backend.embed(&target.weights.embedding, &tokens, scale, &mut self.joined)?;
         backend.read(&self.joined, &mut self.rows);
@@ -202,8 +202,8 @@ impl Mtp {
         }
         backend.write(&self.inputs, 2 * d_target, &mut self.joined);
         backend.multiply(&self.joined, &mut [(&self.pre, &mut self.buffers.x)]);
-        let positions: SmallVec<[usize; 8]> = rounds.iter().map(|round| round.segment.cache.len()).collect();
-        let mut sequences: SmallVec<[Sequence<'_, KvCache>; 4]> = SmallVec::new();
+        let positions: SmallVec<[usize; 16]> = rounds.iter().map(|round| round.segment.cache.len()).collect();
+        let mut sequences: SmallVec<[Sequence<'_, KvCache>; 16]> = SmallVec::new();
         for (round, position) in rounds.iter_mut().zip(&positions) {
             sequences.push(Sequence {
                 // The last token with keys and values is the one before.
