@@ -3,6 +3,8 @@
 //! One thread does all the work here and counts its own allocations, so that nothing else in the process
 //! (a test harness, a starting thread) is counted.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
