@@ -104,7 +104,6 @@ async fn keys_and_accounts_are_made_used_seen_and_taken_back() {
     assert_eq!(office.rig.chat("m/ok", true).await.status, 200);
     let until = Instant::now() + Duration::from_secs(10);
     let rows = loop {
-        let rows = office.get("requests?key=alice&outcome=complete&limit=1").await;
         let all = office.get("requests?key=alice").await;
         if all["requests"]
             .as_array()
@@ -114,7 +113,7 @@ async fn keys_and_accounts_are_made_used_seen_and_taken_back() {
             .count()
             == 2
         {
-            break rows;
+            break office.get("requests?key=alice&outcome=complete&limit=1").await;
         }
         assert!(Instant::now() < until, "{all}");
         tokio::time::sleep(Duration::from_millis(20)).await;
