@@ -7,8 +7,9 @@
 //! deadline and `outage-ms` last; it is refused before only when nobody can be expected to be back by then.
 //!
 //! An outage is not made worse by it. Where a target is thought well, calls beyond a request's first one there are at
-//! most one for five requests and ten a second ([`crate::budget`]); who finds none left waits for one. Where it rests it
-//! is probed by one request at a time, which [`crate::health`] paces.
+//! most one for five requests and ten a second ([`crate::budget`]); who finds none left waits for one, and has one more
+//! call when its time to wait is over. Where it rests it is probed by one request at a time, which [`crate::health`]
+//! paces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,10 +219,12 @@ impl<'a> Queue<'a> {
         self.order.iter().copied().filter(is_due).collect()
     }
 
-    /// A place at one of those who have failed. Who is not thought ill is spared.
+    /// A place at one of those who have failed. Who is not thought ill is spared, but for a request's last call: to
+    /// refuse it because others were faster would be to refuse it for nothing.
     fn again(&self, among: &[usize]) -> Option<Place> {
         let now = clock::now();
-        let is_left = self.means.retries.is_left(now);
+        let is_last = self.hopes_until.is_some_and(|until| Instant::now() >= until);
+        let is_left = is_last || self.means.retries.is_left(now);
         let (i, permit) = among.iter().find_map(|&i| {
             let (health, most) = self.health(i);
             let may = is_left || health.is_ill();
@@ -665,27 +668,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_stalls_starves_nobody() {
-        // The first call after the outage is never answered; all others are.
-        let stalled = Mutex::new(false);
-        let world = World::new("", move |_, at| {
-            if at < Duration::from_secs(2) {
-                return Mood::Fails(Class::Network);
+        // With the last four seeds one of them finds no call left in the budget until its time is over.
+        for seed in [0, 1, 2, 3, 267, 302, 351, 391] {
+            fastrand::seed(seed);
+            // The first call after the outage is never answered; all others are.
+            let stalled = Mutex::new(false);
+            let world = World::new("", move |_, at| {
+                if at < Duration::from_secs(2) {
+                    return Mood::Fails(Class::Network);
+                }
+                let mut stalled = stalled.lock().unwrap();
+                match std::mem::replace(&mut *stalled, true) {
+                    false => Mood::Stalls(120_000),
+                    true => Mood::Good,
+                }
+            });
+            let asked: Vec<_> = (0..30)
+                .map(|_| tokio::spawn(Arc::clone(&world).ask("one", LONG)))
+                .collect();
+            let mut n_answered = 0;
+            for task in asked {
+                let result = tokio::time::timeout(Duration::from_secs(15), task).await;
+                n_answered += usize::from(matches!(result, Ok(Ok(Ok(())))));
             }
-            let mut stalled = stalled.lock().unwrap();
-            match std::mem::replace(&mut *stalled, true) {
-                false => Mood::Stalls(120_000),
-                true => Mood::Good,
-            }
-        });
-        let asked: Vec<_> = (0..30)
-            .map(|_| tokio::spawn(Arc::clone(&world).ask("one", LONG)))
-            .collect();
-        let mut n_answered = 0;
-        for task in asked {
-            let result = tokio::time::timeout(Duration::from_secs(15), task).await;
-            n_answered += usize::from(matches!(result, Ok(Ok(Ok(())))));
+            assert_eq!(n_answered, 29, "with seed {seed}");
         }
-        assert_eq!(n_answered, 29);
     }
 
     #[tokio::test(start_paused = true)]
