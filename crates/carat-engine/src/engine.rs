@@ -143,8 +143,8 @@ impl Engine {
         Err(error)
     }
 
-    /// Totals and present state.
-    pub fn counters(&self) -> &Counters {
+    /// Totals and present state. Who holds them alone knows that the engine has ended and counts no more.
+    pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
     }
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use carat_engine::{Counters, MAX_DRAFT};
@@ -122,6 +122,36 @@ impl Totals {
             totals[0] += drafted.get();
             totals[1] += accepted.get();
         }
+    }
+}
+
+/// What a model's earlier engines have counted.
+#[derive(Default)]
+pub(crate) struct Past {
+    of_ended: Totals,
+    /// Of engines that were let go: an answer is counted after its last word was sent, so they may count on.
+    of_ending: Vec<Arc<Counters>>,
+}
+
+impl Past {
+    /// Takes the counters of an engine that is let go.
+    pub(crate) fn let_go(&mut self, counters: &Arc<Counters>) {
+        self.totals();
+        self.of_ending.push(Arc::clone(counters));
+    }
+
+    /// All that was counted until now.
+    pub(crate) fn totals(&mut self) -> Totals {
+        self.of_ending.retain_mut(|counters| {
+            let has_ended = Arc::get_mut(counters).is_some();
+            if has_ended {
+                self.of_ended.add(counters);
+            }
+            !has_ended
+        });
+        let mut totals = self.of_ended;
+        self.of_ending.iter().for_each(|counters| totals.add(counters));
+        totals
     }
 }
 
@@ -256,6 +286,21 @@ fn head(name: &str, help: &str, kind: &str, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_counts_until_it_has_ended() {
+        let mut past = Past::default();
+        for n_ended in 1..=3 {
+            let counters = Arc::<Counters>::default();
+            past.let_go(&counters);
+            counters.finished.add(2);
+            assert_eq!(past.totals().of_engine[5], 2 * n_ended);
+            assert_eq!(past.of_ending.len(), 1);
+            drop(counters);
+            assert_eq!(past.totals().of_engine[5], 2 * n_ended);
+            assert!(past.of_ending.is_empty());
+        }
+    }
 
     #[test]
     fn buckets_add_up() {

@@ -14,7 +14,7 @@ use carat_api::{ApiError, ErrorKind, KeepAlive};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::metrics::{ModelFigures, Totals};
+use crate::metrics::{ModelFigures, Past, Totals};
 use crate::model::{ModelDetails, ServedModel};
 use crate::store::{ListedModel, LoadError, LoadedModel, ModelStore};
 
@@ -59,8 +59,8 @@ pub(crate) struct ModelPool {
 #[derive(Default)]
 struct State {
     slots: HashMap<String, Slot>,
-    /// Totals of engines that have ended, by model.
-    past: HashMap<String, Totals>,
+    /// Engines that were let go, by model.
+    past: HashMap<String, Past>,
     is_watched: bool,
 }
 
@@ -418,12 +418,13 @@ impl ModelPool {
 
     /// What every model's engines have done.
     pub(crate) fn figures(&self) -> Vec<ModelFigures> {
-        let state = self.lock();
+        let mut state = self.lock();
+        let State { past, slots, .. } = &mut *state;
         let mut figures: HashMap<&str, ModelFigures> = HashMap::new();
-        for (id, totals) in &state.past {
-            figures.insert(id, ModelFigures::of_past(id, *totals));
+        for (id, past) in past {
+            figures.insert(id, ModelFigures::of_past(id, past.totals()));
         }
-        for (id, slot) in &state.slots {
+        for (id, slot) in &*slots {
             if let Slot::Ready(ready) = slot {
                 figures
                     .entry(id)
@@ -517,7 +518,7 @@ impl State {
             return None;
         };
         let past = self.past.entry(id.to_string()).or_default();
-        past.add(ready.model.engine.counters());
+        past.let_go(ready.model.engine.counters());
         Some(ready)
     }
 
