@@ -1,7 +1,7 @@
 //! How fast each weight format is multiplied, beside the machine's limits.
 //!
 //! ```text
-//! cargo run --release -p carat-kernels --example matmul_speed -- [FORMAT,..] [ROWS,..] [ISA] [int8|int16] [MIB]
+//! cargo run --release -p carat-kernels --example matmul_speed -- [FORMAT,..] [ROWS,..] [ISA] [int8|int16] [MIB] [COLUMNS]
 //! ```
 //!
 //! For each format and number of activation rows: the time of one pass over a matrix (256 MiB, which no cache holds),
@@ -13,9 +13,6 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use carat_kernels::{Activations, Compute, DType, Isa, Matrix, Precision, Product, read_once};
-
-/// Columns: those of a 12B's hidden state.
-const N_COLS: usize = 3840;
 
 #[expect(
     clippy::print_stdout,
@@ -54,6 +51,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => Precision::Int8,
     };
     let weight_bytes = arguments.next().map_or(Ok(256), |mib| mib.parse::<usize>())? << 20;
+    // Those of a 12B's hidden state.
+    let n_cols = arguments.next().map_or(Ok(3840), |n| n.parse::<usize>())?;
     let compute = Compute::new(isa, carat_kernels::physical_cores())?;
     say(&format!(
         "{isa}, {} threads, {precision:?}",
@@ -61,16 +60,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ));
     for format in formats.split(',') {
         let dtype = DType::from_name(format).ok_or("no such format")?;
-        let row_bytes = dtype.bytes_for(N_COLS).ok_or("no whole rows")?;
+        let row_bytes = dtype.bytes_for(n_cols).ok_or("no whole rows")?;
         let n_rows = weight_bytes / row_bytes;
         let bytes = noise(n_rows * row_bytes);
-        let weights = Matrix::new(dtype, n_rows, N_COLS, &bytes)?;
+        let weights = Matrix::new(dtype, n_rows, n_cols, &bytes)?;
         let mut single = f64::NAN;
         for n_x in rows.split(',') {
             let n_x: usize = n_x.parse()?;
-            let x: Vec<f32> = (0..n_x * N_COLS).map(|i| (i % 17) as f32 - 8.0).collect();
+            let x: Vec<f32> = (0..n_x * n_cols).map(|i| (i % 17) as f32 - 8.0).collect();
             let mut activations = Activations::new(precision);
-            activations.fill(&compute, &x, n_x, N_COLS, &[weights]);
+            activations.fill(&compute, &x, n_x, n_cols, &[weights]);
             let mut out = vec![0.0; n_x * n_rows];
             let (mut times, mut shares) = (Vec::new(), Vec::new());
             for _ in 0..if n_x > 64 { 5 } else { 31 } {
@@ -92,7 +91,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             if n_x == 1 {
                 single = time;
             }
-            let operations = (2 * n_x * n_rows * N_COLS) as f64;
+            let operations = (2 * n_x * n_rows * n_cols) as f64;
             say(&format!(
                 "{dtype:8} {n_x:4} rows {:8.2} ms  {:6.1} GB/s  {:6.3} Tops/s  {:5.2} x  {:3.0} % of reading",
                 time * 1e3,

@@ -30,14 +30,14 @@ pub(super) struct Rows {
 
 impl Rows {
     /// Asks for the lines of rows `part * 16 / n_parts` on of a chunk that will be packed later, wherever that may be:
-    /// spread over the work, since a burst of requests waits for the ones before it.
+    /// spread over the work, since a burst of requests waits for the ones before it. `HINT` says to which cache.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn prefetch<F: BlockFormat>(self, part: usize, n_parts: usize) {
+    pub(super) fn prefetch<F: BlockFormat, const HINT: i32>(self, part: usize, n_parts: usize) {
         for r in part * PACK_ROWS / n_parts..(part + 1) * PACK_ROWS / n_parts {
             let row = self.chunk.wrapping_add(r * self.stride);
             for line in 0..F::CHUNK_BYTES.div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(64 * line).cast());
+                _mm_prefetch::<HINT>(row.wrapping_add(64 * line).cast());
             }
         }
     }

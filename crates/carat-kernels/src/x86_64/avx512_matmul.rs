@@ -44,6 +44,9 @@ const BLOCKS: usize = CHUNK / 32;
 const GROUP: usize = 8;
 /// How far ahead of its use a row's memory is asked for: some 400 ns at one core's bandwidth, with 16 rows.
 const PREFETCH_BYTES: usize = 768;
+/// Chunks of at least so many bytes are asked for into the L2 cache: sixteen rows of them so far ahead would drive the
+/// activations out of the first.
+const LONG_CHUNK_BYTES: usize = 176;
 
 /// Activation rows that stand together in memory, for `n_rows` of them: see [`crate::activation::QuantizedRows::fill`].
 pub(crate) fn tile_rows(n_rows: usize) -> usize {
@@ -136,7 +139,11 @@ fn few<F: Pack, const WIDE: bool, const T: usize>(task: &RowTask<'_>, scratch: &
                 }
                 F::scales(&scratch.lanes, scales);
                 for pair in 0..BLOCKS / 2 {
-                    later.prefetch::<F>(pair, BLOCKS / 2);
+                    if F::CHUNK_BYTES < LONG_CHUNK_BYTES {
+                        later.prefetch::<F, _MM_HINT_T0>(pair, BLOCKS / 2);
+                    } else {
+                        later.prefetch::<F, _MM_HINT_T1>(pair, BLOCKS / 2);
+                    }
                     if pair >= n_pairs {
                         continue;
                     }
@@ -359,7 +366,7 @@ fn pack_panel<F: Pack>(task: &RowTask<'_>, chunks: std::ops::Range<usize>, scrat
                 let chunk = rows.chunk.add(c * F::CHUNK_BYTES);
                 // From the L2 cache, where `ask_for_next_panel` brought them.
                 let later = chunk.wrapping_add(2 * F::CHUNK_BYTES);
-                Rows { chunk: later, ..rows }.prefetch::<F>(0, 1);
+                Rows { chunk: later, ..rows }.prefetch::<F, _MM_HINT_T0>(0, 1);
                 F::fill(&mut scratch.lanes, Rows { chunk, ..rows }, BLOCKS / 2);
                 scratch.packed[group].set_chunk::<F>(i, &scratch.lanes);
             }
