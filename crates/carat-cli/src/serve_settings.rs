@@ -65,6 +65,43 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// An address to listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "IpAddr", try_from = "String")]
+pub(crate) struct Host(pub(crate) IpAddr);
+
+impl Host {
+    pub(crate) const LOCAL: Host = Host(IpAddr::V4(Ipv4Addr::LOCALHOST));
+}
+
+impl From<Host> for IpAddr {
+    fn from(host: Host) -> IpAddr {
+        host.0
+    }
+}
+
+impl std::str::FromStr for Host {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Host, String> {
+        if text.eq_ignore_ascii_case("localhost") {
+            return Ok(Host::LOCAL);
+        }
+        let address = text.parse().map(Host);
+        address.map_err(|_| {
+            format!("`{text}` is no IP address; 127.0.0.1 is this machine alone, 0.0.0.0 all its networks")
+        })
+    }
+}
+
+impl TryFrom<String> for Host {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Host, String> {
+        text.parse()
+    }
+}
+
 /// What can be set; `None` and empty lists leave it to what comes next.
 #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -73,9 +110,9 @@ pub(crate) struct ServeSettings {
     /// Models to serve; without one all that are on this machine, each loaded when it is asked for
     #[arg(value_name = "MODEL", help_heading = None)]
     pub(crate) model: Vec<String>,
-    /// Address to listen on; beyond this machine a key is needed [default: 127.0.0.1]
+    /// IP address to listen on, or localhost; beyond this machine a key is needed [default: 127.0.0.1]
     #[arg(long, value_name = "ADDRESS")]
-    pub(crate) host: Option<IpAddr>,
+    pub(crate) host: Option<Host>,
     /// Port to listen on; 0 takes a free one [default: 8080]
     #[arg(long)]
     pub(crate) port: Option<u16>,
@@ -233,7 +270,7 @@ impl ServeSettings {
     pub(crate) fn resolved(self) -> Self {
         let max_loaded = if self.model.len() == 1 { 1 } else { 3 };
         self.or(Self {
-            host: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+            host: Some(Host::LOCAL),
             port: Some(8080),
             parallel: Some(32),
             queue: Some(256),
@@ -270,7 +307,7 @@ impl ServeSettings {
 
     /// What is worth saying when the server starts, though it can be meant.
     pub(crate) fn warning(&self) -> Option<String> {
-        let is_open = self.host.is_some_and(|host| !host.is_loopback());
+        let is_open = self.host.is_some_and(|host| !host.0.is_loopback());
         let is_short = self.api_key.iter().any(|key| key.len() < LEAST_KEY);
         (is_open && is_short).then(|| {
             format!(
@@ -344,6 +381,16 @@ mod tests {
     }
 
     #[test]
+    fn this_machine_has_a_name() {
+        let file = |host: &str| toml::from_str::<File>(&format!("[serve]\nhost = \"{host}\""));
+        assert_eq!(file("LocalHost").unwrap().serve.host, Some(Host::LOCAL));
+        let shown = file("::1").unwrap().serve.to_toml().unwrap();
+        assert!(shown.contains("host = \"::1\"\n"), "{shown}");
+        let error = file("example").unwrap_err().to_string();
+        assert!(error.contains("`example` is no IP address"), "{error}");
+    }
+
+    #[test]
     fn printed_settings_hold_no_key() {
         let settings = ServeSettings {
             api_key: vec!["secret".to_string()],
@@ -385,7 +432,10 @@ mod tests {
         let of = |text: &str| toml::from_str::<File>(text).unwrap().serve.warning();
         let long = "0123456789abcdef";
         assert_eq!(of("[serve]\napi-key = [\"short\"]"), None);
-        assert_eq!(of("[serve]\nhost = \"127.0.0.1\"\napi-key = [\"short\"]"), None);
+        for host in ["127.0.0.1", "localhost"] {
+            let text = format!("[serve]\nhost = \"{host}\"\napi-key = [\"short\"]");
+            assert_eq!(of(&text), None);
+        }
         assert_eq!(
             of(&format!("[serve]\nhost = \"0.0.0.0\"\napi-key = [\"{long}\"]")),
             None

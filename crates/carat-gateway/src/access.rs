@@ -12,10 +12,10 @@ use crate::attempt::Call;
 use crate::config::{Config, UnknownPrice};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
+use crate::gateway;
 use crate::prices::Prices;
 use crate::route::{Candidate, Route};
 use crate::usage::Usage;
-use crate::{fields, gateway};
 
 /// How long a request waits for others to settle when only what is held for them stands in its way.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -255,20 +255,8 @@ fn has_usual_tier(fields: &Fields<'_>) -> bool {
 
 /// The most tokens that all answers to a request may have together.
 fn most_output(call: &Call<'_>, expected: u64) -> u64 {
-    let stated = |name| call.fields.count(name);
     let bound = call.max_tokens.unwrap_or(expected);
-    let of_gemini = || {
-        let settings = ["generationConfig", "generation_config"];
-        let settings = settings
-            .iter()
-            .filter_map(|name| call.fields.get::<serde_json::Value>(name));
-        let counts = settings.flat_map(|settings| {
-            ["candidateCount", "candidate_count"].map(|name| fields::count(&settings[name]))
-        });
-        counts.flatten().max()
-    };
-    let n_answers = stated("n").max(stated("best_of")).or_else(of_gemini);
-    bound.saturating_mul(n_answers.unwrap_or(1).max(1))
+    bound.saturating_mul(call.fields.n_answers())
 }
 
 /// What a client is told about its limits.

@@ -40,6 +40,20 @@ impl<'a> Fields<'a> {
         count(&self.get(name)?)
     }
 
+    /// How many answers are asked for at once: each may have as many tokens as the request says.
+    pub(crate) fn n_answers(&self) -> u64 {
+        let of_gemini = || {
+            let settings = ["generationConfig", "generation_config"];
+            let settings = settings.iter().filter_map(|name| self.get::<Value>(name));
+            let counts = settings.flat_map(|settings| {
+                ["candidateCount", "candidate_count"].map(|name| count(&settings[name]))
+            });
+            counts.flatten().max()
+        };
+        let stated = self.count("n").max(self.count("best_of"));
+        stated.or_else(of_gemini).unwrap_or(1).max(1)
+    }
+
     /// Names and values as they stand.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &'a str)> {
         self.fields

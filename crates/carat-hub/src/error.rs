@@ -91,6 +91,20 @@ pub enum Error {
         .0.display()
     )]
     DiskFull(PathBuf),
+    /// The disk of the store has too little room for a file.
+    #[error(
+        "the download needs {} more, but the disk that holds `{}` has {} left; free some space, or set CARAT_HOME to a \
+         folder on a larger disk",
+        told(*needed_bytes), dir.display(), told(*free_bytes)
+    )]
+    NoRoom {
+        /// A folder on that disk.
+        dir: PathBuf,
+        /// What is missing of the file.
+        needed_bytes: u64,
+        /// What is left on the disk.
+        free_bytes: u64,
+    },
     /// The caller asked to stop.
     #[error("interrupted; run the same command again to go on from here")]
     Cancelled,
@@ -206,6 +220,14 @@ pub enum Error {
     NotInStore(String),
 }
 
+/// A size in GB of 10⁹ bytes, or MB.
+fn told(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{} MB", bytes / 1_000_000),
+        _ => format!("{}.{} GB", bytes / 1_000_000_000, bytes / 100_000_000 % 10),
+    }
+}
+
 fn list(attempts: &[Attempt]) -> String {
     attempts
         .iter()
@@ -228,7 +250,10 @@ impl Error {
 
     /// Whether another source can still help: not when the user stopped or this machine's disk failed.
     pub(crate) fn ends_pull(&self) -> bool {
-        matches!(self, Error::Cancelled | Error::DiskFull(_) | Error::Io { .. })
+        matches!(
+            self,
+            Error::Cancelled | Error::DiskFull(_) | Error::NoRoom { .. } | Error::Io { .. }
+        )
     }
 
     /// One line for an [`Attempt`]: the message with its causes.

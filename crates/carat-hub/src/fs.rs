@@ -25,6 +25,30 @@ pub(crate) fn make_parent(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), make_dir)
 }
 
+/// Refuses what will not fit on the disk of a folder, before anything is fetched. What is unknown may fit.
+pub(crate) fn check_room(dir: &Path, needed_bytes: u64) -> Result<()> {
+    match free_bytes(dir) {
+        Some(free_bytes) if free_bytes < needed_bytes => Err(Error::NoRoom {
+            dir: dir.to_owned(),
+            needed_bytes,
+            free_bytes,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that are free for us on the disk of a folder, where the system tells.
+#[cfg(unix)]
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(dir).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_dir: &Path) -> Option<u64> {
+    None
+}
+
 /// Flushes the entries of a folder; systems without that notion have nothing to flush.
 pub(crate) fn sync_dir(path: &Path) -> Result<()> {
     if cfg!(unix) {

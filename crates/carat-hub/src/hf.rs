@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::catalogue::{HfSource, is_sha256};
 use crate::error::{Error, Result};
-use crate::fs::{has_gguf_magic, sha256_file};
+use crate::fs::{check_room, has_gguf_magic, sha256_file};
 use crate::http::{FileHead, Http};
 use crate::local::ModelFormat;
 use crate::name::{all_parts, check_file_name, has_quant, split_part};
@@ -283,6 +283,7 @@ impl FilePlace<'_> {
             if let Some(sha256) = partial.verified().map(str::to_owned) {
                 return Ok(self.done(wanted, &partial, head.size, sha256));
             }
+            check_room(self.dir, head.size - partial.done_bytes())?;
             transfer::fetch(http, &url, head.size, &mut partial, watch)?;
             let found = sha256_file(partial.path(), watch)?;
             let is_right = expected.as_ref().is_none_or(|expected| *expected == found);

@@ -3,7 +3,7 @@
 mod models;
 mod prefix_folder;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::draft_args::DraftArgs;
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
 use crate::output;
-use crate::serve_settings::{LogFormat, LogLevel, MediaAddresses, ServeSettings};
+use crate::serve_settings::{Host, LogFormat, LogLevel, MediaAddresses, ServeSettings};
 use crate::settings::{self, Settings};
 
 /// Largest body that the server within a gateway takes, in MB: the gateway's own largest.
@@ -86,7 +86,7 @@ impl Serve {
         let options = server_options(&serving, &named)?;
         let file = serving.traces.as_deref();
         let traces = carat_traces::Settings::resolve(flag.as_deref(), &settings::variable, file, "carat")?;
-        let host = serving.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let host = serving.host.unwrap_or(Host::LOCAL).0;
         let address = SocketAddr::new(host, serving.port.unwrap_or_default());
         let models = LocalModels {
             settings: settings.clone(),

@@ -217,9 +217,11 @@ impl Guard {
             });
         }
         if let Some(most) = self.max_output_tokens
-            && max_tokens.is_none_or(|asked| asked > most)
+            && max_tokens.is_none_or(|asked| asked.saturating_mul(fields.n_answers()) > most)
         {
-            let message = format!("this route gives at most {most} tokens; ask for so many or fewer");
+            let message = format!(
+                "this route gives at most {most} tokens to a request, all its answers together; ask for so many or fewer"
+            );
             return Err(denied(&message));
         }
         if !self.requests.is_needed() {
@@ -486,6 +488,11 @@ mod tests {
         let limited = super::tests::guard("max-output-tokens = 10");
         assert!(let_in(&limited, "{}").is_err());
         assert!(limited.let_in(&Fields::default(), Some(10)).is_ok());
+        for several in ["{\"n\":2}", "{\"generationConfig\":{\"candidateCount\":2}}"] {
+            let fields = Fields::read(several.as_bytes()).unwrap();
+            assert!(limited.let_in(&fields, Some(5)).is_ok());
+            assert!(limited.let_in(&fields, Some(6)).is_err());
+        }
     }
 
     #[test]
