@@ -295,6 +295,12 @@ impl Health {
         self.state().resting_until.is_some()
     }
 
+    /// Whether what it did last was to answer.
+    pub(crate) fn is_well(&self) -> bool {
+        let state = self.state();
+        state.resting_until.is_none() && state.failures_in_row == 0 && state.answered_at.is_some()
+    }
+
     fn readiness_of(&self, state: &mut State, max_in_flight: usize, now: Instant) -> Readiness {
         state.end_trial(now);
         match state.resting_until {

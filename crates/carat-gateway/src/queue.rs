@@ -7,9 +7,9 @@
 //! deadline and `outage-ms` last; it is refused before only when nobody can be expected to be back by then.
 //!
 //! An outage is not made worse by it. Where a target is thought well, calls beyond a request's first one there are at
-//! most one for five requests and ten a second ([`crate::budget`]); who finds none left waits for one, and has one more
-//! call when its time to wait is over. Where it rests it is probed by one request at a time, which [`crate::health`]
-//! paces.
+//! most one for five requests and ten a second ([`crate::budget`]); who finds none left waits for one, and when its time
+//! to wait is over asks without one whoever has just answered others. Where it rests it is probed by one request at a
+//! time, which [`crate::health`] paces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,15 +219,15 @@ impl<'a> Queue<'a> {
         self.order.iter().copied().filter(is_due).collect()
     }
 
-    /// A place at one of those who have failed. Who is not thought ill is spared, but for a request's last call: to
-    /// refuse it because others were faster would be to refuse it for nothing.
+    /// A place at one of those who have failed. Who is not thought ill is spared, but for the last call of a request where
+    /// the target's latest was an answer: to refuse it because others were faster would be to refuse it for nothing.
     fn again(&self, among: &[usize]) -> Option<Place> {
         let now = clock::now();
         let is_last = self.hopes_until.is_some_and(|until| Instant::now() >= until);
-        let is_left = is_last || self.means.retries.is_left(now);
+        let is_left = self.means.retries.is_left(now);
         let (i, permit) = among.iter().find_map(|&i| {
             let (health, most) = self.health(i);
-            let may = is_left || health.is_ill();
+            let may = is_left || health.is_ill() || (is_last && health.is_well());
             let permit = may.then(|| health.admit(most, Comes::Newly, now).ok())??;
             Some((i, permit))
         })?;
