@@ -216,7 +216,7 @@ impl ServeSettings {
         };
         Ok(Self {
             model: listed("CARAT_MODELS"),
-            host: parsed(env, "CARAT_HOST", "an IP address")?,
+            host: parsed(env, "CARAT_HOST", "an IP address or localhost")?,
             port: parsed(env, "CARAT_PORT", "a port")?,
             api_key: listed("CARAT_API_KEY"),
             ctx: parsed(env, "CARAT_CTX", "a number of tokens")?,

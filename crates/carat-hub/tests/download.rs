@@ -344,7 +344,7 @@ fn what_does_not_fit_on_the_disk_is_not_begun() {
 
 #[test]
 fn lies_about_the_length_are_noticed() {
-    for claimed in [SIZE as u64 - 1, SIZE as u64 + 1] {
+    for claimed in [SIZE as u64 - 1, SIZE as u64 + 1, 64 << 20] {
         let (fake, _, dir) = one_file();
         fake.claims.lock().unwrap().1 = Some(claimed);
         let error = refusal(fake.settings(dir.path()), MODEL);

