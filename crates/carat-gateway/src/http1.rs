@@ -358,13 +358,14 @@ mod tests {
         read(text.as_bytes(), text.len()).unwrap().unwrap().0
     }
 
-    /// What a body says, read in pieces of `n` bytes, with what was read of the input, or why it says nothing.
+    /// What a body says, read in pieces of `n` bytes, with how much of the input was taken (of a piece that cannot be
+    /// understood all), and whether it ended.
     fn said(mut framing: Framing, body: &[u8], n: usize) -> (Vec<u8>, usize, Result<bool, Malformed>) {
         let (mut said, mut at) = (Vec::new(), 0);
         for piece in body.chunks(n) {
             match framing.decode(piece, &mut said) {
                 Ok(n_read) => at += n_read,
-                Err(error) => return (said, at, Err(error)),
+                Err(error) => return (said, at + piece.len(), Err(error)),
             }
             if framing.is_done() {
                 break;
