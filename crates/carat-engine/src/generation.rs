@@ -8,7 +8,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache};
+use carat_model::{LanguageModel, LogitRows, Segment, SequenceCache, TokenLogit};
 use carat_text::{ControlText, StreamDecoder, Tokenizer};
 
 use crate::constraint::Constraint;
@@ -24,6 +24,23 @@ use crate::stop_strings::{Flow, StopStrings};
 
 /// Receives the events of the generation with this index; `Break` cancels that generation.
 pub(crate) type OnEvent<'f> = dyn FnMut(usize, Event<'_>) -> ControlFlow<()> + 'f;
+
+/// What a pass predicts.
+#[derive(Clone, Copy)]
+pub(crate) struct Predictions<'a> {
+    /// `[rows, width]` of those that wanted whole rows.
+    pub(crate) logits: &'a [f32],
+    pub(crate) width: usize,
+    /// Of each that wanted no more, the largest logits.
+    pub(crate) top: &'a [Vec<TokenLogit>],
+}
+
+/// What is predicted after one token.
+#[derive(Clone, Copy)]
+enum Row<'a> {
+    Whole(&'a [f32]),
+    Top(&'a [TokenLogit]),
+}
 
 /// What turns a request's logits into its answer: everything but the tokens and the cache.
 pub(crate) struct Answer {
@@ -78,6 +95,8 @@ pub(crate) struct Generation<C> {
     constraint: Option<Box<Constraint>>,
     /// For a vector instead of an answer: the sum of the hidden states so far.
     embedding: Option<Vec<f32>>,
+    /// Of the next token, only the largest logits were asked for.
+    wants_top: bool,
     /// Why it cannot go on; set instead of an end.
     failure: Option<Error>,
 }
@@ -97,6 +116,7 @@ impl<C: SequenceCache> Generation<C> {
             answer,
             constraint: constraint.map(Box::new),
             embedding: None,
+            wants_top: false,
             failure: None,
         }
     }
@@ -226,10 +246,22 @@ impl<C: SequenceCache> Generation<C> {
         self.failure.get_or_insert(error);
     }
 
-    /// Reports progress after a chunk; with logits of the last token and of guesses behind it, chooses the next ones.
-    ///
-    /// - `logits`: `[rows, width]`
-    fn advance(&mut self, tokenizer: &Tokenizer, logits: &[f32], width: usize, on_event: &mut Emit<'_>) {
+    /// What the choice of its next token needs to know, where the model gives up to `max_top` of the largest logits.
+    fn next_rows(&mut self, max_top: usize) -> LogitRows {
+        let is_plain = self.constraint.is_none() && self.request.logprobs.is_none();
+        let n_top = self.answer.sampler.n_top().filter(|n| is_plain && *n <= max_top);
+        self.wants_top = n_top.is_some();
+        n_top.map_or(LogitRows::Last, LogitRows::Top)
+    }
+
+    /// Reports progress after a chunk; with what is predicted after the last token, and after guesses behind it, chooses
+    /// the next ones.
+    fn advance<'a>(
+        &mut self,
+        tokenizer: &Tokenizer,
+        rows: impl ExactSizeIterator<Item = Row<'a>>,
+        on_event: &mut Emit<'_>,
+    ) {
         if self.answer.n_generated == 0 && !self.is_embedding() {
             let n_done = self.sequence.n_cached();
             let n_prompt = self.request.prompt.len();
@@ -238,10 +270,9 @@ impl<C: SequenceCache> Generation<C> {
                 return;
             }
         }
-        let n_rows = logits.len() / width.max(1);
-        let n_before = self.sequence.n_cached() - n_rows;
+        let n_before = self.sequence.n_cached() - rows.len();
         let mut n_chosen = 0;
-        for row in logits.chunks_exact(width.max(1)) {
+        for row in rows {
             let id = match self.choose(row) {
                 Ok(id) => id,
                 Err(error) => {
@@ -266,7 +297,11 @@ impl<C: SequenceCache> Generation<C> {
     }
 
     /// The next token; a constraint must have prepared its mask.
-    fn choose(&mut self, logits: &[f32]) -> Result<u32, Error> {
+    fn choose(&mut self, row: Row<'_>) -> Result<u32, Error> {
+        let logits = match row {
+            Row::Whole(logits) => logits,
+            Row::Top(top) => return self.answer.sampler.sample_top(top),
+        };
         let allowed = match &mut self.constraint {
             Some(constraint) => constraint.mask()?,
             None => None,
@@ -282,7 +317,7 @@ impl<C: SequenceCache> Generation<C> {
     }
 
     /// Takes a chosen token: stop ids, text, stop strings, limits, in this order.
-    fn accept(&mut self, tokenizer: &Tokenizer, id: u32, logits: &[f32], on_event: &mut Emit<'_>) {
+    fn accept(&mut self, tokenizer: &Tokenizer, id: u32, row: Row<'_>, on_event: &mut Emit<'_>) {
         let answer = &mut self.answer;
         answer.n_generated += 1;
         answer.last_chosen = Instant::now();
@@ -299,10 +334,10 @@ impl<C: SequenceCache> Generation<C> {
         } else {
             answer.stops.push(piece, &mut answer.text)
         };
-        let logprobs = self
-            .request
-            .logprobs
-            .map(|n_top| token_logprobs(logits, id, n_top, &mut answer.scratch));
+        let logprobs = match (self.request.logprobs, row) {
+            (Some(n_top), Row::Whole(logits)) => Some(token_logprobs(logits, id, n_top, &mut answer.scratch)),
+            _ => None,
+        };
         let reply = on_event(Event::Token {
             id,
             text: &answer.text,
@@ -409,13 +444,10 @@ pub(crate) fn run<M: LanguageModel>(
             return Ok(());
         }
         pass(model, planner, &mut work, logits)?;
-        advance(
-            model.vocab_size(),
-            tokenizer,
-            &mut work,
-            logits,
-            &mut |i, event| on_event(indices[i], event),
-        );
+        let predictions = Predictions::of(model, logits);
+        advance(predictions, tokenizer, &mut work, &mut |i, event| {
+            on_event(indices[i], event)
+        });
         work.iter_mut()
             .for_each(|w| planner.record_outcome(&mut w.generation.draft));
         if let Some(error) = generations.iter_mut().find_map(|g| g.failure.take()) {
@@ -473,10 +505,11 @@ pub(crate) fn pass<M: LanguageModel>(
     let mut media = Vec::with_capacity(work.len());
     let mut masks = Vec::new();
     let mut n_cached = Vec::with_capacity(work.len());
-    let mut n_rows = 0;
+    let (mut n_rows, mut n_topped) = (0, 0);
     for Work { generation, n } in work.iter_mut() {
         let is_embedding = generation.is_embedding();
         let is_last = *n == generation.n_wanted() && !is_embedding;
+        let next_rows = generation.next_rows(model.max_top());
         let Generation {
             request,
             sequence,
@@ -491,11 +524,12 @@ pub(crate) fn pass<M: LanguageModel>(
         let (tokens, logits) = match draft.chain() {
             Some(chain) => (chain, LogitRows::All),
             None if is_embedding => (tokens, LogitRows::Hidden),
-            None if is_last => (tokens, LogitRows::Last),
+            None if is_last => (tokens, next_rows),
             None => (tokens, LogitRows::None),
         };
         n_cached.push(first + tokens.len());
         n_rows += logits.count(tokens.len());
+        n_topped += usize::from(matches!(logits, LogitRows::Top(_)));
         segments.push((tokens, cache, logits));
     }
     let mut batch = Vec::with_capacity(segments.len());
@@ -517,11 +551,16 @@ pub(crate) fn pass<M: LanguageModel>(
         })?;
     }
     if only_decodes {
-        planner.record_pass(n_rows, started.elapsed().as_secs_f64());
+        planner.record_pass(n_rows + n_topped, started.elapsed().as_secs_f64());
     }
     let expected = n_rows * width;
     if logits.len() != expected {
         let found = logits.len();
+        return Err(Error::LogitsShape { expected, found });
+    }
+    let found = model.top().len();
+    if found != n_topped {
+        let expected = n_topped;
         return Err(Error::LogitsShape { expected, found });
     }
     for (Work { generation, .. }, expected) in work.iter().zip(n_cached) {
@@ -548,21 +587,43 @@ fn add_hidden<C: SequenceCache>(mut hidden: &[f32], work: &mut [Work<'_, C>]) {
     }
 }
 
-/// What follows from a pass's logits, for each generation in it.
+impl<'a> Predictions<'a> {
+    /// Of a model's last pass, which gave these logits.
+    pub(crate) fn of(model: &'a impl LanguageModel, logits: &'a [f32]) -> Predictions<'a> {
+        Predictions {
+            logits,
+            width: model.vocab_size(),
+            top: model.top(),
+        }
+    }
+}
+
+/// What follows from a pass, for each generation in it.
 pub(crate) fn advance<C: SequenceCache>(
-    width: usize,
+    predictions: Predictions<'_>,
     tokenizer: &Tokenizer,
     work: &mut [Work<'_, C>],
-    logits: &[f32],
     on_event: &mut OnEvent<'_>,
 ) {
-    let mut rest = logits;
+    let Predictions { logits, width, top } = predictions;
+    let (mut logits, mut top) = (logits, top);
     for (i, Work { generation, .. }) in work.iter_mut().enumerate() {
         // What was wanted before the pass is done, or a chunk of it is.
         let without = usize::from(generation.sequence.n_pending() == 0 && !generation.is_embedding());
-        let n_rows = generation.draft.chain().map_or(without, <[u32]>::len);
-        let (rows, others) = rest.split_at(n_rows * width);
-        rest = others;
-        generation.advance(tokenizer, rows, width, &mut |event| on_event(i, event));
+        let on_event = &mut |event: Event<'_>| on_event(i, event);
+        match generation.draft.chain() {
+            None if generation.wants_top => {
+                let (own, others) = top.split_at(without);
+                top = others;
+                generation.advance(tokenizer, own.iter().map(|top| Row::Top(top)), on_event);
+            }
+            chain => {
+                let n_rows = chain.map_or(without, <[u32]>::len);
+                let (own, others) = logits.split_at(n_rows * width);
+                logits = others;
+                let rows = own.chunks_exact(width.max(1)).map(Row::Whole);
+                generation.advance(tokenizer, rows, on_event);
+            }
+        }
     }
 }

@@ -20,12 +20,14 @@
 //! chosen. The order of ids in the last stage, the own exponential and the own generator make the choice a
 //! function of the logits and the seed alone.
 
+use carat_model::TokenLogit;
+
 use crate::error::Error;
 use crate::numeric::exp_nonpositive;
 use crate::random::Random;
 use crate::recent::Recent;
 use crate::sampling_params::SamplingParams;
-use crate::selection::{Candidate, collect_finite, keep_mass, select_largest};
+use crate::selection::{Candidate, by_key, collect_finite, keep_mass, select_largest};
 
 /// Chooses tokens for one sequence. Buffers are kept: no allocation per token once warm.
 #[derive(Debug, Clone)]
@@ -104,13 +106,69 @@ impl Sampler {
             self.mask(allowed);
         }
         if self.params.temperature == 0.0 {
-            return self.likeliest();
+            select_largest(&self.adjusted, 1, &mut self.candidates);
+        } else {
+            self.collect_candidates();
         }
-        self.collect_candidates();
-        if self.candidates.is_empty() {
+        self.choose()
+    }
+
+    /// So many of a row's largest logits decide the choice, and none of the others can; `None` where others may. See
+    /// [`sample_top`](Self::sample_top).
+    #[must_use]
+    pub fn n_top(&self) -> Option<usize> {
+        let params = &self.params;
+        let k = if params.temperature == 0.0 {
+            1
+        } else {
+            params.top_k
+        };
+        // Each of these may take a place among the largest that it does not keep.
+        let n_masked = self.suppressed.len() + (self.n_rows - self.n_allowed) + params.logit_bias.len();
+        let only_lowers = params.logit_bias.iter().all(|(_, bias)| *bias <= 0.0);
+        (k > 0 && only_lowers && !self.penalizes()).then_some(k.saturating_add(n_masked))
+    }
+
+    /// Chooses what [`sample`](Self::sample) chooses of the whole row, whose [`n_top`](Self::n_top) largest logits are `top`.
+    ///
+    /// # Errors
+    /// [`Error::NoCandidate`] when nothing is left to choose from.
+    pub fn sample_top(&mut self, top: &[TokenLogit]) -> Result<u32, Error> {
+        let k = if self.params.temperature == 0.0 {
+            1
+        } else {
+            self.params.top_k
+        };
+        let (n_allowed, suppressed) = (self.n_allowed, &self.suppressed);
+        let is_allowed = |id: u32| (id as usize) < n_allowed && !suppressed.contains(&id);
+        let bias = &self.params.logit_bias;
+        let biased = |top: &TokenLogit| {
+            let own = bias.iter().filter(|(id, _)| *id == top.id);
+            own.fold(top.logit, |logit, (_, bias)| logit + bias)
+        };
+        self.candidates.clear();
+        let allowed = top.iter().filter(|top| is_allowed(top.id));
+        self.candidates.extend(allowed.map(|top| Candidate {
+            key: biased(top),
+            weight: 0.0,
+            id: top.id,
+        }));
+        self.candidates.retain(|candidate| candidate.key.is_finite());
+        self.candidates.sort_unstable_by(by_key);
+        self.candidates.truncate(k);
+        self.candidates.sort_unstable_by_key(|c| c.id);
+        self.choose()
+    }
+
+    /// Stages 4 and 6 to 9.
+    fn choose(&mut self) -> Result<u32, Error> {
+        let Some(first) = self.candidates.first() else {
             return Err(Error::NoCandidate {
                 n_allowed: self.n_allowed,
             });
+        };
+        if self.params.temperature == 0.0 {
+            return Ok(first.id);
         }
         self.weigh();
         self.filter();
@@ -152,14 +210,16 @@ impl Sampler {
         }
     }
 
-    fn penalize(&mut self, history: &[u32]) {
+    fn penalizes(&self) -> bool {
         let params = &self.params;
-        let off = params.repetition_penalty == 1.0
-            && params.frequency_penalty == 0.0
-            && params.presence_penalty == 0.0;
-        if off {
+        params.repetition_penalty != 1.0 || params.frequency_penalty != 0.0 || params.presence_penalty != 0.0
+    }
+
+    fn penalize(&mut self, history: &[u32]) {
+        if !self.penalizes() {
             return;
         }
+        let params = &self.params;
         self.recent.follow(history, params.penalty_window);
         for (id, count) in self.recent.counts() {
             let Some(logit) = self.adjusted.get_mut(id as usize) else {
@@ -174,14 +234,6 @@ impl Sampler {
             let count = count as f32;
             *logit -= count * params.frequency_penalty + params.presence_penalty;
         }
-    }
-
-    fn likeliest(&mut self) -> Result<u32, Error> {
-        select_largest(&self.adjusted, 1, &mut self.candidates);
-        let likeliest = self.candidates.first().map(|c| c.id);
-        likeliest.ok_or(Error::NoCandidate {
-            n_allowed: self.n_allowed,
-        })
     }
 
     /// Stage 5. The temperature keeps the order, so that the k largest can be found before dividing.

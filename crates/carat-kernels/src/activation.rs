@@ -21,7 +21,7 @@ use crate::simd::{Simd, dispatch};
 use crate::{Isa, Pool, is_area};
 
 /// Elements from which on several threads quantize: some 10 µs of work.
-const PARALLEL_MIN: usize = 1 << 15;
+const PARALLEL_MIN: usize = 1 << 14;
 
 /// A batch of quantized rows; the buffers are reused from call to call.
 #[derive(Debug, Default)]
@@ -153,7 +153,7 @@ impl QuantizedRows {
         let fill = |_, i: usize| {
             let (part, x) = &mut *work[i].lock().unwrap_or_else(PoisonError::into_inner);
             for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
-                part.fill_row(isa, padded / 32, (t, tile_rows), from);
+                fill_row(isa, part, padded / 32, (t, tile_rows), from);
             }
         };
         match pool {
@@ -237,6 +237,17 @@ impl QuantizedRows {
         }
     }
 
+    /// Block `b` of row `t`, as the kernels take it.
+    pub(crate) fn block(&self, t: usize, b: usize) -> [f32; 32] {
+        let (tile, n_blocks) = (t / self.tile_rows, self.n_cols / 32);
+        let at = (tile * n_blocks + b) * self.tile_rows + t % self.tile_rows;
+        let (scale, q) = (self.scale32[at], &self.q.as_chunks::<32>().0[at]);
+        match self.low.as_chunks::<32>().0.get(at) {
+            Some(low) => std::array::from_fn(|i| scale * (256 * i32::from(q[i]) + i32::from(low[i])) as f32),
+            None => q.map(|q| scale * f32::from(q)),
+        }
+    }
+
     /// Row `t`; tiles are single rows.
     pub(crate) fn row(&self, t: usize) -> QuantizedRow<'_> {
         debug_assert_eq!(self.tile_rows, 1, "rows stand in tiles");
@@ -264,57 +275,53 @@ struct QuantizedPart<'a> {
     isum32: &'a mut [i32],
 }
 
-impl QuantizedPart<'_> {
+dispatch! {
     /// Row `t` of the part, of `n_blocks` blocks, in tiles of `tile_rows`.
-    fn fill_row(&mut self, isa: Isa, n_blocks: usize, (t, tile_rows): (usize, usize), from: &[f32]) {
-        let first = t / tile_rows * tile_rows * n_blocks + t % tile_rows;
-        let mut block = [0.0; 32];
-        for b in 0..n_blocks {
-            let values = from.get(32 * b..).unwrap_or(&[]);
-            let values: &[f32; 32] = if let Some(whole) = values.first_chunk() {
-                whole
-            } else {
-                block.fill(0.0);
-                block[..values.len()].copy_from_slice(values);
-                &block
-            };
-            let at = first + b * tile_rows;
-            let q = &mut self.q.as_chunks_mut().0[at];
-            let (scale, sums) = match self.low.as_chunks_mut().0.get_mut(at) {
-                Some(low) => quantize_wide_block(isa, values, q, low),
-                None => quantize_block(isa, values, q),
-            };
-            if let Some(words) = self.words.as_chunks_mut().0.get_mut(at) {
-                widen_block(isa, q, self.low.as_chunks().0.get(at), words);
-            }
-            self.scale[2 * at..2 * at + 2].fill(scale);
-            self.scale32[at] = scale;
-            self.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
-            self.isum32[at] = sums[0] + sums[1];
-            for (to, sum) in self.sum[2 * at..].iter_mut().zip(sums) {
-                *to = scale * sum as f32;
-            }
-            self.sum32[at] = scale * self.isum32[at] as f32;
+    fn fill_row(part: &mut QuantizedPart<'_>, n_blocks: usize, place: (usize, usize), from: &[f32]) = fill_row_generic;
+}
+
+#[inline(always)]
+fn fill_row_generic<S: Simd>(
+    _: S,
+    part: &mut QuantizedPart<'_>,
+    n_blocks: usize,
+    (t, tile_rows): (usize, usize),
+    from: &[f32],
+) {
+    let first = t / tile_rows * tile_rows * n_blocks + t % tile_rows;
+    let mut block = [0.0; 32];
+    for b in 0..n_blocks {
+        let values = from.get(32 * b..).unwrap_or(&[]);
+        let values: &[f32; 32] = if let Some(whole) = values.first_chunk() {
+            whole
+        } else {
+            block.fill(0.0);
+            block[..values.len()].copy_from_slice(values);
+            &block
+        };
+        let at = first + b * tile_rows;
+        let q = &mut part.q.as_chunks_mut().0[at];
+        let (scale, sums) = match part.low.as_chunks_mut().0.get_mut(at) {
+            Some(low) => quantize_wide_block(values, q, low),
+            None => quantize_block(values, q),
+        };
+        if let Some(words) = part.words.as_chunks_mut().0.get_mut(at) {
+            widen_block(q, part.low.as_chunks().0.get(at), words);
         }
+        part.scale[2 * at..2 * at + 2].fill(scale);
+        part.scale32[at] = scale;
+        part.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
+        part.isum32[at] = sums[0] + sums[1];
+        for (to, sum) in part.sum[2 * at..].iter_mut().zip(sums) {
+            *to = scale * sum as f32;
+        }
+        part.sum32[at] = scale * part.isum32[at] as f32;
     }
-}
-
-dispatch! {
-    fn quantize_block(values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) = quantize_block_generic;
-}
-
-dispatch! {
-    fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32]) -> (f32, [i32; 2])
-        = quantize_wide_block_generic;
-}
-
-dispatch! {
-    fn widen_block(q: &[i8; 32], low: Option<&[i8; 32]>, words: &mut [i16; 32]) = widen_block_generic;
 }
 
 /// The same numbers in words.
 #[inline(always)]
-fn widen_block_generic<S: Simd>(_: S, q: &[i8; 32], low: Option<&[i8; 32]>, words: &mut [i16; 32]) {
+fn widen_block(q: &[i8; 32], low: Option<&[i8; 32]>, words: &mut [i16; 32]) {
     match low {
         Some(low) => {
             for (i, word) in words.iter_mut().enumerate() {
@@ -350,14 +357,9 @@ pub(crate) fn nearest(x: f32) -> i32 {
     (x + UNIT).to_bits().wrapping_sub(UNIT.to_bits()) as i32
 }
 
-/// As [`quantize_block_generic`], with 16 bits.
+/// As [`quantize_block`], with 16 bits.
 #[inline(always)]
-fn quantize_wide_block_generic<S: Simd>(
-    _: S,
-    values: &[f32; 32],
-    q: &mut [i8; 32],
-    low: &mut [i8; 32],
-) -> (f32, [i32; 2]) {
+fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32]) -> (f32, [i32; 2]) {
     const LARGEST: f32 = 127.0 * 256.0;
     let largest = largest_of(values);
     if !largest.is_finite() {
@@ -367,25 +369,26 @@ fn quantize_wide_block_generic<S: Simd>(
         return (f32::NAN, [0; 2]);
     }
     let factor = factor_to(LARGEST, largest);
-    let mut parts = [[0; 32]; 2];
-    for (i, value) in values.iter().enumerate() {
-        let whole = nearest(value * factor);
-        let high = (whole + 128) >> 8;
-        // -128 would have no opposite in 8 bits, which the AVX2 kernel needs; -127 is a 1/256 of an 8-bit step away.
-        parts[0][i] = high;
-        parts[1][i] = (whole - 256 * high).max(-127);
+    // Each step for all 32 in a loop of its own: the compiler makes vectors of these. One loop over all steps it does byte
+    // by byte, and `map` of an array calls a function that knows no vectors.
+    let (mut high, mut rest) = ([0; 32], nearest_of(values, factor));
+    for (high, whole) in high.iter_mut().zip(&rest) {
+        *high = (whole + 128) >> 8;
     }
-    let [high, rest] = &parts;
-    narrow(high, q);
-    narrow(rest, low);
-    let sums = halves(high).map(|sum| 256 * sum);
-    let rest = halves(rest);
+    for (rest, high) in rest.iter_mut().zip(&high) {
+        // -128 would have no opposite in 8 bits, which the AVX2 kernel needs; -127 is a 1/256 of an 8-bit step away.
+        *rest = (*rest - 256 * high).max(-127);
+    }
+    narrow(&high, q);
+    narrow(&rest, low);
+    let sums = halves(&high).map(|sum| 256 * sum);
+    let rest = halves(&rest);
     (largest / LARGEST, [sums[0] + rest[0], sums[1] + rest[1]])
 }
 
 /// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
 #[inline(always)]
-fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) {
+fn quantize_block(values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) {
     let largest = largest_of(values);
     if !largest.is_finite() {
         // A broken number must be seen in the output, as it would be in f32.
@@ -393,9 +396,19 @@ fn quantize_block_generic<S: Simd>(_: S, values: &[f32; 32], q: &mut [i8; 32]) -
         return (f32::NAN, [0; 2]);
     }
     let factor = factor_to(127.0, largest);
-    let whole = values.map(|value| nearest(value * factor));
+    let whole = nearest_of(values, factor);
     narrow(&whole, q);
     (largest / 127.0, halves(&whole))
+}
+
+/// The whole numbers nearest to `factor` times the values.
+#[inline(always)]
+fn nearest_of(values: &[f32; 32], factor: f32) -> [i32; 32] {
+    let mut whole = [0; 32];
+    for (whole, value) in whole.iter_mut().zip(values) {
+        *whole = nearest(value * factor);
+    }
+    whole
 }
 
 /// Numbers that fit eight bits.

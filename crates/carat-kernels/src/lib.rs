@@ -26,6 +26,7 @@ mod error;
 mod float_matmul;
 mod gemm_f32;
 mod isa;
+mod largest;
 mod matmul;
 mod pair_gemm;
 mod pool;
@@ -47,6 +48,7 @@ fn is_area(len: usize, rows: usize, width: usize) -> bool {
 pub use dtype::DType;
 pub use error::Error;
 pub use isa::{Isa, cpu_features};
+pub use largest::{Largest, RowProduct};
 pub use matmul::{Activations, Compute, Matrix, Precision, Product};
 pub use pool::{Pool, Turn};
 pub use priority::lower_priority;

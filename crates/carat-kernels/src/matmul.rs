@@ -112,6 +112,17 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// A matrix of rows that were copied out of this one.
+    pub(crate) fn of_copies<'b>(&self, bytes: &'b [u8]) -> Matrix<'b> {
+        Matrix {
+            dtype: self.dtype,
+            n_rows: bytes.len() / self.row_bytes.max(1),
+            n_cols: self.n_cols,
+            row_bytes: self.row_bytes,
+            bytes,
+        }
+    }
+
     /// The bytes of `row` and all rows after it.
     #[cfg_attr(
         not(target_arch = "x86_64"),
@@ -122,10 +133,6 @@ impl<'a> Matrix<'a> {
     }
 
     /// Bytes from one row to the next.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        expect(dead_code, reason = "for the kernels of x86-64")
-    )]
     pub(crate) fn row_bytes(&self) -> usize {
         self.row_bytes
     }
@@ -257,6 +264,34 @@ impl Activations {
         self.quantize(isa);
     }
 
+    /// How far apart, at most, the products of quantized weights of length 1 are with row `t` and with the only row of
+    /// `exact`, which is the same in 16 bits.
+    pub(crate) fn distance(&self, isa: Isa, t: usize, exact: &Activations) -> f32 {
+        let (mut length, mut apart) = (0.0, 0.0);
+        let in_tiles = takes_tiles(isa, self.n_rows);
+        for b in 0..self.n_cols.div_ceil(32) {
+            let block = exact.quantized.rows.block(0, b);
+            length += block.iter().map(|x| x * x).sum::<f32>();
+            if !in_tiles {
+                let own = self.quantized.rows.block(t, b);
+                apart += block
+                    .iter()
+                    .zip(own)
+                    .map(|(x, own)| (x - own) * (x - own))
+                    .sum::<f32>();
+            }
+        }
+        // The sums of both are rounded, from block to block; with a min, the parts of a block are larger than the whole.
+        let rounding = length.sqrt() * self.n_cols as f32 * f32::EPSILON;
+        // Weights and activations have lost half a unit of eight bits each.
+        let of_tiles = if in_tiles {
+            length.sqrt() * 1.01 / 256.0
+        } else {
+            0.0
+        };
+        apart.sqrt() * 1.001 + of_tiles + rounding
+    }
+
     /// The integer form of `floats`, where the precision has one.
     fn quantize(&mut self, isa: Isa) {
         self.is_quantized = self.precision != Precision::F32;
@@ -300,6 +335,12 @@ impl Quantized {
 #[cfg(target_arch = "x86_64")]
 fn takes_tiles(isa: Isa, n_x: usize) -> bool {
     isa.has_tiles() && n_x >= panel_min_x(isa)
+}
+
+/// The other architectures have no tiles of bf16.
+#[cfg(not(target_arch = "x86_64"))]
+fn takes_tiles(_: Isa, _: usize) -> bool {
+    false
 }
 
 /// One product of several that share their input: the weights and the output `[x rows, weight rows]`.
@@ -396,21 +437,24 @@ impl Compute {
     }
 
     fn job<'a>(&self, x: &'a Activations, weights: Matrix<'a>, out: &'a mut [f32]) -> Job<'a> {
-        Job::new((self.isa, self.pool.n_threads()), x, weights, out)
+        Job {
+            plan: Plan::new(self, x, weights),
+            out: SharedOut::new(out, x.n_rows, weights.n_rows),
+        }
     }
 
     fn run(&self, jobs: &[Job<'_>]) {
-        let n_chunks = jobs.iter().map(|job| job.n_chunks).sum();
+        let n_chunks = jobs.iter().map(|job| job.plan.n_chunks()).sum();
         self.pool.run(n_chunks, &|worker, mut chunk| {
-            for job in jobs {
-                if chunk < job.n_chunks {
+            for Job { plan, out } in jobs {
+                if chunk < plan.n_chunks() {
                     let mut scratch = self.scratch[worker]
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner);
-                    job.run(self.isa, chunk, self.pool.n_threads(), &mut scratch);
+                    plan.run(chunk, &mut scratch, out);
                     return;
                 }
-                chunk -= job.n_chunks;
+                chunk -= plan.n_chunks();
             }
         });
     }
@@ -427,28 +471,31 @@ enum Method {
     FloatPanel,
 }
 
-/// One product cut into chunks of rows.
-struct Job<'a> {
+/// A product cut into chunks of weight rows.
+pub(crate) struct Plan<'a> {
     x: &'a Activations,
     weights: Matrix<'a>,
-    out: SharedOut<'a>,
     method: Method,
     chunk_rows: usize,
-    n_chunks: usize,
+    n_threads: usize,
+    isa: Isa,
 }
 
-impl<'a> Job<'a> {
-    fn new(
-        (isa, n_threads): (Isa, usize),
-        x: &'a Activations,
-        weights: Matrix<'a>,
-        out: &'a mut [f32],
-    ) -> Job<'a> {
+/// A product and where its results go.
+struct Job<'a> {
+    plan: Plan<'a>,
+    out: SharedOut<'a>,
+}
+
+impl<'a> Plan<'a> {
+    /// # Panics
+    /// When the activations have another width, or were not filled for such weights.
+    pub(crate) fn new(compute: &Compute, x: &'a Activations, weights: Matrix<'a>) -> Plan<'a> {
+        let (isa, n_threads) = (compute.isa, compute.pool.n_threads());
         assert_eq!(
             weights.n_cols, x.n_cols,
             "a weight's columns are not the activations' columns"
         );
-        let out = SharedOut::new(out, x.n_rows, weights.n_rows);
         let many = x.n_rows >= panel_min_x(isa);
         let method = match (
             weights.dtype.is_quantized() && x.precision != Precision::F32,
@@ -481,27 +528,36 @@ impl<'a> Job<'a> {
                 by_time.min(by_threads).next_multiple_of(16).clamp(16, 512)
             }
         };
-        Job {
+        Plan {
             x,
             weights,
-            out,
             method,
             chunk_rows,
-            n_chunks: if x.n_rows == 0 {
-                0
-            } else {
-                weights.n_rows.div_ceil(chunk_rows)
-            },
+            n_threads,
+            isa,
         }
     }
 
-    fn run(&self, isa: Isa, chunk: usize, n_threads: usize, scratch: &mut Scratch) {
-        let x = self.x;
+    /// Chunks, each for one call of [`Plan::run`].
+    pub(crate) fn n_chunks(&self) -> usize {
+        if self.x.n_rows == 0 {
+            0
+        } else {
+            self.weights.n_rows.div_ceil(self.chunk_rows)
+        }
+    }
+
+    /// The weight rows of a chunk.
+    pub(crate) fn rows(&self, chunk: usize) -> Range<usize> {
         let first = chunk * self.chunk_rows;
-        let rows = first..(first + self.chunk_rows).min(self.weights.n_rows);
-        let (weights, out) = (&self.weights, &self.out);
+        first..(first + self.chunk_rows).min(self.weights.n_rows)
+    }
+
+    /// Multiplies a chunk; `out` has its rows.
+    pub(crate) fn run(&self, chunk: usize, scratch: &mut Scratch, out: &SharedOut<'_>) {
+        let (x, weights, rows) = (self.x, &self.weights, self.rows(chunk));
         // Threads that go at the same pace take turns.
-        let next_row = first + n_threads * self.chunk_rows;
+        let next_row = rows.start + self.n_threads * self.chunk_rows;
         match self.method {
             Method::Int8Rows | Method::Int8Panel => {
                 let task = RowTask {
@@ -512,9 +568,9 @@ impl<'a> Job<'a> {
                     out,
                 };
                 if self.method == Method::Int8Panel {
-                    int8_panel(isa, &task, &mut scratch.panel);
+                    int8_panel(self.isa, &task, &mut scratch.panel);
                 } else {
-                    int8_rows(isa, &task, &mut scratch.panel);
+                    int8_rows(self.isa, &task, &mut scratch.panel);
                 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -529,7 +585,7 @@ impl<'a> Job<'a> {
                 // SAFETY: `takes_tiles` saw an `Isa` that exists only where the processor has the features.
                 unsafe { crate::x86_64::multiply_amx(&task, &mut scratch.panel) };
             }
-            Method::FloatRows => {
+            Method::FloatRows | Method::FloatPanel => {
                 let task = FloatTask {
                     weights,
                     rows,
@@ -537,17 +593,11 @@ impl<'a> Job<'a> {
                     n_x: x.n_rows,
                     out,
                 };
-                float_rows(isa, &task, &mut scratch.float);
-            }
-            Method::FloatPanel => {
-                let task = FloatTask {
-                    weights,
-                    rows,
-                    x: &x.floats,
-                    n_x: x.n_rows,
-                    out,
-                };
-                float_panel(isa, &task, &mut scratch.float);
+                if self.method == Method::FloatPanel {
+                    float_panel(self.isa, &task, &mut scratch.float);
+                } else {
+                    float_rows(self.isa, &task, &mut scratch.float);
+                }
             }
         }
     }
@@ -583,6 +633,8 @@ pub(crate) struct FloatTask<'a> {
 pub(crate) struct SharedOut<'a> {
     to: *mut f32,
     n_x: usize,
+    /// The weight row of the first column.
+    first_row: usize,
     n_rows: usize,
     borrow: PhantomData<&'a mut [f32]>,
 }
@@ -594,14 +646,20 @@ unsafe impl Send for SharedOut<'_> {}
 
 impl<'a> SharedOut<'a> {
     pub(crate) fn new(out: &'a mut [f32], n_x: usize, n_rows: usize) -> SharedOut<'a> {
+        SharedOut::of_rows(out, n_x, 0..n_rows)
+    }
+
+    /// An output of some weight rows alone.
+    pub(crate) fn of_rows(out: &'a mut [f32], n_x: usize, rows: Range<usize>) -> SharedOut<'a> {
         assert!(
-            is_area(out.len(), n_x, n_rows),
+            is_area(out.len(), n_x, rows.len()),
             "an output does not fit its shape"
         );
         SharedOut {
             to: out.as_mut_ptr(),
             n_x,
-            n_rows,
+            first_row: rows.start,
+            n_rows: rows.len(),
             borrow: PhantomData,
         }
     }
@@ -631,12 +689,13 @@ impl<'a> SharedOut<'a> {
     /// Where the elements of weight rows `row .. row + n` begin; the distance between activation rows is
     /// [`SharedOut::stride`].
     pub(crate) fn run(&self, t: usize, row: usize, n: usize) -> *mut f32 {
+        let column = row.wrapping_sub(self.first_row);
         assert!(
-            t < self.n_x && row <= self.n_rows && n <= self.n_rows - row,
+            t < self.n_x && column <= self.n_rows && n <= self.n_rows - column,
             "outside the output"
         );
-        // SAFETY: within the slice that `new` got.
-        unsafe { self.to.add(t * self.n_rows + row) }
+        // SAFETY: within the slice that `of_rows` got.
+        unsafe { self.to.add(t * self.n_rows + column) }
     }
 
     /// Activation rows.
@@ -797,4 +856,4 @@ fn int8_panel(isa: Isa, task: &RowTask<'_>, scratch: &mut PanelScratch) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -10,7 +10,7 @@ use carat_format::TensorView;
 use smallvec::SmallVec;
 
 use crate::config::{LayerConfig, Rope};
-use crate::{Config, Error, SequenceCache};
+use crate::{Config, Error, SequenceCache, TokenLogit};
 
 /// A place to compute.
 pub(crate) trait Backend {
@@ -70,6 +70,17 @@ pub(crate) trait Backend {
 
     /// `out[t] = w x[t]` for several matrices with one input, which a backend may run as one.
     fn multiply(&mut self, x: &Self::Buffer, products: &mut [(&Self::Matrix, &mut Self::Buffer)]);
+
+    /// The `k[t]` largest of `w x[t]`, the largest first, each then capped as [`Backend::soft_cap`] does if there is a cap.
+    /// That keeps their order but for what it rounds to equals.
+    fn largest(
+        &mut self,
+        x: &Self::Buffer,
+        matrix: &Self::Matrix,
+        cap: Option<f32>,
+        k: &[usize],
+        out: &mut Vec<Vec<TokenLogit>>,
+    );
 
     /// Norms each head of `x` `[T, heads, head_dim]` and rotates it.
     fn norm_rotate(

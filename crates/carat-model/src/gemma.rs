@@ -19,6 +19,7 @@
 use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, KeyValues, Sequence};
+use crate::language_model::TokenLogit;
 use crate::weights::{ExpertWeights, KvWeights, LayerWeights, PerLayerWeights, Weights};
 use crate::{Config, Error};
 
@@ -81,12 +82,16 @@ pub(crate) struct Pass<'a, 'b, C> {
     pub(crate) wanted: &'a [usize],
     /// Indexes in `wanted` of those whose hidden states are.
     pub(crate) shown: &'a [usize],
+    /// Indexes in `wanted` of those whose largest logits are wanted alone, and how many of them.
+    pub(crate) topped: &'a [(usize, usize)],
 }
 
 /// What a pass gives.
 pub(crate) struct Outputs<'a> {
-    /// `[wanted and not shown, vocab_size]`
+    /// `[wanted, neither shown nor topped, vocab_size]`
     pub(crate) logits: &'a mut Vec<f32>,
+    /// `[topped]`, each the largest logits.
+    pub(crate) top: &'a mut Vec<Vec<TokenLogit>>,
     /// `[shown, d_model]`, after the final norm; empty before the pass
     pub(crate) hidden: &'a mut Vec<f32>,
 }
@@ -141,6 +146,7 @@ pub(crate) fn forward<B: Backend>(
     if pass.wanted.is_empty() {
         forward.fill_caches(pass.sequences);
         outputs.logits.clear();
+        outputs.top.clear();
         return Ok(());
     }
     let is_narrow = n_owning < n_layers && pass.sequences.iter().all(|sequence| sequence.n_wanted <= 1);
@@ -364,7 +370,7 @@ impl<B: Backend> Forward<'_, '_, B> {
         self.observe(Observed::Hidden(config.layers.len()), |b| &b.normed);
     }
 
-    /// Hidden states of the rows that are wanted so, logits of the others.
+    /// Hidden states of the rows that are wanted so, the largest logits or all of the others. `normed` keeps those.
     fn outputs(&mut self, weights: &Weights<B>, pass: &Pass<'_, '_, B::Cache>, outputs: Outputs<'_>) {
         let (backend, b, config) = (&mut *self.backend, &mut *self.b, self.config);
         if !pass.shown.is_empty() {
@@ -373,18 +379,48 @@ impl<B: Backend> Forward<'_, '_, B> {
             let rest: SmallVec<[usize; 32]> = (0..pass.wanted.len())
                 .filter(|row| pass.shown.binary_search(row).is_err())
                 .collect();
-            if rest.is_empty() {
-                outputs.logits.clear();
-                return;
-            }
             backend.gather(&b.normed, &rest, &mut b.picked);
             std::mem::swap(&mut b.normed, &mut b.picked);
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        backend.multiply(&b.normed, &mut [(head, &mut b.logits)]);
-        if let Some(cap) = config.logit_cap {
-            backend.soft_cap(&mut b.logits, cap);
+        // Rows of `normed`, from which those that are shown are gone.
+        let row = |wanted: usize| wanted - pass.shown.partition_point(|shown| *shown < wanted);
+        let topped: SmallVec<[usize; 32]> = pass.topped.iter().map(|(wanted, _)| row(*wanted)).collect();
+        let n_rows = pass.wanted.len() - pass.shown.len();
+        let whole: SmallVec<[usize; 32]> = (0..n_rows)
+            .filter(|row| topped.binary_search(row).is_err())
+            .collect();
+        if topped.is_empty() {
+            outputs.top.clear();
+        } else {
+            let k: SmallVec<[usize; 32]> = pass.topped.iter().map(|(_, k)| *k).collect();
+            let x = picked(backend, &b.normed, &topped, n_rows, &mut b.picked);
+            backend.largest(x, head, config.logit_cap, &k, outputs.top);
         }
-        backend.take(&mut b.logits, outputs.logits);
+        if whole.is_empty() {
+            outputs.logits.clear();
+        } else {
+            let x = picked(backend, &b.normed, &whole, n_rows, &mut b.picked);
+            backend.multiply(x, &mut [(head, &mut b.logits)]);
+            if let Some(cap) = config.logit_cap {
+                backend.soft_cap(&mut b.logits, cap);
+            }
+            backend.take(&mut b.logits, outputs.logits);
+        }
     }
+}
+
+/// The given ones of the `n_rows` rows of `x`, copied to `to` if they are not all.
+fn picked<'a, B: Backend>(
+    backend: &mut B,
+    x: &'a B::Buffer,
+    rows: &[usize],
+    n_rows: usize,
+    to: &'a mut B::Buffer,
+) -> &'a B::Buffer {
+    if rows.len() == n_rows {
+        return x;
+    }
+    backend.gather(x, rows, to);
+    to
 }

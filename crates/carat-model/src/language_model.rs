@@ -15,6 +15,9 @@ pub enum LogitRows {
     None,
     /// The last token's row: what sampling needs.
     Last,
+    /// Of the last token's row only the so many largest, which [`LanguageModel::top`] gives: all that sampling needs
+    /// of most requests, and less work. At most [`LanguageModel::max_top`].
+    Top(usize),
     /// Every token's row: scoring and checking a draft. A few rows ([`MAX_CHAIN`](crate::MAX_CHAIN)) are computed as
     /// decoding them one after another would.
     All,
@@ -23,13 +26,21 @@ pub enum LogitRows {
 }
 
 impl LogitRows {
-    /// Rows wanted of a segment of `n_tokens` tokens.
+    /// Whole rows wanted of a segment of `n_tokens` tokens.
     #[must_use]
     pub fn count(self, n_tokens: usize) -> usize {
         match self {
-            Self::None | Self::Hidden => 0,
+            Self::None | Self::Hidden | Self::Top(_) => 0,
             Self::Last => n_tokens.min(1),
             Self::All => n_tokens,
+        }
+    }
+
+    /// Rows of a segment of `n_tokens` tokens from which something is predicted.
+    pub(crate) fn predicting(self, n_tokens: usize) -> usize {
+        match self {
+            Self::Top(_) => n_tokens.min(1),
+            _ => self.count(n_tokens),
         }
     }
 
@@ -37,9 +48,18 @@ impl LogitRows {
     pub(crate) fn computed(self, n_tokens: usize) -> usize {
         match self {
             Self::Hidden => n_tokens,
-            _ => self.count(n_tokens),
+            _ => self.predicting(n_tokens),
         }
     }
+}
+
+/// A token and its logit.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenLogit {
+    /// Token id.
+    pub id: u32,
+    /// Its logit.
+    pub logit: f32,
 }
 
 /// Which of a span's rows see each other.
@@ -167,6 +187,17 @@ pub trait LanguageModel {
     /// [`LogitRows::Hidden`], in their order. Empty for models that do not show it.
     fn hidden(&self) -> &[f32] {
         &[]
+    }
+
+    /// For each of the last pass's segments that wanted [`LogitRows::Top`], in their order, that many of its largest
+    /// logits, the largest first: the same numbers as in the whole row. Fewer where a row has not so many that are finite.
+    fn top(&self) -> &[Vec<TokenLogit>] {
+        &[]
+    }
+
+    /// The most that may be asked for as [`LogitRows::Top`]; 0 for models that only give whole rows.
+    fn max_top(&self) -> usize {
+        0
     }
 
     /// Rows of one pass up to which each gives, to the bit, the logits that it gives alone.

@@ -40,7 +40,7 @@ pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};
 pub use kv_file::CacheFiles;
 pub use language_model::{
-    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
+    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention, TokenLogit,
 };
 pub use media::{ImageInput, MediaCache, MediaEncoder, MediaObserver, MediaSource, MediaStage};
 pub use model::{LoadOptions, MAX_CHAIN, MAX_SPAN_ROWS, Model};

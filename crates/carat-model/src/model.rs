@@ -15,7 +15,7 @@ use crate::drafter::{DraftStep, Drafter, DrafterKind, Mtp, Small, Target};
 use crate::gemma::{Buffers, Observer, Outputs, Pass, forward};
 use crate::kv_cache::KvCache;
 use crate::language_model::{
-    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention,
+    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention, TokenLogit,
 };
 use crate::media::{MediaEncoder, MediaSource};
 use crate::weights::Weights;
@@ -26,6 +26,8 @@ pub const MAX_SPAN_ROWS: usize = 8192;
 /// Most rows of a segment that are computed as decoding would: [`ROLLBACK`](crate::ROLLBACK) leaves room for twice as
 /// many in the rings.
 pub const MAX_CHAIN: usize = 32;
+/// Most of a row's largest logits that are looked for: enough for nearly every sampler.
+const MAX_TOP: usize = 256;
 /// The token that stands where media rows do, for whatever looks a token up.
 const PADDING: u32 = 0;
 
@@ -99,6 +101,9 @@ pub struct Model {
     /// Which of `wanted` are wanted as hidden states.
     shown: Vec<usize>,
     hidden: Vec<f32>,
+    /// Which of `wanted` are wanted as their largest logits, and how many of them.
+    topped: Vec<(usize, usize)>,
+    top: Vec<Vec<TokenLogit>>,
 }
 
 impl Model {
@@ -141,6 +146,8 @@ impl Model {
             kept: Vec::new(),
             shown: Vec::new(),
             hidden: Vec::new(),
+            topped: Vec::new(),
+            top: Vec::new(),
         })
     }
 
@@ -246,12 +253,13 @@ impl Model {
         self.wanted.clear();
         self.shown.clear();
         self.hidden.clear();
+        self.topped.clear();
         for segment in batch.iter_mut() {
             self.backend.reserve(segment.cache, segment.tokens.len())?;
         }
         let mut sequences: SmallVec<[Sequence<'_, KvCache>; 16]> = SmallVec::new();
         let mut media: SmallVec<[(usize, &[f32]); 4]> = SmallVec::new();
-        let mut n_logits: SmallVec<[usize; 16]> = SmallVec::new();
+        let mut n_predicting: SmallVec<[usize; 16]> = SmallVec::new();
         let d_model = self.config.d_model;
         for segment in batch {
             let (first, n) = (self.tokens.len(), segment.tokens.len());
@@ -262,8 +270,11 @@ impl Model {
             if segment.logits == LogitRows::Hidden {
                 self.shown.extend(self.wanted.len()..self.wanted.len() + n_wanted);
             }
+            if let LogitRows::Top(k) = segment.logits {
+                self.topped.push((self.wanted.len(), k.min(MAX_TOP)));
+            }
             self.wanted.extend(first + n - n_wanted..first + n);
-            n_logits.push(segment.logits.count(n));
+            n_predicting.push(segment.logits.predicting(n));
             let mut spans = SmallVec::new();
             for span in segment.media {
                 let rows = rows_of(span, d_model);
@@ -290,6 +301,7 @@ impl Model {
             sequences: &mut sequences,
             wanted: &self.wanted,
             shown: &self.shown,
+            topped: &self.topped,
         };
         let Model {
             config,
@@ -297,18 +309,19 @@ impl Model {
             weights,
             buffers,
             hidden,
+            top,
             ..
         } = self;
-        let outputs = Outputs { logits, hidden };
+        let outputs = Outputs { logits, hidden, top };
         let _turn = backend.compute().pool().turn();
         forward(backend, config, weights, buffers, &mut pass, outputs, observer)?;
         if matches!(self.drafter, Some(Drafter::Mtp(_))) {
             self.kept.clear();
-            if n_logits.iter().any(|n| *n > 0) {
+            if n_predicting.iter().any(|n| *n > 0) {
                 self.backend.read(&self.buffers.normed, &mut self.kept);
             }
             let mut rest = self.kept.as_slice();
-            for (sequence, n) in sequences.iter_mut().zip(n_logits) {
+            for (sequence, n) in sequences.iter_mut().zip(n_predicting) {
                 let (rows, others) = rest.split_at(n * d_model);
                 rest = others;
                 let first = sequence.pos + sequence.n - n;
@@ -447,5 +460,13 @@ impl LanguageModel for Model {
 
     fn hidden(&self) -> &[f32] {
         &self.hidden
+    }
+
+    fn top(&self) -> &[Vec<TokenLogit>] {
+        &self.top
+    }
+
+    fn max_top(&self) -> usize {
+        MAX_TOP
     }
 }

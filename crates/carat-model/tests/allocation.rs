@@ -61,17 +61,19 @@ fn a_decode_step_allocates_nothing() {
         let mut model = Model::load(path.parent().unwrap(), options).unwrap();
         // Steps begin with a page of the cache and do not fill it.
         for (n_sequences, depth) in [(1, 0), (8, 0), (1, 4160)] {
-            let n = steps(&mut model, n_sequences, depth);
-            assert_eq!(
-                n, 0,
-                "{name} {precision:?}: {n_sequences} sequences at {depth} tokens"
-            );
+            for wanted in [LogitRows::Last, LogitRows::Top(64)] {
+                let n = steps(&mut model, n_sequences, depth, wanted);
+                assert_eq!(
+                    n, 0,
+                    "{name} {precision:?}: {wanted:?} of {n_sequences} sequences at {depth} tokens"
+                );
+            }
         }
     }
 }
 
 /// Allocations of 48 steps behind the first two.
-fn steps(model: &mut Model, n_sequences: usize, depth: usize) -> usize {
+fn steps(model: &mut Model, n_sequences: usize, depth: usize, wanted: LogitRows) -> usize {
     let mut caches: Vec<KvCache> = (0..n_sequences)
         .map(|_| model.new_cache(depth + 100).unwrap())
         .collect();
@@ -89,7 +91,7 @@ fn steps(model: &mut Model, n_sequences: usize, depth: usize) -> usize {
         }
         let tokens = [token];
         let sequences = caches.iter_mut().map(|cache| (&tokens[..], cache));
-        forward(model, sequences, LogitRows::Last, &mut logits);
+        forward(model, sequences, wanted, &mut logits);
     }
     N_ALLOCATIONS.get() - before
 }

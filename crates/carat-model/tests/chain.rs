@@ -3,38 +3,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+#[path = "support/quantized.rs"]
+mod quantized;
 #[expect(dead_code, reason = "for text, which nobody makes here")]
 mod support;
 
-use std::ops::ControlFlow;
 use std::path::Path;
 
-use carat_model::convert::{ConvertOptions, Mix, convert};
 use carat_model::{
     Isa, KvCache, KvDType, LanguageModel, LoadOptions, LogitRows, MAX_CHAIN, Model, Precision, Segment,
     SequenceCache,
 };
 use carat_testkit::fixture;
+use quantized::quantized;
 use support::run;
-use tempfile::TempDir;
 
 const MODELS: [&str; 4] = ["gemma3-text", "gemma4-unified", "gemma4-edge", "gemma4-moe"];
-
-/// The small model in Q8_0: integer products.
-fn quantized() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let options = ConvertOptions {
-        mix: Mix::Q8_0,
-        pure: false,
-        n_threads: 2,
-    };
-    let target = dir.path().join("model.gguf");
-    convert(&fixture("gemma3-text"), &target, &options, &mut |_| {
-        ControlFlow::Continue(())
-    })
-    .unwrap();
-    dir
-}
 
 fn tokens(n: usize, seed: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 131 + seed * 17) % 500) as u32).collect()
@@ -98,7 +82,7 @@ fn a_chain_is_decoding_to_the_bit_on_every_kind_of_model() {
 
 #[test]
 fn a_chain_is_decoding_to_the_bit_with_every_cache_and_precision() {
-    let dir = quantized();
+    let dir = quantized("gemma3-text");
     let path = dir.path().join("model.gguf");
     for kv_dtype in [KvDType::F32, KvDType::Bf16, KvDType::Q8_0, KvDType::Q4_0] {
         for precision in [Precision::Int8, Precision::Int16, Precision::F32] {
@@ -114,7 +98,7 @@ fn a_chain_is_decoding_to_the_bit_with_every_cache_and_precision() {
 
 #[test]
 fn a_chain_is_decoding_to_the_bit_on_every_instruction_set() {
-    let dir = quantized();
+    let dir = quantized("gemma3-text");
     let path = dir.path().join("model.gguf");
     for isa in Isa::available() {
         let options = LoadOptions {

@@ -417,3 +417,64 @@ fn decode_equals_prefill() {
         assert!(error < tolerance, "{name}: {error}");
     }
 }
+
+/// Sixteen sequences together, as a server decodes them: what is screened in 8 bits is what 16 bits find, to the bit.
+#[test]
+fn the_largest_logits_of_a_batch_are_those_of_whole_rows() {
+    const N_SEQUENCES: usize = 16;
+    const N_TOP: usize = 64;
+    let Some(path) = model_path("the_largest_logits_of_a_batch_are_those_of_whole_rows") else {
+        return;
+    };
+    let mut model = Model::load(&path, LoadOptions::default()).unwrap();
+    let (vocab_size, is_exact) = (model.vocab_size(), model.n_alike_rows() >= N_SEQUENCES);
+    let text = long_prompt();
+    let mut caches: Vec<_> = (0..N_SEQUENCES).map(|_| model.new_cache(100).unwrap()).collect();
+    for (i, cache) in caches.iter_mut().enumerate() {
+        forward(
+            &mut model,
+            &text[31 * i..][..20 + i],
+            cache,
+            LogitRows::None,
+            &mut Vec::new(),
+        );
+    }
+    let mut tokens: Vec<u32> = (0..N_SEQUENCES).map(|i| text[32 * i + 20]).collect();
+    for _ in 0..6 {
+        let mut step = |rows: LogitRows, logits: &mut Vec<f32>| {
+            let segments = caches.iter_mut().zip(tokens.chunks(1));
+            let mut batch: Vec<_> = segments
+                .map(|(cache, tokens)| Segment {
+                    tokens,
+                    media: &[],
+                    cache,
+                    logits: rows,
+                })
+                .collect();
+            model.forward(&mut batch, logits).unwrap();
+            let top = model.top().to_vec();
+            (batch.iter_mut()).for_each(|one| assert!(one.cache.truncate(one.cache.len() - 1)));
+            top
+        };
+        let mut whole = Vec::new();
+        step(LogitRows::Last, &mut whole);
+        let top = step(LogitRows::Top(N_TOP), &mut Vec::new());
+        assert_eq!(top.len(), N_SEQUENCES);
+        for (i, (top, row)) in top.iter().zip(whole.chunks_exact(vocab_size)).enumerate() {
+            let mut ids: Vec<usize> = (0..vocab_size).collect();
+            ids.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+            assert_eq!(top.len(), N_TOP);
+            for (got, id) in top.iter().zip(ids) {
+                if is_exact {
+                    assert_eq!((got.id as usize, got.logit), (id, row[id]), "sequence {i}");
+                }
+                assert!((got.logit - row[id]).abs() < 1e-3, "sequence {i}");
+            }
+        }
+        // The tokens that both steps computed and took back.
+        for (cache, tokens) in caches.iter_mut().zip(tokens.chunks(1)) {
+            forward(&mut model, tokens, cache, LogitRows::None, &mut Vec::new());
+        }
+        tokens = top.iter().map(|top| top[0].id).collect();
+    }
+}

@@ -82,7 +82,7 @@ pub struct Buffers {
     pub products: u64,
     /// Each thread's tiles, and the partial results of decoding at full depth.
     pub attention: u64,
-    /// A row of logits for each sequence, twice: the model's and the sampler's.
+    /// A row of logits for each sequence, twice: the model's and the sampler's. Taken by requests that need whole rows.
     pub logits: u64,
 }
 

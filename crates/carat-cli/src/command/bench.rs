@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use carat_engine::MAX_DRAFT;
+use carat_engine::{MAX_DRAFT, Sampler, SamplingParams};
 use carat_kernels::{Pool, read_once};
 use carat_model::{Config, KvCache, KvDType, LanguageModel, LogitRows, Model, Segment};
 use carat_plan::{Weights, decode_bytes};
@@ -361,25 +361,41 @@ impl Runner<'_> {
         (0..n_sequences).map(one).collect()
     }
 
-    /// Time of `n` single tokens behind `depth` others, in each of the sequences at once.
+    /// Time of `n` single tokens behind `depth` others, in each of the sequences at once, and of choosing the next one each
+    /// time, as for a request that says nothing of sampling.
     fn decode(&mut self, n: usize, depth: usize, mut caches: Vec<KvCache>) -> Result<Duration> {
         let n_sequences = caches.len();
-        let tokens: Vec<u32> = self.ids.by_ref().take(n * n_sequences).collect();
+        let mut tokens: Vec<u32> = self.ids.by_ref().take(n_sequences).collect();
+        let sampler = |seed| {
+            let params = SamplingParams {
+                seed,
+                ..SamplingParams::default()
+            };
+            let n = self.model.vocab_size();
+            Sampler::new(params, n, n, &[])
+        };
+        let mut samplers: Vec<Sampler> = (0..n_sequences as u64).map(sampler).collect::<Result<_, _>>()?;
         let (mut time, mut limit) = (Duration::ZERO, Duration::ZERO);
-        for (step, tokens) in tokens.chunks(n_sequences).enumerate() {
+        for step in 0..n {
             self.interrupt.check()?;
             if let Some(reading) = &self.reading {
                 limit += reading.limit(depth + step, n_sequences);
             }
             let started = Instant::now();
-            let segments = caches.iter_mut().zip(tokens).map(|(cache, token)| Segment {
-                tokens: std::slice::from_ref(token),
-                media: &[],
-                cache,
-                logits: LogitRows::Last,
-            });
+            let segments = caches
+                .iter_mut()
+                .zip(tokens.chunks(1))
+                .map(|(cache, token)| Segment {
+                    tokens: token,
+                    media: &[],
+                    cache,
+                    logits: LogitRows::Top(SamplingParams::default().top_k),
+                });
             let mut segments: Vec<_> = segments.collect();
             self.model.forward(&mut segments, &mut self.logits)?;
+            for ((token, sampler), top) in tokens.iter_mut().zip(&mut samplers).zip(self.model.top()) {
+                *token = sampler.sample_top(top)?;
+            }
             time += started.elapsed();
         }
         if self.reading.is_some() {

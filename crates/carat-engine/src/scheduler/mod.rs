@@ -23,7 +23,7 @@ use carat_text::Tokenizer;
 use crate::counters::Counters;
 use crate::draft::Planner;
 use crate::error::Error;
-use crate::generation::{Answer, Generation, Work, advance, pass};
+use crate::generation::{Answer, Generation, Predictions, Work, advance, pass};
 use crate::job::{Cancel, Job, Place, Purpose, Sink, Update};
 use crate::media::{FIRST_MEDIA_ID, with_media_ids};
 use crate::pace::Pace;
@@ -432,10 +432,10 @@ fn run<M: LanguageModel>(
     sinks: &mut [&mut Sink],
     logits: &mut Vec<f32>,
 ) {
-    let width = model.vocab_size();
     match pass(model, planner, work, logits) {
         Ok(()) => {
-            advance(width, tokenizer, work, logits, &mut |i, event| {
+            let predictions = Predictions::of(model, logits);
+            advance(predictions, tokenizer, work, &mut |i, event| {
                 tell(sinks[i], event)
             });
             work.iter_mut()

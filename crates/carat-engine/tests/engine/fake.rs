@@ -1,6 +1,8 @@
 //! A model without weights: its logits are a function of the tokens seen, given as a closure.
 
-use carat_model::{DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention};
+use carat_model::{
+    DraftSegment, LanguageModel, LogitRows, MediaSpan, Segment, SequenceCache, SpanAttention, TokenLogit,
+};
 use carat_text::{GgufVocabulary, Tokenizer};
 
 /// The cache remembers the tokens; with a window it refuses to go back further than that.
@@ -63,6 +65,10 @@ pub(crate) struct FakeModel {
     pub(crate) calls: Vec<usize>,
     /// `[rows, 2]` of the last pass: the token and 1.
     pub(crate) hidden: Vec<f32>,
+    /// Most of the largest logits that it gives alone.
+    pub(crate) max_top: usize,
+    /// Those of the last pass.
+    pub(crate) top: Vec<Vec<TokenLogit>>,
     /// Guesses so many tokens after these.
     pub(crate) drafter: Option<Drafter>,
     /// The call with this number fails.
@@ -79,6 +85,8 @@ impl FakeModel {
             window: usize::MAX / 2,
             calls: Vec::new(),
             hidden: Vec::new(),
+            max_top: 100,
+            top: Vec::new(),
             drafter: None,
             fails_at: None,
         }
@@ -184,6 +192,7 @@ impl LanguageModel for FakeModel {
         );
         self.calls.push(n_tokens);
         self.hidden.clear();
+        self.top.clear();
         logits.clear();
         for segment in batch {
             assert!(!segment.tokens.is_empty());
@@ -205,6 +214,13 @@ impl LanguageModel for FakeModel {
                         false
                     }
                     LogitRows::Last => i + 1 == segment.tokens.len(),
+                    LogitRows::Top(k) => {
+                        assert!(k <= self.max_top, "{k} largest are asked for");
+                        if i + 1 == segment.tokens.len() {
+                            self.top.push(largest((self.predict)(&segment.cache.tokens), k));
+                        }
+                        false
+                    }
                     LogitRows::All => true,
                 };
                 if wanted {
@@ -218,6 +234,26 @@ impl LanguageModel for FakeModel {
     fn hidden(&self) -> &[f32] {
         &self.hidden
     }
+
+    fn top(&self) -> &[Vec<TokenLogit>] {
+        &self.top
+    }
+
+    fn max_top(&self) -> usize {
+        self.max_top
+    }
+}
+
+/// The `k` largest of a row, by sorting it.
+fn largest(row: Vec<f32>, k: usize) -> Vec<TokenLogit> {
+    let mut all: Vec<TokenLogit> = (0..)
+        .zip(row)
+        .map(|(id, logit)| TokenLogit { id, logit })
+        .collect();
+    all.retain(|token| token.logit.is_finite());
+    all.sort_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
+    all.truncate(k);
+    all
 }
 
 pub(crate) const EOS: u32 = 1;

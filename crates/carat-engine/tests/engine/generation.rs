@@ -519,3 +519,47 @@ fn another_image_is_another_prompt_to_the_cache() {
     // The letters before the image are the same.
     assert_eq!(reused(&with_media(20, 8)), 5);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A model that gives only the largest logits says what it says with whole rows, under all settings.
+    #[test]
+    fn the_largest_logits_alone_change_no_answer(
+        temperature in prop::sample::select(vec![0.0f32, 0.7, 1.0, 3.0]),
+        top_k in prop::sample::select(vec![0usize, 1, 5, 64, 1000, usize::MAX]),
+        top_p in prop::sample::select(vec![0.3f32, 0.95, 1.0]),
+        min_p in prop::sample::select(vec![0.0f32, 0.2]),
+        typical_p in prop::sample::select(vec![0.5f32, 1.0]),
+        presence_penalty in prop::sample::select(vec![0.0f32, 0.0, 2.0]),
+        bias in prop::sample::select(vec![None, None, Some(4.0), Some(-3.0), Some(f32::NEG_INFINITY)]),
+        logprobs in prop::sample::select(vec![None, None, Some(2)]),
+        suppressed in prop::collection::vec(0..N_PIECES as u32, 0..40),
+        seed: u64,
+    ) {
+        let request = Request {
+            sampling: SamplingParams {
+                temperature, top_k, top_p, min_p, typical_p, presence_penalty, seed,
+                // Twice the same token, as a careless client may ask, and another.
+                logit_bias: bias.map_or(vec![], |bias| ["q", "r", "q"].map(|text| (word(text), bias)).to_vec()),
+                ..SamplingParams::default()
+            },
+            max_tokens: Some(12),
+            logprobs,
+            suppressed,
+            ..greedy(prompt(11))
+        };
+        let mut whole = FakeModel { max_top: 0, ..FakeModel::chaotic() };
+        let (_, expected) = run(&mut whole, 100, &request);
+        let mut model = FakeModel::chaotic();
+        let (_, told) = run(&mut model, 100, &request);
+        prop_assert_eq!(told, expected);
+        // What others may decide needs whole rows.
+        let k = if temperature == 0.0 { 1 } else { top_k };
+        let n_top = k.saturating_add(request.suppressed.len() + request.sampling.logit_bias.len());
+        let others_decide =
+            k == 0 || presence_penalty > 0.0 || bias.is_some_and(|bias| bias > 0.0) || logprobs.is_some();
+        prop_assert_eq!(model.top.is_empty(), others_decide || n_top > model.max_top);
+        prop_assert!(whole.top.is_empty());
+    }
+}

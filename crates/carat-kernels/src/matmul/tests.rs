@@ -72,17 +72,24 @@ fn columns(dtype: DType, which: usize) -> usize {
     }
 }
 
-struct Case {
-    dtype: DType,
-    n_rows: usize,
-    n_cols: usize,
-    n_x: usize,
-    bytes: Vec<u8>,
-    x: Vec<f32>,
+pub(crate) struct Case {
+    pub(crate) dtype: DType,
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    pub(crate) n_x: usize,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) x: Vec<f32>,
 }
 
 impl Case {
-    fn new(dtype: DType, n_rows: usize, n_x: usize, which: usize, seed: u64, extreme: bool) -> Case {
+    pub(crate) fn new(
+        dtype: DType,
+        n_rows: usize,
+        n_x: usize,
+        which: usize,
+        seed: u64,
+        extreme: bool,
+    ) -> Case {
         let mut numbers = Numbers(seed | 1);
         let n_cols = columns(dtype, which);
         let bytes = weights(dtype, n_rows * n_cols, &mut numbers, extreme);
@@ -99,7 +106,7 @@ impl Case {
         }
     }
 
-    fn multiply(&self, isa: Isa, precision: Precision, n_threads: usize) -> Vec<f32> {
+    pub(crate) fn multiply(&self, isa: Isa, precision: Precision, n_threads: usize) -> Vec<f32> {
         let compute = Compute::new(isa, n_threads).unwrap();
         let weights = Matrix::new(self.dtype, self.n_rows, self.n_cols, &self.bytes).unwrap();
         let mut x = Activations::new(precision);
@@ -157,7 +164,7 @@ fn is_rounded(isa: Isa, n_x: usize) -> bool {
     isa.has_tiles() && n_x >= panel_min_x(isa)
 }
 
-fn any_dtype() -> impl Strategy<Value = DType> {
+pub(crate) fn any_dtype() -> impl Strategy<Value = DType> {
     prop::sample::select(DType::all().collect::<Vec<_>>())
 }
 

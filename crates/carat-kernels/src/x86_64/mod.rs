@@ -19,6 +19,7 @@ mod avx2_products;
 mod avx2_unit;
 mod avx2_unpack;
 pub(crate) mod avx512;
+mod avx512_above;
 mod avx512_lanes;
 mod avx512_matmul;
 mod avx512_pack;
@@ -33,6 +34,7 @@ pub(crate) use avx2_panel::{
 };
 pub(crate) use avx2_products::TILE_X as AVX2_TILE_X;
 pub(crate) use avx512::Avx512;
+pub(crate) use avx512_above::above as above_avx512;
 pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;

@@ -2,20 +2,22 @@
 
 mod experts;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use carat_format::{TensorBytes, TensorView};
 use carat_kernels::attention::{
     DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, pack_rows, prefill,
     unpack_rows,
 };
-use carat_kernels::{Activations, Compute, DType, Matrix, Precision, Product, dequantize, vector};
+use carat_kernels::{
+    Activations, Compute, DType, Largest, Matrix, Precision, Product, RowProduct, dequantize, vector,
+};
 use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, ExpertMatrices, KeyValues, Sequence};
 use crate::config::Rope;
 use crate::kv_cache::KvCache;
-use crate::{Config, Error};
+use crate::{Config, Error, TokenLogit};
 use experts::{ExpertScratch, Routes};
 
 /// Elements of one chunk of element-wise work: below it a parallel region costs more than it saves.
@@ -29,6 +31,11 @@ pub(crate) struct Cpu {
     decode_scratch: DecodeScratch,
     prefill_scratch: PrefillScratch,
     experts: ExpertScratch,
+    largest: Largest,
+    /// What it found last.
+    found: Vec<Vec<RowProduct>>,
+    /// Logits on their way through the cap.
+    capped: Vec<f32>,
 }
 
 /// A weight matrix where it is mapped.
@@ -38,6 +45,8 @@ pub(crate) struct CpuMatrix {
     n_rows: usize,
     n_cols: usize,
     bytes: TensorBytes,
+    /// [`Compute::longest_row`], once it was needed.
+    longest_row: OnceLock<f32>,
 }
 
 impl CpuMatrix {
@@ -85,6 +94,9 @@ impl Cpu {
             decode_scratch: DecodeScratch::default(),
             prefill_scratch: PrefillScratch::default(),
             experts: ExpertScratch::new(precision),
+            largest: Largest::new(precision),
+            found: Vec::new(),
+            capped: Vec::new(),
         }
     }
 
@@ -132,6 +144,7 @@ impl Backend for Cpu {
             n_rows,
             n_cols,
             bytes: tensor.hold(),
+            longest_row: OnceLock::new(),
         })
     }
 
@@ -232,6 +245,36 @@ impl Backend for Cpu {
         self.activations
             .fill(&self.compute, &x.values, n, x.width, &weights);
         self.compute.multiply(&self.activations, &mut jobs);
+    }
+
+    fn largest(
+        &mut self,
+        x: &CpuBuffer,
+        matrix: &CpuMatrix,
+        cap: Option<f32>,
+        k: &[usize],
+        out: &mut Vec<Vec<TokenLogit>>,
+    ) {
+        let (compute, isa) = (&self.compute, self.compute.isa());
+        // The view cannot fail: `matrix` made the same one when the weights were loaded.
+        let Ok(weights) = matrix.view() else { return };
+        let longest_row = || *matrix.longest_row.get_or_init(|| compute.longest_row(weights));
+        let found = &mut self.found;
+        compute.largest(&mut self.largest, &x.values, weights, longest_row, k, found);
+        out.resize_with(found.len(), Vec::new);
+        for (out, found) in out.iter_mut().zip(found) {
+            self.capped.clear();
+            self.capped.extend(found.iter().map(|found| found.product));
+            if let Some(cap) = cap {
+                vector::soft_cap(isa, &mut self.capped, cap);
+            }
+            let logits = found.iter().zip(&self.capped);
+            out.clear();
+            out.extend(logits.map(|(found, logit)| TokenLogit {
+                id: found.row,
+                logit: *logit,
+            }));
+        }
     }
 
     fn norm_rotate(

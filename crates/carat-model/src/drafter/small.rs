@@ -71,7 +71,7 @@ impl Small {
                     tokens: &latest[i].as_slice()[..1],
                     media: &[],
                     cache: &mut own.cache,
-                    logits: LogitRows::Last,
+                    logits: LogitRows::Top(1),
                 });
             }
             if pass.is_empty() {
@@ -79,9 +79,8 @@ impl Small {
             }
             self.model.forward(&mut pass, &mut self.logits)?;
             drop(pass);
-            let rows = self.logits.chunks_exact(self.model.vocab_size().max(1));
-            for (i, row) in indexes.into_iter().zip(rows) {
-                let guess = u32::try_from(super::likeliest(row)).ok();
+            for (i, top) in indexes.into_iter().zip(self.model.top()) {
+                let guess = top.first().map(|likeliest| likeliest.id);
                 batch[i].guesses.extend(guess);
                 latest[i] = guess;
             }
@@ -130,12 +129,20 @@ impl Small {
             tokens: &tokens,
             media: &[],
             cache: &mut own.cache,
-            logits: if is_last { LogitRows::Last } else { LogitRows::None },
+            logits: if is_last {
+                LogitRows::Top(1)
+            } else {
+                LogitRows::None
+            },
         }];
         self.model.forward(&mut pass, &mut self.logits)?;
         own.tokens.extend_from_slice(part);
         Ok(if is_last {
-            u32::try_from(super::likeliest(&self.logits)).ok()
+            self.model
+                .top()
+                .first()
+                .and_then(|top| top.first())
+                .map(|likeliest| likeliest.id)
         } else {
             None
         })
