@@ -778,6 +778,9 @@ pub(crate) struct PanelScratch {
     pub(crate) packed: Box<[crate::x86_64::Packed; 2]>,
     #[cfg(target_arch = "x86_64")]
     pub(crate) lanes: Box<crate::x86_64::Lanes>,
+    /// Sums of several activation rows with sixteen weight rows of Q8_0.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) q8_0_sums: crate::x86_64::Q8_0Sums,
     /// What the offsets of codes have too much, for each block of activations.
     #[cfg(target_arch = "x86_64")]
     pub(crate) shares: Aligned<i32>,

@@ -45,7 +45,7 @@ impl Rows {
     /// Where each row begins.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn starts(self) -> __m512i {
+    pub(super) fn starts(self) -> __m512i {
         let row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         _mm512_mullo_epi32(row, _mm512_set1_epi32(self.stride as i32))
     }
@@ -56,7 +56,7 @@ impl Rows {
     /// `offset + 4` is within the chunk, and `starts` are [`Rows::starts`].
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn word(self, offset: usize, starts: __m512i) -> __m512i {
+    pub(super) unsafe fn word(self, offset: usize, starts: __m512i) -> __m512i {
         // SAFETY: within each row's chunk, by the contracts of this function and of the type.
         unsafe { _mm512_i32gather_epi32::<1>(starts, self.chunk.add(offset).cast()) }
     }
@@ -67,7 +67,7 @@ impl Rows {
     /// `offset + 16` is within the chunk.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn columns(self, offset: usize) -> [__m512i; 4] {
+    pub(super) unsafe fn columns(self, offset: usize) -> [__m512i; 4] {
         // SAFETY: within each row's chunk, by the contracts of this function and of the type.
         let row = |r: usize| unsafe { _mm_loadu_si128(self.chunk.add(r * self.stride + offset).cast()) };
         // Register i: rows i, i + 4, i + 8, i + 12, which a transposition within quarters brings in order.
@@ -261,7 +261,7 @@ impl Lanes {
 /// The lower 16 bits of each lane as f16.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn low_f16(x: __m512i) -> __m512 {
+pub(super) fn low_f16(x: __m512i) -> __m512 {
     _mm512_cvtph_ps(_mm512_cvtepi32_epi16(x))
 }
 

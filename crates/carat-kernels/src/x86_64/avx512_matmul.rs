@@ -5,7 +5,8 @@
 //! broadcast:
 //!
 //! ```text
-//! few activation rows (decode, drafts)    a block of 32 columns of 16 rows in registers, times all of them at once
+//! few activation rows (decode, drafts)    a block of 32 columns of 16 rows in registers, times all of them at once; for
+//!                                         eight or sixteen of them Q8_0 has a way of its own (`avx512_q8_0`)
 //! many (prefill)                          a panel of 2 x 16 rows and 2,048 columns in the L2 cache, times six at a time
 //! ```
 //!
@@ -25,7 +26,9 @@ use std::arch::x86_64::*;
 
 use super::avx512_lanes::{PACK_ROWS, Rows};
 use super::avx512_pack::{BLOCK_REGISTERS, PACK_CHUNKS, Pack, Packed, Scales};
+use super::avx512_q8_0::several;
 use super::fill_shares;
+use crate::DType;
 use crate::activation::QuantizedTile;
 use crate::aligned::Aligned;
 use crate::block::{BlockFormat, CHUNK, by_format};
@@ -41,7 +44,7 @@ pub(crate) const MAX_FEW: usize = 16;
 const BLOCKS: usize = CHUNK / 32;
 /// Activation rows that are multiplied side by side where there are that many: a register of sums each, beside eight of
 /// codes.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 /// How far ahead of its use a row's memory is asked for: some 400 ns at one core's bandwidth, with 16 rows.
 const PREFETCH_BYTES: usize = 768;
 /// Chunks of at least so many bytes are asked for into the L2 cache: sixteen rows of them so far ahead would drive the
@@ -60,6 +63,15 @@ pub(crate) fn tile_rows(n_rows: usize) -> usize {
 /// `out[t][r]` for the rows of `task`, which begin at a multiple of 16 or [`PANEL_ROWS`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,f16c")]
 pub(crate) fn multiply(task: &RowTask<'_>, scratch: &mut PanelScratch) {
+    if task.weights.dtype() == DType::Q8_0 {
+        match (task.x.tile_rows(), task.x.is_wide()) {
+            (8, false) => return several::<false, 8>(task, scratch),
+            (8, true) => return several::<true, 8>(task, scratch),
+            (16, false) => return several::<false, 16>(task, scratch),
+            (16, true) => return several::<true, 16>(task, scratch),
+            _ => {}
+        }
+    }
     by_format!(task.weights.dtype(), F => {
         if task.x.is_wide() { multiply_as::<F, true>(task, scratch) } else { multiply_as::<F, false>(task, scratch) }
     }, else {});
@@ -449,7 +461,7 @@ unsafe fn panel_tile<F: BlockFormat, const WIDE: bool>(
 
 /// The first `n` lanes of a register, all if there are fewer.
 #[inline]
-fn lane_mask(n: usize) -> __mmask16 {
+pub(super) fn lane_mask(n: usize) -> __mmask16 {
     if n < PACK_ROWS { (1 << n) - 1 } else { !0 }
 }
 

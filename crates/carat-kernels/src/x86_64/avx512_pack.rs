@@ -362,7 +362,7 @@ impl Pack for Q8_0 {
 /// Signed bytes plus 128.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn unsigned(mut codes: [__m512i; BLOCK_REGISTERS]) -> [__m512i; BLOCK_REGISTERS] {
+pub(super) fn unsigned(mut codes: [__m512i; BLOCK_REGISTERS]) -> [__m512i; BLOCK_REGISTERS] {
     for codes in &mut codes {
         *codes = _mm512_xor_si512(*codes, _mm512_set1_epi8(-128));
     }
