@@ -23,6 +23,13 @@ use crate::{Isa, Pool, is_area};
 /// Elements from which on several threads quantize: some 10 µs of work.
 const PARALLEL_MIN: usize = 1 << 14;
 
+/// Elements of the blocks that are quantized at a time.
+const EIGHT: usize = 8 * 32;
+/// What the largest of a block becomes, with 8 bits.
+pub(crate) const LARGEST: f32 = 127.0;
+/// With 16 bits.
+pub(crate) const LARGEST_WIDE: f32 = 127.0 * 256.0;
+
 /// A batch of quantized rows; the buffers are reused from call to call.
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRows {
@@ -142,19 +149,15 @@ impl QuantizedRows {
         for floats in [&mut self.scale32, &mut self.sum32] {
             floats.resize(n / 32);
         }
-        let n_tiles = n_rows.div_ceil(tile_rows);
         let pool = pool.filter(|_| n_rows * n_cols >= PARALLEL_MIN);
         let n_parts = pool.map_or(1, Pool::n_threads);
-        let tiles_per_part = n_tiles.div_ceil(n_parts).max(1);
-        let parts = self.parts(tiles_per_part * tile_rows * padded);
-        let x_parts = x.chunks((tiles_per_part * tile_rows * n_cols).max(1));
+        let eights_per_part = (n / EIGHT).div_ceil(n_parts).max(1);
         // Each part is one thread's; the lock only says so to the compiler.
-        let work: SmallVec<[_; 16]> = parts.zip(x_parts).map(Mutex::new).collect();
+        let work: SmallVec<[_; 16]> = self.parts(eights_per_part * EIGHT).map(Mutex::new).collect();
         let fill = |_, i: usize| {
-            let (part, x) = &mut *work[i].lock().unwrap_or_else(PoisonError::into_inner);
-            for (t, from) in x.chunks_exact(n_cols.max(1)).enumerate() {
-                fill_row(isa, part, padded / 32, (t, tile_rows), from);
-            }
+            let mut part = work[i].lock().unwrap_or_else(PoisonError::into_inner);
+            let mut source = Source::new(x, [n_rows, n_cols], tile_rows, 8 * eights_per_part * i);
+            part.each_eight(|mut to| quantize_eight(isa, &source.next_eight(), &mut to));
         };
         match pool {
             Some(pool) => pool.run(work.len(), &fill),
@@ -162,7 +165,7 @@ impl QuantizedRows {
         }
     }
 
-    /// The buffers cut into parts of `n` elements, which are whole tiles.
+    /// The buffers cut into parts of `n` elements, which are whole [`Eight`]s.
     fn parts(&mut self, n: usize) -> impl Iterator<Item = QuantizedPart<'_>> {
         let mut low = self.low.chunks_mut(n);
         let mut words = self.words.chunks_mut(n);
@@ -275,47 +278,149 @@ struct QuantizedPart<'a> {
     isum32: &'a mut [i32],
 }
 
+/// Eight blocks that stand one behind the other in the buffers of a [`QuantizedRows`], of one row or of several.
+pub(crate) struct Eight<'a> {
+    pub(crate) q: &'a mut [[i8; 32]; 8],
+    /// None with 8 bits.
+    pub(crate) low: Option<&'a mut [[i8; 32]; 8]>,
+    words: Option<&'a mut [[i16; 32]; 8]>,
+    pub(crate) scale: &'a mut [f32; 16],
+    pub(crate) sum: &'a mut [f32; 16],
+    pub(crate) isum: &'a mut [i32; 16],
+    pub(crate) scale32: &'a mut [f32; 8],
+    pub(crate) sum32: &'a mut [f32; 8],
+    pub(crate) isum32: &'a mut [i32; 8],
+}
+
+impl QuantizedPart<'_> {
+    /// Calls `fill` for all of it.
+    fn each_eight(&mut self, mut fill: impl FnMut(Eight<'_>)) {
+        fn blocks<T, const N: usize>(all: &mut [T]) -> impl Iterator<Item = &mut [[T; N]; 8]> {
+            all.as_chunks_mut().0.as_chunks_mut().0.iter_mut()
+        }
+        fn few<T, const N: usize>(all: &mut [T]) -> impl Iterator<Item = &mut [T; N]> {
+            all.as_chunks_mut().0.iter_mut()
+        }
+        let (mut low, mut words) = (blocks(self.low), blocks(self.words));
+        let floats16 = few(self.scale).zip(few(self.sum));
+        let floats32 = few(self.scale32).zip(few(self.sum32));
+        let whole = few(self.isum).zip(few(self.isum32));
+        for (((q, (scale, sum)), (scale32, sum32)), (isum, isum32)) in
+            blocks(self.q).zip(floats16).zip(floats32).zip(whole)
+        {
+            fill(Eight {
+                q,
+                low: low.next(),
+                words: words.next(),
+                scale,
+                sum,
+                isum,
+                scale32,
+                sum32,
+                isum32,
+            });
+        }
+    }
+}
+
+/// The blocks of `x` in the order in which they stand in tiles.
+struct Source<'a> {
+    x: &'a [f32],
+    n_cols: usize,
+    n_rows: usize,
+    tile_rows: usize,
+    /// First row of the tile.
+    tile: usize,
+    /// Block of the row.
+    b: usize,
+    /// Row of the tile.
+    t: usize,
+    /// For blocks that are not there, or not whole.
+    padded: [[f32; 32]; 8],
+}
+
+impl<'a> Source<'a> {
+    /// From block `at` of the buffers on.
+    fn new(x: &'a [f32], [n_rows, n_cols]: [usize; 2], tile_rows: usize, at: usize) -> Source<'a> {
+        let n_blocks = n_cols.next_multiple_of(CHUNK) / 32;
+        let tile = at / (tile_rows * n_blocks).max(1);
+        let within = at - tile * tile_rows * n_blocks;
+        Source {
+            x,
+            n_cols,
+            n_rows,
+            tile_rows,
+            tile: tile * tile_rows,
+            b: within / tile_rows,
+            t: within % tile_rows,
+            padded: [[0.0; 32]; 8],
+        }
+    }
+
+    /// The next eight, filled up with zeros.
+    fn next_eight(&mut self) -> [&[f32; 32]; 8] {
+        let blocks: [&[f32]; 8] = std::array::from_fn(|_| self.next());
+        for (padded, block) in self.padded.iter_mut().zip(blocks) {
+            if block.len() < 32 {
+                padded.fill(0.0);
+                padded[..block.len()].copy_from_slice(block);
+            }
+        }
+        std::array::from_fn(|i| blocks[i].first_chunk().unwrap_or(&self.padded[i]))
+    }
+
+    /// What there is of the next block.
+    fn next(&mut self) -> &'a [f32] {
+        let (row, from) = (self.tile + self.t, 32 * self.b);
+        self.t += 1;
+        if self.t == self.tile_rows {
+            (self.t, self.b) = (0, self.b + 1);
+            if 32 * self.b >= self.n_cols.next_multiple_of(CHUNK) {
+                (self.b, self.tile) = (0, self.tile + self.tile_rows);
+            }
+        }
+        if row >= self.n_rows || from >= self.n_cols {
+            return &[];
+        }
+        let n = (self.n_cols - from).min(32);
+        &self.x[row * self.n_cols + from..][..n]
+    }
+}
+
+/// Quantizes eight blocks.
+fn quantize_eight(isa: Isa, values: &[&[f32; 32]; 8], to: &mut Eight<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() && to.words.is_none() {
+        // SAFETY: an `Isa` of this level exists only where the processor has the features.
+        if unsafe { crate::x86_64::quantize_avx512(values, to) } {
+            return;
+        }
+    }
+    quantize_blocks(isa, values, to);
+}
+
 dispatch! {
-    /// Row `t` of the part, of `n_blocks` blocks, in tiles of `tile_rows`.
-    fn fill_row(part: &mut QuantizedPart<'_>, n_blocks: usize, place: (usize, usize), from: &[f32]) = fill_row_generic;
+    /// [`quantize_eight`] block by block.
+    fn quantize_blocks(values: &[&[f32; 32]; 8], to: &mut Eight<'_>) = quantize_blocks_generic;
 }
 
 #[inline(always)]
-fn fill_row_generic<S: Simd>(
-    _: S,
-    part: &mut QuantizedPart<'_>,
-    n_blocks: usize,
-    (t, tile_rows): (usize, usize),
-    from: &[f32],
-) {
-    let first = t / tile_rows * tile_rows * n_blocks + t % tile_rows;
-    let mut block = [0.0; 32];
-    for b in 0..n_blocks {
-        let values = from.get(32 * b..).unwrap_or(&[]);
-        let values: &[f32; 32] = if let Some(whole) = values.first_chunk() {
-            whole
-        } else {
-            block.fill(0.0);
-            block[..values.len()].copy_from_slice(values);
-            &block
-        };
-        let at = first + b * tile_rows;
-        let q = &mut part.q.as_chunks_mut().0[at];
-        let (scale, sums) = match part.low.as_chunks_mut().0.get_mut(at) {
-            Some(low) => quantize_wide_block(values, q, low),
+fn quantize_blocks_generic<S: Simd>(_: S, values: &[&[f32; 32]; 8], to: &mut Eight<'_>) {
+    for (i, values) in values.iter().enumerate() {
+        let q = &mut to.q[i];
+        let (scale, sums) = match &mut to.low {
+            Some(low) => quantize_wide_block(values, q, &mut low[i]),
             None => quantize_block(values, q),
         };
-        if let Some(words) = part.words.as_chunks_mut().0.get_mut(at) {
-            widen_block(q, part.low.as_chunks().0.get(at), words);
+        if let Some(words) = &mut to.words {
+            widen_block(q, to.low.as_ref().map(|low| &low[i]), &mut words[i]);
         }
-        part.scale[2 * at..2 * at + 2].fill(scale);
-        part.scale32[at] = scale;
-        part.isum[2 * at..2 * at + 2].copy_from_slice(&sums);
-        part.isum32[at] = sums[0] + sums[1];
-        for (to, sum) in part.sum[2 * at..].iter_mut().zip(sums) {
-            *to = scale * sum as f32;
+        to.scale32[i] = scale;
+        to.isum32[i] = sums[0] + sums[1];
+        to.sum32[i] = scale * to.isum32[i] as f32;
+        for (at, sum) in (2 * i..).zip(sums) {
+            (to.scale[at], to.isum[at], to.sum[at]) = (scale, sum, scale * sum as f32);
         }
-        part.sum32[at] = scale * part.isum32[at] as f32;
     }
 }
 
@@ -360,7 +465,6 @@ pub(crate) fn nearest(x: f32) -> i32 {
 /// As [`quantize_block`], with 16 bits.
 #[inline(always)]
 fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32]) -> (f32, [i32; 2]) {
-    const LARGEST: f32 = 127.0 * 256.0;
     let largest = largest_of(values);
     if !largest.is_finite() {
         // A broken number must be seen in the output, as it would be in f32.
@@ -368,7 +472,7 @@ fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32])
         low.fill(0);
         return (f32::NAN, [0; 2]);
     }
-    let factor = factor_to(LARGEST, largest);
+    let factor = factor_to(LARGEST_WIDE, largest);
     // Each step for all 32 in a loop of its own: the compiler makes vectors of these. One loop over all steps it does byte
     // by byte, and `map` of an array calls a function that knows no vectors.
     let (mut high, mut rest) = ([0; 32], nearest_of(values, factor));
@@ -383,7 +487,7 @@ fn quantize_wide_block(values: &[f32; 32], q: &mut [i8; 32], low: &mut [i8; 32])
     narrow(&rest, low);
     let sums = halves(&high).map(|sum| 256 * sum);
     let rest = halves(&rest);
-    (largest / LARGEST, [sums[0] + rest[0], sums[1] + rest[1]])
+    (largest / LARGEST_WIDE, [sums[0] + rest[0], sums[1] + rest[1]])
 }
 
 /// One block of 32: its scale and the sums of its two halves. LLVM makes vectors of it.
@@ -395,10 +499,10 @@ fn quantize_block(values: &[f32; 32], q: &mut [i8; 32]) -> (f32, [i32; 2]) {
         q.fill(0);
         return (f32::NAN, [0; 2]);
     }
-    let factor = factor_to(127.0, largest);
+    let factor = factor_to(LARGEST, largest);
     let whole = nearest_of(values, factor);
     narrow(&whole, q);
-    (largest / 127.0, halves(&whole))
+    (largest / LARGEST, halves(&whole))
 }
 
 /// The whole numbers nearest to `factor` times the values.
@@ -462,6 +566,55 @@ mod tests {
                 }
                 for (j, sum) in tile.isum32.iter().enumerate() {
                     prop_assert_eq!(*sum, tile.isum[2 * j] + tile.isum[2 * j + 1]);
+                }
+            }
+        }
+    }
+
+    /// Values of all sizes, of which some blocks have one of their own.
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![
+            40 => -4f32..4.0,
+            4 => prop::num::f32::NORMAL,
+            4 => prop::sample::select(vec![0.0, -0.0, 127.0, -127.5, 32640.5, -32512.0, 1e-40, f32::MIN_POSITIVE]),
+            1 => prop::sample::select(vec![f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
+        ];
+        let block = prop_oneof![
+            4 => prop::collection::vec(value, 32),
+            1 => prop::sample::select(vec![0.0, 1.0, -3.5, 1e-38, 1e-42]).prop_map(|value| vec![value; 32]),
+        ];
+        prop::collection::vec(block, 1..40).prop_map(|blocks| blocks.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn every_instruction_set_quantizes_as_the_scalar_twin(
+            x in values(), n_rows in 1usize..20, tile_rows in 1usize..17, wide: bool, has_words: bool,
+        ) {
+            let bits = if wide { Bits::Sixteen } else { Bits::Eight };
+            let n_cols = x.len() / n_rows;
+            let fill = |isa| {
+                let mut rows = QuantizedRows::default();
+                let layout = Layout { tile_rows, has_words };
+                rows.fill((isa, Some(&pool())), bits, &x[..n_rows * n_cols], [n_rows, n_cols], layout);
+                rows
+            };
+            let bits_of = |floats: &Aligned<f32>| floats.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let twin = fill(Isa(crate::isa::Level::Scalar));
+            for isa in Isa::available() {
+                let rows = fill(isa);
+                prop_assert_eq!(&rows.q[..], &twin.q[..], "{}", isa);
+                prop_assert_eq!(&rows.low[..], &twin.low[..], "{}", isa);
+                prop_assert_eq!(&rows.words[..], &twin.words[..], "{}", isa);
+                prop_assert_eq!(&rows.isum[..], &twin.isum[..], "{}", isa);
+                prop_assert_eq!(&rows.isum32[..], &twin.isum32[..], "{}", isa);
+                for (floats, twin) in [
+                    (&rows.scale, &twin.scale),
+                    (&rows.scale32, &twin.scale32),
+                    (&rows.sum, &twin.sum),
+                    (&rows.sum32, &twin.sum32),
+                ] {
+                    prop_assert_eq!(bits_of(floats), bits_of(twin), "{}", isa);
                 }
             }
         }

@@ -24,6 +24,7 @@ mod avx512_lanes;
 mod avx512_matmul;
 mod avx512_pack;
 mod avx512_q8_0;
+mod avx512_quantize;
 mod rounded;
 
 pub(crate) use amx_matmul::{TileTask, multiply as multiply_amx, panel_rows as amx_panel_rows};
@@ -40,6 +41,7 @@ pub(crate) use avx512_lanes::Lanes;
 pub(crate) use avx512_matmul::{MAX_FEW, PANEL_ROWS, multiply as multiply_avx512, tile_rows};
 pub(crate) use avx512_pack::Packed;
 pub(crate) use avx512_q8_0::Sums as Q8_0Sums;
+pub(crate) use avx512_quantize::quantize as quantize_avx512;
 pub(crate) use rounded::RoundedRows;
 
 /// What the sums of the products begin with: the part that the codes' offset has too much, `-OFFSET` times the sum of the
