@@ -4,6 +4,7 @@
     pip install llama-cpp-python      # CC=clang-16 CXX=clang++-16 builds it for this very processor
     cargo build --release
     bench/compare.py MODEL.gguf [MODEL.gguf ...] --prefill 512 --depth 0,4096 --rounds 5 --json rounds.jsonl
+    bench/compare.py MODEL.gguf --batch 4,8,16 --verify 2,4,8
 
 For a lower instruction set, hold carat to it and build llama.cpp for it in a Python of its own:
 
@@ -46,6 +47,10 @@ def arguments():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--prefill", type=numbers, default=[512], help="prompt lengths (default 512)")
     parser.add_argument("--decode", type=int, default=32, help="tokens decoded at each depth (default 32)")
+    parser.add_argument("--batch", type=numbers, default=[],
+                        help="sequences decoded together, at depth 0 (carat chooses each token too, llama.cpp none)")
+    parser.add_argument("--verify", type=numbers, default=[],
+                        help="tokens of one sequence in one pass, all their logits wanted, as when a draft is checked")
     parser.add_argument("--depth", type=numbers, default=[0], help="tokens in the cache before decoding (default 0)")
     parser.add_argument("--copied-cache", type=int, metavar="WINDOW",
                         help="do not let llama.cpp compute the tokens before decoding, but fill its cache with copies of "
@@ -110,29 +115,83 @@ def measure_llama(options):
             feed(depth, 512)
         rates[f"decode at {depth}"] = timed(options.decode, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    llama_cpp.llama_free(context)
+
+    def timed_passes(n, n_sequences):
+        """Tokens a second in passes of `n` tokens: one of each of as many sequences, or all of one sequence."""
+        params.n_ctx = 256 * n_sequences + n * (options.decode + 1)
+        params.n_seq_max = n_sequences
+        context = llama_cpp.llama_init_from_model(model, params)
+        if not context:
+            sys.exit("llama.cpp has no memory for the context")
+        batch = llama_cpp.llama_batch_init(n, 0, 1)
+        batch.n_tokens = n
+        for step in range(options.decode + 1):
+            if step == 1:
+                start = time.perf_counter()
+            for i in range(n):
+                batch.token[i] = 100 + (n * step + i) % 1000
+                batch.pos[i] = step if n_sequences > 1 else n * step + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = i if n_sequences > 1 else 0
+                batch.logits[i] = 1
+            if llama_cpp.llama_decode(context, batch):
+                sys.exit("llama.cpp failed to decode")
+            llama_cpp.llama_synchronize(context)
+        seconds = time.perf_counter() - start
+        llama_cpp.llama_batch_free(batch)
+        llama_cpp.llama_free(context)
+        return n * options.decode / seconds
+
+    for n in options.batch:
+        rates[f"{n} sequences"] = timed_passes(n, n)
+    for n in options.verify:
+        rates[f"{n} tokens a pass"] = timed_passes(n, 1)
     print(json.dumps({"rates": rates, "load_s": load, "peak_bytes": peak}))
+
+
+def joined(of):
+    return ",".join(map(str, of))
 
 
 def run_llama(options, model):
     command = [options.llama_python, __file__, model, "--llama-only", "--threads", str(options.threads),
-               "--decode", str(options.decode), "--prefill", ",".join(map(str, options.prefill)),
-               "--depth", ",".join(map(str, options.depth))]
+               "--decode", str(options.decode), "--prefill", joined(options.prefill), "--depth", joined(options.depth)]
     if options.copied_cache:
         command += ["--copied-cache", str(options.copied_cache)]
+    for name in ["batch", "verify"]:
+        if of := getattr(options, name):
+            command += [f"--{name}", joined(of)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def carat_bench(options, model, *more):
+    command = [options.carat, "bench", model, "--json", "--threads", str(options.threads), *more]
+    if options.isa:
+        command += ["--isa", options.isa]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def run_carat(options, model):
-    command = [options.carat, "bench", model, "--json", "--repeat", "1", "--threads", str(options.threads),
-               "--decode", str(options.decode), "--prefill", ",".join(map(str, options.prefill)),
-               "--depth", ",".join(map(str, options.depth))]
-    if options.isa:
-        command += ["--isa", options.isa]
-    report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    report = carat_bench(options, model, "--repeat", "1", "--decode", str(options.decode),
+                         "--prefill", joined(options.prefill), "--depth", joined(options.depth))
     rates = {}
-    for result in report["results"]:
-        place = result["n_tokens"] if result["kind"] == "prefill" else f"at {result['depth']}"
-        rates[f"{result['kind']} {place}"] = result["tok_per_s"]["median"]
+
+    def take(results, case):
+        for result in results:
+            rates[case.format(**result)] = result["tok_per_s"]["median"]
+
+    take([result for result in report["results"] if result["kind"] == "prefill"], "prefill {n_tokens}")
+    take([result for result in report["results"] if result["kind"] == "decode"], "decode at {depth}")
+    if options.batch:
+        # The median of three, since carat's time depends on its own text: of a flat distribution more is looked at.
+        batches = carat_bench(options, model, "--repeat", "3", "--decode", str(options.decode), "--prefill", "0",
+                              "--batch", joined(options.batch))
+        take(batches["results"], "{n_sequences} sequences")
+    if options.verify:
+        passes = carat_bench(options, model, "--repeat", str(options.decode), "--decode", "0", "--prefill", "0",
+                             "--verify", joined(options.verify))
+        take(passes["results"], "{n_tokens} tokens a pass")
     return {"rates": rates, "load_s": report["load_ms"] / 1e3, "peak_bytes": report["peak_rss_bytes"]}
 
 
