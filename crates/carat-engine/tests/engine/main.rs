@@ -5,6 +5,8 @@
 mod draft;
 mod fake;
 mod generation;
+mod grammar;
+mod jobs;
 mod sampler;
 mod scheduler;
 mod score;
