@@ -58,7 +58,10 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="append each round's figures here")
     parser.add_argument("--llama-only", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.decode < 1 and (options.batch or options.verify):
+        parser.error("--batch and --verify take as many passes as --decode says: give at least 1")
+    return options
 
 
 def measure_llama(options):
@@ -184,7 +187,7 @@ def run_carat(options, model):
     take([result for result in report["results"] if result["kind"] == "prefill"], "prefill {n_tokens}")
     take([result for result in report["results"] if result["kind"] == "decode"], "decode at {depth}")
     if options.batch:
-        # The median of three, since carat's time depends on its own text: of a flat distribution more is looked at.
+        # The median of three, since carat's time depends on what it says.
         batches = carat_bench(options, model, "--repeat", "3", "--decode", str(options.decode), "--prefill", "0",
                               "--batch", joined(options.batch))
         take(batches["results"], "{n_sequences} sequences")

@@ -20,7 +20,7 @@ use crate::block::CHUNK;
 use crate::simd::{Simd, dispatch};
 use crate::{Isa, Pool, is_area};
 
-/// Elements from which on several threads quantize: some 10 µs of work.
+/// Elements from which on several threads quantize: some 5 to 15 µs of work.
 const PARALLEL_MIN: usize = 1 << 14;
 
 /// Elements of the blocks that are quantized at a time.

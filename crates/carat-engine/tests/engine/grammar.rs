@@ -9,6 +9,18 @@ use carat_engine::{
 use crate::fake::{EOS, FakeModel, byte, tokenizer, word};
 use crate::jobs::{Ear, greedy, job, limits, prompt, run, scheduler};
 
+/// A request whose answer is drawn by dice.
+fn random(seed: u64) -> Request {
+    Request {
+        sampling: SamplingParams {
+            seed,
+            ..SamplingParams::default()
+        },
+        stop_ids: vec![EOS],
+        ..greedy(prompt(5, seed as usize), 200)
+    }
+}
+
 #[test]
 fn an_answer_follows_its_grammar_whatever_the_model_wants() {
     let tokenizer = tokenizer();
@@ -21,15 +33,7 @@ fn an_answer_follows_its_grammar_whatever_the_model_wants() {
     });
     for seed in 0..20 {
         let mut scheduler = scheduler(FakeModel::chaotic(), limits());
-        let request = Request {
-            sampling: SamplingParams {
-                seed,
-                ..SamplingParams::default()
-            },
-            stop_ids: vec![EOS],
-            ..greedy(prompt(5, seed as usize), 200)
-        };
-        let (mut job, ear) = job(request);
+        let (mut job, ear) = job(random(seed));
         job.constraint = Some(compiler.compile(&Grammar::JsonSchema(schema.clone())).unwrap());
         scheduler.submit(job);
         run(&mut scheduler);
@@ -54,15 +58,7 @@ fn grammars_of_every_notation_are_followed() {
     let check = |grammar: Grammar, holds: &dyn Fn(&str) -> bool| {
         for seed in 0..10 {
             let mut scheduler = scheduler(FakeModel::chaotic(), limits());
-            let request = Request {
-                sampling: SamplingParams {
-                    seed,
-                    ..SamplingParams::default()
-                },
-                stop_ids: vec![EOS],
-                ..greedy(prompt(5, seed as usize), 200)
-            };
-            let (mut job, ear) = job(request);
+            let (mut job, ear) = job(random(seed));
             job.constraint = Some(compiler.compile(&grammar).unwrap());
             scheduler.submit(job);
             run(&mut scheduler);
