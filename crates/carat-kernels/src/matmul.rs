@@ -283,9 +283,9 @@ impl Activations {
         }
         // The sums of both are rounded, from block to block; with a min, the parts of a block are larger than the whole.
         let rounding = length.sqrt() * self.n_cols as f32 * f32::EPSILON;
-        // Weights and activations have lost half a unit of eight bits each.
+        // Weights and activations have each lost up to 2^-8 of themselves.
         let of_tiles = if in_tiles {
-            length.sqrt() * 1.01 / 256.0
+            length.sqrt() * 2.05 / 256.0
         } else {
             0.0
         };

@@ -5,7 +5,7 @@
 //!
 //! - `F32`: the reference's. Weights become f32, all products and sums are in f32.
 //! - `Bf16`: both operands of every product are rounded to bf16 and summed in f32, as the published models were
-//!   trained, with twice the multiplications a cycle. The rounding is that of an element, 2^-9 at most; sums of
+//!   trained, with twice the multiplications a cycle. The rounding is that of an element, 2^-8 at most; sums of
 //!   many average it out. Where the processor is not faster at bf16, this is `F32`.
 //!
 //! [`Operand`] is the input of products, made row by row by the caller, so that a norm or an activation costs no

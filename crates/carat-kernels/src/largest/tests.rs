@@ -192,3 +192,36 @@ fn the_longest_row_is_at_least_as_long_as_each() {
         }
     }
 }
+
+/// Rows whose roundings to bf16 all go one way, for the largest product down and for another up: by nearly 2^-8 of itself in
+/// the weights and as much in the activations.
+#[test]
+fn roundings_that_all_go_one_way_hide_nothing() {
+    const N_COLS: usize = 1024;
+    let x = |i: usize| {
+        if i < N_COLS / 2 {
+            1.0 + 1.0 / 256.0
+        } else {
+            1.00391
+        }
+    };
+    let row = |scale: f32, code: &dyn Fn(usize) -> i8| -> Vec<u8> {
+        let block = |b: usize| {
+            let codes = (32 * b..32 * (b + 1)).map(|i| code(i).cast_unsigned());
+            let scale = half::f16::from_f32(scale).to_le_bytes();
+            scale.into_iter().chain(codes).collect::<Vec<u8>>()
+        };
+        (0..N_COLS / 32).flat_map(block).collect()
+    };
+    let first = row(0.007_904_053, &|i| if i < 512 { 127 } else { 0 });
+    let second = row(0.008_033_752, &|i| if (512..1015).contains(&i) { 127 } else { 0 });
+    let case = Case {
+        dtype: DType::Q8_0,
+        n_rows: 2,
+        n_cols: N_COLS,
+        n_x: 17,
+        bytes: [first, second].concat(),
+        x: (0..17).flat_map(|_| (0..N_COLS).map(x)).collect(),
+    };
+    check(&case, &[1; 17], 2);
+}

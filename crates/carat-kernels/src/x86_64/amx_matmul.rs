@@ -12,10 +12,10 @@
 //!
 //! bf16 and not int8: formats have a scale for every 32 columns or fewer. Sums of integers would have to leave the tiles
 //! after each of them to be scaled, and a product of 32 columns takes as long as one of 64. A weight in bf16 is off by
-//! 1/512 of itself at most, which is little beside what its format lost, and an activation by less than in 8 bits.
+//! 1/256 of itself at most, which is little beside what its format lost, and an activation by less than in 8 bits.
 //!
 //! With 16-bit activations, both sides are split into two numbers of bf16, `w = w0 + w1`, and three products are summed,
-//! `w0 x0 + w1 x0 + w0 x1`; what is left out is 2^-18 of a term.
+//! `w0 x0 + w1 x0 + w0 x1`; what is left out is 2^-16 of a term at most, as what either side has lost.
 //!
 //! Bound: 512 products a cycle and core. Beside them, 0.26 cycles for unpacking a weight, which 512 activation rows share.
 
