@@ -71,8 +71,8 @@ pub(crate) trait Backend {
     /// `out[t] = w x[t]` for several matrices with one input, which a backend may run as one.
     fn multiply(&mut self, x: &Self::Buffer, products: &mut [(&Self::Matrix, &mut Self::Buffer)]);
 
-    /// The `k[t]` largest of `w x[t]`, the largest first, each then capped as [`Backend::soft_cap`] does if there is a cap.
-    /// That keeps their order but for what it rounds to equals.
+    /// The `k[t]` largest of `w x[t]`, capped as [`Backend::soft_cap`] does if there is a cap: the largest first, of equals
+    /// that of the earlier row.
     fn largest(
         &mut self,
         x: &Self::Buffer,

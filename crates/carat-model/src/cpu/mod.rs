@@ -1,6 +1,7 @@
 //! The CPU backend: `carat-kernels` on mapped weights.
 
 mod experts;
+mod top;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -9,9 +10,7 @@ use carat_kernels::attention::{
     DecodeQuery, DecodeScratch, KvDType, PrefillQuery, PrefillScratch, decode, pack_rows, prefill,
     unpack_rows,
 };
-use carat_kernels::{
-    Activations, Compute, DType, Largest, Matrix, Precision, Product, RowProduct, dequantize, vector,
-};
+use carat_kernels::{Activations, Compute, DType, Matrix, Precision, Product, dequantize, vector};
 use smallvec::SmallVec;
 
 use crate::backend::{AttentionShape, Backend, ExpertMatrices, KeyValues, Sequence};
@@ -19,6 +18,7 @@ use crate::config::Rope;
 use crate::kv_cache::KvCache;
 use crate::{Config, Error, TokenLogit};
 use experts::{ExpertScratch, Routes};
+use top::Top;
 
 /// Elements of one chunk of element-wise work: below it a parallel region costs more than it saves.
 const ELEMENTS_PER_CHUNK: usize = 16 << 10;
@@ -31,11 +31,7 @@ pub(crate) struct Cpu {
     decode_scratch: DecodeScratch,
     prefill_scratch: PrefillScratch,
     experts: ExpertScratch,
-    largest: Largest,
-    /// What it found last.
-    found: Vec<Vec<RowProduct>>,
-    /// Logits on their way through the cap.
-    capped: Vec<f32>,
+    top: Top,
 }
 
 /// A weight matrix where it is mapped.
@@ -94,9 +90,7 @@ impl Cpu {
             decode_scratch: DecodeScratch::default(),
             prefill_scratch: PrefillScratch::default(),
             experts: ExpertScratch::new(precision),
-            largest: Largest::new(precision),
-            found: Vec::new(),
-            capped: Vec::new(),
+            top: Top::new(precision),
         }
     }
 
@@ -255,26 +249,12 @@ impl Backend for Cpu {
         k: &[usize],
         out: &mut Vec<Vec<TokenLogit>>,
     ) {
-        let (compute, isa) = (&self.compute, self.compute.isa());
+        let compute = &self.compute;
         // The view cannot fail: `matrix` made the same one when the weights were loaded.
         let Ok(weights) = matrix.view() else { return };
         let longest_row = || *matrix.longest_row.get_or_init(|| compute.longest_row(weights));
-        let found = &mut self.found;
-        compute.largest(&mut self.largest, &x.values, weights, longest_row, k, found);
-        out.resize_with(found.len(), Vec::new);
-        for (out, found) in out.iter_mut().zip(found) {
-            self.capped.clear();
-            self.capped.extend(found.iter().map(|found| found.product));
-            if let Some(cap) = cap {
-                vector::soft_cap(isa, &mut self.capped, cap);
-            }
-            let logits = found.iter().zip(&self.capped);
-            out.clear();
-            out.extend(logits.map(|(found, logit)| TokenLogit {
-                id: found.row,
-                logit: *logit,
-            }));
-        }
+        self.top
+            .run(compute, &x.values, (weights, longest_row), cap, k, out);
     }
 
     fn norm_rotate(
