@@ -25,6 +25,10 @@ pub(crate) struct Routes {
     chosen: Vec<(usize, f32)>,
     /// The experts that were chosen, ascending.
     groups: Vec<Group>,
+    /// The place of each group among all by the number of rows, the largest first.
+    places: Vec<usize>,
+    /// Groups in the order of their places.
+    by_size: Vec<usize>,
     /// The token of each row, rows being in the order of groups, and within them of tokens.
     tokens: Vec<usize>,
     /// `[T, n_used]`: the row of each choice.
@@ -71,6 +75,19 @@ impl Routes {
             }
             *next = first;
             first = end;
+        }
+        let Routes {
+            groups,
+            places,
+            by_size,
+            ..
+        } = self;
+        by_size.clear();
+        by_size.extend(0..groups.len());
+        by_size.sort_unstable_by_key(|&group| (std::cmp::Reverse(groups[group].n_rows()), group));
+        places.resize(groups.len(), 0);
+        for (place, &group) in by_size.iter().enumerate() {
+            places[group] = place;
         }
         self.tokens.resize(self.chosen.len(), 0);
         self.rows.resize(self.chosen.len(), 0);
@@ -119,8 +136,9 @@ fn softmax(scores: &mut [f32]) {
 /// Memory that is reused from call to call.
 pub(super) struct ExpertScratch {
     precision: Precision,
-    /// Per group: the input of gate and up, and that of down.
-    groups: Vec<[Mutex<Activations>; 2]>,
+    /// The input of gate and up, and that of down, of each group by its place: the largest group of every layer gets the same
+    /// memory, and the next, so that it is not kept as often as there are experts.
+    inputs: Vec<[Mutex<Activations>; 2]>,
     /// Per group its rows of gate and up: `[n, 2 * d_ff]`, or where the matrices are apart `[2, n, d_ff]`.
     gate_up: Vec<f32>,
     /// `[rows, d_model]`
@@ -138,7 +156,7 @@ impl ExpertScratch {
     pub(super) fn new(precision: Precision) -> ExpertScratch {
         ExpertScratch {
             precision,
-            groups: Vec::new(),
+            inputs: Vec::new(),
             gate_up: Vec::new(),
             down: Vec::new(),
         }
@@ -152,7 +170,7 @@ impl ExpertScratch {
         routes: &Routes,
         experts: &ExpertMatrices<Cpu>,
     ) {
-        let (isa, d_ff, groups) = (compute.isa(), experts.d_ff, &routes.groups);
+        let (isa, d_ff, groups, places) = (compute.isa(), experts.d_ff, &routes.groups, &routes.places);
         // Sizes were checked when the matrices were made, so the views cannot fail.
         let (Ok(gate), Ok(down)) = (experts.gate.view(), experts.down.view()) else {
             return;
@@ -161,24 +179,24 @@ impl ExpertScratch {
         let (d_model, n_rows) = (gate.n_cols(), routes.tokens.len());
         let precision = self.precision;
         let new = || [0, 1].map(|_| Mutex::new(Activations::new(precision)));
-        self.groups.resize_with(self.groups.len().max(groups.len()), new);
+        self.inputs.resize_with(self.inputs.len().max(groups.len()), new);
         self.gate_up.resize(n_rows * 2 * d_ff, 0.0);
         self.down.resize(n_rows * d_model, 0.0);
 
-        let inputs = &self.groups;
+        let inputs = &self.inputs;
         compute.pool().run(groups.len(), &|_, i| {
             let tokens = &routes.tokens[groups[i].first..groups[i].end];
-            lock(&inputs[i][0]).fill_gathered(isa, x, d_model, tokens.iter().copied());
+            lock(&inputs[places[i]][0]).fill_gathered(isa, x, d_model, tokens.iter().copied());
         });
         multiply_gate_up(
             compute,
             groups,
             (&gate, up.as_ref()),
             d_ff,
-            &mut self.groups,
+            &of_groups(&mut self.inputs, places, 0),
             &mut self.gate_up,
         );
-        let (inputs, gate_up) = (&self.groups, &self.gate_up);
+        let (inputs, gate_up) = (&self.inputs, &self.gate_up);
         compute.pool().run(groups.len(), &|_, i| {
             let (first, n) = (groups[i].first, groups[i].n_rows());
             let rows = &gate_up[first * 2 * d_ff..(first + n) * 2 * d_ff];
@@ -187,14 +205,15 @@ impl ExpertScratch {
             } else {
                 (&rows[d_ff..], 2 * d_ff)
             };
-            lock(&inputs[i][1]).fill_gated(isa, rows, up, stride, [n, d_ff]);
+            lock(&inputs[places[i]][1]).fill_gated(isa, rows, up, stride, [n, d_ff]);
         });
         let mut rest = self.down.as_mut_slice();
-        let products = groups.iter().zip(&mut self.groups).map(|(group, inputs)| {
+        let inputs = of_groups(&mut self.inputs, places, 1);
+        let products = groups.iter().zip(inputs).map(|(group, input)| {
             let (out, others) = std::mem::take(&mut rest).split_at_mut(group.n_rows() * d_model);
             rest = others;
             let weights = down.rows(group.expert * d_model, d_model);
-            (&*exclusive(&mut inputs[1]), Product { weights, out })
+            (input, Product { weights, out })
         });
         compute.multiply_each(products);
     }
@@ -218,13 +237,12 @@ fn multiply_gate_up(
     groups: &[Group],
     (gate, up): (&Matrix<'_>, Option<&Matrix<'_>>),
     d_ff: usize,
-    inputs: &mut [[Mutex<Activations>; 2]],
+    inputs: &[&Activations],
     out: &mut [f32],
 ) {
     let mut rest = out;
     let mut products: SmallVec<[_; 16]> = SmallVec::new();
-    for (group, inputs) in groups.iter().zip(inputs) {
-        let input = &*exclusive(&mut inputs[0]);
+    for (group, &input) in groups.iter().zip(inputs) {
         let (own, others) = std::mem::take(&mut rest).split_at_mut(group.n_rows() * 2 * d_ff);
         rest = others;
         if let Some(up) = up {
@@ -246,8 +264,17 @@ fn lock(input: &Mutex<Activations>) -> std::sync::MutexGuard<'_, Activations> {
     input.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn exclusive(input: &mut Mutex<Activations>) -> &mut Activations {
-    input.get_mut().unwrap_or_else(PoisonError::into_inner)
+/// One of both inputs of each group.
+fn of_groups<'a>(
+    inputs: &'a mut [[Mutex<Activations>; 2]],
+    places: &[usize],
+    which: usize,
+) -> SmallVec<[&'a Activations; 16]> {
+    let by_place: SmallVec<[&Activations; 16]> = inputs
+        .iter_mut()
+        .map(|inputs| &*inputs[which].get_mut().unwrap_or_else(PoisonError::into_inner))
+        .collect();
+    places.iter().map(|&place| by_place[place]).collect()
 }
 
 #[cfg(test)]
@@ -277,6 +304,7 @@ mod tests {
         assert_eq!(routes.tokens, [1, 0, 0, 1], "rows of experts 0, 1, 2, 2");
         assert_eq!(routes.rows, [1, 2, 3, 0]);
         assert_eq!(routes.groups.len(), 3);
+        assert_eq!(routes.places, [1, 2, 0], "expert 2 has two rows");
     }
 
     #[test]
