@@ -406,6 +406,11 @@ fn a_config_that_cannot_be_is_refused_by_name() {
             "\"per_layer_config\": {\"4\": {\"head_dim\": 32},",
             "per_layer_config = 4",
         ),
+        (
+            "\"per_layer_config\": {",
+            "\"per_layer_config\": {\"99\": {\"head_dim\": 16},",
+            "per_layer_config = 99",
+        ),
     ] {
         assert!(json.contains(from), "{from}");
         let error = Config::from_config_json(json.replace(from, to).as_bytes(), &path);

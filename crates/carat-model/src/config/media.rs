@@ -284,6 +284,12 @@ impl MediaConfig {
         let mut sizes: Vec<(&'static str, usize, usize)> = Vec::new();
         let mut numbers: Vec<(&'static str, f32)> = Vec::new();
         let mut divisible: Vec<(&'static str, usize, usize)> = Vec::new();
+        let bad = |field, value: String, expected| Error::BadField {
+            path: path.to_owned(),
+            field,
+            value,
+            expected,
+        };
         match &self.vision {
             Some(VisionConfig::Siglip(c)) => {
                 sizes.extend([
@@ -299,7 +305,13 @@ impl MediaConfig {
                 divisible.push(("vision width", c.d_model, c.n_heads));
                 divisible.push(("image size", c.image_size, c.patch_size));
                 let side = c.soft_tokens.isqrt();
-                divisible.push(("soft tokens of an image", c.soft_tokens, side * side));
+                if side * side != c.soft_tokens {
+                    return Err(bad(
+                        "soft tokens of an image",
+                        c.soft_tokens.to_string(),
+                        "a square number",
+                    ));
+                }
                 divisible.push(("patches along a side", c.image_size / c.patch_size.max(1), side));
             }
             Some(VisionConfig::Gemma4(c)) => {
@@ -352,12 +364,6 @@ impl MediaConfig {
             }
             None => {}
         }
-        let bad = |field, value: String, expected| Error::BadField {
-            path: path.to_owned(),
-            field,
-            value,
-            expected,
-        };
         for (field, value, limit) in sizes {
             if value == 0 || value > limit {
                 return Err(bad(
@@ -667,6 +673,7 @@ mod tests {
             r#"{"vision_config": {"model_type": "gemma4_vision", "num_hidden_layers": 9999999}}"#,
             r#"{"vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 7}}"#,
             r#"{"vision_config": {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 9}"#,
+            r#"{"vision_config": {"model_type": "siglip_vision_model"}, "mm_tokens_per_image": 8}"#,
             r#"{"vision_config": {"model_type": "siglip_vision_model", "patch_size": 0}}"#,
             r#"{"vision_config": {"model_type": "clip"}}"#,
             r#"{"audio_config": {"model_type": "gemma4_audio", "attention_context_left": 0}}"#,

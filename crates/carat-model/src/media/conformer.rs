@@ -96,13 +96,15 @@ impl Conformer {
                 format!("{prefix}{hugging_face}")
             }
         };
+        let subsampling = Subsampling::load(c, tensors, &of("audio_tower.subsample_conv_projection", "a"))?;
+        // Not before a tensor has shown that the width is what the file says: memory is asked for by it.
         let distances = distances(c);
         let layers = (0..c.n_layers).map(|i| {
             let layer = of(&format!("audio_tower.layers.{i}"), &format!("a.blk.{i}"));
             Layer::load(c, tensors, &layer, &distances)
         });
         Ok(Conformer {
-            subsampling: Subsampling::load(c, tensors, &of("audio_tower.subsample_conv_projection", "a"))?,
+            subsampling,
             layers: layers.collect::<Result<Vec<_>, Error>>()?,
             output: tensors.linear(
                 &of("audio_tower.output_proj", "a.pre_encode.out"),

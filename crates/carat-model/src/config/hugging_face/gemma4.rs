@@ -321,7 +321,7 @@ impl Reader<'_> {
         };
         let mut listed = BTreeMap::new();
         for (key, layer) in layers {
-            let index = key.parse().ok();
+            let index = key.parse().ok().filter(|i| *i < self.text.num_hidden_layers);
             // What names no layer, or one that is named already, would be forgotten.
             if index.is_none_or(|i: usize| listed.insert(i, *layer).is_some()) {
                 return Err(self.bad("per_layer_config", key, "a layer's index, each named once"));
