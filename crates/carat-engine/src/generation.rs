@@ -546,7 +546,10 @@ pub(crate) fn pass<M: LanguageModel>(
         model.forward(&mut batch, logits).map_err(Error::model)?;
     } else {
         std::thread::scope(|scope| {
-            scope.spawn(|| masks.iter_mut().for_each(|constraint| constraint.prepare()));
+            // Where the system gives no thread, each is prepared when its token is chosen.
+            let _prepared_or_later = std::thread::Builder::new().spawn_scoped(scope, || {
+                masks.iter_mut().for_each(|constraint| constraint.prepare())
+            });
             model.forward(&mut batch, logits).map_err(Error::model)
         })?;
     }

@@ -94,11 +94,13 @@ struct Entry<C> {
 impl<M: LanguageModel> Scheduler<M> {
     /// A scheduler without jobs.
     pub fn new(model: M, tokenizer: Arc<Tokenizer>, limits: Limits) -> Self {
+        // More than a pass has rows would keep each other, and every prompt, from ever getting one.
+        let most_running = model.max_batch_tokens().saturating_sub(1).max(1);
         Self {
             model,
             tokenizer,
             limits: Limits {
-                n_running: limits.n_running.max(1),
+                n_running: limits.n_running.clamp(1, most_running),
                 ..limits
             },
             waiting: Vec::new(),

@@ -96,6 +96,38 @@ fn a_random_crowd_says_what_each_would_alone() {
     }
 }
 
+#[test]
+fn more_places_than_a_pass_has_rows_starve_nobody() {
+    let mut model = FakeModel::chaotic();
+    model.max_batch_tokens = 8;
+    let limits = Limits {
+        n_max: 200,
+        n_running: 1000,
+        n_waiting: 1000,
+        cache_bytes: 1 << 20,
+    };
+    let mut scheduler = scheduler(model, limits);
+    let mut dice = Dice(3);
+    let jobs: Vec<_> = (0..120)
+        .map(|_| {
+            let request = random_request(&mut dice);
+            let (job, ear) = job(request.clone());
+            let cancel = job.cancel.clone();
+            scheduler.submit(job);
+            (request, cancel, ear)
+        })
+        .collect();
+    for _ in 0..50 {
+        scheduler.step();
+        assert!(
+            scheduler.counters().running.get() < 8,
+            "a row is left for a prompt"
+        );
+    }
+    run(&mut scheduler);
+    check_crowd(&jobs);
+}
+
 /// Each job was told one end, and said what it says alone, or a beginning of that if it was cancelled.
 fn check_crowd(jobs: &[(Request, Cancel, Ear)]) {
     assert!(jobs.len() > 100, "{}", jobs.len());
