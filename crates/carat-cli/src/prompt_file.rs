@@ -1,6 +1,6 @@
 //! The file of `--prompt-cache`: what a model has read of a prompt, kept from one run of carat to the next.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -55,30 +55,55 @@ impl PromptFile {
     }
 }
 
-/// Puts a file that `write` fills in the place of the one at `path`; if that fails, the old one stays.
+/// How the names of files end that are being written.
+pub(crate) const PART: &str = ".part";
+
+/// Puts a file that `write` fills in the place of the one at `path`; if that fails, the old one stays. Until then it has a
+/// name of its own, so that two who write at once do not write into each other's, and nobody else may read it: it holds
+/// somebody's words.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = PathBuf::from(name);
-    let written = create_private(&part).and_then(|file| {
-        let mut to = BufWriter::with_capacity(BUFFER, file);
-        write(&mut to)?;
-        to.flush()?;
-        to.get_ref().sync_all()
-    });
-    let result = written.and_then(|()| fs::rename(&part, path));
-    if result.is_err() {
-        // What is left of a full disk is not to stay full.
-        let _gone_or_never_there = fs::remove_file(&part);
-    }
-    result
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let name = path.file_name().unwrap_or_default();
+    // Removed again if it does not get its place: what is left of a full disk is not to stay full.
+    let part = tempfile::Builder::new()
+        .prefix(name)
+        .suffix(PART)
+        .tempfile_in(folder)?;
+    let mut to = BufWriter::with_capacity(BUFFER, part);
+    write(&mut to)?;
+    let part = to.into_inner().map_err(io::IntoInnerError::into_error)?;
+    part.as_file().sync_all()?;
+    part.persist(path)?;
+    Ok(())
 }
 
-/// An empty file that nobody else may read: it holds somebody's words.
-fn create_private(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn two_who_write_at_once_leave_a_whole_file_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("novel.kv");
+        replace(&path, |outer| {
+            outer.write_all(&[1; 10])?;
+            replace(&path, |inner| inner.write_all(&[2; 30]))?;
+            assert_eq!(fs::read(&path)?, [2; 30]);
+            outer.write_all(&[1; 10])
+        })
+        .unwrap();
+        assert_eq!(fs::read(&path).unwrap(), [1; 20]);
+        let failed = replace(&path, |to| {
+            to.write_all(&[3; 5])?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap(), [1; 20]);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
 }

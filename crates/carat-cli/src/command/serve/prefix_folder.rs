@@ -9,24 +9,26 @@ use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use carat_engine::PrefixStore;
 use carat_model::{CacheFiles, KvCache, ROLLBACK, SequenceCache};
 
-use crate::prompt_file;
+use crate::prompt_file::{self, PART};
 
 /// Beginnings that wait to be written; more are forgotten, so that memory does not fill with them.
 const QUEUE: usize = 2;
 /// Files that are known at most, those used latest.
 const MAX_FILES: usize = 1024;
 const EXTENSION: &str = "kv";
+/// A file that has not been written to for so long was left by a server that was killed.
+const LEFT_OVER: Duration = Duration::from_secs(3600);
 
 /// Beginnings of one model in a folder. See the module's head.
 pub(super) struct PrefixFolder {
@@ -50,6 +52,18 @@ struct Known {
 struct Entry {
     tokens: Vec<u32>,
     path: PathBuf,
+    /// Its cache has been found unable to go back to fewer tokens.
+    n_least: usize,
+}
+
+impl Entry {
+    fn new(tokens: Vec<u32>, path: PathBuf) -> Self {
+        Self {
+            tokens,
+            path,
+            n_least: 1,
+        }
+    }
 }
 
 impl PrefixFolder {
@@ -64,6 +78,7 @@ impl PrefixFolder {
             max_bytes,
             entries: Mutex::default(),
         });
+        known.remove_leftovers();
         known.find_files();
         let (to_writer, beginnings) = sync_channel(QUEUE);
         let shared = Arc::clone(&known);
@@ -90,15 +105,27 @@ impl PrefixStore<KvCache> for PrefixFolder {
             let (i, n) = best(&entries, tokens)?;
             (entries[i].path.clone(), n)
         };
-        let found = self
-            .known
-            .read(&path)
-            .filter(|(read, _)| read.get(..n) == tokens.get(..n));
-        let Some((_, mut cache)) = found else {
-            self.known.forget(&path);
-            return None;
+        let mut cache = match self.known.read(&path) {
+            Ok((read, cache)) if read.get(..n) == tokens.get(..n) => cache,
+            Err(Unread::ForNow(error)) => {
+                tracing::warn!(%error, path = %path.display(), "a cache could not be read");
+                return None;
+            }
+            Ok(_) | Err(Unread::ForEver) => {
+                self.known.forget(&path);
+                return None;
+            }
         };
-        cache.truncate(n).then_some(cache)
+        if cache.truncate(n) {
+            return Some(cache);
+        }
+        // It had held more tokens once, and its local layers cannot go back so far. Reading it again would not change that.
+        let mut entries = self.known.entries();
+        let own = entries.iter_mut().find(|entry| entry.path == path);
+        if let Some(entry) = own {
+            entry.n_least = n + 1;
+        }
+        None
     }
 
     fn keep(&mut self, tokens: Vec<u32>, cache: KvCache, is_end: bool) {
@@ -137,9 +164,17 @@ fn best(entries: &[Entry], tokens: &[u32]) -> Option<(usize, usize)> {
     let usable = entries.iter().enumerate().filter_map(|(i, entry)| {
         let n = common(entry);
         // Local layers can go back so far only.
-        (entry.tokens.len() - n <= ROLLBACK).then_some((i, n))
+        (n >= entry.n_least && entry.tokens.len() - n <= ROLLBACK).then_some((i, n))
     });
-    usable.max_by_key(|(_, n)| *n).filter(|(_, n)| *n > 0)
+    usable.max_by_key(|(_, n)| *n)
+}
+
+/// Why a file gave no cache.
+enum Unread {
+    /// For want of memory, of open files, of a disk that answers.
+    ForNow(anyhow::Error),
+    /// It is damaged, or gone.
+    ForEver,
 }
 
 /// The writer's thread: until nobody can send any more.
@@ -171,7 +206,22 @@ impl Known {
                 self.files.read_tokens(self.n_max, &mut from).ok()
             });
             if let Some(tokens) = tokens {
-                self.entries().push(Entry { tokens, path });
+                self.entries().push(Entry::new(tokens, path));
+            }
+        }
+    }
+
+    /// Removes files that nobody will finish.
+    fn remove_leftovers(&self) {
+        let Ok(folder) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in folder.flatten() {
+            let is_part = entry.file_name().to_string_lossy().ends_with(PART);
+            let modified = entry.metadata().and_then(|about| about.modified());
+            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+            if is_part && age.is_some_and(|age| age > LEFT_OVER) {
+                let _gone = fs::remove_file(entry.path());
             }
         }
     }
@@ -211,21 +261,26 @@ impl Known {
         self.folder.join(name)
     }
 
-    fn read(&self, path: &Path) -> Option<(Vec<u32>, KvCache)> {
-        let file = File::open(path).ok()?;
+    fn read(&self, path: &Path) -> Result<(Vec<u32>, KvCache), Unread> {
+        let file = File::open(path).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => Unread::ForEver,
+            _ => Unread::ForNow(error.into()),
+        })?;
         // Whether it can be marked as used or not, it can be read.
         let _marked = file.set_modified(SystemTime::now());
         let mut from = BufReader::with_capacity(prompt_file::BUFFER, file);
-        self.files.read(self.n_max, &mut from).ok()
+        self.files
+            .read(self.n_max, &mut from)
+            .map_err(|error| match error {
+                carat_model::Error::SavedCache { .. } => Unread::ForEver,
+                other => Unread::ForNow(other.into()),
+            })
     }
 
     fn write(&self, tokens: Vec<u32>, cache: &KvCache) -> std::io::Result<()> {
         let path = self.path_of(&tokens);
         prompt_file::replace(&path, |to| self.files.write(&tokens, cache, to))?;
-        self.entries().push(Entry {
-            tokens,
-            path: path.clone(),
-        });
+        self.entries().push(Entry::new(tokens, path.clone()));
         self.make_room(&path);
         Ok(())
     }
@@ -355,6 +410,73 @@ mod tests {
         assert!(folder.load(&all).is_none());
         assert_eq!(folder.n_common(&all), 0);
         assert!(!path.exists());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_cannot_be_read_for_now_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let mut caches = Caches::new();
+        let all = tokens(100, 1);
+        let cache = caches.of(&all);
+        let open = |n_max| PrefixFolder::open(home.path(), caches.files.clone(), n_max, 1 << 30).unwrap();
+        let mut folder = open(400);
+        folder.keep(all.clone(), cache, true);
+        drop(folder);
+        let mut folder = open(400);
+        let path = folder.known.entries()[0].path.clone();
+        // A link to itself is an error that is none of the file's.
+        let aside = home.path().join("aside");
+        fs::rename(&path, &aside).unwrap();
+        std::os::unix::fs::symlink(&path, &path).unwrap();
+        assert!(folder.load(&all).is_none());
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(folder.load(&all).map(|cache| cache.len()), Some(100));
+    }
+
+    #[test]
+    fn a_cache_that_cannot_go_back_is_not_read_twice() {
+        let home = tempfile::tempdir().unwrap();
+        let mut caches = Caches::new();
+        let all = tokens(300, 1);
+        let mut cache = caches.of(&all);
+        // It has held 300, and its rings with it.
+        let kept = 300 - ROLLBACK;
+        assert!(cache.truncate(kept));
+        let mut folder = PrefixFolder::open(home.path(), caches.files.clone(), 400, 1 << 30).unwrap();
+        folder.keep(all[..kept].to_vec(), cache, true);
+        drop(folder);
+        let mut folder = PrefixFolder::open(home.path(), caches.files.clone(), 400, 1 << 30).unwrap();
+        let mut other = all[..kept - ROLLBACK].to_vec();
+        other.push(499);
+        assert_eq!(folder.n_common(&other), kept - ROLLBACK);
+        assert!(folder.load(&other).is_none());
+        assert_eq!(folder.n_common(&other), 0);
+        assert_eq!(
+            folder.load(&all).map(|cache| cache.len()),
+            Some(kept),
+            "all of it still serves"
+        );
+    }
+
+    #[test]
+    fn what_a_killed_server_left_is_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let caches = Caches::new();
+        let [old, new] = ["a.kvXY.part", "b.kvXY.part"].map(|name| home.path().join(name));
+        for path in [&old, &new] {
+            fs::write(path, "half").unwrap();
+        }
+        let long_ago = SystemTime::now() - 2 * LEFT_OVER;
+        File::options()
+            .write(true)
+            .open(&old)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+        drop(PrefixFolder::open(home.path(), caches.files.clone(), 400, 1 << 30).unwrap());
+        assert!(!old.exists() && new.exists(), "somebody may be writing the other");
     }
 
     #[test]
