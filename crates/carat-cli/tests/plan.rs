@@ -122,6 +122,9 @@ fn a_published_file_is_planned_in_its_own_size() {
     let published = json(&["gemma3:12b-it-qat", "--ram", "16GB"]);
     assert_eq!(published["weights_bytes"]["total"], 8_100_000_000u64);
     assert_eq!(published["quant"], "Q4_0 as published");
+    let rows = published["grid"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["quant"] == "Q4_0").unwrap();
+    assert_eq!(row["cells"][0]["weights_bytes"], 8_100_000_000u64);
     let of_mix = json(&["gemma3:12b-it-qat", "--ram", "16GB", "--quant", "q4_0"]);
     assert!(of_mix["weights_bytes"]["total"].as_u64().unwrap() < 7_000_000_000);
     assert_eq!(of_mix["quant"], "Q4_0");

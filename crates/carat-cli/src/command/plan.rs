@@ -196,7 +196,9 @@ impl Plan {
         let grid = Grid::new(
             &subject.config,
             &setup,
-            Mix::all().filter(|mix| self.quant.is_none_or(|asked| asked == *mix)),
+            Mix::all()
+                .filter(|mix| self.quant.is_none_or(|asked| asked == *mix))
+                .map(|mix| (mix, subject.weights_in(mix, self.quant.is_none()))),
             &self.contexts(subject.config.context_len),
             target.usable,
             |plan| target.needed(plan),

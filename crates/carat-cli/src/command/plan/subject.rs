@@ -119,14 +119,22 @@ impl Subject {
             return (stored, "as stored".to_owned());
         }
         let mix = asked.or(self.mix).unwrap_or(USUAL_MIX);
-        let of_mix = Weights::of_mix(&self.config, mix);
-        let published = self.file_bytes.filter(|_| asked.is_none());
-        let weights = published.map_or(of_mix, |bytes| of_mix.published_in(bytes, &self.config));
-        if weights == of_mix {
-            (of_mix, mix.to_string())
+        let weights = self.weights_in(mix, asked.is_none());
+        if weights == Weights::of_mix(&self.config, mix) {
+            (weights, mix.to_string())
         } else {
             (weights, format!("{mix} as published"))
         }
+    }
+
+    /// Its weights in a mix: those of the published file, where it has that mix and is meant, else those that carat would
+    /// write.
+    pub(super) fn weights_in(&self, mix: Mix, is_published_meant: bool) -> Weights {
+        let weights = Weights::of_mix(&self.config, mix);
+        let published = self
+            .file_bytes
+            .filter(|_| is_published_meant && self.mix == Some(mix));
+        published.map_or(weights, |bytes| weights.published_in(bytes, &self.config))
     }
 }
 
