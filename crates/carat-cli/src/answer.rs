@@ -377,8 +377,8 @@ fn with_hint(error: carat_engine::Error) -> anyhow::Error {
 pub(crate) fn print_reading(what: &str, finished: &Finished) {
     let (usage, timings) = (finished.usage, finished.timings);
     output::note(&format!(
-        "{what:7} {} tokens ({} reused), {:.2} s, {:.1} tokens/s",
-        usage.n_prompt,
+        "{what:7} {} ({} reused), {:.2} s, {:.1} tokens/s",
+        output::counted(usage.n_prompt, "token"),
         usage.n_reused,
         timings.prefill.as_secs_f64(),
         timings.prefill_tok_per_s()
@@ -398,8 +398,8 @@ pub(crate) fn print_statistics(finished: &Finished) {
     };
     print_reading("prompt", finished);
     output::note(&format!(
-        "answer  {} tokens ({reason}), {:.2} s, {:.1} tokens/s",
-        usage.n_generated,
+        "answer  {} ({reason}), {:.2} s, {:.1} tokens/s",
+        output::counted(usage.n_generated, "token"),
         timings.decode.as_secs_f64(),
         timings.decode_tok_per_s()
     ));

@@ -138,8 +138,9 @@ impl Chat {
             String::new()
         };
         output::note(&format!(
-            "{} goes with your next message ({n} tokens{parts})",
-            attached.name()
+            "{} goes with your next message ({}{parts})",
+            attached.name(),
+            output::counted(n, "token")
         ));
         self.pending.push(Arc::new(attached));
         Ok(())

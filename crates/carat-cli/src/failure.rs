@@ -6,22 +6,26 @@
 //! | 1 | the user's fault, or their machine's: a missing file, a refused download, a damaged model |
 //! | 2 | wrong arguments |
 //! | 70 | a mistake in carat: please report it |
-//! | 130 | stopped by Ctrl-C |
+//! | 130 | stopped by Ctrl-C, or by another signal that asks it to end |
 
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
+
+use crate::output;
 
 /// Exit code of wrong arguments, as clap has it.
 const WRONG_ARGUMENTS: u8 = 2;
 /// Exit code of our own mistakes (`EX_SOFTWARE` of sysexits).
 pub(crate) const OUR_MISTAKE: u8 = 70;
 
-/// Exit code after Ctrl-C, as shells have it: 128 and the signal's number.
+/// What shells add to a signal's number for the exit code of a program that it ended.
+pub(crate) const SIGNALLED: i32 = 128;
+/// Exit code after Ctrl-C: of SIGINT.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Context that says what failed and what the user can do about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Hinted {
     message: String,
     hint: String,
@@ -118,11 +122,11 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(exit_code(error))
 }
 
-/// A failure as it is told, with the advice that it brings.
+/// A failure as it is told, with the advice that it brings. It may quote names and files of others.
 pub(crate) fn told(error: &anyhow::Error) -> String {
     let hint = error.downcast_ref::<Hinted>();
     let hint = hint.map_or_else(String::new, |hinted| format!("\nhint: {}", hinted.hint));
-    format!("error: {}{hint}", sentence(error))
+    output::printable_lines(&format!("error: {}{hint}", sentence(error)))
 }
 
 /// The exit code of a failure that is told.
@@ -207,6 +211,15 @@ mod tests {
             "error: it failed\nhint: try again"
         );
         assert_eq!(told(&anyhow!("it failed")), "error: it failed");
+    }
+
+    #[test]
+    fn what_an_error_quotes_gives_a_terminal_no_orders() {
+        let error = Hinted::new("no `a\u{1b}[31m\u{7}`", "try `b\u{1b}c`");
+        assert_eq!(
+            told(&error.into()),
+            "error: no `a\\u{1b}[31m\\u{7}`\nhint: try `b\\u{1b}c`"
+        );
     }
 
     #[test]

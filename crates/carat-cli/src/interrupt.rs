@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::failure::{INTERRUPTED, Interrupted};
+use crate::failure::{Interrupted, SIGNALLED};
 
 /// Whether Ctrl-C was pressed since it was last looked at.
 #[derive(Debug, Clone)]
@@ -15,14 +15,36 @@ impl Interrupt {
     ///
     /// Where the system gives no such signal, the flag just never rises.
     pub(crate) fn install() -> Self {
-        let flag = Arc::new(AtomicBool::new(false));
-        let _not_ended = signal_hook::flag::register_conditional_shutdown(
-            signal_hook::consts::SIGINT,
-            i32::from(INTERRUPTED),
-            Arc::clone(&flag),
-        );
-        let _never_rises = signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&flag));
-        Self(flag)
+        let interrupt = Self(Arc::new(AtomicBool::new(false)));
+        interrupt.take(signal_hook::consts::SIGINT);
+        interrupt
+    }
+
+    /// Takes the other signals that end a program over too, for a command that leaves a large unfinished file behind when it
+    /// is killed: SIGTERM, and SIGHUP when its terminal closes. What the program was started to ignore, as `nohup` does,
+    /// stays ignored.
+    #[cfg(unix)]
+    pub(crate) fn take_endings(&self) {
+        use signal_hook::consts::{SIGHUP, SIGTERM};
+        let ignored = ignored_signals(&std::fs::read_to_string("/proc/self/status").unwrap_or_default());
+        // Where the system does not tell, `nohup` is the likelier reason to run on.
+        let ignored = ignored.unwrap_or(mask_of(SIGHUP));
+        for signal in [SIGTERM, SIGHUP] {
+            if ignored & mask_of(signal) == 0 {
+                self.take(signal);
+            }
+        }
+    }
+
+    /// Other systems have no such signals.
+    #[cfg(not(unix))]
+    pub(crate) fn take_endings(&self) {}
+
+    /// Lets a signal raise the flag. A second one before the first was looked at ends the program at once.
+    fn take(&self, signal: i32) {
+        let code = SIGNALLED + signal;
+        let _not_ended = signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&self.0));
+        let _never_rises = signal_hook::flag::register(signal, Arc::clone(&self.0));
     }
 
     /// The flag itself, for those who look at it in their own loop.
@@ -53,5 +75,42 @@ impl Interrupt {
     #[cfg(test)]
     pub(crate) fn for_test(is_raised: bool) -> Self {
         Self(Arc::new(AtomicBool::new(is_raised)))
+    }
+}
+
+/// The signals that a process ignores, as Linux tells them of it: a bit each.
+#[cfg(unix)]
+fn ignored_signals(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+/// The bit of a signal in such a mask.
+#[cfg(unix)]
+fn mask_of(signal: i32) -> u64 {
+    let place = u32::try_from(signal - 1).unwrap_or(u32::MAX);
+    1u64.checked_shl(place).unwrap_or(0)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+
+    #[test]
+    fn a_command_told_to_end_raises_the_flag() {
+        let interrupt = Interrupt::for_test(false);
+        interrupt.take_endings();
+        assert!(interrupt.check().is_ok());
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(interrupt.check().is_err());
+    }
+
+    #[test]
+    fn what_is_ignored_is_read_from_the_status() {
+        let ignored = ignored_signals("Name:\tcarat\nSigIgn:\t0000000000001001\nSigCgt:\t0\n").unwrap();
+        assert!(ignored & mask_of(SIGHUP) != 0 && ignored & mask_of(SIGTERM) == 0);
+        assert_eq!(ignored_signals("Name:\tcarat\n"), None);
+        assert_eq!((mask_of(0), mask_of(1), mask_of(64)), (0, 1, 1 << 63));
     }
 }

@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use carat_ledger::Micros;
+pub(crate) use carat_plan::size;
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::failure::OutputError;
 
@@ -40,13 +42,17 @@ pub(crate) fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Writes a table whose columns are as wide as their widest cell. Numbers right, all else left.
 pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputError> {
+    write(&table_text(head, rows))
+}
+
+fn table_text(head: &[&str], rows: &[Vec<String>]) -> String {
     let printable = |row: &Vec<String>| row.iter().map(|cell| printable(cell)).collect();
     let rows: Vec<Vec<String>> = rows.iter().map(printable).collect();
     let width = |column: usize| {
         let cells = rows
             .iter()
             .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
+            .map(|cell| cell.width());
         cells
             .chain(head.get(column).map(|cell| cell.len()))
             .max()
@@ -57,10 +63,12 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputErr
         let mut text = String::new();
         for (cell, &width) in cells.iter().zip(&widths) {
             let is_number = cell.starts_with(|c: char| c.is_ascii_digit() || c == '$');
+            // Letters of some scripts take two columns, and marks above them none, which `format` does not count.
+            let blanks = " ".repeat(width.saturating_sub(cell.width()));
             text += &if is_number {
-                format!("{cell:>width$}  ")
+                format!("{blanks}{cell}  ")
             } else {
-                format!("{cell:<width$}  ")
+                format!("{cell}{blanks}  ")
             };
         }
         text.trim_end().to_string()
@@ -70,7 +78,7 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> Result<(), OutputErr
     for row in &rows {
         text += &(format_row(row) + "\n");
     }
-    write(&text)
+    text
 }
 
 /// A text of somebody else's for a terminal, which would take some of its characters as orders.
@@ -86,6 +94,11 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// The same for a text of several lines.
+pub(crate) fn printable_lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
 /// Writes a note to stderr. Notes are not results: when nobody reads them, nothing is lost.
 pub(crate) fn note(text: &str) {
     let _unread = writeln!(io::stderr().lock(), "{text}");
@@ -98,16 +111,10 @@ pub(crate) fn dollars(amount: Micros) -> String {
     text.trim_end_matches('.').to_string()
 }
 
-/// Bytes as people say them: `253 MB`, `7.4 GB` (powers of ten).
-#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
-pub(crate) fn size(bytes: u64) -> String {
-    let n = bytes as f64;
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.0} kB", n / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.0} MB", n / 1e6),
-        _ => format!("{:.1} GB", n / 1e9),
-    }
+/// How many there are of what is called so: `1 thread`, `2 threads`.
+pub(crate) fn counted(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{plural}")
 }
 
 #[cfg(test)]
@@ -131,5 +138,22 @@ mod tests {
         assert_eq!(size(999), "999 B");
         assert_eq!(size(253_113_024), "253 MB");
         assert_eq!(size(7_366_423_360), "7.4 GB");
+        assert_eq!(size(999_700_000), "1.0 GB");
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(counted(1, "thread"), "1 thread");
+        assert_eq!(
+            (counted(0, "token"), counted(2, "token")),
+            ("0 tokens".into(), "2 tokens".into())
+        );
+    }
+
+    #[test]
+    fn columns_hold_below_wide_letters() {
+        let row = |name: &str| vec![name.to_string(), "x".to_string()];
+        let text = table_text(&["NAME", "WHERE"], &[row("日本語"), row("gemma")]);
+        assert_eq!(text, "NAME    WHERE\n日本語  x\ngemma   x\n");
     }
 }

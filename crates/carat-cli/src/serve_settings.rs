@@ -208,7 +208,7 @@ impl ServeSettings {
     }
 
     /// What the environment says.
-    pub(crate) fn of_env(env: &dyn Fn(&str) -> Option<String>) -> Result<Self> {
+    pub(crate) fn of_env(env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Hinted> {
         let listed = |name: &str| -> Vec<String> {
             let text = env(name).unwrap_or_default();
             let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
@@ -333,15 +333,14 @@ fn parsed<T: std::str::FromStr>(
     env: &dyn Fn(&str) -> Option<String>,
     name: &str,
     expected: &str,
-) -> Result<Option<T>> {
+) -> Result<Option<T>, Hinted> {
     let Some(text) = env(name) else { return Ok(None) };
     match text.trim().parse() {
         Ok(value) => Ok(Some(value)),
         Err(_) => Err(Hinted::new(
             format!("{name} is `{text}`, which is not {expected}"),
             "unset it, or set it right",
-        )
-        .into()),
+        )),
     }
 }
 

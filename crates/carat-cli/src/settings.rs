@@ -33,8 +33,8 @@ pub(crate) struct Settings {
     pub(crate) isa: Option<String>,
     /// `PATH`, where a decoder for videos is looked for.
     pub(crate) search_path: Option<String>,
-    /// What `carat serve` was told.
-    pub(crate) serve: ServeSettings,
+    /// What `carat serve` was told. What it cannot use is no reason for another command to fail.
+    pub(crate) serve: Result<ServeSettings, Hinted>,
     /// Whether stdout takes colours: a terminal, and no `NO_COLOR`.
     pub(crate) color: bool,
 }
@@ -63,7 +63,7 @@ impl Settings {
             carat_dir,
             threads,
             isa: env("CARAT_ISA"),
-            serve: ServeSettings::of_env(env)?,
+            serve: ServeSettings::of_env(env),
             search_path: env("PATH"),
             color: env("NO_COLOR").is_none() && std::io::stdout().is_terminal(),
         })
@@ -113,6 +113,13 @@ mod tests {
             read(&[("CARAT_HOME", "/data/carat")]).unwrap().carat_dir,
             Path::new("/data/carat")
         );
+    }
+
+    #[test]
+    fn what_a_server_cannot_use_is_told_by_the_server_alone() {
+        let settings = read(&[("CARAT_PORT", "many"), ("CARAT_THREADS", "4")]).unwrap();
+        assert_eq!(settings.threads, Some(4));
+        assert!(settings.serve.unwrap_err().to_string().contains("CARAT_PORT"));
     }
 
     #[test]

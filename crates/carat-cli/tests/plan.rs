@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use carat_testkit::fixture;
@@ -30,6 +31,20 @@ fn text(arguments: &[&str]) -> String {
 fn json(arguments: &[&str]) -> Value {
     let arguments: Vec<&str> = arguments.iter().copied().chain(["--json"]).collect();
     serde_json::from_str(&text(&arguments)).unwrap()
+}
+
+fn write_gguf(path: &Path) {
+    let output = Command::new(env!("CARGO_BIN_EXE_carat"))
+        .arg("quantize")
+        .args([fixture("gemma3-text").as_path(), path])
+        .args(["--type", "Q8_0"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
@@ -101,6 +116,101 @@ fn words_say_what_fits_and_where() {
     );
 }
 
+/// Google's own 4-bit files have an embedding of 16 bits.
+#[test]
+fn a_published_file_is_planned_in_its_own_size() {
+    let published = json(&["gemma3:12b-it-qat", "--ram", "16GB"]);
+    assert_eq!(published["weights_bytes"]["total"], 8_100_000_000u64);
+    assert_eq!(published["quant"], "Q4_0 as published");
+    let rows = published["grid"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["quant"] == "Q4_0").unwrap();
+    assert_eq!(row["cells"][0]["weights_bytes"], 8_100_000_000u64);
+    let of_mix = json(&["gemma3:12b-it-qat", "--ram", "16GB", "--quant", "q4_0"]);
+    assert!(of_mix["weights_bytes"]["total"].as_u64().unwrap() < 7_000_000_000);
+    assert_eq!(of_mix["quant"], "Q4_0");
+    // A folder's size has the towers in it, which are counted by themselves.
+    let folder = json(&["gemma3:4b-it-bf16", "--ram", "16GB"]);
+    assert_eq!(folder["quant"], "BF16");
+}
+
+/// What is sold as 16 GB has 16 GiB.
+#[test]
+fn memory_and_machines_are_counted_alike() {
+    let plan = json(&["12B", "--context", "80K", "--ram", "16GB"]);
+    assert_eq!(plan["usable_bytes"], 14u64 << 30);
+    assert_eq!(plan["target"], "a computer with 16 GiB");
+    let machines = plan["machines"].as_array().unwrap();
+    assert!(
+        machines
+            .iter()
+            .any(|machine| machine["kind"] == "laptop" && machine["memory_gib"] == 16.0)
+    );
+    assert_ne!(plan["fit"], "does not fit");
+}
+
+#[test]
+fn the_parts_add_up_on_every_kind_of_machine() {
+    for (machine, has_program) in [("MacBook Pro M4 Max", true), ("RTX 4090", false)] {
+        let shown = text(&["1B", "--gpu", machine, "--context", "8K"]);
+        let has_row = shown.lines().any(|line| line.starts_with("program "));
+        assert_eq!(has_row, has_program, "{shown}");
+    }
+}
+
+#[test]
+fn a_short_context_of_the_models_own_is_a_column() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read_to_string(fixture("gemma3-text").join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["max_position_embeddings"] = 7.into();
+    let path = folder.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let plan = json(&[path.to_str().unwrap(), "--ram", "8GB"]);
+    assert_eq!(plan["grid"][0]["cells"][0]["context"], 7);
+}
+
+#[test]
+fn a_name_gives_a_terminal_no_orders() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a\u{1b}]0;b\u{7}.json");
+    fs::copy(fixture("gemma3-text").join("config.json"), &path).unwrap();
+    let shown = text(&[path.to_str().unwrap(), "--ram", "8GB"]);
+    assert!(
+        !shown.contains(['\u{1b}', '\u{7}']) && shown.contains("\\u{1b}"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn a_model_beside_a_configuration_is_what_is_planned() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = fixture("gemma3-text").join("config.json");
+    fs::copy(config, folder.path().join("config.json")).unwrap();
+    let path = folder.path().to_str().unwrap();
+    assert_eq!(json(&[path, "--ram", "8GB"])["origin"], "a configuration");
+    write_gguf(&folder.path().join("model.gguf"));
+    assert_eq!(json(&[path, "--ram", "8GB"])["origin"], "on this machine");
+}
+
+/// As every other command takes it.
+#[test]
+fn a_folder_is_taken_before_a_size_of_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let named = folder.path().join("12B");
+    fs::create_dir(&named).unwrap();
+    write_gguf(&named.join("model.gguf"));
+    let output = Command::new(env!("CARGO_BIN_EXE_carat"))
+        .env_clear()
+        .env("HOME", folder.path())
+        .env("CARAT_OFFLINE", "1")
+        .current_dir(folder.path())
+        .args(["plan", "12B", "--ram", "8GB", "--json"])
+        .output()
+        .unwrap();
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(plan["origin"], "on this machine");
+}
+
 #[test]
 fn pictures_are_written() {
     let folder = tempfile::tempdir().unwrap();
@@ -125,6 +235,12 @@ fn what_is_not_known_is_said() {
     };
     assert!(fail(&["12B", "--gpu", "toaster"], 1).contains("no machine is called `toaster`"));
     assert!(fail(&["hf:someone/something", "--ram", "8GB"], 1).contains("its shape is not known"));
+    let error = fail(&["gemma4:31b-it-assistant", "--ram", "64GB"], 1);
+    assert!(
+        error.contains("is a drafter") && error.contains("`gemma4:31b-it-q4_K_M`"),
+        "{error}"
+    );
+    assert!(fail(&["hf:", "--ram", "8GB"], 1).contains("`hf:` cannot be used"));
     assert!(fail(&["12B", "--ram", "lots"], 2).contains("no amount of memory"));
     assert!(fail(&["12B", "--context", "many"], 2).contains("no number of tokens"));
     assert!(fail(&["12B", "--quant", "q9"], 2).contains("Q4_K_M"));

@@ -113,6 +113,11 @@ impl Entry {
         self.name.eq_ignore_ascii_case(name) || self.aliases.iter().any(|a| a.eq_ignore_ascii_case(name))
     }
 
+    /// Whether it comes as one model's file. A checkpoint folder also has the towers for images and sounds.
+    pub fn is_file(&self) -> bool {
+        self.hf.first().is_some_and(|source| source.file.is_some())
+    }
+
     /// Repositories and files that hold this model, downloadable or only known.
     pub(crate) fn places(&self) -> impl Iterator<Item = &HfSource> {
         self.hf.iter().chain(&self.known)

@@ -25,7 +25,7 @@ impl ModelName {
         }
         for prefix in ["hf:", "hf.co/", "huggingface.co/", "https://huggingface.co/"] {
             if let Some(rest) = text.strip_prefix(prefix) {
-                return parse_hf(rest);
+                return parse_hf(text, rest);
             }
         }
         let path = Path::new(text);
@@ -52,13 +52,17 @@ impl ModelName {
     }
 }
 
-fn parse_hf(rest: &str) -> Result<ModelName> {
+/// Reads `rest` of what the user wrote, which an error names whole.
+fn parse_hf(text: &str, rest: &str) -> Result<ModelName> {
     let (repo, file) = match rest.split_once(':') {
         Some((repo, file)) => (repo, Some(file)),
         None => (rest.trim_end_matches('/'), None),
     };
-    check_repo(repo)?;
-    file.map_or(Ok(()), check_file_name)?;
+    let checked = check_repo(repo).and_then(|()| file.map_or(Ok(()), check_file_name));
+    checked.map_err(|error| match error {
+        Error::BadName { reason, .. } => bad(text, &reason),
+        error => error,
+    })?;
     Ok(ModelName::Hf {
         repo: repo.to_owned(),
         file: file.map(str::to_owned),
@@ -190,6 +194,10 @@ mod tests {
             "hf:a/b:c\\d",
         ] {
             assert!(matches!(parse(name), Err(Error::BadName { .. })), "{name}");
+        }
+        for name in ["hf:", "hf:a", "hf:a/b:"] {
+            let error = parse(name).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{name}` cannot be used")), "{error}");
         }
         for file in ["", "..", "a/../b", "a//b", "C:x", "a\0b", "/a", "a\nb"] {
             assert!(check_file_name(file).is_err(), "{file:?}");

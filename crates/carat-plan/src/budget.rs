@@ -55,6 +55,20 @@ impl Fit {
 /// # Errors
 /// [`Error::Size`] for anything else, for nothing and for more than can be counted.
 pub fn parse_bytes(text: &str) -> Result<u64, Error> {
+    amount(text, 1000.0)
+}
+
+/// Reads an amount of a computer's memory. Modules are sold by powers of two whatever the unit is called, so that `16G`,
+/// `16GB` and `16GiB` all are 16 GiB.
+///
+/// # Errors
+/// As [`parse_bytes`].
+pub fn parse_memory(text: &str) -> Result<u64, Error> {
+    amount(text, 1024.0)
+}
+
+/// Reads an amount whose units without an `i` are powers of `thousand`.
+fn amount(text: &str, thousand: f64) -> Result<u64, Error> {
     let bad = || Error::Size {
         text: text.to_owned(),
     };
@@ -64,25 +78,41 @@ pub fn parse_bytes(text: &str) -> Result<u64, Error> {
         .unwrap_or(trimmed.len());
     let (number, unit) = trimmed.split_at(end);
     let number: f64 = number.parse().map_err(|_| bad())?;
-    let unit = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "t" | "tb" => 1e12,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+    let (base, power) = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => (1.0, 0),
+        "k" | "kb" => (thousand, 1),
+        "m" | "mb" => (thousand, 2),
+        "g" | "gb" => (thousand, 3),
+        "t" | "tb" => (thousand, 4),
+        "kib" => (1024.0, 1),
+        "mib" => (1024.0, 2),
+        "gib" => (1024.0, 3),
+        "tib" => (1024.0, 4),
         _ => return Err(bad()),
     };
-    let bytes = number * unit;
+    let bytes = number * f64::powi(base, power);
     if (1.0..1e18).contains(&bytes) {
         // In range, so nothing is lost but the fraction of a byte.
         Ok(bytes as u64)
     } else {
         Err(bad())
     }
+}
+
+/// A computer's memory as people say it, in powers of two: `16 GiB`, `7.5 GiB`, `512 MiB`.
+#[must_use]
+pub fn memory_size(bytes: u64) -> String {
+    let (unit, name) = [
+        (1u64 << 40, "TiB"),
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (1 << 10, "KiB"),
+    ]
+    .into_iter()
+    .find(|(unit, _)| bytes >= *unit)
+    .unwrap_or((1, "B"));
+    let number = format!("{:.1}", bytes as f64 / unit as f64);
+    format!("{} {name}", number.trim_end_matches(".0"))
 }
 
 /// Bytes as people say them, in powers of ten: `253 MB`, `7.4 GB`, `54 GB`.
@@ -130,6 +160,23 @@ mod tests {
                     .contains("no amount of memory"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn memory_is_sold_by_powers_of_two() {
+        for text in ["16GB", "16g", "16 GiB", "16384MB", "17179869184"] {
+            assert_eq!(parse_memory(text).unwrap(), 16 << 30, "{text}");
+        }
+        assert!(parse_memory("lots").is_err());
+        for (text, said) in [
+            ("16GB", "16 GiB"),
+            ("7.5GB", "7.5 GiB"),
+            ("512MB", "512 MiB"),
+            ("1T", "1 TiB"),
+            ("9", "9 B"),
+        ] {
+            assert_eq!(memory_size(parse_memory(text).unwrap()), said);
         }
     }
 

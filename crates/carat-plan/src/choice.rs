@@ -7,29 +7,18 @@
 
 use std::fmt;
 
-use carat_model::convert::Mix;
 use carat_model::{Config, KvDType};
 
 use crate::grid::context_name;
+use crate::refusal::Refusal;
 use crate::{Plan, Setup, Weights, size};
 
 /// Below this context, in tokens, running a model is hardly of use.
-const SMALLEST: usize = 1024;
+pub(crate) const SMALLEST: usize = 1024;
 /// An f16 cache of at least this many tokens is preferred to a longer one of fewer bits.
 const COMFORTABLE: usize = 8192;
 /// Chosen contexts are multiples of this.
 const STEP: usize = 256;
-/// Mixes that are proposed instead of one that does not fit, best first.
-const PROPOSED: [Mix; 7] = [
-    Mix::Q8_0,
-    Mix::Q6_K,
-    Mix::Q5_K_M,
-    Mix::Q4_K_M,
-    Mix::Q4_0,
-    Mix::Q3_K_M,
-    Mix::Q2_K,
-];
-
 /// What the user asks for; `None` leaves it open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish {
@@ -50,57 +39,6 @@ pub struct Choice {
     pub plan: Plan,
 }
 
-/// Something that would fit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Remedy {
-    /// Another mix than the model's own, if it takes one.
-    pub mix: Option<Mix>,
-    /// Tokens of each sequence.
-    pub context: usize,
-    /// Format of the KV cache.
-    pub kv_dtype: KvDType,
-    /// Its peak, in bytes.
-    pub peak: u64,
-}
-
-impl fmt::Display for Remedy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(mix) = self.mix {
-            write!(f, "the model in {mix} with ")?;
-        }
-        let (context, kv) = (self.context, self.kv_dtype);
-        write!(f, "--ctx {context} --kv-type {kv} ({})", size(self.peak))
-    }
-}
-
-/// A wish that does not fit.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    /// What was tried: the wish, or the least that is of use.
-    pub tried: Choice,
-    /// Bytes that can be used.
-    pub usable: u64,
-    /// What would fit, best first; empty when nothing would.
-    pub remedies: Vec<Remedy>,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plan = &self.tried.plan;
-        write!(
-            f,
-            "the model needs {} for a context of {} tokens (weights {}, {} cache {}, buffers and program {}), but {} can be used",
-            size(plan.peak()),
-            self.tried.context,
-            size(plan.weights.total()),
-            self.tried.kv_dtype,
-            size(plan.kv.total()),
-            size(plan.peak() - plan.weights.total() - plan.kv.total()),
-            size(self.usable)
-        )
-    }
-}
-
 /// Chooses for a model with `weights` and `usable` bytes of memory. Of `setup`, context and cache format are
 /// replaced.
 ///
@@ -118,43 +56,51 @@ pub fn choose(
         setup,
         usable,
     };
-    let own = config.context_len;
-    let formats = match wish.kv_dtype {
-        Some(dtype) => vec![dtype],
-        None => vec![KvDType::F16, KvDType::Q8_0],
-    };
-    if let Some(context) = wish.context {
-        let choices = formats
-            .iter()
-            .map(|&dtype| search.choice(weights, context, dtype));
-        let mut fitting = choices.filter(|choice| choice.plan.peak() <= usable);
-        return fitting
-            .next()
-            .ok_or_else(|| search.refuse(weights, context, formats[0], wish));
-    }
-    let mut best: Option<Choice> = None;
-    for dtype in &formats {
-        let Some(found) = search.longest(weights, *dtype) else {
-            continue;
-        };
-        if best.is_none_or(|best| found.context > best.context) {
-            best = Some(found);
-        }
-        if found.context >= own.min(COMFORTABLE) {
-            break;
-        }
-    }
-    best.ok_or_else(|| search.refuse(weights, own.min(SMALLEST), formats[0], wish))
+    search
+        .choose(weights, wish)
+        .ok_or_else(|| search.refuse(weights, wish))
 }
 
-struct Search<'a> {
-    config: &'a Config,
-    setup: &'a Setup,
-    usable: u64,
+/// What is chosen for.
+pub(crate) struct Search<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) setup: &'a Setup,
+    pub(crate) usable: u64,
 }
 
 impl Search<'_> {
-    fn choice(&self, weights: &Weights, context: usize, kv_dtype: KvDType) -> Choice {
+    /// The best that fits and is as wished.
+    pub(crate) fn choose(&self, weights: &Weights, wish: Wish) -> Option<Choice> {
+        let formats = wish
+            .kv_dtype
+            .map_or(vec![KvDType::F16, KvDType::Q8_0], |dtype| vec![dtype]);
+        if let Some(context) = wish.context {
+            let fitting = formats
+                .into_iter()
+                .find(|&dtype| self.fits(weights, context, dtype));
+            return fitting.map(|dtype| self.choice(weights, context, dtype));
+        }
+        let mut best: Option<Choice> = None;
+        for dtype in formats {
+            let Some(found) = self.longest(weights, dtype) else {
+                continue;
+            };
+            if best.is_none_or(|best| found.context > best.context) {
+                best = Some(found);
+            }
+            if found.context >= self.comfortable() {
+                break;
+            }
+        }
+        best
+    }
+
+    /// The context from which on a choice is long enough.
+    pub(crate) fn comfortable(&self) -> usize {
+        self.config.context_len.min(COMFORTABLE)
+    }
+
+    pub(crate) fn choice(&self, weights: &Weights, context: usize, kv_dtype: KvDType) -> Choice {
         let setup = Setup {
             context,
             kv_dtype,
@@ -167,12 +113,12 @@ impl Search<'_> {
         }
     }
 
-    fn fits(&self, weights: &Weights, context: usize, dtype: KvDType) -> bool {
+    pub(crate) fn fits(&self, weights: &Weights, context: usize, dtype: KvDType) -> bool {
         self.choice(weights, context, dtype).plan.peak() <= self.usable
     }
 
     /// The longest context that fits, up to the model's own; `None` when less than the least of use does.
-    fn longest(&self, weights: &Weights, dtype: KvDType) -> Option<Choice> {
+    pub(crate) fn longest(&self, weights: &Weights, dtype: KvDType) -> Option<Choice> {
         let own = self.config.context_len;
         let least = own.min(SMALLEST);
         if self.fits(weights, own, dtype) {
@@ -193,45 +139,6 @@ impl Search<'_> {
         }
         Some(self.choice(weights, (fitting * STEP).max(least), dtype))
     }
-
-    fn refuse(&self, weights: &Weights, context: usize, dtype: KvDType, wish: Wish) -> Box<Refusal> {
-        let mut remedies: Vec<Remedy> = Vec::new();
-        let mut propose = |mix: Option<Mix>, choice: Choice| {
-            remedies.push(Remedy {
-                mix,
-                context: choice.context,
-                kv_dtype: choice.kv_dtype,
-                peak: choice.plan.peak(),
-            });
-        };
-        // The wished context in fewer bits, then the longest that fits in each format.
-        for fewer in [KvDType::Q8_0, KvDType::Q4_0] {
-            if wish.context.is_some() && fewer != dtype && self.fits(weights, context, fewer) {
-                propose(None, self.choice(weights, context, fewer));
-                break;
-            }
-        }
-        for format in [KvDType::F16, KvDType::Q8_0] {
-            if let Some(choice) = self.longest(weights, format).filter(|c| c.context < context) {
-                propose(None, choice);
-            }
-        }
-        let smaller = PROPOSED.into_iter().filter_map(|mix| {
-            let other = Weights::of_mix(self.config, mix);
-            let is_smaller = other.total() < weights.total();
-            let wanted = context.max(self.config.context_len.min(COMFORTABLE));
-            (is_smaller && self.fits(&other, wanted, dtype))
-                .then(|| (mix, self.choice(&other, wanted, dtype)))
-        });
-        for (mix, choice) in smaller.take(2) {
-            propose(Some(mix), choice);
-        }
-        Box::new(Refusal {
-            tried: self.choice(weights, context, dtype),
-            usable: self.usable,
-            remedies,
-        })
-    }
 }
 
 impl fmt::Display for Choice {
@@ -249,13 +156,27 @@ impl fmt::Display for Choice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Drafter, Fit, Remedy};
     use carat_model::Precision;
+    use carat_model::convert::Mix;
 
     const GB: u64 = 1_000_000_000;
 
     fn choose_for(size: &str, mix: Mix, wish: Wish, usable: u64) -> Result<Choice, Box<Refusal>> {
+        choose_beside(None, 0, size, mix, wish, usable)
+    }
+
+    /// The same beside a drafter of these weights and towers of so many bytes.
+    fn choose_beside(
+        drafter_weights: Option<u64>,
+        tower_bytes: u64,
+        size: &str,
+        mix: Mix,
+        wish: Wish,
+        usable: u64,
+    ) -> Result<Choice, Box<Refusal>> {
         let config = Config::published(size).unwrap();
-        let setup = Setup {
+        let plain = Setup {
             context: 0,
             n_sequences: 1,
             kv_dtype: KvDType::F32,
@@ -263,8 +184,12 @@ mod tests {
             has_tiles: false,
             max_batch_tokens: 512,
             precision: Precision::Int8,
-            tower_bytes: 0,
+            tower_bytes,
             drafter: None,
+        };
+        let setup = Setup {
+            drafter: drafter_weights.map(|bytes| Drafter::made_for(&config, bytes, &plain)),
+            ..plain
         };
         let weights = Weights::of_mix(&config, mix);
         let found = choose(&config, &weights, &setup, wish, usable);
@@ -337,5 +262,113 @@ mod tests {
 
         let refusal = choose_for("27B", Mix::BF16, Wish::default(), GB).unwrap_err();
         assert!(refusal.remedies.is_empty());
+    }
+
+    /// The peak of a plan in this mix, as a table shows it.
+    fn peak(size: &str, mix: Mix, context: usize, kv_dtype: KvDType) -> u64 {
+        let wish = Wish {
+            context: Some(context),
+            kv_dtype: Some(kv_dtype),
+        };
+        choose_for(size, mix, wish, u64::MAX).unwrap().plan.peak()
+    }
+
+    fn wish(context: Option<usize>) -> Wish {
+        Wish {
+            context,
+            kv_dtype: None,
+        }
+    }
+
+    fn remedies(size: &str, mix: Mix, wish: Wish, usable: u64) -> Vec<Remedy> {
+        let refusal = choose_for(size, mix, wish, usable).unwrap_err();
+        let fits = |remedy: &Remedy| Fit::of(remedy.peak, usable).is_possible();
+        assert!(refusal.remedies.iter().all(fits), "{refusal:?}");
+        refusal.remedies
+    }
+
+    #[test]
+    fn a_mix_with_room_for_little_is_proposed_where_none_has_room_for_more() {
+        let usable = peak("12B", Mix::Q2_K, 4096, KvDType::F16);
+        assert!(peak("12B", Mix::Q2_K, 8192, KvDType::F16) > usable);
+        let [only] = remedies("12B", Mix::Q4_K_M, wish(None), usable)[..] else {
+            panic!("one mix fits");
+        };
+        assert_eq!((only.mix, only.context), (Some(Mix::Q2_K), 4096));
+        // Not even the shortest context with an f16 cache, but one with fewer bits.
+        let usable = peak("12B", Mix::Q2_K, 1024, KvDType::Q4_0);
+        assert!(usable < peak("12B", Mix::Q2_K, 1024, KvDType::F16));
+        assert!(!remedies("12B", Mix::Q4_K_M, wish(None), usable).is_empty());
+    }
+
+    #[test]
+    fn a_wish_too_long_for_every_mix_is_answered_with_shorter_ones() {
+        // Room for 6,656 tokens of Q3_K_M, which is not enough, and for more of Q2_K.
+        let found = remedies("12B", Mix::Q4_K_M, wish(Some(131_072)), 7 * GB);
+        let mixes: Vec<Option<Mix>> = found.iter().map(|remedy| remedy.mix).collect();
+        assert_eq!(mixes, [Some(Mix::Q2_K), Some(Mix::Q3_K_M)]);
+        assert!(found[0].context > COMFORTABLE, "{found:?}");
+        assert!((SMALLEST..COMFORTABLE).contains(&found[1].context), "{found:?}");
+    }
+
+    #[test]
+    fn a_cache_of_four_bits_is_proposed_where_eight_are_too_many() {
+        let usable = peak("12B", Mix::Q4_0, 1024, KvDType::Q4_0);
+        assert!(peak("12B", Mix::Q4_0, 1024, KvDType::Q8_0) > usable);
+        let first = remedies("12B", Mix::Q4_0, wish(None), usable)[0];
+        assert_eq!(
+            (first.mix, first.context, first.kv_dtype),
+            (None, 1024, KvDType::Q4_0)
+        );
+    }
+
+    #[test]
+    fn a_drafter_without_room_can_be_left_out_and_is_told_with_the_towers() {
+        let usable = peak("12B", Mix::Q4_0, 16_384, KvDType::F16);
+        let refusal =
+            choose_beside(Some(4 * GB), 0, "12B", Mix::Q4_0, wish(Some(16_384)), usable).unwrap_err();
+        let first = refusal.remedies[0];
+        assert_eq!(
+            (first.without_drafter, first.mix, first.context),
+            (true, None, 16_384)
+        );
+        assert!(
+            first
+                .to_string()
+                .starts_with("without --draft, --ctx 16384 --kv-type f16"),
+            "{first}"
+        );
+        assert!(
+            refusal
+                .to_string()
+                .contains("drafter 4.0 GB, buffers and program"),
+            "{refusal}"
+        );
+
+        // The wish is too much for the model alone too.
+        let refusal = choose_beside(
+            Some(9 * GB),
+            3 * GB,
+            "12B",
+            Mix::Q4_0,
+            wish(Some(131_072)),
+            usable + 3 * GB,
+        );
+        let refusal = refusal.unwrap_err();
+        assert!(
+            refusal
+                .to_string()
+                .contains("towers 3.0 GB, drafter 9.0 GB, buffers"),
+            "{refusal}"
+        );
+        assert!(!refusal.remedies.is_empty());
+        assert!(
+            refusal.remedies.iter().all(|remedy| remedy.without_drafter),
+            "{refusal:?}"
+        );
+        let other = choose_for("12B", Mix::Q4_0, wish(Some(131_072)), usable)
+            .unwrap_err()
+            .to_string();
+        assert!(!other.contains("drafter") && !other.contains("towers"), "{other}");
     }
 }

@@ -15,7 +15,7 @@ pub enum Error {
     UnknownMachine {
         /// What was asked for.
         name: String,
-        /// Names of the list that have it in them.
+        /// Names of the list that have it in them, or that it has in it.
         near: Vec<String>,
     },
     /// A size that is no size.
@@ -29,7 +29,8 @@ pub enum Error {
 /// What comes near a name; some machines have commas in theirs.
 fn nearest(near: &[String]) -> String {
     match near {
-        [] => "`carat plan MODEL --machines` lists those that are known".into(),
+        // The smallest model fits on every machine of the list, so that all are shown.
+        [] => "`carat plan 270M --machines` lists those that are known".into(),
         near => format!("those that come near are {}", near.join("; ")),
     }
 }

@@ -45,18 +45,17 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// Plans every mix of `mixes` with every context of `contexts`, the rest as in `setup`. `needed` says which part of a
+    /// Plans every mix of `mixes`, with its weights, with every context of `contexts`, the rest as in `setup`. `needed` says which part of a
     /// plan has to fit into `usable` bytes: [`Plan::peak`] or [`Plan::on_device`].
     pub fn new(
         config: &Config,
         setup: &Setup,
-        mixes: impl IntoIterator<Item = Mix>,
+        mixes: impl IntoIterator<Item = (Mix, Weights)>,
         contexts: &[usize],
         usable: u64,
         needed: impl Fn(&Plan) -> u64,
     ) -> Grid {
-        let row = |mix| {
-            let weights = Weights::of_mix(config, mix);
+        let row = |(mix, weights)| {
             let cell = |&context: &usize| {
                 let plan = Plan::new(config, &weights, &Setup { context, ..*setup });
                 let needed = needed(&plan);
@@ -111,7 +110,8 @@ mod tests {
             tower_bytes: 0,
             drafter: None,
         };
-        let grid = Grid::new(&config, &setup, Mix::all(), &CONTEXTS, 16_000_000_000, Plan::peak);
+        let mixes = Mix::all().map(|mix| (mix, Weights::of_mix(&config, mix)));
+        let grid = Grid::new(&config, &setup, mixes, &CONTEXTS, 16_000_000_000, Plan::peak);
         assert_eq!(grid.rows.len(), 17);
         for (mix, cells) in &grid.rows {
             assert!(

@@ -161,7 +161,7 @@ pub(crate) fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{CONTEXTS, Plan, Setup};
+    use crate::{CONTEXTS, Plan, Setup, Weights};
     use carat_model::convert::Mix;
     use carat_model::{Config, KvDType, Precision};
 
@@ -179,7 +179,8 @@ mod tests {
             drafter: None,
         };
         let config = Config::published("4B").unwrap();
-        let grid = Grid::new(&config, &setup, Mix::all(), &CONTEXTS, 8_500_000_000, Plan::peak);
+        let mixes = Mix::all().map(|mix| (mix, Weights::of_mix(&config, mix)));
+        let grid = Grid::new(&config, &setup, mixes, &CONTEXTS, 8_500_000_000, Plan::peak);
         let svg = heat_map(&grid, "a <b> & \"c\"", "8 GB\u{1}");
         assert_eq!(svg.matches("<g><title>").count(), 17 * 9);
         assert!(svg.contains("a &lt;b&gt; &amp; &quot;c&quot;") && !svg.contains('\u{1}'));

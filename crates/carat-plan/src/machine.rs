@@ -106,9 +106,14 @@ impl Machine {
         if let [only] = parts[..] {
             return Ok(only.clone());
         }
+        // Of a name with more words than the list has, a part may be a machine; not surely the one that is meant.
+        let within = all
+            .iter()
+            .filter(|machine| wanted.contains(&plain(&machine.name)));
+        let near = parts.into_iter().chain(within);
         Err(Error::UnknownMachine {
             name: name.to_owned(),
-            near: parts.iter().map(|machine| machine.name.clone()).collect(),
+            near: near.map(|machine| machine.name.clone()).collect(),
         })
     }
 
@@ -175,6 +180,9 @@ fn plain(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Setup, Weights};
+    use carat_model::convert::Mix;
+    use carat_model::{Config, KvDType, Precision};
 
     #[test]
     fn the_list_is_sound() {
@@ -211,7 +219,34 @@ mod tests {
         assert!(text.contains("A100 40GB") && text.contains("A100 80GB"), "{text}");
         assert!(Machine::find("").is_err());
         let text = Machine::find("toaster").unwrap_err().to_string();
-        assert!(text.contains("--machines") && !text.contains("RTX"), "{text}");
+        assert!(
+            text.contains("270M --machines") && !text.contains("RTX"),
+            "{text}"
+        );
+        let text = Machine::find("NVIDIA GeForce RTX 4090 Max")
+            .unwrap_err()
+            .to_string();
+        assert!(text.ends_with("those that come near are RTX 4090"), "{text}");
+    }
+
+    #[test]
+    fn the_smallest_model_fits_on_every_machine() {
+        let config = Config::published("270M").unwrap();
+        let setup = Setup {
+            context: config.context_len,
+            n_sequences: 1,
+            kv_dtype: KvDType::F16,
+            n_threads: 64,
+            has_tiles: true,
+            max_batch_tokens: 512,
+            precision: Precision::Int16,
+            tower_bytes: 0,
+            drafter: None,
+        };
+        let plan = Plan::new(&config, &Weights::of_mix(&config, Mix::Q4_K_M), &setup);
+        for machine in Machine::all().unwrap() {
+            assert!(machine.place(&plan).is_some(), "{}", machine.name);
+        }
     }
 
     #[test]

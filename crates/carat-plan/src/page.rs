@@ -114,7 +114,7 @@ mod tests {
         let grid = Grid::new(
             &config,
             &setup,
-            [Mix::Q4_0],
+            [(Mix::Q4_0, Weights::of_mix(&config, Mix::Q4_0))],
             &[1024, 4096],
             8_000_000_000,
             Plan::peak,

@@ -11,6 +11,9 @@ const FILE_BYTES_PER_PIECE: u64 = 25;
 /// Rows of the embedding that a GGUF file has; checkpoints of Hugging Face have a few for padding.
 const VOCABULARY: usize = 262_144;
 
+/// By how much a published size may differ from the file's: a unit of its last digit, tenths of a gigabyte.
+const ROUNDING: u64 = 100_000_000;
+
 /// Bytes of a text model's weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Weights {
@@ -48,6 +51,27 @@ impl Weights {
         }
         weights.rest = FILE_BYTES_PER_PIECE.saturating_mul(config.vocab_size as u64);
         weights
+    }
+
+    /// These weights of a mix as they are in a published file of `n_bytes`, a figure that is rounded. Who publishes a
+    /// mix may leave the largest table in more bits than carat's own mix has for it: Google's own 4-bit files of
+    /// Gemma 3 have an embedding of 16 bits, those of E2B and E4B wider tables of per-layer embeddings.
+    #[must_use]
+    pub fn published_in(self, n_bytes: u64, config: &Config) -> Weights {
+        let more = n_bytes.saturating_sub(self.total());
+        if more <= ROUNDING {
+            return self;
+        }
+        if config.per_layer_width > 0 {
+            let per_layer = self.per_layer.saturating_add(more);
+            return Weights { per_layer, ..self };
+        }
+        Weights {
+            embedding: self.embedding.saturating_add(more),
+            // Nothing but floats takes so much, and they need more to compute in.
+            has_floats: true,
+            ..self
+        }
     }
 
     /// What files hold: their tensors (name in GGUF or safetensors, format if it is a known one, bytes) and
@@ -244,5 +268,24 @@ mod tests {
         assert_eq!(weights.total(), text + 1024);
         let dense = Config::published("1B").unwrap();
         assert_eq!(weights.read_per_token(&dense), text - 1 - (8192 + 16_384));
+    }
+
+    #[test]
+    fn a_published_file_may_be_larger_than_the_mix() {
+        let gemma3 = Config::published("12B").unwrap();
+        let mix = Weights::of_mix(&gemma3, Mix::Q4_0);
+        let published = mix.published_in(8_100_000_000, &gemma3);
+        assert_eq!(published.total(), 8_100_000_000);
+        assert_eq!(published.embedding - mix.embedding, 8_100_000_000 - mix.total());
+        assert!(published.has_floats && !mix.has_floats);
+        assert_eq!(mix.published_in(mix.total() + ROUNDING, &gemma3), mix);
+        assert_eq!(mix.published_in(0, &gemma3), mix);
+
+        let e4b = Config::published("gemma4-E4B").unwrap();
+        let mix = Weights::of_mix(&e4b, Mix::Q4_K_M);
+        let published = mix.published_in(5_300_000_000, &e4b);
+        assert_eq!(published.total(), 5_300_000_000);
+        // Of these tables a token reads a row.
+        assert_eq!(published.read_per_token(&e4b), mix.read_per_token(&e4b));
     }
 }

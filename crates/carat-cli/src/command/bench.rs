@@ -1,5 +1,6 @@
 //! `carat bench`: how fast a model runs here.
 
+mod check;
 mod draft;
 
 use std::hint::black_box;
@@ -75,6 +76,8 @@ pub(crate) struct Bench {
     compute: ComputeArgs,
 }
 
+/// Tokens of the first pass, which is not measured.
+const N_WARM_UP: usize = 16;
 /// Passes of one measurement of `--verify`.
 const VERIFY_PASSES: usize = 8;
 
@@ -122,6 +125,7 @@ impl Bench {
             .into());
         }
         let source = ModelSource::open(&self.model, settings, interrupt)?;
+        self.check(source.checkpoint.config().context_len)?;
         let mut options = self.compute.options(settings)?;
         options.max_batch_tokens = self.chunk as usize;
         let started = Instant::now();
@@ -138,9 +142,9 @@ impl Bench {
             let bench = draft::DraftBench {
                 lengths: &self.draft,
                 acceptances: &self.accept,
-                n_tokens: self.decode.max(2),
+                n_tokens: self.n_drafted(),
                 n_repeats: self.repeat,
-                depth: self.depth.first().copied().unwrap_or(0),
+                depth: self.draft_depth(),
                 interrupt,
             };
             return bench.run(model, &tokenizer, &source.local.name, self.json);
@@ -153,9 +157,8 @@ impl Bench {
             shares: Vec::new(),
             model,
         };
-        self.check(bench.model.context_len())?;
         // The first pass maps the weights in and is not measured.
-        bench.prefill(16)?;
+        bench.prefill(N_WARM_UP.min(bench.model.context_len()))?;
         let mut measured = Vec::new();
         for &n in self.prefill.iter().filter(|&&n| n > 0) {
             let times = self.times(|| bench.prefill(n))?;
@@ -198,35 +201,14 @@ impl Bench {
         self.print(&source, &bench.model, load, &measured)
     }
 
-    fn check(&self, context_len: usize) -> Result<()> {
-        let widest = self.batch.iter().chain(&self.verify).copied().max().unwrap_or(0);
-        if widest > self.chunk as usize {
-            return Err(Hinted::wrong_arguments(
-                format!(
-                    "{widest} tokens in one pass are more than the {} of --chunk",
-                    self.chunk
-                ),
-                "choose a smaller --batch or --verify, or a larger --chunk",
-            )
-            .into());
-        }
-        let longest_prefill = self.prefill.iter().copied().max().unwrap_or(0);
-        let deepest = self
-            .depth
-            .iter()
-            .copied()
-            .max()
-            .unwrap_or(0)
-            .saturating_add(self.decode);
-        let longest = longest_prefill.max(deepest);
-        if longest > context_len {
-            return Err(Hinted::wrong_arguments(
-                format!("{longest} tokens are more than the {context_len} of the model's context"),
-                "choose a smaller --prefill, --depth or --decode",
-            )
-            .into());
-        }
-        Ok(())
+    /// Tokens that answers with guesses have: one alone has no speed.
+    fn n_drafted(&self) -> usize {
+        self.decode.max(2)
+    }
+
+    /// The depth at which guesses are measured.
+    fn draft_depth(&self) -> usize {
+        self.depth.first().copied().unwrap_or(0)
     }
 
     fn times(&self, mut once: impl FnMut() -> Result<Duration>) -> Result<Vec<Duration>> {
@@ -307,10 +289,10 @@ impl Bench {
             })
             .collect();
         output::line(&format!(
-            "{}, {} kernels, {} threads, loaded in {:.0} ms, at most {} of memory",
-            source.local.name,
+            "{}, {} kernels, {}, loaded in {:.0} ms, at most {} of memory",
+            output::printable(&source.local.name),
             options.isa.name(),
-            options.n_threads,
+            output::counted(options.n_threads, "thread"),
             load.as_secs_f64() * 1e3,
             rss.map_or_else(|| "?".to_string(), output::size)
         ))?;

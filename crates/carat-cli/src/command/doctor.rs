@@ -50,6 +50,7 @@ impl Doctor {
                 "threads": n_threads,
                 "memory_bytes": memory.map(|(total, _)| total),
                 "memory_available_bytes": memory.map(|(_, available)| available),
+                "memory_usable_bytes": memory::usable_bytes(),
                 "offline": settings.hub.offline,
                 "stores": stores,
             }));
@@ -77,11 +78,8 @@ impl Doctor {
         );
         text += &format!("threads       {n_threads}\n");
         if let Some((total, available)) = memory::machine_bytes() {
-            text += &format!(
-                "memory        {}, {} available\n",
-                output::size(total),
-                output::size(available)
-            );
+            let usable = memory::usable_bytes().unwrap_or(available);
+            text += &format!("memory        {}\n", memory_line(total, available, usable));
         }
         text += &format!(
             "network       {}\n",
@@ -100,6 +98,16 @@ impl Doctor {
             text += &format!("{:<19} {state} ({})\n", store.place.as_str(), store.dir.display());
         }
         Ok(output::write(&text)?)
+    }
+}
+
+/// The machine's memory, and what of it may be used here where a control group allows less, as in a container.
+fn memory_line(total: u64, available: u64, usable: u64) -> String {
+    let machine = format!("{}, {} available", output::size(total), output::size(available));
+    if usable < available {
+        format!("{machine}, {} may be used here", output::size(usable))
+    } else {
+        machine
     }
 }
 
@@ -126,4 +134,19 @@ fn stores(settings: &Settings) -> Result<Vec<Store>> {
 
 fn is_in(model: &LocalModel, dir: &Path) -> bool {
     model.path.starts_with(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_below_the_machines_memory_is_told() {
+        let gb = |n: u64| n * 1_000_000_000;
+        assert_eq!(memory_line(gb(64), gb(32), gb(32)), "64.0 GB, 32.0 GB available");
+        assert_eq!(
+            memory_line(gb(64), gb(32), gb(1)),
+            "64.0 GB, 32.0 GB available, 1.0 GB may be used here"
+        );
+    }
 }

@@ -107,7 +107,8 @@ impl Perplexity {
             n_tokens,
         } = value;
         let text = format!(
-            "perplexity {value:.4} ± {standard_error:.4} ({n_tokens} tokens scored in {seconds:.1} s)"
+            "perplexity {value:.4} ± {standard_error:.4} ({} scored in {seconds:.1} s)",
+            output::counted(n_tokens, "token")
         );
         Ok(output::line(&text)?)
     }

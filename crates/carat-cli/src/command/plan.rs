@@ -1,28 +1,21 @@
 //! `carat plan`: what a model would need, before it is fetched or loaded.
 
+mod subject;
 mod view;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use carat_format::read_limited;
-use carat_hub::{Entry, Hub, LocalModel, Resolution};
 use carat_model::convert::Mix;
-use carat_model::{Config, Family, KvDType, LoadOptions, MediaConfig, MediaSource};
-use carat_plan::{CONTEXTS, Drafter, Fit, Grid, Machine, Page, Plan as Costs, Setup, Weights};
+use carat_model::{KvDType, LoadOptions};
+use carat_plan::{CONTEXTS, Drafter, Fit, Grid, Machine, Page, Plan as Costs, Setup};
 use clap::Args;
 
-use crate::draft_args::drafter_here;
+use self::subject::{Guesser, Subject};
 use crate::failure::Hinted;
-use crate::model_source::ModelSource;
 use crate::settings::Settings;
 use crate::{memory, output, planning};
-
-/// Largest `config.json` that is read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
-/// What is planned for when nothing says otherwise.
-const USUAL_MIX: Mix = Mix::Q4_K_M;
 
 /// Say how much memory a model needs, what fits here or elsewhere, and how fast it can be
 #[derive(Debug, Args)]
@@ -48,8 +41,9 @@ pub(crate) struct Plan {
     /// Sequences at the same time
     #[arg(long, value_name = "P", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     parallel: u16,
-    /// Plan for a computer with this much memory, such as 16GB [default: what is free here]
-    #[arg(long, value_name = "SIZE", conflicts_with = "gpu", value_parser = parse_bytes)]
+    /// Plan for a computer with this much memory, such as 16GB: as memory is sold, in GiB, whatever the unit is called [default:
+    /// what is free here]
+    #[arg(long, value_name = "SIZE", conflicts_with = "gpu", value_parser = parse_memory)]
     ram: Option<u64>,
     /// Plan for this graphics card
     #[arg(long, value_name = "NAME")]
@@ -83,8 +77,8 @@ fn parse_kv(name: &str) -> Result<KvDType, String> {
         .map_err(|error: carat_kernels::Error| error.to_string())
 }
 
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    carat_plan::parse_bytes(text).map_err(|error| error.to_string())
+fn parse_memory(text: &str) -> Result<u64, String> {
+    carat_plan::parse_memory(text).map_err(|error| error.to_string())
 }
 
 /// `8192` or `8K`.
@@ -99,36 +93,13 @@ fn parse_context(text: &str) -> Result<usize, String> {
         .ok_or_else(|| format!("`{text}` is no number of tokens; write it as 8192 or 8K"))
 }
 
-/// What is planned: a model's shape, and its weights where they are known.
-struct Subject {
-    name: String,
-    /// Where the shape is from, for people.
-    origin: &'static str,
-    config: Config,
-    /// The weights of the files.
-    stored: Option<Weights>,
-    /// The mix of the catalogue.
-    mix: Option<Mix>,
-    /// The settings of the towers, where there are files of them.
-    media: Option<MediaConfig>,
-    /// Its drafter, where one is known.
-    drafter: Option<Guesser>,
-}
-
-/// The drafter of a model.
-enum Guesser {
-    Here(LocalModel),
-    /// Only known by its size in bytes.
-    InCatalogue(u64),
-}
-
 /// The memory that is planned for.
 struct Target {
     /// For people: `this machine, free now`.
     name: String,
     /// Bytes that can be used of it.
     usable: u64,
-    /// The graphics card, if it is one.
+    /// The machine of the list, if one was named.
     gpu: Option<Machine>,
 }
 
@@ -182,7 +153,7 @@ impl Plan {
     }
 
     fn outcome(&self, settings: &Settings) -> Result<Outcome> {
-        let subject = subject(&self.model, settings)?;
+        let subject = Subject::find(&self.model, settings)?;
         let target = self.target()?;
         let options = LoadOptions::default();
         let n_threads = self.threads.map(usize::from).or(settings.threads);
@@ -196,13 +167,7 @@ impl Plan {
                 self.context.unwrap_or(subject.config.context_len),
             )
         };
-        let (weights, quant) = match (self.quant, subject.stored) {
-            (None, Some(stored)) => (stored, "as stored".to_owned()),
-            (asked, _) => {
-                let mix = asked.or(subject.mix).unwrap_or(USUAL_MIX);
-                (Weights::of_mix(&subject.config, mix), mix.to_string())
-            }
-        };
+        let (weights, quant) = subject.weights(self.quant);
         // A mix is of the text model: its towers stay as they are stored.
         let stored = subject.stored.map(|weights| weights.vision);
         let vision = stored
@@ -231,8 +196,10 @@ impl Plan {
         let grid = Grid::new(
             &subject.config,
             &setup,
-            Mix::all().filter(|mix| self.quant.is_none_or(|asked| asked == *mix)),
-            &self.contexts(),
+            Mix::all()
+                .filter(|mix| self.quant.is_none_or(|asked| asked == *mix))
+                .map(|mix| (mix, subject.weights_in(mix, self.quant.is_none()))),
+            &self.contexts(subject.config.context_len),
             target.usable,
             |plan| target.needed(plan),
         );
@@ -249,9 +216,10 @@ impl Plan {
         })
     }
 
-    /// The columns: the usual ones and what was asked for.
-    fn contexts(&self) -> Vec<usize> {
+    /// The columns: the usual ones, the model's own and what was asked for.
+    fn contexts(&self, own: usize) -> Vec<usize> {
         let mut contexts = CONTEXTS.to_vec();
+        contexts.push(own);
         contexts.extend(self.context);
         contexts.sort_unstable();
         contexts.dedup();
@@ -270,7 +238,7 @@ impl Plan {
         }
         if let Some(ram) = self.ram {
             return Ok(Target {
-                name: format!("a computer with {}", carat_plan::size(ram)),
+                name: format!("a computer with {}", carat_plan::memory_size(ram)),
                 usable: carat_plan::usable_ram(ram),
                 gpu: None,
             });
@@ -291,98 +259,6 @@ impl Plan {
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// Finds out what `model` is without fetching it.
-fn subject(model: &str, settings: &Settings) -> Result<Subject> {
-    if let Some(path) = config_path(Path::new(model)) {
-        return Ok(Subject {
-            name: model.to_owned(),
-            origin: "a configuration",
-            config: Config::from_config_json(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?,
-            stored: None,
-            mix: None,
-            media: None,
-            drafter: None,
-        });
-    }
-    if let Some(config) = Config::published(model) {
-        return Ok(Subject {
-            name: published_name(model, config.family),
-            origin: "a published size",
-            config,
-            stored: None,
-            mix: None,
-            media: None,
-            drafter: None,
-        });
-    }
-    let hub = Hub::new(settings.hub.clone())?;
-    match hub.resolve(model)? {
-        Resolution::Local(local) => {
-            let source = ModelSource::of(local)?;
-            let checkpoint = &source.checkpoint;
-            let media = MediaSource::find(checkpoint).ok().flatten();
-            Ok(Subject {
-                stored: Some(planning::weights_of(checkpoint, source.local.size_bytes)),
-                config: checkpoint.config().clone(),
-                origin: "on this machine",
-                mix: None,
-                media: media.map(|media| media.config().clone()),
-                drafter: drafter_here(&source, settings)?.map(Guesser::Here),
-                name: source.local.name,
-            })
-        }
-        Resolution::NeedsDownload(plan) => {
-            let entry = plan.entry();
-            let found = entry.and_then(|entry| {
-                let generation = entry.name.split(':').next().unwrap_or_default();
-                let name = format!("{generation}-{}", entry.params);
-                Some((entry, Config::published(&name)?))
-            });
-            let (entry, config) = found.ok_or_else(|| {
-                Hinted::new(
-                    format!("`{model}` is not on this machine, and its shape is not known"),
-                    "pull it first, or give the path of its config.json",
-                )
-            })?;
-            Ok(Subject {
-                name: plan.name().to_owned(),
-                origin: "in the catalogue",
-                config,
-                stored: None,
-                mix: Mix::from_name(&entry.quant).ok(),
-                media: None,
-                drafter: in_catalogue(&hub, entry),
-            })
-        }
-    }
-}
-
-/// The drafter of an entry of the catalogue.
-fn in_catalogue(hub: &Hub, entry: &Entry) -> Option<Guesser> {
-    let name = entry.drafter.as_ref()?;
-    let drafter = hub.catalogue().iter().find(|other| other.name == *name)?;
-    // Rounded for display, and no more than some gigabytes.
-    Some(Guesser::InCatalogue((drafter.size_gb * 1e9) as u64))
-}
-
-/// What to call a published size.
-fn published_name(model: &str, family: Family) -> String {
-    let size = model.rsplit_once("gemma4-").or(model.rsplit_once("gemma3-"));
-    let size = size.map_or(model, |(_, size)| size).to_uppercase();
-    format!("{family} {size}")
-}
-
-/// The configuration to read where a path holds one and no weights.
-fn config_path(path: &Path) -> Option<PathBuf> {
-    if path.extension().is_some_and(|extension| extension == "json") && path.is_file() {
-        return Some(path.to_owned());
-    }
-    let config = path.join("config.json");
-    let is_weight = |entry: fs::DirEntry| entry.path().extension().is_some_and(|e| e == "safetensors");
-    let has_weights = fs::read_dir(path).ok()?.flatten().any(is_weight);
-    (config.is_file() && !has_weights).then_some(config)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `carat quantize`: another number format for a model.
 
+use std::fs;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -51,12 +52,27 @@ fn parse_mix(name: &str) -> Result<Mix, String> {
     Mix::from_name(name).map_err(|error| error.to_string())
 }
 
+/// Refuses a place where the file cannot be, or where something is that is not to be replaced: before any work is done,
+/// since the file gets its name last of all.
+fn check_output(path: &Path, is_forced: bool) -> Result<(), Hinted> {
+    let is_folder = path.is_dir() || path.to_string_lossy().ends_with(std::path::is_separator);
+    // Renaming would put the file in the place of a device or a pipe, not into it.
+    let is_special = fs::metadata(path).is_ok_and(|found| !found.is_file());
+    let (what, hint) = match (is_folder, is_special) {
+        (true, _) => ("is a folder", "give the name of a file in it"),
+        (_, true) => ("is no plain file", "give the name of a file to write"),
+        _ if path.exists() && !is_forced => {
+            ("is already there", "give another name, or --force to replace it")
+        }
+        _ => return Ok(()),
+    };
+    Err(Hinted::new(format!("`{}` {what}", path.display()), hint))
+}
+
 impl Quantize {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
-        if self.output.exists() && !self.force {
-            let message = format!("`{}` is already there", self.output.display());
-            return Err(Hinted::new(message, "give another name, or --force to replace it").into());
-        }
+        check_output(&self.output, self.force)?;
+        interrupt.take_endings();
         let source = obtain(&self.input, settings, interrupt)?;
         let n_threads = self
             .threads
@@ -86,7 +102,7 @@ impl Quantize {
         let formats: Vec<String> = formats.iter().map(|(name, n)| format!("{name} ×{n}")).collect();
         Ok(output::line(&format!(
             "{}: {} of tensors ({})",
-            self.output.display(),
+            output::printable(&self.output.display().to_string()),
             output::size(report.total_bytes),
             formats.join(", ")
         ))?)
@@ -121,6 +137,28 @@ impl Quantize {
         match result {
             Err(ConvertError::Cancelled) => Err(Interrupted.into()),
             other => Ok(other?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_plain_file_is_replaced_and_only_if_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("old.gguf"), "old").unwrap();
+        let refusal = |path: &Path, is_forced| check_output(path, is_forced).unwrap_err().to_string();
+        assert!(check_output(&path("new.gguf"), false).is_ok());
+        assert!(check_output(&path("old.gguf"), true).is_ok());
+        assert!(refusal(&path("old.gguf"), false).contains("already there"));
+        for is_forced in [false, true] {
+            assert!(refusal(folder.path(), is_forced).contains("is a folder"));
+            assert!(refusal(&path("new.gguf/"), is_forced).contains("is a folder"));
+            #[cfg(unix)]
+            assert!(refusal(Path::new("/dev/null"), is_forced).contains("no plain file"));
         }
     }
 }

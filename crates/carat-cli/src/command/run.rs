@@ -294,7 +294,8 @@ impl Run {
         if self.verbose && !attached.is_empty() {
             let n: usize = attached.iter().map(|one| one.n_soft_tokens()).sum();
             output::note(&format!(
-                "media   {n} tokens, {:.2} s",
+                "media   {}, {:.2} s",
+                output::counted(n, "token"),
                 began.elapsed().as_secs_f64()
             ));
         }

@@ -68,7 +68,7 @@ impl Serve {
         let serving = self
             .serving
             .clone()
-            .or(settings.serve.clone())
+            .or(settings.serve.clone()?)
             .or(file)
             .resolved();
         serving.check()?;
@@ -114,7 +114,7 @@ impl Serve {
 /// What is set for a server within `carat gateway`'s process.
 fn stated_inside(settings: &Settings) -> Result<ServeSettings> {
     let file = ServeSettings::of_file(&settings.carat_dir.join("carat.toml"), false)?;
-    Ok(settings.serve.clone().or(file))
+    Ok(settings.serve.clone()?.or(file))
 }
 
 /// Whether such a server has a model without fetching it.
@@ -441,10 +441,10 @@ mod tests {
         assert!(error.is::<Interrupted>(), "{error:#}");
 
         let settings = Settings {
-            serve: ServeSettings {
+            serve: Ok(ServeSettings {
                 model: vec![model.to_string()],
                 ..ServeSettings::default()
-            },
+            }),
             ..settings
         };
         let error = end_of(move || {

@@ -176,7 +176,11 @@ impl Card<'_> {
         if n_shared > 0 {
             rows.push((
                 "shared cache",
-                format!("the last {n_shared} layers use the keys and values of earlier ones"),
+                format!(
+                    "the last {} of {} use the keys and values of earlier ones",
+                    n_shared,
+                    output::counted(self.config.layers.len(), "layer")
+                ),
             ));
         }
         rows
@@ -322,13 +326,19 @@ impl Card<'_> {
         if let Some(media) = self.media.filter(|media| media.path() != self.source.local.path) {
             row("encoders", media.path().display().to_string());
         }
-        row("context", format!("{} tokens", self.config.context_len));
-        row("vocabulary", format!("{} tokens", self.config.vocab_size));
+        row("context", output::counted(self.config.context_len, "token"));
+        row("vocabulary", output::counted(self.config.vocab_size, "token"));
         let formats: Vec<String> = self
             .weights
             .formats
             .iter()
-            .map(|(name, (n, bytes))| format!("{name} ({n} tensors, {})", output::size(*bytes)))
+            .map(|(name, (n, bytes))| {
+                format!(
+                    "{name} ({}, {})",
+                    output::counted(*n, "tensor"),
+                    output::size(*bytes)
+                )
+            })
             .collect();
         row(
             "quantization",

@@ -86,6 +86,11 @@ fn open_folder(dir: &Path) -> Result<LocalModel> {
         .map(|(_, path)| path)
         .filter(|path| gguf_file(path).is_some())
         .collect();
+    // Of a folder that may not be looked into nothing is known, neither what it has nor what it lacks.
+    let looked = fs::read_dir(dir).and_then(|_| fs::metadata(dir.join(".")));
+    if let Err(error) = looked {
+        return Err(Error::io("read", dir, error));
+    }
     match ggufs.as_slice() {
         [only] => open_path(only),
         [] => Err(Error::NotAModel {
@@ -151,4 +156,28 @@ fn checkpoint_problem(dir: &Path) -> Option<String> {
         .values()
         .find(|shard| check_file_name(shard).is_err() || !has(shard));
     missing.map(|shard| format!("its weight file `{shard}` is missing"))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_folder_that_may_not_be_looked_into_is_called_so() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let allow = |mode| fs::set_permissions(folder.path(), fs::Permissions::from_mode(mode)).unwrap();
+        allow(0);
+        let is_superuser = fs::read_dir(folder.path()).is_ok();
+        for mode in [0o000, 0o100, 0o400] {
+            allow(mode);
+            let error = open_path(folder.path()).unwrap_err();
+            assert!(
+                is_superuser || matches!(error, Error::Io { .. }),
+                "{mode:o}: {error}"
+            );
+        }
+        allow(0o700);
+    }
 }

@@ -24,6 +24,18 @@ const N_PASSES: usize = 6;
 /// Added to the logit of the token that is to be chosen.
 const CERTAIN: f32 = 1e6;
 
+/// Most tokens of a sequence in a measurement of drafts of up to `n_draft` tokens.
+pub(super) fn longest(depth: usize, n_tokens: usize, n_draft: usize) -> usize {
+    let passes = n_draft.saturating_add(1).saturating_mul(N_PASSES);
+    room_for(depth, n_tokens).max(passes)
+}
+
+/// Tokens of a sequence with its prompt, an answer of `n_tokens`, and a draft beyond its end.
+fn room_for(depth: usize, n_tokens: usize) -> usize {
+    let prompt = N_PROMPT.max(depth);
+    prompt.saturating_add(n_tokens).saturating_add(MAX_DRAFT + 1)
+}
+
 /// What is to be measured.
 pub(super) struct DraftBench<'a> {
     /// Lengths of drafts.
@@ -113,7 +125,7 @@ impl DraftBench<'_> {
                 drafting,
                 ..Request::default()
             };
-            let mut session = Session::new(forced, n_prompt + self.n_tokens + MAX_DRAFT + 1)?;
+            let mut session = Session::new(forced, room_for(self.depth, self.n_tokens))?;
             let finished = session.generate(forced, tokenizer, &request, |event| match event {
                 Event::Finished(_) => ControlFlow::Continue(()),
                 _ if self.interrupt.is_raised() => ControlFlow::Break(()),
@@ -190,7 +202,8 @@ impl DraftBench<'_> {
             })
             .collect();
         output::line(&format!(
-            "{name}: a pass of one row {:.1} ms, a guess {:.1} ms",
+            "{}: a pass of one row {:.1} ms, a guess {:.1} ms",
+            output::printable(name),
             one * 1e3,
             guess_s * 1e3
         ))?;

@@ -5,7 +5,7 @@ use carat_plan::{Cell, Fit, Kind, Machine, Place, decode_bytes, size};
 use serde_json::{Value, json};
 
 use super::Outcome;
-use crate::output;
+use crate::output::{self, counted};
 
 /// Machines of each kind that are shown unless all are asked for.
 const MACHINES_OF_A_KIND: usize = 3;
@@ -18,11 +18,11 @@ impl Outcome {
             n => format!(" for each of {n} sequences"),
         };
         format!(
-            "{} of memory can be used ({}); {} KV cache{sequences}, {} threads",
+            "{} of memory can be used ({}); {} KV cache{sequences}, {}",
             size(self.target.usable),
             self.target.name,
             self.setup.kv_dtype,
-            self.setup.n_threads
+            counted(self.setup.n_threads, "thread")
         )
     }
 
@@ -34,8 +34,8 @@ impl Outcome {
             Fit::Tight => format!("fits into {usable}, but tightly"),
             Fit::DoesNotFit => format!("does not fit into {usable}"),
             Fit::BeyondContext => format!(
-                "beyond the model's context of {} tokens",
-                self.subject.config.context_len
+                "beyond the model's context of {}",
+                counted(self.subject.config.context_len, "token")
             ),
         }
     }
@@ -56,19 +56,24 @@ impl Outcome {
             part(
                 "cache, local layers",
                 self.plan.kv.local,
-                format!("in {n_local} layers of window {window}"),
+                format!("in {} of window {window}", counted(n_local, "layer")),
             ),
             part(
                 "cache, global layers",
                 self.plan.kv.global,
-                format!("in {n_global} layers of {} tokens", self.setup.context),
+                format!(
+                    "in {} of {}",
+                    counted(n_global, "layer"),
+                    counted(self.setup.context, "token")
+                ),
             ),
             part(
                 "buffers",
                 self.plan.buffers.total(),
                 format!(
-                    "for {} tokens a pass, {} threads",
-                    self.setup.max_batch_tokens, self.setup.n_threads
+                    "for {} a pass, {}",
+                    counted(self.setup.max_batch_tokens, "token"),
+                    counted(self.setup.n_threads, "thread")
                 ),
             ),
         ];
@@ -86,7 +91,8 @@ impl Outcome {
                 "that guesses ahead; --no-draft goes without".to_owned(),
             ));
         }
-        if self.target.gpu.is_none() {
+        let is_computer = |machine: &Machine| machine.kind != Kind::Gpu;
+        if self.target.gpu.as_ref().is_none_or(is_computer) {
             let process = self.plan.process;
             parts.push(part(
                 "program",
@@ -130,7 +136,7 @@ impl Outcome {
         let subject = &self.subject;
         output::line(&format!(
             "{} ({}), context {}: {}\n{}",
-            subject.name,
+            output::printable(&subject.name),
             subject.origin,
             self.setup.context,
             self.sum_line(),
@@ -183,7 +189,10 @@ impl Outcome {
             text = text.trim_end().to_owned() + "\n";
         }
         if self.grid.contexts.iter().any(|n| !is_shown(*n)) {
-            text += &format!("Longer contexts are beyond this model's {context_len} tokens.\n");
+            text += &format!(
+                "Longer contexts are beyond this model's {}.\n",
+                counted(context_len, "token")
+            );
         }
         Ok(output::write(&text)?)
     }
