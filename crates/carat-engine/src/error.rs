@@ -91,7 +91,7 @@ pub enum Error {
     },
     /// The text is too short to be scored.
     #[error(
-        "the text has {found} tokens, but scoring needs at least {needed}; give a longer text or a smaller window"
+        "the text is too short, with {found} of the {needed} tokens that scoring needs; give a longer text or a smaller window"
     )]
     TooFewTokens {
         /// Tokens of the text.

@@ -141,12 +141,12 @@ fn describe(tensors: &[SourceTensor], choices: &[Choice]) -> ConvertReport {
     for ((wanted, dtype), n) in stand_ins {
         let block = wanted.block_len();
         report.notes.push(format!(
-            "{n} tensors got {dtype} instead of {wanted}, since their rows are no multiple of {block}"
+            "tensors that got {dtype} instead of {wanted}, since their rows are no multiple of {block}: {n}"
         ));
     }
     if n_again > 0 {
         report.notes.push(format!(
-            "{n_again} tensors were quantized before and lost some quality again; a source in F16, BF16 or F32 is better"
+            "tensors that were quantized before and lost some quality again: {n_again}; a source in F16, BF16 or F32 is better"
         ));
     }
     report
