@@ -31,7 +31,8 @@ impl Interrupt {
         let ignored = ignored.unwrap_or(mask_of(SIGHUP));
         for signal in [SIGTERM, SIGHUP] {
             if ignored & mask_of(signal) == 0 {
-                self.take(signal);
+                // A second one changes nothing: a shell that ends sends its jobs one, and the system another right behind it.
+                let _never_rises = signal_hook::flag::register(signal, Arc::clone(&self.0));
             }
         }
     }
@@ -102,7 +103,9 @@ mod tests {
         let interrupt = Interrupt::for_test(false);
         interrupt.take_endings();
         assert!(interrupt.check().is_ok());
-        signal_hook::low_level::raise(SIGTERM).unwrap();
+        for signal in [SIGTERM, SIGHUP, SIGHUP, SIGTERM] {
+            signal_hook::low_level::raise(signal).unwrap();
+        }
         assert!(interrupt.check().is_err());
     }
 

@@ -1,8 +1,9 @@
 //! The file of `--prompt-cache`: what a model has read of a prompt, kept from one run of carat to the next.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use carat_model::{CacheFiles, Checkpoint, KvCache, Model};
@@ -47,6 +48,9 @@ impl PromptFile {
 
     /// Replaces the file, or leaves it as it was.
     pub(crate) fn write(&self, tokens: &[u32], cache: &KvCache) -> io::Result<()> {
+        if let Some(own) = self.path.file_name() {
+            remove_leftovers(folder_of(&self.path), |name| name == own);
+        }
         replace(&self.path, |to| self.files.write(tokens, cache, to))
     }
 
@@ -56,22 +60,60 @@ impl PromptFile {
 }
 
 /// How the names of files end that are being written.
-pub(crate) const PART: &str = ".part";
+const PART: &str = ".part";
+
+/// A file that is being written and has not grown for so long was left by a run that was killed.
+pub(crate) const LEFT_OVER: Duration = Duration::from_secs(3600);
+/// Random letters and digits in such a name.
+const N_RANDOM: usize = 6;
+
+/// Removes what killed runs have left of files in `folder` that [`replace`] was to put in place, those whose names `is_own`.
+/// Others may use such names as well, so nothing else is touched.
+pub(crate) fn remove_leftovers(folder: &Path, is_own: impl Fn(&str) -> bool) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let target = name.to_str().and_then(|name| name.strip_suffix(PART));
+        // Names of earlier versions had nothing random.
+        let is_left = target.is_some_and(|name| {
+            is_own(name)
+                || name
+                    .len()
+                    .checked_sub(N_RANDOM)
+                    .and_then(|n| name.split_at_checked(n))
+                    .is_some_and(|(name, random)| {
+                        random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_own(name)
+                    })
+        });
+        let modified = entry.metadata().and_then(|about| about.modified());
+        let age = modified.ok().and_then(|modified| modified.elapsed().ok());
+        if is_left && age.is_some_and(|age| age > LEFT_OVER) {
+            let _gone = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The folder of a path.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
 
 /// Puts a file that `write` fills in the place of the one at `path`; if that fails, the old one stays. Until then it has a
 /// name of its own, so that two who write at once do not write into each other's, and nobody else may read it: it holds
 /// somebody's words.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
     let name = path.file_name().unwrap_or_default();
     // Removed again if it does not get its place: what is left of a full disk is not to stay full.
     let part = tempfile::Builder::new()
         .prefix(name)
         .suffix(PART)
-        .tempfile_in(folder)?;
+        .rand_bytes(N_RANDOM)
+        .tempfile_in(folder_of(path))?;
     let mut to = BufWriter::with_capacity(BUFFER, part);
     write(&mut to)?;
     let part = to.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -82,9 +124,31 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Res
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
+
+    #[test]
+    fn what_killed_runs_left_is_removed_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let long_ago = std::time::SystemTime::now() - 2 * LEFT_OVER;
+        let left = ["novel.kvX1y2Z3.part", "novel.kv.part"];
+        let others = [
+            "novel.kv",
+            "film.mp4.part",
+            "novel.kvX1y2Z.part",
+            "novel.kvX-y2Z3.part",
+            "other.kvX1y2Z3.part",
+            ".part",
+        ];
+        for name in left.iter().chain(&others) {
+            let file = File::create(home.path().join(name)).unwrap();
+            file.set_modified(long_ago).unwrap();
+        }
+        let new = home.path().join("novel.kvAbCdEf.part");
+        fs::write(&new, "somebody may be writing it").unwrap();
+        remove_leftovers(home.path(), |name| name == "novel.kv");
+        let is_there = |name: &&str| home.path().join(name).exists();
+        assert!(new.exists() && others.iter().all(is_there) && !left.iter().any(is_there));
+    }
 
     #[test]
     fn two_who_write_at_once_leave_a_whole_file_and_nothing_else() {

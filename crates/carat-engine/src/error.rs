@@ -91,7 +91,8 @@ pub enum Error {
     },
     /// The text is too short to be scored.
     #[error(
-        "the text is too short, with {found} of the {needed} tokens that scoring needs; give a longer text or a smaller window"
+        "the text has {found} token{}, but scoring needs at least {needed}; give a longer text or a smaller window",
+        if *found == 1 { "" } else { "s" }
     )]
     TooFewTokens {
         /// Tokens of the text.

@@ -31,6 +31,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file with a cache that could not be read.
+    #[error("the saved cache cannot be read: {source}")]
+    SavedCacheUnread {
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// A drafter that was made for another model.
     #[error("`{}` drafts for {reason}; use the drafter that was made for this model", path.display())]
     ForeignDrafter {

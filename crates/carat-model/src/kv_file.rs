@@ -89,7 +89,8 @@ impl CacheFiles {
     ///
     /// # Errors
     /// [`Error::SavedCache`] when the file is none, is damaged, belongs to another model or holds more tokens than there
-    /// is room for; [`Error::CacheMemory`] when memory cannot be had.
+    /// is room for; [`Error::SavedCacheUnread`] when the system gives another error than the file's end;
+    /// [`Error::CacheMemory`] when memory cannot be had.
     pub fn read(&self, max_tokens: usize, from: &mut dyn Read) -> Result<(Vec<u32>, KvCache), Error> {
         let mut from = Hashed::new(from);
         let head = self.read_head(max_tokens, &mut from)?;
@@ -189,7 +190,7 @@ fn refused(reason: &str) -> Error {
 fn unreadable(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => refused("it ends too early"),
-        _ => refused(&error.to_string()),
+        _ => Error::SavedCacheUnread { source: error },
     }
 }
 

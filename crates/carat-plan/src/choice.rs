@@ -19,6 +19,7 @@ pub(crate) const SMALLEST: usize = 1024;
 const COMFORTABLE: usize = 8192;
 /// Chosen contexts are multiples of this.
 const STEP: usize = 256;
+
 /// What the user asks for; `None` leaves it open.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wish {
@@ -309,6 +310,21 @@ mod tests {
         assert_eq!(mixes, [Some(Mix::Q2_K), Some(Mix::Q3_K_M)]);
         assert!(found[0].context > COMFORTABLE, "{found:?}");
         assert!((SMALLEST..COMFORTABLE).contains(&found[1].context), "{found:?}");
+    }
+
+    #[test]
+    fn a_mix_holds_all_of_a_wish_in_fewer_bits_where_it_can() {
+        let usable = peak("12B", Mix::Q3_K_M, 32_768, KvDType::Q8_0);
+        assert!(peak("12B", Mix::Q3_K_M, 32_768, KvDType::F16) > usable);
+        assert!(peak("12B", Mix::Q4_0, 32_768, KvDType::Q4_0) > usable);
+        let found = remedies("12B", Mix::Q4_K_M, wish(Some(32_768)), usable);
+        let of_mix = |mix| found.iter().find(|remedy| remedy.mix == Some(mix));
+        let remedy = of_mix(Mix::Q3_K_M).unwrap();
+        assert_eq!(
+            (remedy.context, remedy.kv_dtype),
+            (32_768, KvDType::Q8_0),
+            "{found:?}"
+        );
     }
 
     #[test]

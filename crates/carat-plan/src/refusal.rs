@@ -171,13 +171,22 @@ impl Search<'_> {
     /// have room for little.
     fn smaller_mixes(&self, weights: &Weights, wish: Wish) -> Vec<(Mix, Choice)> {
         let enough = self.comfortable();
-        let wanted = wish.context.unwrap_or(0).max(enough);
+        let wanted = wish.context.unwrap_or(0).max(enough).min(self.config.context_len);
         let mut found: Vec<(Mix, Choice)> = Vec::new();
         for mix in PROPOSED {
             let other = Weights::of_mix(self.config, mix);
             if other.total() < weights.total() {
-                let mut formats = formats_for(wish).into_iter();
-                let choice = formats.find_map(|dtype| self.reach(&other, wanted, dtype));
+                let formats = formats_for(wish).into_iter();
+                let mut reached = formats.filter_map(|dtype| self.reach(&other, wanted, dtype));
+                // The first format with room for all that was wished, else the first with room for anything.
+                let usual = reached.next();
+                let is_short = |choice: &Choice| wish.context.is_some() && choice.context < wanted;
+                let choice = match usual {
+                    Some(short) if is_short(&short) => {
+                        Some(reached.find(|choice| !is_short(choice)).unwrap_or(short))
+                    }
+                    other => other,
+                };
                 found.extend(choice.map(|choice| (mix, choice)));
             }
         }

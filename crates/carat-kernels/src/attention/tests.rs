@@ -145,7 +145,7 @@ const TOLERANCE_OF_BYTES: f64 = 0.25;
 
 /// What prefill's rounding to bf16 does to the result, for caches that keep no more.
 ///
-/// Elements of queries and keys err by 2^-9 of themselves, so a score of up to 128 products of at most 4 times 0.3, of
+/// Elements of queries and keys err by 2^-8 of themselves at most, so a score of up to 128 products of at most 4 times 0.3, of
 /// random sign, by some hundredths; weights err by as much, and what is weighed by less.
 const TOLERANCE_OF_PAIRS: f64 = 0.05;
 

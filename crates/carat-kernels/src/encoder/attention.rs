@@ -374,7 +374,7 @@ mod tests {
             let want = exact(&heads, &q, &k, &v);
             for isa in Isa::available() {
                 let compute = Compute::new(isa, 2).unwrap();
-                // Weights err by the scores' error, at most 2^-8 of the size of a score, and values by 2^-9.
+                // Weights err by the scores' error, at most 2^-7 of the size of a score, and values by 2^-8.
                 for (precision, tolerance) in [(EncoderPrecision::F32, 3e-5), (EncoderPrecision::Bf16, 0.06)] {
                     let (mut out, mut scratch) = (vec![f32::NAN; len], AttentionScratch::default());
                     attend(&compute, precision, &heads, [&q, &k, &v], &mut out, &mut scratch);

@@ -194,7 +194,7 @@ fn the_longest_row_is_at_least_as_long_as_each() {
 }
 
 /// Rows whose roundings to bf16 all go one way, for the largest product down and for another up: by nearly 2^-8 of itself in
-/// the weights and as much in the activations.
+/// the weights and as much in the activations. Of the sets only AMX rounds so, with as many rows.
 #[test]
 fn roundings_that_all_go_one_way_hide_nothing() {
     const N_COLS: usize = 1024;

@@ -272,6 +272,7 @@ fn of_groups<'a>(
 ) -> SmallVec<[&'a Activations; 16]> {
     let by_place: SmallVec<[&Activations; 16]> = inputs
         .iter_mut()
+        .take(places.len())
         .map(|inputs| &*inputs[which].get_mut().unwrap_or_else(PoisonError::into_inner))
         .collect();
     places.iter().map(|&place| by_place[place]).collect()

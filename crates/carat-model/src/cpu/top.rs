@@ -7,7 +7,7 @@ use crate::TokenLogit;
 
 /// How many more than wanted are looked for where there is a cap.
 const MORE: usize = 8;
-/// Share of a logit by which capped ones may be out of order: the cap is rounded, to a few units in the last place.
+/// Share of the cap by which capped logits may be out of order: they are rounded, to a few of its units in the last place.
 const CAP_ERROR: f32 = 1e-6;
 
 /// Memory that is reused from call to call.
@@ -62,7 +62,7 @@ impl Top {
                 let (least, last) = (own.get(k.wrapping_sub(1)), own.last());
                 if let (Some(least), Some(last)) = (least, last) {
                     let are_there_others = own.len() == *wanted && own.len() < weights.n_rows();
-                    if are_there_others && last.logit >= least.logit - CAP_ERROR * least.logit.abs() {
+                    if are_there_others && last.logit >= least.logit - CAP_ERROR * cap {
                         *wanted *= 2;
                         is_enough = false;
                     }
@@ -164,7 +164,7 @@ mod tests {
                 .map(|_| {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     // A few units in the last place apart, many of them, around a place that the seed says.
-                    f32::from_bits((5.0 + seed as f32).to_bits() + (state >> 26))
+                    f32::from_bits((0.02 + 0.5 * seed as f32).to_bits() + (state >> 26))
                 })
                 .collect();
             let [whole, top] = both(&products, 2, 7);

@@ -15,7 +15,7 @@ use common::{Media, checkpoint, media};
 
 /// Relative L2 in f32.
 const TOL_F32: f64 = 1e-4;
-/// Relative L2 of soft tokens with operands in bf16. A rounding is 2^-9 of an element at most and some 0.0017 of it
+/// Relative L2 of soft tokens with operands in bf16. A rounding is 2^-8 of an element at most and some 0.0017 of it
 /// in the mean of squares; products of two operands, over some layers of these sharp little towers, make ten of it.
 const TOL_BF16: f64 = 0.03;
 /// Gemma 4's ids for rows of videos, sounds and images, in these small vocabularies.

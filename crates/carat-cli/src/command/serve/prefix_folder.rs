@@ -14,21 +14,19 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use carat_engine::PrefixStore;
 use carat_model::{CacheFiles, KvCache, ROLLBACK, SequenceCache};
 
-use crate::prompt_file::{self, PART};
+use crate::prompt_file;
 
 /// Beginnings that wait to be written; more are forgotten, so that memory does not fill with them.
 const QUEUE: usize = 2;
 /// Files that are known at most, those used latest.
 const MAX_FILES: usize = 1024;
 const EXTENSION: &str = "kv";
-/// A file that has not been written to for so long was left by a server that was killed.
-const LEFT_OVER: Duration = Duration::from_secs(3600);
 
 /// Beginnings of one model in a folder. See the module's head.
 pub(super) struct PrefixFolder {
@@ -78,7 +76,7 @@ impl PrefixFolder {
             max_bytes,
             entries: Mutex::default(),
         });
-        known.remove_leftovers();
+        prompt_file::remove_leftovers(folder, is_name);
         known.find_files();
         let (to_writer, beginnings) = sync_channel(QUEUE);
         let shared = Arc::clone(&known);
@@ -121,8 +119,7 @@ impl PrefixStore<KvCache> for PrefixFolder {
         }
         // It had held more tokens once, and its local layers cannot go back so far. Reading it again would not change that.
         let mut entries = self.known.entries();
-        let own = entries.iter_mut().find(|entry| entry.path == path);
-        if let Some(entry) = own {
+        for entry in entries.iter_mut().filter(|entry| entry.path == path) {
             entry.n_least = n + 1;
         }
         None
@@ -177,6 +174,16 @@ enum Unread {
     ForEver,
 }
 
+/// Whether a file is called as [`Known::path_of`] calls them, those of other models too.
+fn is_name(name: &str) -> bool {
+    let is_number = |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let numbers = name
+        .strip_suffix(EXTENSION)
+        .and_then(|name| name.strip_suffix('.'));
+    let both = numbers.and_then(|numbers| numbers.split_once('-'));
+    both.is_some_and(|(owner, tokens)| is_number(owner) && is_number(tokens))
+}
+
 /// The writer's thread: until nobody can send any more.
 fn write_all(known: &Known, beginnings: &Receiver<(Vec<u32>, KvCache)>) {
     for (tokens, cache) in beginnings {
@@ -207,21 +214,6 @@ impl Known {
             });
             if let Some(tokens) = tokens {
                 self.entries().push(Entry::new(tokens, path));
-            }
-        }
-    }
-
-    /// Removes files that nobody will finish.
-    fn remove_leftovers(&self) {
-        let Ok(folder) = fs::read_dir(&self.folder) else {
-            return;
-        };
-        for entry in folder.flatten() {
-            let is_part = entry.file_name().to_string_lossy().ends_with(PART);
-            let modified = entry.metadata().and_then(|about| about.modified());
-            let age = modified.ok().and_then(|modified| modified.elapsed().ok());
-            if is_part && age.is_some_and(|age| age > LEFT_OVER) {
-                let _gone = fs::remove_file(entry.path());
             }
         }
     }
@@ -419,11 +411,11 @@ mod tests {
         let mut caches = Caches::new();
         let all = tokens(100, 1);
         let cache = caches.of(&all);
-        let open = |n_max| PrefixFolder::open(home.path(), caches.files.clone(), n_max, 1 << 30).unwrap();
-        let mut folder = open(400);
+        let open = || PrefixFolder::open(home.path(), caches.files.clone(), 400, 1 << 30).unwrap();
+        let mut folder = open();
         folder.keep(all.clone(), cache, true);
         drop(folder);
-        let mut folder = open(400);
+        let mut folder = open();
         let path = folder.known.entries()[0].path.clone();
         // A link to itself is an error that is none of the file's.
         let aside = home.path().join("aside");
@@ -461,22 +453,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_server_left_is_removed() {
-        let home = tempfile::tempdir().unwrap();
-        let caches = Caches::new();
-        let [old, new] = ["a.kvXY.part", "b.kvXY.part"].map(|name| home.path().join(name));
-        for path in [&old, &new] {
-            fs::write(path, "half").unwrap();
+    fn names_of_caches_are_known_from_others() {
+        let all = tokens(3, 1);
+        let known = |folder: &Path, files: CacheFiles| Known {
+            folder: folder.to_owned(),
+            files,
+            n_max: 0,
+            max_bytes: 0,
+            entries: Mutex::default(),
+        };
+        let path = known(Path::new(""), Caches::new().files).path_of(&all);
+        assert!(is_name(path.to_str().unwrap()));
+        for name in [
+            "",
+            "film.mp4",
+            "0123456789abcdef-0123456789abcdef.kvx",
+            "0123456789abcdeg-0123456789abcdef.kv",
+        ] {
+            assert!(!is_name(name), "{name}");
         }
-        let long_ago = SystemTime::now() - 2 * LEFT_OVER;
-        File::options()
-            .write(true)
-            .open(&old)
-            .unwrap()
-            .set_modified(long_ago)
-            .unwrap();
-        drop(PrefixFolder::open(home.path(), caches.files.clone(), 400, 1 << 30).unwrap());
-        assert!(!old.exists() && new.exists(), "somebody may be writing the other");
     }
 
     #[test]
