@@ -19,9 +19,7 @@ const WRONG_ARGUMENTS: u8 = 2;
 /// Exit code of our own mistakes (`EX_SOFTWARE` of sysexits).
 pub(crate) const OUR_MISTAKE: u8 = 70;
 
-/// What shells add to a signal's number for the exit code of a program that it ended.
-pub(crate) const SIGNALLED: i32 = 128;
-/// Exit code after Ctrl-C: of SIGINT.
+/// Exit code after Ctrl-C, as shells have it: 128 and the signal's number.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Context that says what failed and what the user can do about it.

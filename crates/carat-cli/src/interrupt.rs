@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::failure::{Interrupted, SIGNALLED};
+use crate::failure::{INTERRUPTED, Interrupted};
 
 /// Whether Ctrl-C was pressed since it was last looked at.
 #[derive(Debug, Clone)]
@@ -15,9 +15,14 @@ impl Interrupt {
     ///
     /// Where the system gives no such signal, the flag just never rises.
     pub(crate) fn install() -> Self {
-        let interrupt = Self(Arc::new(AtomicBool::new(false)));
-        interrupt.take(signal_hook::consts::SIGINT);
-        interrupt
+        let flag = Arc::new(AtomicBool::new(false));
+        let _not_ended = signal_hook::flag::register_conditional_shutdown(
+            signal_hook::consts::SIGINT,
+            i32::from(INTERRUPTED),
+            Arc::clone(&flag),
+        );
+        let _never_rises = signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::clone(&flag));
+        Self(flag)
     }
 
     /// Takes the other signals that end a program over too, for a command that leaves a large unfinished file behind when it
@@ -40,13 +45,6 @@ impl Interrupt {
     /// Other systems have no such signals.
     #[cfg(not(unix))]
     pub(crate) fn take_endings(&self) {}
-
-    /// Lets a signal raise the flag. A second one before the first was looked at ends the program at once.
-    fn take(&self, signal: i32) {
-        let code = SIGNALLED + signal;
-        let _not_ended = signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&self.0));
-        let _never_rises = signal_hook::flag::register(signal, Arc::clone(&self.0));
-    }
 
     /// The flag itself, for those who look at it in their own loop.
     pub(crate) fn flag(&self) -> &AtomicBool {

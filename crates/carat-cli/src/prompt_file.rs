@@ -63,7 +63,7 @@ impl PromptFile {
 const PART: &str = ".part";
 
 /// A file that is being written and has not grown for so long was left by a run that was killed.
-pub(crate) const LEFT_OVER: Duration = Duration::from_secs(3600);
+const LEFT_OVER: Duration = Duration::from_secs(3600);
 /// Random letters and digits in such a name.
 const N_RANDOM: usize = 6;
 
@@ -75,24 +75,23 @@ pub(crate) fn remove_leftovers(folder: &Path, is_own: impl Fn(&str) -> bool) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let target = name.to_str().and_then(|name| name.strip_suffix(PART));
-        // Names of earlier versions had nothing random.
-        let is_left = target.is_some_and(|name| {
-            is_own(name)
-                || name
-                    .len()
-                    .checked_sub(N_RANDOM)
-                    .and_then(|n| name.split_at_checked(n))
-                    .is_some_and(|(name, random)| {
-                        random.bytes().all(|byte| byte.is_ascii_alphanumeric()) && is_own(name)
-                    })
-        });
+        let is_left = name.to_str().is_some_and(|name| is_part_of(name, &is_own));
         let modified = entry.metadata().and_then(|about| about.modified());
         let age = modified.ok().and_then(|modified| modified.elapsed().ok());
         if is_left && age.is_some_and(|age| age > LEFT_OVER) {
             let _gone = fs::remove_file(entry.path());
         }
     }
+}
+
+/// Whether a file is called as one on its way to a name that `is_own`. Names of earlier versions had nothing random.
+fn is_part_of(name: &str, is_own: impl Fn(&str) -> bool) -> bool {
+    let Some(name) = name.strip_suffix(PART) else {
+        return false;
+    };
+    let cut = name.split_at_checked(name.len().saturating_sub(N_RANDOM));
+    let is_random = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_own(name) || cut.is_some_and(|(target, random)| is_random(random) && is_own(target))
 }
 
 /// The folder of a path.

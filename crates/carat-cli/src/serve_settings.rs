@@ -24,6 +24,8 @@ use crate::failure::Hinted;
 /// Largest settings file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// Requests that can be answered at once: each has a row of a pass of 512, and one is left for prompts.
+const MOST_PARALLEL: u32 = 511;
 /// Characters of a key below which a server that other machines reach warns of it.
 const LEAST_KEY: usize = 16;
 
@@ -134,8 +136,8 @@ pub(crate) struct ServeSettings {
     /// Tokens that prompt and answer of one request may have together [default: the model's context, or what memory has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub(crate) ctx: Option<u32>,
-    /// Requests that are answered at the same time [default: 32]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// Requests that are answered at the same time, up to 511 [default: 32]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) parallel: Option<u32>,
     /// Requests that may wait beyond these; more are refused with 429 [default: 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
@@ -295,6 +297,13 @@ impl ServeSettings {
             )
             .into());
         }
+        if let Some(n) = self.parallel.filter(|n| *n > MOST_PARALLEL) {
+            return Err(Hinted::wrong_arguments(
+                format!("{n} requests cannot be answered at the same time"),
+                format!("choose a --parallel of at most {MOST_PARALLEL}; others wait, up to --queue"),
+            )
+            .into());
+        }
         if self.cache_disk.is_some() && self.cache_dir.is_none() {
             return Err(Hinted::wrong_arguments(
                 "--cache-disk is the size of a folder, and none is named",
@@ -409,6 +418,14 @@ mod tests {
     fn settings_are_checked_together_wherever_they_were_said() {
         let of = |text: &str| toml::from_str::<File>(text).unwrap().serve;
         let refused = |settings: ServeSettings| settings.check().unwrap_err().to_string();
+        let with_parallel = |n| ServeSettings {
+            parallel: Some(n),
+            ..ServeSettings::default()
+        };
+        with_parallel(MOST_PARALLEL).check().unwrap();
+        assert!(refused(with_parallel(MOST_PARALLEL + 1)).contains("512 requests"));
+        let options = carat_model::LoadOptions::default();
+        assert_eq!(options.max_batch_tokens, MOST_PARALLEL as usize + 1);
         for key in ["", " ", "\t"] {
             let flag = ServeSettings {
                 api_key: vec!["good".to_string(), key.to_string()],

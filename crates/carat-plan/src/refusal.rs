@@ -177,17 +177,13 @@ impl Search<'_> {
             let other = Weights::of_mix(self.config, mix);
             if other.total() < weights.total() {
                 let formats = formats_for(wish).into_iter();
-                let mut reached = formats.filter_map(|dtype| self.reach(&other, wanted, dtype));
+                let reached: Vec<Choice> = formats
+                    .filter_map(|dtype| self.reach(&other, wanted, dtype))
+                    .collect();
                 // The first format with room for all that was wished, else the first with room for anything.
-                let usual = reached.next();
-                let is_short = |choice: &Choice| wish.context.is_some() && choice.context < wanted;
-                let choice = match usual {
-                    Some(short) if is_short(&short) => {
-                        Some(reached.find(|choice| !is_short(choice)).unwrap_or(short))
-                    }
-                    other => other,
-                };
-                found.extend(choice.map(|choice| (mix, choice)));
+                let is_enough = |choice: &&Choice| wish.context.is_none() || choice.context >= wanted;
+                let choice = reached.iter().find(is_enough).or(reached.first());
+                found.extend(choice.map(|choice| (mix, *choice)));
             }
         }
         found.sort_by_key(|(_, choice)| (choice.context < wanted, choice.context < enough));

@@ -3,7 +3,7 @@
 //! A file is one beginning with its cache, named after the model's [`CacheFiles::owner_id`] and a hash of the tokens. The
 //! tokens of all files of this model are in memory, so that looking for a beginning reads nothing. Files are written by a
 //! thread of their own; those used longest ago go when the folder is full. Files of other models count, and are left
-//! alone otherwise. Whatever is wrong with a file, it is as if it were not there.
+//! alone otherwise; what a killed server had not finished is removed after an hour. Whatever is wrong with a file, it is as if it were not there.
 
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::OsStr;
