@@ -134,6 +134,15 @@ pub(crate) fn not_here() -> Failure {
     )
 }
 
+/// What is said, without a ledger, to a page that is not this machine's.
+pub(crate) fn not_from_there() -> Failure {
+    Failure::new(
+        Class::BadRequest,
+        403,
+        "without `[ledger]` this gateway answers to pages of this machine only",
+    )
+}
+
 /// What is said to who asks for something that his key is not good for.
 pub(crate) fn not_allowed() -> Failure {
     Failure {

@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use carat_ledger::{Bearer, Ledger};
-use carat_net::{CertificateFiles, Tls, is_own_name};
+use carat_net::{CertificateFiles, Tls, is_of_a_foreign_page, is_own_name};
 use carat_traces::Tracer;
-use http::header::HOST;
+use http::header::{HOST, ORIGIN};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use serde_json::json;
@@ -247,14 +247,22 @@ impl Gateway {
     /// Whose request it is, where keys are needed.
     ///
     /// # Errors
-    /// There is no key; or, where none is needed, the request is to a name that is not this machine's.
+    /// There is no key; or, where none is needed, the request is to a name that is not this machine's or comes of
+    /// another's page.
     pub(crate) fn bearer(&self, headers: &HeaderMap) -> Result<Option<Bearer>, Failure> {
         let Some(ledger) = &self.ledger else {
             let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-            return if host.is_none_or(is_own_name) {
-                Ok(None)
+            if !host.is_none_or(is_own_name) {
+                return Err(access::not_here());
+            }
+            // Where no key is asked for any page could spend the provider's.
+            let origin = headers
+                .get(ORIGIN)
+                .map(|origin| origin.to_str().unwrap_or_default());
+            return if origin.is_some_and(|origin| is_of_a_foreign_page(origin, host)) {
+                Err(access::not_from_there())
             } else {
-                Err(access::not_here())
+                Ok(None)
             };
         };
         let bearer = access::bearer(ledger, headers);
@@ -360,6 +368,26 @@ fn not_found(path: &str) -> Response<Body> {
 mod tests {
     use super::*;
     use crate::config::Env;
+
+    #[test]
+    fn without_a_ledger_pages_of_others_are_refused() {
+        let env: Env = Arc::new(|_| None);
+        let gateway = Gateway::new(Config::parse("", &env).unwrap()).unwrap();
+        let status = |origin: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, HeaderValue::from_static("box.local:4100"));
+            if let Some(origin) = origin {
+                headers.insert(ORIGIN, HeaderValue::from_static(origin));
+            }
+            gateway.bearer(&headers).err().map(|failure| failure.status)
+        };
+        for own in [None, Some("http://box.local:4100"), Some("http://localhost:3000")] {
+            assert_eq!(status(own), None, "{own:?}");
+        }
+        for foreign in ["https://evil.example", "null", ""] {
+            assert_eq!(status(Some(foreign)), Some(403), "{foreign}");
+        }
+    }
 
     #[test]
     fn an_engine_cannot_be_added_while_the_gateway_runs() {

@@ -21,6 +21,27 @@ pub fn is_own_name(host: &str) -> bool {
     is_address || is_near || !name.contains('.')
 }
 
+/// Whether a request is one of a page that is neither of `host`, which it is to, nor of this machine. Browsers tell whose
+/// page asks by `origin`, and keep the answer from a foreign one, but send some requests without asking first. Origins of
+/// schemes other than HTTP's are those of programs and extensions.
+#[must_use]
+pub fn is_of_a_foreign_page(origin: &str, host: Option<&str>) -> bool {
+    let name = match origin.split_once("://") {
+        Some(("http" | "https", page)) => name_of(page),
+        Some(_) => return false,
+        // Pages of nowhere are `null`.
+        None => return true,
+    };
+    let is_hosts = host.is_some_and(|host| name_of(host).eq_ignore_ascii_case(name));
+    !is_hosts && !is_loopback(name)
+}
+
+/// Whether a name without its port is this machine's alone.
+#[must_use]
+pub fn is_loopback(name: &str) -> bool {
+    matches!(name, "localhost" | "127.0.0.1" | "[::1]")
+}
+
 /// A host without its port.
 #[must_use]
 pub fn name_of(host: &str) -> &str {
@@ -65,5 +86,31 @@ mod tests {
         ] {
             assert!(!is_own_name(host), "{host}");
         }
+    }
+
+    #[test]
+    fn pages_of_this_machine_and_of_others() {
+        let is_foreign = |origin: &str| is_of_a_foreign_page(origin, Some("box.local:8080"));
+        for origin in [
+            "https://evil.example",
+            "http://203.0.113.9",
+            "https://box.local.evil.example",
+            "http://localhost.evil.example:8080",
+            "null",
+            "",
+        ] {
+            assert!(is_foreign(origin), "{origin}");
+        }
+        for origin in [
+            "http://box.local:3000",
+            "http://localhost:5173",
+            "https://127.0.0.1",
+            "http://[::1]:80",
+            "app://notes",
+            "chrome-extension://abc",
+        ] {
+            assert!(!is_foreign(origin), "{origin}");
+        }
+        assert!(is_of_a_foreign_page("http://box.local", None));
     }
 }

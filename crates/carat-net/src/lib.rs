@@ -25,7 +25,7 @@ mod trust;
 
 pub use hands::{Hands, hand};
 pub use hangup::Hangups;
-pub use host::{is_own_name, name_of};
+pub use host::{is_loopback, is_of_a_foreign_page, is_own_name, name_of};
 pub use paced::{Paced, TooSlow};
 pub use serve::{Door, Open, open};
 pub use tls::{CertificateFiles, Tls, TlsError, follow};

@@ -15,7 +15,7 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
 use carat_api::{ApiError, ErrorKind};
-use carat_net::{is_own_name, name_of};
+use carat_net::{is_loopback, is_of_a_foreign_page, is_own_name, name_of};
 
 use crate::auth;
 use crate::limits::RETRY_AFTER_S;
@@ -93,6 +93,11 @@ fn caller(state: &State, request: &Request, path: &str, arrived: Instant) -> Res
                        start it with a key, or with `--cors` and the origin whose name you use";
         return Err(ApiError::new(ErrorKind::Permission, message));
     }
+    if keys.is_empty() && is_foreign_work(request, &state.options.cors_origins) {
+        let message = "without API keys pages of other origins may not make this server work; start it with `--cors` and \
+                       the page's origin, or with a key";
+        return Err(ApiError::new(ErrorKind::Permission, message));
+    }
     if !keys.is_empty() && !OPEN.contains(&path) {
         let key = key.ok_or_else(|| {
             let message = "an API key is needed; send `Authorization: Bearer KEY` or `x-api-key: KEY`";
@@ -167,8 +172,7 @@ fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue
     let origin = headers.get(ORIGIN)?;
     let text = origin.to_str().ok()?;
     let host = text.split_once("://")?.1;
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let is_local = matches!(name, "localhost" | "127.0.0.1" | "[::1]");
+    let is_local = is_loopback(name_of(host));
     let is_listed = allowed.iter().any(|entry| entry == "*" || entry == text);
     (is_local || is_listed).then(|| origin.clone())
 }
@@ -176,15 +180,29 @@ fn allowed_origin(allowed: &[String], headers: &HeaderMap) -> Option<HeaderValue
 /// Whether the request is to a name of this machine, or to that of a listed origin. Clients that name nobody are no
 /// browsers.
 fn is_called_here(request: &Request, allowed: &[String]) -> bool {
-    let header = || request.headers().get(HOST)?.to_str().ok();
-    let host = request.uri().authority().map(Authority::as_str).or_else(header);
     let is_listed = |host: &str| {
         allowed.iter().any(|entry| {
             let origin = entry.split_once("://").map_or(entry.as_str(), |(_, host)| host);
             entry == "*" || name_of(origin).eq_ignore_ascii_case(name_of(host))
         })
     };
-    host.is_none_or(|host| is_own_name(host) || is_listed(host))
+    host(request).is_none_or(|host| is_own_name(host) || is_listed(host))
+}
+
+/// Whether a page that is neither this machine's nor of a listed origin asks for work.
+fn is_foreign_work(request: &Request, allowed: &[String]) -> bool {
+    let Some(origin) = request.headers().get(ORIGIN) else {
+        return false;
+    };
+    let asks_for_work = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    let is_foreign = is_of_a_foreign_page(origin.to_str().unwrap_or_default(), host(request));
+    asks_for_work && is_foreign && allowed_origin(allowed, request.headers()).is_none()
+}
+
+/// Whom the request is to, as its sender wrote it.
+fn host(request: &Request) -> Option<&str> {
+    let header = || request.headers().get(HOST)?.to_str().ok();
+    request.uri().authority().map(Authority::as_str).or_else(header)
 }
 
 /// Lets pages of `origin` read the answer, and send what headers they ask for: the official clients send a dozen of their
@@ -238,6 +256,35 @@ mod tests {
         assert!(is_let_in("good.example:8080", &["https://good.example"]));
         let nobody = Request::builder().uri("/v1/models").body(Body::empty()).unwrap();
         assert!(is_called_here(&nobody, &[]));
+    }
+
+    #[test]
+    fn pages_elsewhere_may_not_ask_for_work() {
+        let is_foreign = |method: &str, origin: &str, list: &[&str]| {
+            let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+            let request = Request::builder().method(method).uri("/v1/chat/completions");
+            let request = request.header(HOST, "box.local:8080").header(ORIGIN, origin);
+            is_foreign_work(&request.body(Body::empty()).unwrap(), &list)
+        };
+        let evil = "https://evil.example";
+        assert!(is_foreign("POST", evil, &[]));
+        assert!(is_foreign("DELETE", evil, &["https://good.example"]));
+        assert!(!is_foreign("GET", evil, &[]));
+        assert!(!is_foreign("OPTIONS", evil, &[]));
+        assert!(!is_foreign(
+            "POST",
+            "https://good.example",
+            &["https://good.example"]
+        ));
+        assert!(!is_foreign("POST", evil, &["*"]));
+        assert!(!is_foreign("POST", "http://box.local:3000", &[]));
+        let own = Request::builder()
+            .method("POST")
+            .uri("http://box.local:8080/v1/chat/completions");
+        let own = own.header(ORIGIN, "http://box.local:3000").body(Body::empty());
+        assert!(!is_foreign_work(&own.unwrap(), &[]), "HTTP/2 has no `Host`");
+        let client = Request::builder().method("POST").uri("/v1/chat/completions");
+        assert!(!is_foreign_work(&client.body(Body::empty()).unwrap(), &[]));
     }
 
     #[test]

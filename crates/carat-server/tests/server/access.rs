@@ -125,6 +125,12 @@ async fn pages_of_this_machine_may_call() {
         .await;
     assert!(!told.headers.contains_key("access-control-allow-origin"));
     assert!(told.headers.contains_key("x-request-id"));
+    // Browsers send this without asking first.
+    let plain = [("origin", "https://evil.example"), ("content-type", "text/plain")];
+    let body = r#"{"messages": [{"role": "user", "content": "x"}]}"#;
+    let told = client.send("POST", "/v1/chat/completions", body, &plain).await;
+    assert_eq!(told.status, 403, "{}", told.text);
+    assert!(told.text.contains("--cors"), "{}", told.text);
 }
 
 #[tokio::test]
