@@ -102,7 +102,6 @@ impl Reply {
         if let Some(trace) = &caller.trace {
             trace::asked(trace, request, &model.setup.id);
         }
-        check_stops(&request.stop)?;
         let n_choices = checked_choices(start.prompts.len(), request.n)?;
         let sampling = sampling(state, &model, request)?;
         let suppressed = [&model.setup.suppressed, start.forbidden.as_slice()].concat();
@@ -361,7 +360,8 @@ fn sampling(
     Ok(params)
 }
 
-fn check_stops(stop: &[String]) -> Result<(), ApiError> {
+/// Refuses too many or too long texts. Before anything copies them for each answer.
+pub(crate) fn check_stops(stop: &[String]) -> Result<(), ApiError> {
     if stop.len() > limits::STOP_STRINGS {
         let message = format!("`stop` may hold at most {} texts", limits::STOP_STRINGS);
         return Err(ApiError::field("stop", message));

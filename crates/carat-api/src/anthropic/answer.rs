@@ -6,26 +6,16 @@ use crate::{ApiError, Delta, Finish, FinishKind, Usage, whole_arguments};
 
 /// The whole answer.
 pub fn message(id: &str, model: &str, deltas: &[Delta], finish: &Finish) -> Value {
-    let mut blocks: Vec<Value> = Vec::new();
+    let mut written: Vec<(Block, String)> = Vec::new();
     let mut arguments: Vec<String> = Vec::new();
-    let mut grow = |kind: &str, text: &str| match blocks.last_mut() {
-        Some(block) if block["type"] == kind => {
-            let all = block[kind].as_str().unwrap_or_default().to_string() + text;
-            block[kind] = all.into();
-        }
-        _ => {
-            let mut block = json!({"type": kind});
-            block[kind] = text.into();
-            if kind == "thinking" {
-                block["signature"] = "".into();
-            }
-            blocks.push(block);
-        }
+    let mut grow = |kind: Block, text: &str| match written.last_mut() {
+        Some((last, all)) if *last == kind => all.push_str(text),
+        _ => written.push((kind, text.to_owned())),
     };
     for delta in deltas {
         match delta {
-            Delta::Text(text) => grow("text", text),
-            Delta::Reasoning(text) => grow("thinking", text),
+            Delta::Text(text) => grow(Block::Text, text),
+            Delta::Reasoning(text) => grow(Block::Thinking, text),
             Delta::Arguments { index, text } => {
                 if let Some(arguments) = arguments.get_mut(*index) {
                     arguments.push_str(text);
@@ -35,6 +25,11 @@ pub fn message(id: &str, model: &str, deltas: &[Delta], finish: &Finish) -> Valu
             Delta::Logprob(_) => {}
         }
     }
+    let block = |(kind, text): (Block, String)| match kind {
+        Block::Thinking => json!({"type": "thinking", "thinking": text, "signature": ""}),
+        Block::Text | Block::Tool => json!({"type": "text", "text": text}),
+    };
+    let mut blocks: Vec<Value> = written.into_iter().map(block).collect();
     for delta in deltas {
         if let Delta::ToolCall { index, id, name } = delta
             && let Some(input) = arguments.get(*index).and_then(|text| whole_arguments(text))

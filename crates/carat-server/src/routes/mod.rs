@@ -31,7 +31,7 @@ use crate::limits;
 use crate::output::OutputReader;
 use crate::pool::Lease;
 use crate::prompt;
-use crate::reply::{Caller, Reply, Start, too_late};
+use crate::reply::{Caller, Reply, Start, check_stops, too_late};
 use crate::server::State;
 use crate::tools;
 
@@ -175,6 +175,7 @@ async fn in_time<T>(
 
 /// The model, and the conversation as it takes it.
 async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result<(Lease, Start), ApiError> {
+    check_stops(&request.stop)?;
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
     let (shared, model) = (Arc::clone(state), lease.model());
     prompt::check_senses(&model, request)?;
@@ -276,7 +277,8 @@ fn is_brief(request: &GenerationRequest) -> bool {
     };
     let is_plain = |turn: &Turn| turn.reasoning.is_none() && turn.tool_calls.is_empty();
     let parts = request.turns.iter().flat_map(|turn| &turn.parts);
-    let n_bytes = parts.map(n_bytes).fold(0, usize::saturating_add);
+    let begun = request.continues.as_ref().map_or(0, String::len);
+    let n_bytes = parts.map(n_bytes).fold(begun, usize::saturating_add);
     n_bytes <= limits::BRIEF_BYTES
         && request.turns.len() <= limits::BRIEF_TURNS
         && request.turns.iter().all(is_plain)

@@ -23,7 +23,7 @@ use crate::limits;
 use crate::model::ServedModel;
 use crate::pool::Lease;
 use crate::prompt;
-use crate::reply::{Caller, Reply, Start, checked_choices, engine_error, too_late};
+use crate::reply::{Caller, Reply, Start, check_stops, checked_choices, engine_error, too_late};
 use crate::server::State;
 use crate::stream::{self, Writer};
 use crate::trace;
@@ -117,6 +117,7 @@ pub(super) async fn complete(
 ) -> Result<(Reply, Vec<String>), ApiError> {
     let wanted = &request.generation;
     checked_choices(request.prompts.len(), wanted.n)?;
+    check_stops(&wanted.stop)?;
     let lease = state.models.lease(&wanted.model, wanted.keep_alive);
     let lease = in_time(state, &caller, lease).await?;
     let model = lease.model();

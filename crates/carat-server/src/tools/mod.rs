@@ -28,10 +28,17 @@ fn callable(request: &GenerationRequest) -> Vec<&Tool> {
 }
 
 /// A tool's schema as that of an object with known fields: what the function does not know helps nobody, and small models
-/// make up much.
+/// make up much. Where references or alternatives say which fields there are, closing the outermost object would close it
+/// against theirs.
 fn arguments_schema(parameters: &Value) -> Value {
     let mut schema = parameters.clone();
     if let Some(fields) = schema.as_object_mut() {
+        if ["$ref", "anyOf", "oneOf", "allOf"]
+            .iter()
+            .any(|key| fields.contains_key(*key))
+        {
+            return schema;
+        }
         fields.entry("type").or_insert_with(|| "object".into());
         fields.entry("additionalProperties").or_insert(Value::Bool(false));
     }

@@ -14,18 +14,20 @@ use super::schema::{Rules, compact};
 use super::{MAX_CALLS, arguments_schema, callable};
 use crate::model::CallMarks;
 
-/// Nested values of a declaration, and how many there may be: references could name each other for ever.
-const MAX_DECLARED: (usize, usize) = (24, 20_000);
+/// Nested values of a declaration: references could name each other for ever.
+const MAX_DEPTH: usize = 24;
+/// What all declarations of a request may come to, in bytes of their texts and [`VALUE_BYTES`] a value.
+const MAX_BYTES: usize = 8 << 20;
+/// What a value takes besides its text.
+const VALUE_BYTES: usize = 64;
 
 /// The tools as the template declares them.
 pub(crate) fn declarations(request: &GenerationRequest) -> Vec<Tool> {
-    let declared = |tool: &carat_api::Tool| {
-        let mut left = MAX_DECLARED.1;
-        Tool {
-            name: tool.name.clone(),
-            description: tool.description.clone(),
-            parameters: plain(&tool.parameters, &tool.parameters, 0, &mut left),
-        }
+    let mut left = MAX_BYTES;
+    let declared = |tool: &carat_api::Tool| Tool {
+        name: tool.name.clone(),
+        description: tool.description.clone(),
+        parameters: plain(&tool.parameters, &tool.parameters, 0, &mut left),
     };
     request.tools.iter().map(declared).collect()
 }
@@ -33,8 +35,9 @@ pub(crate) fn declarations(request: &GenerationRequest) -> Vec<Tool> {
 /// A schema as the format can tell of it: references are what they name, and a value that may be null besides being of
 /// one type is of that type.
 fn plain(schema: &Value, root: &Value, depth: usize, left: &mut usize) -> Value {
-    *left = left.saturating_sub(1);
-    if depth > MAX_DECLARED.0 || *left == 0 {
+    let text = schema.as_str().map_or(0, str::len);
+    *left = left.saturating_sub(VALUE_BYTES + text);
+    if depth > MAX_DEPTH || *left == 0 {
         return json!({});
     }
     let fields = match schema {
@@ -67,6 +70,7 @@ fn plain(schema: &Value, root: &Value, depth: usize, left: &mut usize) -> Value 
             key.as_str(),
             "$ref" | "$defs" | "definitions" | "anyOf" | "oneOf" | "allOf"
         ) {
+            *left = left.saturating_sub(key.len());
             told.insert(key.clone(), plain(value, root, depth + 1, left));
         }
     }

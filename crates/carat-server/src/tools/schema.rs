@@ -13,6 +13,9 @@ use serde_json::{Map, Value, json};
 
 /// Nested values of a schema, and of arguments that may be anything.
 const MAX_DEPTH: usize = 32;
+/// Bytes of rules beyond which the arguments are left to the compiler of JSON schemas: references and alternatives within
+/// each other can ask for any number.
+const MAX_BYTES: usize = 1 << 20;
 /// Nested values where anything may stand.
 const ANY_DEPTH: usize = 4;
 /// What says nothing about a value's form.
@@ -52,6 +55,8 @@ struct Arguments<'a> {
     root: &'a Value,
     /// Rules of what references name.
     references: HashMap<String, String>,
+    /// Bytes of rules there may be at its end.
+    most: usize,
 }
 
 impl Rules {
@@ -77,6 +82,7 @@ impl Rules {
             rules: self,
             root: schema,
             references: HashMap::new(),
+            most: n_bytes + MAX_BYTES,
         };
         if let Ok(rule) = arguments.value(schema, 0) {
             return rule;
@@ -128,7 +134,7 @@ impl Rules {
 
 impl Arguments<'_> {
     fn value(&mut self, schema: &Value, depth: usize) -> Result<String, NeedsJson> {
-        if depth > MAX_DEPTH {
+        if depth > MAX_DEPTH || self.rules.text.len() > self.most {
             return Err(NeedsJson);
         }
         let fields = match schema {
@@ -137,7 +143,9 @@ impl Arguments<'_> {
             _ => return Err(NeedsJson),
         };
         match self.native(fields, depth) {
-            Err(NeedsJson) if depth > 0 && !refers(schema) => Ok(self.rules.json(schema)),
+            Err(NeedsJson) if depth > 0 && !refers(schema) && self.rules.text.len() <= self.most => {
+                Ok(self.rules.json(schema))
+            }
             result => result,
         }
     }
@@ -179,7 +187,13 @@ impl Arguments<'_> {
         }
         let kinds: Vec<&str> = match fields.get("type") {
             Some(Value::String(kind)) => vec![kind],
-            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+            Some(Value::Array(all)) => {
+                let mut kinds: Vec<&str> = all.iter().filter_map(Value::as_str).collect();
+                kinds.sort_unstable();
+                // Each once: one named twice would be written twice, with all that is in it.
+                kinds.dedup();
+                kinds
+            }
             _ if fields.contains_key("properties") => vec!["object"],
             _ if fields.contains_key("items") => vec!["array"],
             _ if says.is_empty() => return Ok(self.rules.any(ANY_DEPTH)),
@@ -270,6 +284,8 @@ impl Arguments<'_> {
         let more = least.saturating_sub(1);
         let items = match most {
             Some(0) => String::new(),
+            // None may follow, and the compiler takes no range that ends at 0.
+            Some(1) => item,
             Some(most) => format!("{item} (\",\" {item}){{{more},{}}}", most - 1),
             None if more == 0 => format!("{item} (\",\" {item})*"),
             None => format!("{item} (\",\" {item}){{{more},}}"),

@@ -397,6 +397,19 @@ async fn whatever_the_model_wants_calls_are_valid() {
             Box::new(|value| value["m"].as_object().unwrap().values().all(is_small)),
         ),
         (json!({}), Box::new(|value| value.as_object().unwrap().is_empty())),
+        (
+            json!({"properties": {"l": {"type": "array", "items": {"type": "boolean"}, "maxItems": 1}}, "required": ["l"]}),
+            Box::new(|value| value["l"].as_array().unwrap().len() <= 1),
+        ),
+        (
+            json!({"$ref": "#/$defs/A", "$defs": {"A": {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}}}),
+            Box::new(|value| value["a"].is_boolean()),
+        ),
+        (
+            json!({"anyOf": [{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
+                {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]}]}),
+            Box::new(|value| value["a"] == 1 || value["b"] == 2),
+        ),
     ];
     let mut n_whole = 0;
     for (schema, check) in &checks {
@@ -417,4 +430,21 @@ async fn whatever_the_model_wants_calls_are_valid() {
     }
     // Some strings and maps go on until there is no room.
     assert!(n_whole >= checks.len() * 6 * 2 / 3, "{n_whole}");
+}
+
+/// Two kilobytes that would be thirty million rules if each of the two kinds were written for itself.
+#[tokio::test]
+async fn a_kind_named_twice_is_written_once() {
+    let client = gemma4(CHAOS);
+    let schema = (0..25).fold(
+        json!({"type": "boolean"}),
+        |inner, _| json!({"type": ["object", "object"], "properties": {"a": inner}, "required": ["a"]}),
+    );
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": schema}});
+    let body = json!({"tools": [tool], "tool_choice": "required", "max_tokens": 2});
+    let answer = ask(&client, body).await;
+    assert!(
+        answer["choices"][0].is_object() || answer["error"].is_object(),
+        "{answer}"
+    );
 }
