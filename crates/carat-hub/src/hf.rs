@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::fs::{check_room, has_gguf_magic, sha256_file};
 use crate::http::{FileHead, Http};
 use crate::local::ModelFormat;
-use crate::name::{all_parts, check_file_name, has_quant, split_part};
+use crate::name::{all_parts, check_file_name, has_quant, is_drafter, is_projector, split_part};
 use crate::partial::Partial;
 use crate::progress::{Event, Watch};
 use crate::store::{NewFile, Origin};
@@ -215,14 +215,18 @@ fn select(repo: &str, file: Option<&str>, description: Description) -> Result<Se
     })
 }
 
-/// The GGUF model of a repository: the named one, the one of a number format, the only one, Q4_K_M.
+/// The GGUF model of a repository: the named one, the one of a number format, the only one, Q4_K_M. Drafters count
+/// where there is nothing else, or where one is asked for.
 fn choose_gguf(repo: &str, file: Option<&str>, siblings: &[Sibling]) -> Result<String> {
-    let models: Vec<&str> = siblings
+    let mut models: Vec<&str> = siblings
         .iter()
         .map(|s| s.rfilename.as_str())
-        .filter(|name| name.ends_with(".gguf") && !name.to_ascii_lowercase().contains("mmproj"))
+        .filter(|name| name.ends_with(".gguf") && !is_projector(name))
         .filter(|name| split_part(name).is_none_or(|(_, part, _)| part == 1))
         .collect();
+    if !file.is_some_and(is_drafter) && models.iter().any(|name| !is_drafter(name)) {
+        models.retain(|name| !is_drafter(name));
+    }
     let of_quant = |quant: &str| -> Vec<&str> {
         models
             .iter()
@@ -405,6 +409,27 @@ mod tests {
                 .to_string()
                 .contains("neither")
         );
+    }
+
+    #[test]
+    fn what_lies_beside_the_model_is_not_taken_for_it() {
+        let (model, drafter) = ("m-Q8_0.gguf", "MTP/m-Q4_K_M-MTP.gguf");
+        let all = [drafter, "m-assistant-Q8_0.gguf", model, "mmproj-Q8_0.gguf"];
+        for asked in [None, Some("Q8_0"), Some(model)] {
+            assert_eq!(names(&pick(&all, asked).unwrap()), [model], "{asked:?}");
+        }
+        // The drafter's number format is not the model's.
+        assert!(matches!(pick(&all, Some("Q4_K_M")), Err(Error::NotFound(_))));
+        assert_eq!(names(&pick(&all, Some("Q4_K_M-MTP")).unwrap()), [drafter]);
+        assert_eq!(names(&pick(&[drafter, "README.md"], None).unwrap()), [drafter]);
+        let drafters = ["m-assistant-Q8_0.gguf", "m-assistant-Q4_K_M.gguf"];
+        assert_eq!(names(&pick(&drafters, Some("Q8_0")).unwrap()), [drafters[0]]);
+        let source = HfSource {
+            repo: "o/r".into(),
+            file: Some(drafter.into()),
+            sha256: None,
+        };
+        assert_eq!(names(&named(&source, drafter)), [drafter]);
     }
 
     #[test]

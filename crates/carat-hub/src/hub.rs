@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::catalogue::{self, Entry};
 use crate::error::{Attempt, Error, Result};
 use crate::local::{Identity, LocalModel, Place, foreign_stores, open_path};
-use crate::name::{ModelName, has_quant};
+use crate::name::{ModelName, has_quant, is_drafter};
 use crate::plan::{Plan, Source};
 use crate::settings::HubSettings;
 use crate::store::{Origin, Store};
@@ -47,12 +47,24 @@ impl Hub {
         &self.catalogue
     }
 
-    /// Says where the model is that `model` names. Looks at the disk only.
+    /// Says where the model is that `model` names. Looks at the disk only. Every name that [`Hub::list`] shows is one.
     ///
     /// # Errors
     /// [`Error::PathMissing`] and [`Error::NotAModel`] for paths, [`Error::BadName`] and
     /// [`Error::UnknownModel`] for names.
     pub fn resolve(&self, model: &str) -> Result<Resolution> {
+        let written = self.resolve_written(model);
+        // What other programs call their models may look like a path or a repository: `ada/gemma:1b` of Ollama.
+        let Err(Error::BadName { .. } | Error::PathMissing(_) | Error::UnknownModel { .. }) = &written else {
+            return written;
+        };
+        let (hits, _) = self.search(|local| local.is_shown_as(model.trim()));
+        hits.into_iter()
+            .next()
+            .map_or(written, |found| Ok(Resolution::Local(found)))
+    }
+
+    fn resolve_written(&self, model: &str) -> Result<Resolution> {
         match ModelName::parse(model, |name| self.entry(name).is_some())? {
             ModelName::Path(path) => Ok(Resolution::Local(open_path(&path)?)),
             ModelName::Catalogue(name) => self.resolve_name(&name),
@@ -102,7 +114,7 @@ impl Hub {
     /// [`Error::NotOwned`] when only another program has it, [`Error::YourOwn`] for a path, [`Error::NotInStore`] when nobody has it.
     pub fn remove(&self, model: &str) -> Result<u64> {
         let asked = ModelName::parse(model, |name| self.entry(name).is_some());
-        let is_it = |local: &LocalModel| match &asked {
+        let is_asked = |local: &LocalModel| match &asked {
             Ok(ModelName::Catalogue(name)) => {
                 local.name.eq_ignore_ascii_case(name) || self.entry(name).is_some_and(|e| local.is_entry(e))
             }
@@ -112,8 +124,9 @@ impl Hub {
                 _ => local.is_hf(repo, file.as_deref()),
             },
             Ok(ModelName::Path(path)) => same_file(&local.path, path),
-            Err(_) => local.name == model,
+            Err(_) => false,
         };
+        let is_it = |local: &LocalModel| local.is_shown_as(model.trim()) || is_asked(local);
         let half: u64 = self
             .unfinished(&asked)
             .iter()
@@ -149,18 +162,10 @@ impl Hub {
                 None => Resolution::NeedsDownload(Plan::of_entry(name, entry, searched)),
             });
         }
-        // A model of another name may be in Ollama's store: made there by its user, say.
-        let latest = format!("{name}:latest");
-        let (hits, _) = self.search(|m| {
-            matches!(m.place, Place::Ollama | Place::Store) && (m.name == name || m.name == latest)
-        });
-        match hits.into_iter().next() {
-            Some(found) => Ok(Resolution::Local(found)),
-            None => Err(Error::UnknownModel {
-                name: name.to_owned(),
-                hint: self.hint(name),
-            }),
-        }
+        Err(Error::UnknownModel {
+            name: name.to_owned(),
+            hint: self.hint(name),
+        })
     }
 
     /// Where an unfinished pull of this name would lie.
@@ -226,12 +231,17 @@ fn in_vain(place: Place, dir: &Path) -> Attempt {
     }
 }
 
-/// One of several models of a repository: the folder, else the only file, else the Q4_K_M one.
+/// One of several models of a repository: the folder, else the only file, else the Q4_K_M one; a drafter only where
+/// there is nothing else, or where one is asked for.
 fn choose(hits: &mut Vec<LocalModel>, repo: &str, file: Option<&str>) -> Result<Option<LocalModel>> {
     let file_of = |model: &LocalModel| match &model.identity {
         Identity::Hf { file, .. } => file.clone().unwrap_or_default(),
         _ => String::new(),
     };
+    let is_beside = |model: &LocalModel| is_drafter(&file_of(model));
+    if !file.is_some_and(is_drafter) && !hits.iter().all(is_beside) {
+        hits.retain(|model| !is_beside(model));
+    }
     if file.is_none() && hits.len() > 1 {
         let best = hits.iter().position(|m| file_of(m).is_empty());
         let best = best.or_else(|| hits.iter().position(|m| has_quant(&file_of(m), "Q4_K_M")));

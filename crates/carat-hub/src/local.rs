@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::Entry;
 use crate::fs::has_gguf_magic;
-use crate::name::{all_parts, has_quant, split_part};
+use crate::name::{all_parts, has_quant, is_drafter, is_projector, split_part};
 use crate::settings::HubSettings;
 
 pub(crate) use folder::{open_path, whole_model_problem};
@@ -136,7 +136,8 @@ impl LocalModel {
         }
     }
 
-    /// Whether this is what `hf:repo[:file]` asks for; `file` may also be a number format.
+    /// Whether this is what `hf:repo[:file]` asks for; `file` may also be a number format. A drafter that lies beside
+    /// the repository's model is meant only where it is named.
     pub(crate) fn is_hf(&self, wanted_repo: &str, wanted_file: Option<&str>) -> bool {
         match (&self.identity, wanted_file) {
             (Identity::Hf { repo, file }, Some(wanted)) => {
@@ -144,10 +145,14 @@ impl LocalModel {
                     && file.as_ref().is_some_and(|file| {
                         file == wanted
                             || all_parts(wanted).first() == Some(file)
-                            || (!wanted.ends_with(".gguf") && has_quant(file, wanted))
+                            || (!wanted.ends_with(".gguf")
+                                && has_quant(file, wanted)
+                                && (is_drafter(wanted) || !self.is_drafter_beside()))
                     })
             }
-            (Identity::Hf { repo, .. }, None) => repo.eq_ignore_ascii_case(wanted_repo),
+            (Identity::Hf { repo, .. }, None) => {
+                repo.eq_ignore_ascii_case(wanted_repo) && !self.is_drafter_beside()
+            }
             (Identity::Flat(name), Some(wanted)) => format!("{wanted_repo}_{wanted}")
                 .replace('/', "_")
                 .eq_ignore_ascii_case(name),
@@ -166,6 +171,22 @@ impl LocalModel {
             }
             _ => false,
         }
+    }
+
+    /// Whether it is called a drafter in a repository that is not: the repository's model need not be here.
+    fn is_drafter_beside(&self) -> bool {
+        match &self.identity {
+            Identity::Hf {
+                repo,
+                file: Some(file),
+            } => is_drafter(file) && !is_drafter(repo),
+            _ => false,
+        }
+    }
+
+    /// Whether this is its own name, as Ollama reads names: `latest` need not be said.
+    pub(crate) fn is_shown_as(&self, name: &str) -> bool {
+        self.name == name || self.name.strip_suffix(":latest") == Some(name)
     }
 
     /// Whether it may be listed: foreign stores hold many models that are none of ours.
@@ -222,7 +243,7 @@ fn gguf_file(path: &Path) -> Option<(u64, Option<SystemTime>)> {
     let name = path.file_name()?.to_str()?;
     let lower = name.to_ascii_lowercase();
     // A projector alone is no text model; later parts are reached through the first.
-    if !lower.ends_with(".gguf") || lower.contains("mmproj") || lower.starts_with("downloading") {
+    if !lower.ends_with(".gguf") || is_projector(name) || lower.starts_with("downloading") {
         return None;
     }
     if split_part(name).is_some_and(|(_, part, _)| part != 1) {

@@ -3,6 +3,7 @@
 //! A path (a `.gguf` file, one part of a split file, a checkpoint folder), a catalogue name
 //! (`gemma3:12b`, also any model of a local Ollama store), or `hf:owner/repo[:file]`. Nothing here
 //! touches the network; only a bare word is checked against the disk, since `gemma3` could be a folder.
+//! What other programs call their models may look like neither: `Hub::resolve` looks for those.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -23,6 +24,10 @@ impl ModelName {
         if text.is_empty() {
             return Err(bad(text, "a model needs a name or a path"));
         }
+        // A user's catalogue may have names that look like something else.
+        if is_known(text) {
+            return Ok(ModelName::Catalogue(text.to_owned()));
+        }
         for prefix in ["hf:", "hf.co/", "huggingface.co/", "https://huggingface.co/"] {
             if let Some(rest) = text.strip_prefix(prefix) {
                 return parse_hf(text, rest);
@@ -33,7 +38,7 @@ impl ModelName {
             || text.contains('\\')
             || text.to_ascii_lowercase().ends_with(".gguf")
             || path.is_absolute();
-        if looks_like_path || (path.exists() && !is_known(text)) {
+        if looks_like_path || path.exists() {
             return Ok(ModelName::Path(path.to_owned()));
         }
         if let Some((owner, repo)) = text.split_once('/')
@@ -136,6 +141,22 @@ pub(crate) fn all_parts(file: &str) -> Vec<String> {
     }
 }
 
+/// Whether a GGUF file is called after the towers of a model: alone it is none.
+pub(crate) fn is_projector(file: &str) -> bool {
+    file.to_ascii_lowercase().contains("mmproj")
+}
+
+/// Whether a GGUF file is called after what guesses ahead for another model, with its folder or alone (`mtp-m.gguf`,
+/// `m-assistant-Q8_0.gguf`, `MTP/m.gguf`). It is a model like others, but not the one that a folder or a repository is
+/// named for.
+pub(crate) fn is_drafter(file: &str) -> bool {
+    file.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| {
+        ["mtp", "assistant", "draft", "drafter"]
+            .iter()
+            .any(|known| word.eq_ignore_ascii_case(known))
+    })
+}
+
 /// Whether a file name carries this number format as a word of its own (`Q4_K` is not in `-Q4_K_M.gguf`).
 pub(crate) fn has_quant(file: &str, quant: &str) -> bool {
     let (file, quant) = (file.to_ascii_lowercase(), quant.to_ascii_lowercase());
@@ -221,6 +242,38 @@ mod tests {
             all_parts("m-00002-of-00002.gguf"),
             ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]
         );
+    }
+
+    #[test]
+    fn a_known_name_may_look_like_anything() {
+        for name in ["ada/gemma:mine", "hf:mine", "mine.gguf"] {
+            let parsed = ModelName::parse(name, |known| known == name).unwrap();
+            assert_eq!(parsed, ModelName::Catalogue(name.into()));
+        }
+    }
+
+    #[test]
+    fn drafters_are_told_by_whole_words() {
+        for drafter in [
+            "mtp-gemma-4-12b.gguf",
+            "gemma-4-12B-it-assistant-Q8_0.gguf",
+            "MTP/gemma-4-E2B-it-Q8_0.gguf",
+            "gemma_4_Draft.Q4_0.gguf",
+            "12b-drafter.gguf",
+            "gemma-4-31B-it-Q8_0-MTP.gguf",
+        ] {
+            assert!(is_drafter(drafter), "{drafter}");
+        }
+        for model in [
+            "gemma-4-12B-it-Q8_0.gguf",
+            "overdraft-Q4_0.gguf",
+            "smtp.gguf",
+            "assistants.gguf",
+        ] {
+            assert!(!is_drafter(model), "{model}");
+        }
+        assert!(is_projector("mmproj-F16.gguf") && is_projector("m.MMPROJ-Q8_0.gguf"));
+        assert!(!is_projector("m-Q8_0.gguf"));
     }
 
     #[test]

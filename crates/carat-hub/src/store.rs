@@ -4,12 +4,13 @@
 //! store/
 //!   models/<owner>/<repo>/<file>   finished, verified files
 //!   manifests/<id>.json            one per model; written last, so a model without it does not exist
-//!   partial/<id>/                  unfinished files with the state of their ranges
+//!   models/.partial/<id>/          unfinished files with the state of their ranges
 //!   locks/<id>.lock                held by the process that pulls this model
 //! ```
 //!
-//! A file is moved from `partial` to `models` by a rename after its digest was checked, and only then
-//! is the manifest written. Whatever happens in between leaves either the old model or none.
+//! A file is moved from `.partial` to its place by a rename after its digest was checked, and only then is the
+//! manifest written. Whatever happens in between leaves either the old model or none. Both lie below `models`, since
+//! that folder is the one which people put on a larger disk, and no rename crosses disks.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -146,7 +147,7 @@ impl Store {
 
     /// The folder for unfinished files of this model; made if needed.
     pub(crate) fn partial_dir(&self, origin: &Origin) -> Result<PathBuf> {
-        let dir = self.root.join("partial").join(origin.id());
+        let dir = self.partial_path(origin);
         make_dir(&dir)?;
         Ok(dir)
     }
@@ -180,7 +181,7 @@ impl Store {
 
     /// Throws away what an unfinished pull left, unless another process is at it; returns the bytes freed.
     pub(crate) fn discard_partial(&self, origin: &Origin) -> u64 {
-        let dir = self.root.join("partial").join(origin.id());
+        let dir = self.partial_path(origin);
         if !dir.is_dir() {
             return 0;
         }
@@ -287,6 +288,11 @@ impl Store {
             }
         }
         Ok(Some(freed))
+    }
+
+    /// No repository's owner begins with a dot.
+    fn partial_path(&self, origin: &Origin) -> PathBuf {
+        self.root.join("models").join(".partial").join(origin.id())
     }
 
     fn lock_path(&self, origin: &Origin) -> PathBuf {
@@ -412,6 +418,26 @@ mod tests {
         assert_eq!(store.remove(|m| m.name == "hf:o/r:b.gguf").unwrap(), Some(8));
         assert!(!dir.path().join("s/models/o").exists());
         assert_eq!(store.remove(|_| true).unwrap(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_models_may_lie_on_another_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        // Memory is another disk on Linux; elsewhere the folder is just another one.
+        let memory = Path::new("/dev/shm");
+        let disk = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
+        std::os::unix::fs::symlink(disk.path(), dir.path().join("models")).unwrap();
+        let store = Store::new(dir.path());
+        let unfinished = store.partial_dir(&origin("a.gguf")).unwrap();
+        let real = |path: &Path| path.canonicalize().unwrap();
+        assert!(real(&unfinished).starts_with(real(disk.path())));
+        let model = put(&store, "a.gguf", &["a.gguf"]);
+        assert_eq!(real(&model.path), real(disk.path()).join("o/r/a.gguf"));
+        assert_eq!(store.remove(|_| true).unwrap(), Some(4));
     }
 
     #[test]

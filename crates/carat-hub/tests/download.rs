@@ -70,7 +70,11 @@ fn a_pull_gives_the_file_and_keeps_the_token_at_home() {
     assert_eq!(local(&hub, "hf:o/r").path, model.path);
     assert_eq!(hub.list().len(), 1);
     assert!(
-        !dir.path().join("store/partial").read_dir().unwrap().any(|_| true),
+        !dir.path()
+            .join("store/models/.partial")
+            .read_dir()
+            .unwrap()
+            .any(|_| true),
         "nothing half is left"
     );
     let manifest = fs::read_dir(dir.path().join("store/manifests"))
@@ -136,7 +140,7 @@ fn a_killed_process_loses_only_what_was_under_way() {
         .unwrap();
     let expected = format!("\"done\":[[0,{}]]", 2 * PIECE);
     let state = || {
-        let partial = fs::read_dir(dir.path().join("store/partial"))
+        let partial = fs::read_dir(dir.path().join("store/models/.partial"))
             .ok()?
             .flatten()
             .next()?
@@ -175,7 +179,7 @@ fn an_unfinished_pull_can_be_removed() {
     assert!(hub.remove(MODEL).unwrap() >= 2 * PIECE);
     assert!(
         dir.path()
-            .join("store/partial")
+            .join("store/models/.partial")
             .read_dir()
             .unwrap()
             .next()
@@ -297,7 +301,7 @@ fn a_partial_that_rotted_is_fetched_again() {
     settings.limits.connections = 1;
     fake.faults.lock().unwrap().dead_after = Some(3);
     refusal(settings.clone(), MODEL);
-    let partial = fs::read_dir(dir.path().join("store/partial"))
+    let partial = fs::read_dir(dir.path().join("store/models/.partial"))
         .unwrap()
         .flatten()
         .next()
@@ -582,6 +586,29 @@ fn a_repository_of_ggufs_is_chosen_from() {
         error.contains("a-Q8_0.gguf") && error.contains("a-Q5_K_M.gguf"),
         "{error}"
     );
+}
+
+#[test]
+fn a_repository_s_drafter_is_pulled_when_it_is_named() {
+    let (model, drafter) = (gguf(3000), gguf(2000));
+    let named = "MTP/m-Q4_K_M-MTP.gguf";
+    let fake = FakeHub::start(&[
+        (named, drafter.clone()),
+        ("m-Q8_0.gguf", model.clone()),
+        ("mmproj-m-Q4_K_M.gguf", gguf(1500)),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = fake.settings(dir.path());
+    let found = pull(settings.clone(), &format!("hf:o/r:{named}")).unwrap();
+    assert_eq!(fs::read(&found.path).unwrap(), drafter);
+    // Not the one that is here already.
+    let found = pull(settings.clone(), "hf:o/r").unwrap();
+    assert_eq!(fs::read(&found.path).unwrap(), model);
+    let error = refusal(settings.clone(), "hf:o/r:Q4_K_M");
+    assert!(error.contains("does not exist"), "{error}");
+    let hub = Hub::new(settings).unwrap();
+    assert_eq!(local(&hub, "hf:o/r").path, found.path);
+    assert!(local(&hub, &format!("hf:o/r:{named}")).path.ends_with(named));
 }
 
 #[test]

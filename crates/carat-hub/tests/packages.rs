@@ -104,7 +104,7 @@ impl Index {
 
     /// Where the only unfinished model lies.
     fn partial(&self) -> PathBuf {
-        fs::read_dir(self.path("store/partial"))
+        fs::read_dir(self.path("store/models/.partial"))
             .unwrap()
             .flatten()
             .next()
@@ -136,11 +136,11 @@ fn the_pieces_become_the_model() {
         "{:?}",
         log.0
     );
-    assert!(names(&index.path("store/partial")).is_empty());
+    assert!(names(&index.path("store/models/.partial")).is_empty());
     let hub = Hub::new(index.settings()).unwrap();
     assert_eq!(local(&hub, MODEL).path, model.path);
     hub.remove(MODEL).unwrap();
-    assert!(names(&index.path("store/models")).is_empty());
+    assert_eq!(names(&index.path("store/models")), [".partial"]);
 }
 
 #[test]

@@ -299,6 +299,107 @@ fn paths() {
 }
 
 #[test]
+fn a_folder_s_projector_and_drafter_are_not_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = with(dir.path(), |_| {});
+    let folder = dir.path().join("g4");
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let drafters = ["m-assistant-Q8_0.gguf", "mtp-m.gguf"].map(|name| put(folder.join(name), &gguf(100)));
+    put(folder.join("mmproj-F16.gguf"), &gguf(50));
+    let error = hub.resolve(&text(&folder)).unwrap_err().to_string();
+    assert!(error.contains("m-assistant-Q8_0.gguf, mtp-m.gguf"), "{error}");
+    let model = put(folder.join("m-Q4_0.gguf"), &gguf(300));
+    assert_eq!(local(&hub, &text(&folder)).path, model);
+    for drafter in &drafters {
+        assert_eq!(&local(&hub, &text(drafter)).path, drafter);
+    }
+    put(folder.join("m-Q8_0.gguf"), &gguf(400));
+    let error = hub.resolve(&text(&folder)).unwrap_err().to_string();
+    assert!(error.ends_with("m-Q4_0.gguf, m-Q8_0.gguf"), "{error}");
+    let alone = put(dir.path().join("alone/mtp-m.gguf"), &gguf(100));
+    assert_eq!(local(&hub, &text(&dir.path().join("alone"))).path, alone);
+}
+
+#[test]
+fn a_repository_s_drafter_is_not_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("hub");
+    let of = |repo: &str, file: &str| {
+        let snapshot = cache.join(format!("models--o--{repo}/snapshots/abc"));
+        put(snapshot.join(file), &gguf(300))
+    };
+    let hub = with(dir.path(), |s| s.hf_cache_dirs = vec![cache.clone()]);
+    let drafter = of("r-GGUF", "MTP/gemma-Q8_0-MTP.gguf");
+    of("r-GGUF", "mmproj-Q8_0.gguf");
+    let asked = ["hf:o/r-GGUF", "hf:o/r-GGUF:Q8_0"];
+    for name in asked {
+        assert!(is_absent(&hub, name), "{name}: only the drafter is here");
+        assert!(matches!(hub.remove(name), Err(Error::NotInStore(_))), "{name}");
+    }
+    let model = of("r-GGUF", "gemma-Q8_0.gguf");
+    for name in asked {
+        assert_eq!(local(&hub, name).path, model, "{name}");
+    }
+    for name in ["hf:o/r-GGUF:MTP/gemma-Q8_0-MTP.gguf", "hf:o/r-GGUF:Q8_0-MTP"] {
+        assert_eq!(local(&hub, name).path, drafter, "{name}");
+    }
+
+    // A repository that is called after it holds it as its model, unless there is one.
+    let own = of("r-assistant", "r-assistant-Q8_0.gguf");
+    for name in ["hf:o/r-assistant", "hf:o/r-assistant:Q8_0"] {
+        assert_eq!(local(&hub, name).path, own, "{name}");
+    }
+    let model = of("r-assistant", "r-Q8_0.gguf");
+    for name in ["hf:o/r-assistant", "hf:o/r-assistant:Q8_0"] {
+        assert_eq!(local(&hub, name).path, model, "{name}");
+    }
+}
+
+#[test]
+fn every_name_that_is_shown_resolves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ollama, studio) = (dir.path().join("ollama"), dir.path().join("studio"));
+    let places = [
+        "registry.ollama.ai/library/gemma3/12b",
+        "registry.ollama.ai/library/mygemma/latest",
+        "registry.ollama.ai/ada/gemma/latest",
+        "registry.ollama.ai/ada/gemma/1b.gguf",
+        "localhost:5000/ada/gemma/1b",
+        "hf.co/unsloth/gemma-3-4b-it-GGUF/latest",
+        "hf.co/a--b/gemma/Q8_0",
+    ];
+    for (place, n_bytes) in places.into_iter().zip(300..) {
+        put_ollama(&ollama, place, &gguf(n_bytes));
+    }
+    for file in ["My Models/gemma (old)/a.gguf", "ada/gemma-GGUF/a: b.gguf"] {
+        put(studio.join(file), &gguf(200));
+    }
+    let hub = with(dir.path(), |s| {
+        s.ollama_dirs = vec![ollama.clone()];
+        s.lmstudio_dirs = vec![studio.clone()];
+    });
+    let listed = hub.list();
+    assert_eq!(listed.len(), places.len() + 2);
+    for model in &listed {
+        assert_eq!(local(&hub, &model.name).path, model.path, "{}", model.name);
+        let error = hub.remove(&model.name).unwrap_err();
+        assert!(matches!(error, Error::NotOwned { .. }), "{}: {error}", model.name);
+    }
+    let names: Vec<&str> = listed.iter().map(|model| model.name.as_str()).collect();
+    for name in [
+        "ada/gemma:latest",
+        "localhost:5000/ada/gemma:1b",
+        "hf:ada/gemma-GGUF:a: b.gguf",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert_eq!(local(&hub, "ada/gemma").name, "ada/gemma:latest");
+    let error = hub.resolve("ada/gemma:2b").unwrap_err().to_string();
+    assert!(error.contains("write hf:ada/gemma:2b"), "{error}");
+    assert!(matches!(hub.resolve("./ada/gemma"), Err(Error::PathMissing(_))));
+}
+
+#[test]
 fn unknown_names_are_answered_with_near_ones() {
     let dir = tempfile::tempdir().unwrap();
     let hub = with(dir.path(), |_| {});

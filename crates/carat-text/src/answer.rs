@@ -6,6 +6,8 @@
 //! forgiven: `=` for `:`, JSON's quotes, blanks, a brace or a whole end that is missing. What still makes no
 //! sense as a call is given as text.
 
+use std::fmt::Write;
+
 use serde_json::{Map, Number, Value};
 
 use crate::decode::{ControlText, StreamDecoder};
@@ -151,6 +153,13 @@ impl AnswerReader {
     pub fn finish(&mut self, text: &str, out: &mut Vec<AnswerPiece>) {
         self.text(text, out);
         self.end(out);
+    }
+
+    /// Takes the end of an answer that was cut, with the last of its text. A call that has begun is left out: its
+    /// arguments would not be what the tool wants.
+    pub fn cut(&mut self, text: &str, out: &mut Vec<AnswerPiece>) {
+        self.text(text, out);
+        self.state = State::Text;
     }
 
     fn text(&mut self, text: &str, out: &mut Vec<AnswerPiece>) {
@@ -303,22 +312,34 @@ impl Cursor<'_> {
     /// A JSON string; its first quote is next.
     fn json_string(&mut self) -> String {
         self.skip();
-        let mut raw = String::from('"');
+        let (mut raw, mut json) = (String::new(), String::from('"'));
         while let Some(Item::Char(c)) = self.peek() {
             self.skip();
             if c == '"' {
                 break;
             }
             raw.push(c);
+            // Line ends and tabs, as models write them in code, must be escaped in JSON.
+            if c < ' ' {
+                let _infallible = write!(json, "\\u{:04x}", u32::from(c));
+                continue;
+            }
+            json.push(c);
             if c == '\\'
                 && let Some(Item::Char(escaped)) = self.peek()
             {
+                if escaped < ' ' {
+                    // It escapes nothing: a line that goes on in the next one.
+                    json.push('\\');
+                    continue;
+                }
                 raw.push(escaped);
+                json.push(escaped);
                 self.skip();
             }
         }
-        let json = format!("{raw}\"").replace('\n', "\\n");
-        serde_json::from_str(&json).unwrap_or_else(|_| raw[1..].to_owned())
+        json.push('"');
+        serde_json::from_str(&json).unwrap_or(raw)
     }
 
     fn key(&mut self) -> String {

@@ -245,6 +245,11 @@ fn what_models_get_wrong_is_forgiven() {
             "call:f{\"a\": \"q\\n\\\"z\\\"\", \"b\": [1, 2]}",
             json!({"a": "q\n\"z\"", "b": [1, 2]}),
         ),
+        (
+            "call:f{code:\"if x:\n\tprint(\\\"a\\\")\"}",
+            json!({"code": "if x:\n\tprint(\"a\")"}),
+        ),
+        ("call:f{a:\"x \\\n\ty\"}", json!({"a": "x \\\n\ty"})),
         ("call:f{a:<|\"|>x<|\"|>", json!({"a": "x"})),
         ("call:f{a:{b:[1,2", json!({"a": {"b": [1, 2]}})),
         ("call:f", json!({})),

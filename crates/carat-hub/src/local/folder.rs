@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Identity, LocalModel, ModelFormat, Place, children, gguf_file};
 use crate::error::{Error, Result};
 use crate::fs::{has_gguf_magic, read_limited};
-use crate::name::{all_parts, check_file_name, split_part};
+use crate::name::{all_parts, check_file_name, is_drafter, split_part};
 
 /// An index of shards larger than this (bytes) is damaged; that of the 27B model has 0.1 MB.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
@@ -81,24 +81,25 @@ fn open_folder(dir: &Path) -> Result<LocalModel> {
         return Ok(by_path(dir.to_owned(), ModelFormat::Safetensors, size, modified));
     };
     // A folder that holds just one GGUF model means that model.
-    let ggufs: Vec<PathBuf> = children(dir)
-        .into_iter()
-        .map(|(_, path)| path)
-        .filter(|path| gguf_file(path).is_some())
-        .collect();
+    let mut ggufs = children(dir);
+    ggufs.retain(|(_, path)| gguf_file(path).is_some());
+    // What guesses ahead for it lies beside it; in a folder of its own it is what was asked for.
+    if ggufs.iter().any(|(name, _)| !is_drafter(name)) {
+        ggufs.retain(|(name, _)| !is_drafter(name));
+    }
     // Of a folder that may not be looked into nothing is known, neither what it has nor what it lacks.
     let looked = fs::read_dir(dir).and_then(|_| fs::metadata(dir.join(".")));
     if let Err(error) = looked {
         return Err(Error::io("read", dir, error));
     }
     match ggufs.as_slice() {
-        [only] => open_path(only),
+        [(_, only)] => open_path(only),
         [] => Err(Error::NotAModel {
             path: dir.to_owned(),
             reason,
         }),
         several => {
-            let names: Vec<_> = several.iter().filter_map(|p| p.file_name()?.to_str()).collect();
+            let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();
             let reason = format!("it holds several models, give one of them: {}", names.join(", "));
             Err(Error::NotAModel {
                 path: dir.to_owned(),

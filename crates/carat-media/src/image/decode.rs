@@ -1,8 +1,11 @@
 //! Bytes to RGB pixels.
 //!
 //! The format is told by the first bytes, never by the name. Width and height are checked before anything is
-//! decoded. As in the reference, transparency becomes white, 16-bit channels keep their high byte, EXIF's
-//! orientation is applied and colour profiles are not.
+//! decoded. As in the reference's processors, transparency becomes white and 16-bit channels keep their high byte;
+//! as in its loader, EXIF's orientation is applied and colour profiles are not. Two things are not as there. The
+//! loader, by which the reference reads paths and addresses, drops the alpha channel before the processors see it:
+//! what is under transparent pixels, black as a rule, would show, and black writing on it vanish. And of greys of 16
+//! bits the reference makes white wherever they are above 255 of 65,535: a scan or an X-ray would be a blank sheet.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -10,8 +13,8 @@ use std::path::Path;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::jpeg_end;
 use super::rgb::RgbImage;
+use super::{jpeg_end, webp_chunks};
 use crate::error::{Error, Result};
 use crate::input;
 use crate::limits::{MAX_DECODED_IMAGE_BYTES, MAX_IMAGE_FILE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE};
@@ -44,6 +47,10 @@ fn decode(bytes: &[u8], name: &str, format: ImageFormat) -> Result<RgbImage> {
     check_size(name, width, height, decoder.total_bytes())?;
     if format == ImageFormat::Jpeg && !jpeg_end::has_end(bytes) {
         return Err(damaged_by(name, format, "the end marker is missing"));
+    }
+    // Before the orientation is asked for, which lies in a chunk of its own.
+    if format == ImageFormat::WebP && !webp_chunks::are_whole(bytes) {
+        return Err(damaged_by(name, format, "a chunk ends behind the file"));
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let decoded = DynamicImage::from_decoder(decoder).map_err(failed)?;

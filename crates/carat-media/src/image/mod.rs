@@ -6,6 +6,7 @@ mod gemma4;
 mod jpeg_end;
 mod resize;
 mod rgb;
+mod webp_chunks;
 
 pub use decode::{decode_image, read_image};
 pub use gemma3::{Gemma3ImageProcessor, Gemma3Images, PanAndScan};

@@ -181,8 +181,10 @@ impl Video<'_> {
             .arg(&self.address);
         command.args(["-map", "0:v:0", "-an", "-sn", "-dn", "-vf", &selection(&indices)]);
         command.args(["-frames:v", &indices.len().to_string()]);
-        // The filters give the frames the times k / 25, so that this rate neither repeats nor drops any.
-        command.args(["-r", "25", "-f", "image2pipe", "-c:v", "ppm", "-"]);
+        // The filters give the frames times so far apart, so that this rate neither repeats nor drops any.
+        command.args(["-r", "1/1000000", "-f", "image2pipe", "-c:v", "ppm"]);
+        // Of a video with more than 8 bits a channel the encoder would write 16.
+        command.args(["-pix_fmt", "rgb24", "-"]);
         let running = Running::start(command, "ffmpeg", self.name, self.origin.time_limit())?;
         let mut stream = PpmStream::new(running, self.name);
         for index in indices {
@@ -246,10 +248,23 @@ fn address(path: &Path, name: &str) -> Result<OsString> {
     Ok(address)
 }
 
-/// The filters that keep the frames of these numbers.
+/// The filters that keep the frames of these numbers, 10^6 seconds apart: more than any frame is shown. Newer programs
+/// repeat a frame that is shown for longer than one of the output's, whatever the next one's time.
 fn selection(indices: &[usize]) -> String {
-    let terms: Vec<String> = indices.iter().map(|index| format!("eq(n,{index})")).collect();
-    format!("select='{}',settb=1/25,setpts=N", terms.join("+"))
+    format!("select='{}',settb=1,setpts=1000000*N", any_of(indices))
+}
+
+/// The expression that is not zero for the frames of these numbers. Its terms are added in pairs: ffmpeg refuses
+/// expressions that are nested more than 100 deep, which a plain sum of as many terms is.
+fn any_of(indices: &[usize]) -> String {
+    match indices {
+        [] => "0".to_owned(),
+        [index] => format!("eq(n,{index})"),
+        _ => {
+            let (left, right) = indices.split_at(indices.len() / 2);
+            format!("({}+{})", any_of(left), any_of(right))
+        }
+    }
 }
 
 /// A rate such as `30000/1001`; none for `0/0`.
@@ -382,10 +397,30 @@ mod tests {
 
     #[test]
     fn the_filter_names_each_frame() {
-        assert_eq!(
-            selection(&[0, 12]),
-            "select='eq(n,0)+eq(n,12)',settb=1/25,setpts=N"
-        );
+        let expected = ["eq(n,7)", "(eq(n,7)+eq(n,8))", "(eq(n,7)+(eq(n,8)+eq(n,9)))"];
+        for (n, expected) in (1..).zip(expected) {
+            let filter = format!("select='{expected}',settb=1,setpts=1000000*N");
+            assert_eq!(selection(&[7, 8, 9][..n]), filter);
+        }
+    }
+
+    #[test]
+    fn the_filter_of_many_frames_is_nested_little() {
+        let indices: Vec<usize> = (0..1024).collect();
+        let filter = selection(&indices);
+        let (mut depth, mut deepest) = (0, 0);
+        for c in filter.chars() {
+            match c {
+                '(' => depth += 1,
+                ')' => depth -= 1,
+                _ => {}
+            }
+            deepest = deepest.max(depth);
+        }
+        assert_eq!((depth, deepest), (0, 11), "ten sums and `eq` itself");
+        for index in indices {
+            assert_eq!(filter.matches(&format!("eq(n,{index})")).count(), 1, "{index}");
+        }
     }
 
     #[test]

@@ -97,6 +97,34 @@ fn images_cut_short_are_damaged() {
 }
 
 #[test]
+fn a_webp_takes_no_memory_for_a_chunk_that_is_not_there() {
+    let webp = |exif_bytes: u32| {
+        let mut chunks = b"WEBPVP8X\x0a\0\0\0\x18\0\0\0\0\0\0\0\0\0".to_vec();
+        // One pixel; 13 bytes and the padding.
+        chunks.extend(b"VP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0");
+        chunks.extend(b"EXIF");
+        chunks.extend(exif_bytes.to_le_bytes());
+        chunks.extend(b"abc");
+        [&b"RIFF"[..], &(chunks.len() as u32).to_le_bytes(), &chunks].concat()
+    };
+    let image = decode_image(&webp(3), "small.webp").unwrap();
+    assert_eq!((image.width(), image.height()), (1, 1));
+    for claimed in [4, 1 << 31, u32::MAX] {
+        let error = decode_image(&webp(claimed), "bomb.webp").unwrap_err().to_string();
+        assert!(
+            error.contains("a chunk ends behind the file"),
+            "{claimed}: {error}"
+        );
+    }
+    for name in ["lossless.webp", "lossy.webp", "motion.webp"] {
+        let mut whole = bytes(name);
+        assert!(decode_image(&whole, name).is_ok(), "{name}");
+        whole.extend(b"and more that is none of it");
+        assert!(decode_image(&whole, name).is_ok(), "{name}");
+    }
+}
+
+#[test]
 fn names_do_not_make_formats() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| -> PathBuf { dir.path().join(name) };

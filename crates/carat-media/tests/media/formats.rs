@@ -1,4 +1,5 @@
-//! Each image format as Pillow reads it.
+//! Each image format as Pillow reads it, on white where it is transparent. Of greys of 16 bits, which Pillow clips at
+//! 255, the expected pixels are the high bytes.
 
 use carat_media::{RgbImage, read_image};
 use carat_testkit::{Golden, fixture};
