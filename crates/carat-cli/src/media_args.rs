@@ -58,7 +58,7 @@ impl MediaArgs {
             },
             precision: match arithmetic {
                 Arithmetic::F32 => EncoderPrecision::F32,
-                Arithmetic::Auto | Arithmetic::Int8 | Arithmetic::Int16 => EncoderPrecision::Bf16,
+                Arithmetic::Auto | Arithmetic::Int8 | Arithmetic::Int16 => EncoderPrecision::Half,
             },
             mmproj: self.mmproj.clone(),
             video_tools: video_tools(settings),

@@ -14,7 +14,7 @@ pub(crate) const FLOAT_PANEL_ROWS: usize = 64;
 /// Columns of a panel: 64 x 512 f32 are 128 KiB, a part of the L2 cache.
 const FLOAT_PANEL_COLS: usize = 512;
 /// Weight rows that are transposed together: a cache line of the panel.
-const TRANSPOSED_ROWS: usize = 16;
+pub(crate) const TRANSPOSED_ROWS: usize = 16;
 
 /// Activation rows that share the loads of a weight row.
 const GROUP: usize = 4;

@@ -25,6 +25,7 @@ mod dtype;
 mod error;
 mod float_matmul;
 mod gemm_f32;
+mod integer_gemm;
 mod isa;
 mod largest;
 mod matmul;

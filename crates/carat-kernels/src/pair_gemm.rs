@@ -1,4 +1,4 @@
-//! `C = A B` where A and B hold pairs of bf16 along the summed axis: the heart of [`EncoderPrecision::Bf16`] and of
+//! `C = A B` where A and B hold pairs of bf16 along the summed axis: the heart of [`EncoderPrecision::Half`] and of
 //! prefill over caches that keep no more than bf16 does.
 //!
 //! One instruction multiplies a pair of A, broadcast, with sixteen pairs of B and adds both products to sixteen
@@ -7,7 +7,7 @@
 //! FMA peak. There is no AVX2 version: without the instruction f32 is faster. With AMX tiles do it
 //! (`x86_64/amx_pairs.rs`).
 //!
-//! [`EncoderPrecision::Bf16`]: crate::encoder::EncoderPrecision::Bf16
+//! [`EncoderPrecision::Half`]: crate::encoder::EncoderPrecision::Half
 
 use crate::Isa;
 use crate::isa::Level;

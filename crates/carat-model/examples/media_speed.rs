@@ -1,12 +1,12 @@
 //! How long a full-size tower of random weights takes for one image or sound.
 //!
 //! `cargo run --release -p carat-model --example media_speed -- DIR [siglip|gemma4|edge|unified|conformer]
-//! [bf16|f32|error]`
+//! [half|f32|error] [avx2|avxvnni|avx512|scalar]`
 //!
 //! The model is written to `DIR/KIND` first, unless it is there: 0.1 to 0.9 GB. `siglip` is Gemma 3's tower on 896 x
 //! 896 pixels, `gemma4` and `edge` the larger and the smaller tower of Gemma 4 on 768 x 768 pixels (256 soft tokens),
 //! `unified` the 12B's embedder on a megapixel, `conformer` the audio tower of E2B and E4B on 30 seconds. `error`
-//! tells how far the rows of bf16 are from those of f32.
+//! tells how far the rows in 16 bits are from those in f32.
 
 #![expect(clippy::print_stdout, reason = "what an example is for")]
 
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use carat_format::{SafeDType, SafetensorsBuilder};
-use carat_model::{Checkpoint, EncoderPrecision, ImageInput, LoadOptions, MediaEncoder, MediaSource};
+use carat_model::{Checkpoint, EncoderPrecision, ImageInput, Isa, LoadOptions, MediaEncoder, MediaSource};
 use serde_json::{Value, json};
 
 const REPEATS: usize = 3;
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let folder = arguments.next().ok_or("give a folder for the models")?;
     let kind = arguments.next().unwrap_or_else(|| "siglip".to_owned());
-    let what = arguments.next().unwrap_or_else(|| "bf16".to_owned());
+    let what = arguments.next().unwrap_or_else(|| "half".to_owned());
     let tower = tower(&kind).ok_or("siglip, gemma4, edge, unified or conformer")?;
     let folder = Path::new(&folder).join(&kind);
     if !folder.join("model.safetensors").exists() {
@@ -49,13 +49,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let checkpoint = Checkpoint::open(&folder)?;
     let source = MediaSource::find(&checkpoint)?.ok_or("the model has no tower")?;
-    let options = LoadOptions::default();
+    let mut options = LoadOptions::default();
+    if let Some(name) = arguments.next() {
+        options.isa = Isa::named(&name)?;
+    }
     let load = |precision| MediaEncoder::load(&source, &options, precision);
     let mut rows = Vec::new();
     if what == "error" {
         let mut exact = Vec::new();
         encode(&mut load(EncoderPrecision::F32)?, &tower.input, &mut exact)?;
-        encode(&mut load(EncoderPrecision::Bf16)?, &tower.input, &mut rows)?;
+        encode(&mut load(EncoderPrecision::Half)?, &tower.input, &mut rows)?;
         let squares =
             |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
         let distance = squares(&mut rows.iter().zip(&exact).map(|(a, b)| a - b));
@@ -66,7 +69,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let precision = if what == "f32" {
         EncoderPrecision::F32
     } else {
-        EncoderPrecision::Bf16
+        EncoderPrecision::Half
     };
     let mut encoder = load(precision)?;
     let mut times = Vec::new();

@@ -39,7 +39,7 @@ impl Default for SensesOptions {
     fn default() -> SensesOptions {
         SensesOptions {
             media: MediaOptions::default(),
-            precision: EncoderPrecision::Bf16,
+            precision: EncoderPrecision::Half,
             mmproj: None,
             video_tools: None,
             cache_bytes: DEFAULT_CACHE_BYTES,

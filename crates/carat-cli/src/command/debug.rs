@@ -198,7 +198,7 @@ impl Logits {
         // The reference's arithmetic in the towers where it is asked for in the text model.
         let precision = match model.options().precision {
             Some(Precision::F32) => EncoderPrecision::F32,
-            _ => EncoderPrecision::Bf16,
+            _ => EncoderPrecision::Half,
         };
         tensors.encode(&mut model.media_encoder(&towers, precision)?, n_tokens)
     }

@@ -11,23 +11,26 @@
 //! ```
 //!
 //! Head widths of 64 and 72 make whole tiles of 6 rows and 4 registers. In f32, K and V are read where they are,
-//! V by columns. In bf16 they are rounded and transposed to pairs first, once per layer: `2 * T * E` bytes a head
+//! V by columns. In 16 bits they are rounded and transposed to pairs first, once per layer: `2 * T * E` bytes a head
 //! each, which the L2 cache holds while the head's tiles pass. Bound: `4 T^2 E` operations a head at the peak of
 //! the product's instruction, and some 15 instructions of softmax for every `2 E` products.
 
 use std::sync::{Mutex, PoisonError};
 
-use super::EncoderPrecision;
 use super::operand::chunks;
-use super::softmax::{COLUMNS, Running, soften, soften_to_pairs};
+use super::softmax::{COLUMNS, LARGEST_WEIGHT, Running, soften, soften_to_integers, soften_to_pairs};
+use super::{Arithmetic, EncoderPrecision};
 use crate::aligned::Aligned;
 use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
+use crate::integer_gemm::{IntegerGemm, LARGEST, integer_gemm, largest_beside, round_to_integers};
 use crate::matmul::SharedOut;
 use crate::pair_gemm::{PairGemm, Start, pair_gemm, round_to_bf16};
 use crate::{Compute, Isa};
 
 /// Keys of a tile: a multiple of the 6 rows that a product takes at once, and of 2.
 const KEYS: usize = 96;
+/// The largest integer of a tile's values: 11 bits, since the weights have 13.
+const LARGEST_VALUE: i32 = largest_beside(KEYS, LARGEST_WEIGHT);
 
 /// The heads of an encoder's attention.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +46,9 @@ pub struct EncoderHeads {
 /// Memory that is reused between calls.
 #[derive(Default)]
 pub struct AttentionScratch {
-    /// Pairs along E: `[H, T, ceil(E / 2)]`.
+    /// Pairs along E: `[H, T, ceil(E / 2)]`; integers with the scales of their blocks behind each row.
     keys: Aligned<u32>,
-    /// Pairs along T: `[H, E, T / 2 padded]`.
+    /// Pairs along T: `[H, E, T / 2 padded]`; integers with the scales of the tiles of keys behind each row.
     values: Aligned<u32>,
     threads: Vec<Mutex<Tile>>,
 }
@@ -55,6 +58,8 @@ struct Tile {
     /// Q^T
     q: Vec<f32>,
     q_pairs: Aligned<u32>,
+    /// Scales of the queries, where they are integers.
+    q_scales: [f32; COLUMNS],
     /// S^T, then P^T
     scores: Vec<f32>,
     p_pairs: Aligned<u32>,
@@ -85,16 +90,16 @@ pub fn attend(
     if n == 0 {
         return;
     }
-    let precision = precision.on(compute.isa());
-    if precision == EncoderPrecision::Bf16 {
-        scratch.round(compute, heads, n, k, v);
+    let arithmetic = precision.on(compute.isa());
+    if arithmetic != Arithmetic::F32 {
+        scratch.round(compute, arithmetic, heads, n, k, v);
     }
     scratch
         .threads
         .resize_with(compute.pool().n_threads(), || Mutex::new(Tile::new()));
     let task = Task {
         isa: compute.isa(),
-        precision,
+        arithmetic,
         heads: *heads,
         n,
         q,
@@ -118,33 +123,53 @@ fn value_pairs(n: usize) -> usize {
     n.next_multiple_of(KEYS) / 2
 }
 
+/// Length of such a row, with the scales of its tiles.
+fn value_row_len(arithmetic: Arithmetic, n: usize) -> usize {
+    let n_tiles = match arithmetic {
+        Arithmetic::Integers => n.div_ceil(KEYS),
+        Arithmetic::F32 | Arithmetic::Bf16 => 0,
+    };
+    value_pairs(n) + n_tiles
+}
+
 impl AttentionScratch {
-    /// Keys and values of all heads as pairs of bf16.
-    fn round(&mut self, compute: &Compute, heads: &EncoderHeads, n: usize, k: &[f32], v: &[f32]) {
+    /// Keys and values of all heads as pairs.
+    fn round(
+        &mut self,
+        compute: &Compute,
+        arithmetic: Arithmetic,
+        heads: &EncoderHeads,
+        n: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
         let (dim, width) = (heads.head_dim, heads.n_heads * heads.head_dim);
-        let (half, long) = (dim.div_ceil(2), value_pairs(n));
-        self.keys.resize(heads.n_heads * n * half);
-        self.values.resize(heads.n_heads * dim * long);
+        let (key_len, value_len) = (arithmetic.row_len(dim), value_row_len(arithmetic, n));
+        self.keys.resize(heads.n_heads * n * key_len);
+        self.values.resize(heads.n_heads * dim * value_len);
         let isa = compute.isa();
-        chunks(compute, &mut self.keys, n * half, &|head, to| {
-            let mut row = vec![0.0; 2 * half];
-            for (t, to) in to.chunks_exact_mut(half).enumerate() {
-                row[..dim].copy_from_slice(&k[t * width + head * dim..][..dim]);
-                round_to_bf16(isa, &row, bytemuck::cast_slice_mut(to));
+        chunks(compute, &mut self.keys, n * key_len, &|head, to| {
+            for (t, to) in to.chunks_exact_mut(key_len).enumerate() {
+                arithmetic.round(isa, &k[t * width + head * dim..][..dim], to);
             }
         });
-        chunks(compute, &mut self.values, dim * long, &|head, to| {
-            // Transposed in blocks of some rows, so that lines of the source are used whole.
-            let mut column = vec![0.0; 2 * KEYS];
-            for first in (0..2 * long).step_by(2 * KEYS) {
-                let len = (2 * long - first).min(2 * KEYS);
-                for (e, to) in to.chunks_exact_mut(long).enumerate() {
-                    for (i, value) in column[..len].iter_mut().enumerate() {
+        chunks(compute, &mut self.values, dim * value_len, &|head, to| {
+            // Transposed in tiles of some rows, so that lines of the source are used whole.
+            let mut column = [0.0; KEYS];
+            for (tile, first) in (0..n).step_by(KEYS).enumerate() {
+                for (e, to) in to.chunks_exact_mut(value_len).enumerate() {
+                    for (i, value) in column.iter_mut().enumerate() {
                         let t = first + i;
                         *value = if t < n { v[t * width + head * dim + e] } else { 0.0 };
                     }
-                    let to = &mut to[first / 2..(first + len) / 2];
-                    round_to_bf16(isa, &column[..len], bytemuck::cast_slice_mut(to));
+                    let (pairs, scales) = to.split_at_mut(value_pairs(n));
+                    let pairs = bytemuck::cast_slice_mut(&mut pairs[first / 2..][..KEYS / 2]);
+                    match scales.get_mut(tile) {
+                        Some(scale) => {
+                            *scale = round_to_integers(isa, &column, LARGEST_VALUE, pairs).to_bits();
+                        }
+                        None => round_to_bf16(isa, &column, pairs),
+                    }
                 }
             }
         });
@@ -153,7 +178,7 @@ impl AttentionScratch {
 
 struct Task<'a> {
     isa: Isa,
-    precision: EncoderPrecision,
+    arithmetic: Arithmetic,
     heads: EncoderHeads,
     n: usize,
     q: &'a [f32],
@@ -173,9 +198,10 @@ impl Task<'_> {
         self.load_queries(head, first, rows, tile);
         for base in (0..self.n).step_by(KEYS) {
             let n = (self.n - base).min(KEYS);
-            match self.precision {
-                EncoderPrecision::F32 => self.floats(head, base, n, tile),
-                EncoderPrecision::Bf16 => self.pairs(head, base, n, tile),
+            match self.arithmetic {
+                Arithmetic::F32 => self.floats(head, base, n, tile),
+                Arithmetic::Bf16 => self.pairs(head, base, n, tile),
+                Arithmetic::Integers => self.integers(head, base, n, tile),
             }
         }
         for r in 0..rows {
@@ -198,15 +224,23 @@ impl Task<'_> {
                 tile.q[e * COLUMNS + r] = value * scale;
             }
         }
-        if self.precision == EncoderPrecision::Bf16 {
-            let bits = |e: usize, r: usize| {
-                let value = tile.q.get(e * COLUMNS + r).copied().unwrap_or(0.0);
-                u32::from(half::bf16::from_f32(value).to_bits())
-            };
-            for (i, to) in tile.q_pairs.chunks_exact_mut(COLUMNS).enumerate() {
-                for (r, to) in to.iter_mut().enumerate() {
-                    *to = bits(2 * i, r) | (bits(2 * i + 1, r) << 16);
+        if self.arithmetic == Arithmetic::F32 {
+            return;
+        }
+        let mut column = vec![0.0; dim];
+        let mut rounded = vec![0u16; 2 * dim.div_ceil(2)];
+        for r in 0..COLUMNS {
+            let from = tile.q[r..].iter().step_by(COLUMNS);
+            column.iter_mut().zip(from).for_each(|(to, value)| *to = *value);
+            match self.arithmetic {
+                Arithmetic::Integers => {
+                    tile.q_scales[r] = round_to_integers(self.isa, &column, LARGEST, &mut rounded[..dim]);
                 }
+                Arithmetic::F32 | Arithmetic::Bf16 => round_to_bf16(self.isa, &column, &mut rounded[..dim]),
+            }
+            let to = tile.q_pairs[r..].iter_mut().step_by(COLUMNS);
+            for (to, pair) in to.zip(rounded.chunks_exact(2)) {
+                *to = u32::from(pair[0]) | (u32::from(pair[1]) << 16);
             }
         }
     }
@@ -294,6 +328,55 @@ impl Task<'_> {
         // SAFETY: `out` has `dim` rows of COLUMNS and is borrowed by nobody else.
         unsafe { pair_gemm(self.isa, &values) };
     }
+
+    /// A tile of `n` keys in integers.
+    fn integers(&self, head: usize, base: usize, n: usize, tile: &mut Tile) {
+        let dim = self.heads.head_dim;
+        let (half, key_len) = (dim.div_ceil(2), self.arithmetic.row_len(dim));
+        let keys = &self.k_pairs[(head * self.n + base) * key_len..];
+        let scores = IntegerGemm {
+            a: keys,
+            a_scales: &keys[half..],
+            a_row: key_len,
+            b: &tile.q_pairs,
+            b_scales: &tile.q_scales,
+            ldb: COLUMNS,
+            c: tile.scores.as_mut_ptr(),
+            ldc: COLUMNS,
+            m: n,
+            n: COLUMNS,
+            k: half,
+            start: Start::Row(None),
+        };
+        // SAFETY: `scores` has KEYS rows of COLUMNS and is borrowed by nobody else.
+        unsafe { integer_gemm(self.isa, &scores) };
+        let n_pairs = n.div_ceil(2);
+        soften_to_integers(
+            self.isa,
+            &tile.scores[..n * COLUMNS],
+            &mut tile.p_pairs[..n_pairs * COLUMNS],
+            &mut tile.running,
+        );
+        tile.rescale(self.isa);
+        let value_len = value_row_len(self.arithmetic, self.n);
+        let of_head = &self.v_pairs[head * dim * value_len..];
+        let values = IntegerGemm {
+            a: &of_head[base / 2..],
+            a_scales: &of_head[value_pairs(self.n) + base / KEYS..],
+            a_row: value_len,
+            b: &tile.p_pairs,
+            b_scales: &tile.running.scale,
+            ldb: COLUMNS,
+            c: tile.out.as_mut_ptr(),
+            ldc: COLUMNS,
+            m: dim,
+            n: COLUMNS,
+            k: n_pairs,
+            start: Start::Old,
+        };
+        // SAFETY: `out` has `dim` rows of COLUMNS and is borrowed by nobody else.
+        unsafe { integer_gemm(self.isa, &values) };
+    }
 }
 
 impl Tile {
@@ -301,6 +384,7 @@ impl Tile {
         Tile {
             q: Vec::new(),
             q_pairs: Aligned::default(),
+            q_scales: [0.0; COLUMNS],
             scores: Vec::new(),
             p_pairs: Aligned::default(),
             out: Vec::new(),
@@ -375,7 +459,7 @@ mod tests {
             for isa in Isa::available() {
                 let compute = Compute::new(isa, 2).unwrap();
                 // Weights err by the scores' error, at most 2^-7 of the size of a score, and values by 2^-8.
-                for (precision, tolerance) in [(EncoderPrecision::F32, 3e-5), (EncoderPrecision::Bf16, 0.06)] {
+                for (precision, tolerance) in [(EncoderPrecision::F32, 3e-5), (EncoderPrecision::Half, 0.06)] {
                     let (mut out, mut scratch) = (vec![f32::NAN; len], AttentionScratch::default());
                     attend(&compute, precision, &heads, [&q, &k, &v], &mut out, &mut scratch);
                     for (got, want) in out.iter().zip(&want) {
@@ -395,7 +479,7 @@ mod tests {
             score_scale: 0.3,
         };
         let x: Vec<f32> = (0..150 * 60).map(|i| (i as f32 * 0.3).sin()).collect();
-        for precision in [EncoderPrecision::F32, EncoderPrecision::Bf16] {
+        for precision in [EncoderPrecision::F32, EncoderPrecision::Half] {
             let run = |n_threads: usize, warm: bool| {
                 let compute = Compute::new(Isa::detect(), n_threads).unwrap();
                 let mut scratch = AttentionScratch::default();

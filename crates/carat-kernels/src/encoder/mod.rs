@@ -4,9 +4,10 @@
 //! Two arithmetics ([`EncoderPrecision`]):
 //!
 //! - `F32`: the reference's. Weights become f32, all products and sums are in f32.
-//! - `Bf16`: both operands of every product are rounded to bf16 and summed in f32, as the published models were
-//!   trained, with twice the multiplications a cycle. The rounding is that of an element, 2^-8 at most; sums of
-//!   many average it out. Where the processor is not faster at bf16, this is `F32`.
+//! - `Half`: both operands of every product are rounded to 16 bits, with up to twice the multiplications a cycle. Where
+//!   the processor is fast at bf16, to that, as the published models were trained: each element errs by 2^-9 of itself at
+//!   most, and sums are in f32. Else to integers ([`crate::integer_gemm`]), if it multiplies those faster than f32: elements
+//!   err by 2^-13 of the largest of a block, which is less than bf16 does to those that count. Else it is `F32`.
 //!
 //! [`Operand`] is the input of products, made row by row by the caller, so that a norm or an activation costs no
 //! pass of its own. [`attend`] is full attention over rows of one image; [`attend_near`] is the audio encoder's,
@@ -29,17 +30,25 @@ pub(crate) use product::PairScratch;
 pub enum EncoderPrecision {
     /// All f32.
     F32,
-    /// Operands in bf16, sums in f32, where the processor is faster at it.
+    /// Operands of 16 bits, where the processor is faster at them.
+    Half,
+}
+
+/// What a precision is on a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arithmetic {
+    F32,
     Bf16,
+    Integers,
 }
 
 impl EncoderPrecision {
     /// What is used with an instruction set: the scalar kernels stand for bf16 too, as their specification.
-    fn on(self, isa: crate::Isa) -> EncoderPrecision {
-        if crate::pair_gemm::pays(isa) {
-            self
-        } else {
-            EncoderPrecision::F32
+    fn on(self, isa: crate::Isa) -> Arithmetic {
+        match self {
+            EncoderPrecision::Half if crate::pair_gemm::pays(isa) => Arithmetic::Bf16,
+            EncoderPrecision::Half if crate::integer_gemm::pays(isa) => Arithmetic::Integers,
+            EncoderPrecision::F32 | EncoderPrecision::Half => Arithmetic::F32,
         }
     }
 }

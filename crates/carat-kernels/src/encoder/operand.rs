@@ -1,11 +1,12 @@
-//! The input of an encoder's products: rows of f32, or of bf16 in pairs.
+//! The input of an encoder's products: rows of f32, or of 16 bits in pairs.
 
 use std::sync::{Mutex, PoisonError};
 
-use super::EncoderPrecision;
-use crate::Compute;
+use super::{Arithmetic, EncoderPrecision};
 use crate::aligned::Aligned;
+use crate::integer_gemm::{round_blocks, row_len};
 use crate::pair_gemm::round_to_bf16;
+use crate::{Compute, Isa};
 
 /// Rows of one chunk of work while an operand is made.
 const ROWS_PER_CHUNK: usize = 32;
@@ -13,13 +14,14 @@ const ROWS_PER_CHUNK: usize = 32;
 /// Rows `[n_rows, n_cols]` that weights are multiplied with. The memory is reused from call to call.
 #[derive(Debug)]
 pub struct Operand {
-    wanted: EncoderPrecision,
-    pub(super) precision: EncoderPrecision,
+    precision: EncoderPrecision,
+    pub(super) arithmetic: Arithmetic,
     pub(super) n_rows: usize,
     pub(super) n_cols: usize,
     /// `[n_rows, n_cols]` with F32.
     pub(super) floats: Vec<f32>,
-    /// `[n_rows, ceil(n_cols / 2)]` with Bf16: element `2i` in the low half of pair `i`.
+    /// Element `2i` of a row in the low half of pair `i`: `[n_rows, ceil(n_cols / 2)]` with bf16; integers have scales
+    /// behind each row ([`row_len`]).
     pub(super) pairs: Aligned<u32>,
 }
 
@@ -28,8 +30,8 @@ impl Operand {
     #[must_use]
     pub fn new(precision: EncoderPrecision) -> Operand {
         Operand {
-            wanted: precision,
             precision,
+            arithmetic: Arithmetic::F32,
             n_rows: 0,
             n_cols: 0,
             floats: Vec::new(),
@@ -47,11 +49,11 @@ impl Operand {
         n_cols: usize,
         row: &(dyn Fn(usize, &mut [f32]) + Sync),
     ) {
-        self.precision = self.wanted.on(compute.isa());
+        self.arithmetic = self.precision.on(compute.isa());
         (self.n_rows, self.n_cols) = (n_rows, n_cols);
         let width = n_cols.max(1);
-        match self.precision {
-            EncoderPrecision::F32 => {
+        match self.arithmetic {
+            Arithmetic::F32 => {
                 self.floats.resize(n_rows * width, 0.0);
                 chunks(compute, &mut self.floats, ROWS_PER_CHUNK * width, &|i, part| {
                     for (r, to) in part.chunks_exact_mut(width).enumerate() {
@@ -59,16 +61,39 @@ impl Operand {
                     }
                 });
             }
-            EncoderPrecision::Bf16 => {
-                let half = width.div_ceil(2);
-                self.pairs.resize(n_rows * half);
-                chunks(compute, &mut self.pairs, ROWS_PER_CHUNK * half, &|i, part| {
-                    let mut floats = vec![0.0; 2 * half];
-                    for (r, to) in part.chunks_exact_mut(half).enumerate() {
-                        row(i * ROWS_PER_CHUNK + r, &mut floats[..width]);
-                        round_to_bf16(compute.isa(), &floats, bytemuck::cast_slice_mut(to));
+            Arithmetic::Bf16 | Arithmetic::Integers => {
+                let len = self.arithmetic.row_len(width);
+                self.pairs.resize(n_rows * len);
+                let arithmetic = self.arithmetic;
+                chunks(compute, &mut self.pairs, ROWS_PER_CHUNK * len, &|i, part| {
+                    let mut floats = vec![0.0; width];
+                    for (r, to) in part.chunks_exact_mut(len).enumerate() {
+                        row(i * ROWS_PER_CHUNK + r, &mut floats);
+                        arithmetic.round(compute.isa(), &floats, to);
                     }
                 });
+            }
+        }
+    }
+}
+
+impl Arithmetic {
+    /// Length of a row of `n` elements in pairs.
+    pub(super) fn row_len(self, n: usize) -> usize {
+        match self {
+            Arithmetic::Integers => row_len(n),
+            Arithmetic::F32 | Arithmetic::Bf16 => n.div_ceil(2),
+        }
+    }
+
+    /// Rounds a row to pairs.
+    pub(super) fn round(self, isa: Isa, row: &[f32], to: &mut [u32]) {
+        match self {
+            Arithmetic::Integers => round_blocks(isa, row, to),
+            Arithmetic::F32 | Arithmetic::Bf16 => {
+                let to = bytemuck::cast_slice_mut::<u32, u16>(to);
+                to[row.len()..].fill(0);
+                round_to_bf16(isa, row, &mut to[..row.len()]);
             }
         }
     }

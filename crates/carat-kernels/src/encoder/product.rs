@@ -1,18 +1,18 @@
 //! Products of an [`Operand`] with weights, with a bias where there is one.
 //!
 //! As in [`crate::matmul`], work is split over weight rows, never over the sum. A chunk is a panel of 64 weight
-//! rows: they become pairs of bf16 with the rows side by side, `[k / 2][64]`, 550 KB for SigLIP's widest (4,304
+//! rows: they become pairs of 16 bits with the rows side by side, `[k / 2][64]`, 550 KB for SigLIP's widest (4,304
 //! columns) and 885 KB for the 12B's embedder (6,912), which stay in the L2 cache while all activation rows stream past
 //! them. Weights are converted once for each call, which costs little beside some hundred rows of products.
 
 use std::sync::PoisonError;
 
-use super::{EncoderPrecision, Operand};
+use super::{Arithmetic, Operand};
 use crate::aligned::Aligned;
-use crate::float_matmul::{FLOAT_PANEL_ROWS, float_panel, to_f32};
+use crate::float_matmul::{FLOAT_PANEL_ROWS, TRANSPOSED_ROWS, float_panel, to_f32};
+use crate::integer_gemm::{IntegerGemm, LARGEST, integer_gemm, round_to_integers};
 use crate::matmul::{FloatTask, SharedOut};
-use crate::pair_gemm::round_to_bf16;
-use crate::pair_gemm::{PairGemm, Start, pair_gemm};
+use crate::pair_gemm::{PairGemm, Start, pair_gemm, round_to_bf16};
 use crate::{Compute, DType, Isa, Matrix};
 
 /// One product of several that share their input: `out[t] = weights x[t] + bias`.
@@ -26,11 +26,14 @@ pub struct EncoderProduct<'a> {
 }
 
 /// One thread's memory for a panel of weights.
-#[derive(Default)]
 pub(crate) struct PairScratch {
     row: Vec<f32>,
-    rounded: Vec<u16>,
+    /// `[TRANSPOSED_ROWS, k]`
+    rounded: Vec<u32>,
+    /// `[k, FLOAT_PANEL_ROWS]`
     panel: Aligned<u32>,
+    /// Scales of the rows, where they are integers.
+    scales: [f32; FLOAT_PANEL_ROWS],
 }
 
 struct Job<'a> {
@@ -94,8 +97,11 @@ impl<'a> Job<'a> {
         if x.n_rows == 0 {
             return;
         }
-        match x.precision {
-            EncoderPrecision::F32 => {
+        let half = x.n_cols.div_ceil(2);
+        let (c, ldc) = (self.out.run(0, first, n), self.out.stride());
+        let start = Start::Row(bias);
+        match x.arithmetic {
+            Arithmetic::F32 => {
                 let task = FloatTask {
                     weights: &self.weights,
                     rows,
@@ -108,51 +114,92 @@ impl<'a> Job<'a> {
                     (0..x.n_rows).for_each(|t| self.out.add_run(t, first, bias));
                 }
             }
-            EncoderPrecision::Bf16 => {
-                let half = x.n_cols.div_ceil(2);
-                scratch.pairs.load(isa, &self.weights, rows);
+            Arithmetic::Bf16 => {
+                scratch.pairs.load(isa, Arithmetic::Bf16, &self.weights, rows);
                 let gemm = PairGemm {
                     a: &x.pairs,
                     a_row: half,
                     a_col: 1,
                     b: &scratch.pairs.panel,
                     ldb: FLOAT_PANEL_ROWS,
-                    c: self.out.run(0, first, n),
-                    ldc: self.out.stride(),
+                    c,
+                    ldc,
                     m: x.n_rows,
                     n,
                     k: half,
                     rest: None,
-                    start: Start::Row(bias),
+                    start,
                 };
                 // SAFETY: the output has `n_rows` rows, of which this task alone has these `n` columns.
                 unsafe { pair_gemm(isa, &gemm) };
+            }
+            Arithmetic::Integers => {
+                scratch.pairs.load(isa, Arithmetic::Integers, &self.weights, rows);
+                let gemm = IntegerGemm {
+                    a: &x.pairs,
+                    a_scales: &x.pairs[half..],
+                    a_row: x.arithmetic.row_len(x.n_cols),
+                    b: &scratch.pairs.panel,
+                    b_scales: &scratch.pairs.scales,
+                    ldb: FLOAT_PANEL_ROWS,
+                    c,
+                    ldc,
+                    m: x.n_rows,
+                    n,
+                    k: half,
+                    start,
+                };
+                // SAFETY: as above.
+                unsafe { integer_gemm(isa, &gemm) };
             }
         }
     }
 }
 
+impl Default for PairScratch {
+    fn default() -> PairScratch {
+        PairScratch {
+            row: Vec::new(),
+            rounded: Vec::new(),
+            panel: Aligned::default(),
+            scales: [0.0; FLOAT_PANEL_ROWS],
+        }
+    }
+}
+
 impl PairScratch {
-    /// Weight rows as pairs, side by side.
-    fn load(&mut self, isa: Isa, weights: &Matrix<'_>, rows: std::ops::Range<usize>) {
-        let n_cols = weights.n_cols();
-        let half = n_cols.div_ceil(2);
+    /// Weight rows as pairs, side by side. Sixteen rows at a time, so that lines of the panel are written whole.
+    fn load(&mut self, isa: Isa, arithmetic: Arithmetic, weights: &Matrix<'_>, rows: std::ops::Range<usize>) {
+        let (n_cols, dtype) = (weights.n_cols(), weights.dtype());
+        let half = n_cols.div_ceil(2).max(1);
         self.rounded.clear();
-        self.rounded.resize(2 * half, 0);
+        self.rounded.resize(TRANSPOSED_ROWS * half, 0);
         self.panel.resize(half * FLOAT_PANEL_ROWS);
         if rows.len() < FLOAT_PANEL_ROWS {
             self.panel.fill(0);
         }
-        for (r, row) in rows.enumerate() {
-            let bytes = weights.row(row);
-            if weights.dtype() == DType::BF16 {
-                bytemuck::cast_slice_mut(&mut self.rounded[..n_cols]).copy_from_slice(bytes);
-            } else {
-                to_f32(weights.dtype(), bytes, n_cols, &mut self.row);
-                round_to_bf16(isa, &self.row, &mut self.rounded[..n_cols]);
+        let groups = self.scales.chunks_mut(TRANSPOSED_ROWS).enumerate();
+        for (g, scales) in groups.take(rows.len().div_ceil(TRANSPOSED_ROWS)) {
+            let group = rows.clone().skip(g * TRANSPOSED_ROWS).take(TRANSPOSED_ROWS);
+            let n = group.len();
+            let places = self.rounded.chunks_exact_mut(half).zip(scales);
+            for (row, (to, scale)) in group.zip(places) {
+                let to = &mut bytemuck::cast_slice_mut::<u32, u16>(to)[..n_cols];
+                let bytes = weights.row(row);
+                if dtype == DType::BF16 && arithmetic == Arithmetic::Bf16 {
+                    bytemuck::cast_slice_mut(to).copy_from_slice(bytes);
+                    continue;
+                }
+                to_f32(dtype, bytes, n_cols, &mut self.row);
+                match arithmetic {
+                    Arithmetic::Integers => *scale = round_to_integers(isa, &self.row, LARGEST, to),
+                    Arithmetic::F32 | Arithmetic::Bf16 => round_to_bf16(isa, &self.row, to),
+                }
             }
-            for (i, pair) in self.rounded.chunks_exact(2).enumerate() {
-                self.panel[i * FLOAT_PANEL_ROWS + r] = u32::from(pair[0]) | (u32::from(pair[1]) << 16);
+            for (i, column) in self.panel.chunks_exact_mut(FLOAT_PANEL_ROWS).enumerate() {
+                let from = self.rounded[i..].iter().step_by(half);
+                let to = &mut column[g * TRANSPOSED_ROWS..][..n];
+                to.iter_mut().zip(from).for_each(|(to, pair)| *to = *pair);
             }
         }
     }
@@ -161,6 +208,7 @@ impl PairScratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::encoder::EncoderPrecision;
     use proptest::prelude::*;
 
     fn bytes_of(weights: &[f32], dtype: DType) -> Vec<u8> {
@@ -192,7 +240,7 @@ mod tests {
                 let compute = Compute::new(isa, 2).unwrap();
                 // 2^-8 for each of two roundings where there are any, and the sums in f32.
                 let sums = (n_cols + 2) as f64 * f64::from(f32::EPSILON);
-                for (precision, error) in [(EncoderPrecision::F32, sums), (EncoderPrecision::Bf16, sums + 0.008)] {
+                for (precision, error) in [(EncoderPrecision::F32, sums), (EncoderPrecision::Half, sums + 0.008)] {
                     let mut operand = Operand::new(precision);
                     operand.fill(&compute, n_x, n_cols, &|t, to| to.copy_from_slice(&x[t * n_cols..(t + 1) * n_cols]));
                     let (mut plain, mut biased) = (vec![1.0; n_x * n_out], vec![1.0; n_x * n_out]);

@@ -2,15 +2,20 @@
 //!
 //! Scores come multiplied with log2(e), so that the weights are powers of two: `2^(score - largest)`. The exponent
 //! is split into a whole number and a rest within half of one; a polynomial of degree 6 for the rest errs by
-//! 1.2e-7 relative (Taylor's remainder 0.347^7 / 7!). Weights either stay in place, or are rounded to bf16 and
-//! paired along the keys, as the product with the values wants them.
+//! 1.2e-7 relative (Taylor's remainder 0.347^7 / 7!). Weights either stay in place, or are rounded to bf16 or to integers
+//! and paired along the keys, as the product with the values wants them. Integers are relative to the largest of their
+//! tile, so that those of a tile of small weights keep their digits; the total is the sum of what they were rounded to.
 
 use crate::Isa;
+use crate::integer_gemm::{IntegerSimd, dispatch_integers};
 use crate::pair_gemm::{PairSimd, dispatch_pairs};
 use crate::simd::{Simd, dispatch};
 
 /// Queries of a tile: four registers of AVX-512.
 pub(super) const COLUMNS: usize = 64;
+
+/// The integer of a tile's largest weight: 13 bits.
+pub(super) const LARGEST_WEIGHT: i32 = 8191;
 
 /// What the tiles so far have given, for each query.
 pub(super) struct Running {
@@ -20,6 +25,8 @@ pub(super) struct Running {
     pub(super) total: [f32; COLUMNS],
     /// What earlier sums must be multiplied with, after each tile.
     pub(super) factor: [f32; COLUMNS],
+    /// What the last tile's integers must be multiplied with.
+    pub(super) scale: [f32; COLUMNS],
 }
 
 impl Running {
@@ -28,6 +35,7 @@ impl Running {
             largest: [f32::MIN; COLUMNS],
             total: [0.0; COLUMNS],
             factor: [1.0; COLUMNS],
+            scale: [0.0; COLUMNS],
         }
     }
 }
@@ -49,11 +57,24 @@ pub(super) fn soften_to_pairs(isa: Isa, scores: &[f32], pairs: &mut [u32], runni
     soften_pairs(isa, scores, pairs, running);
 }
 
+/// As [`soften_to_pairs`], in integers up to [`LARGEST_WEIGHT`], whose scales are put into `running`.
+pub(super) fn soften_to_integers(isa: Isa, scores: &[f32], pairs: &mut [u32], running: &mut Running) {
+    let rows = scores.len() / COLUMNS;
+    assert!(
+        scores.len() == rows * COLUMNS && pairs.len() == rows.div_ceil(2) * COLUMNS,
+        "a pair for two rows of scores"
+    );
+    soften_integers(isa, scores, pairs, running);
+}
+
 dispatch! {
     fn soften_floats(scores: &mut [f32], running: &mut Running) = soften_floats_generic;
 }
 dispatch_pairs! {
     fn soften_pairs(scores: &[f32], pairs: &mut [u32], running: &mut Running) = soften_pairs_generic;
+}
+dispatch_integers! {
+    fn soften_integers(scores: &[f32], pairs: &mut [u32], running: &mut Running) = soften_integers_generic;
 }
 
 /// 2^x for x <= 0; below -126 it stays at 2^-126.
@@ -89,7 +110,7 @@ unsafe fn weight<S: Simd>(simd: S, from: *const f32, largest: S::F) -> S::F {
     exp2(simd, simd.sub(unsafe { simd.load(from) }, largest))
 }
 
-/// Updates `largest` and `factor` of the columns from `at` on; returns the largest scores.
+/// Updates `largest` and `factor` of the columns from `at` on; returns the largest scores, those of these rows and those so far.
 ///
 /// # Safety
 /// `at + LANES <= COLUMNS`, and `column` begins `rows` rows of `COLUMNS` elements at column `at`.
@@ -100,21 +121,22 @@ unsafe fn advance<S: Simd>(
     column: *const f32,
     rows: usize,
     running: &mut Running,
-) -> S::F {
+) -> (S::F, S::F) {
     // SAFETY: the caller's word.
     unsafe {
         let old = simd.load(running.largest.as_ptr().add(at));
-        let mut largest = [old; 2];
+        let mut largest = [simd.splat(f32::MIN); 2];
         for r in 0..rows {
             largest[r % 2] = simd.max(largest[r % 2], simd.load(column.add(r * COLUMNS)));
         }
-        let new = simd.max(largest[0], largest[1]);
+        let here = simd.max(largest[0], largest[1]);
+        let new = simd.max(old, here);
         simd.store(running.largest.as_mut_ptr().add(at), new);
         simd.store(
             running.factor.as_mut_ptr().add(at),
             exp2(simd, simd.sub(old, new)),
         );
-        new
+        (here, new)
     }
 }
 
@@ -139,7 +161,7 @@ fn soften_floats_generic<S: Simd>(simd: S, scores: &mut [f32], running: &mut Run
         // SAFETY: COLUMNS is a multiple of LANES; `scores` has `rows` rows of COLUMNS.
         unsafe {
             let column = scores.as_mut_ptr().add(at);
-            let largest = advance(simd, at, column, rows, running);
+            let (_, largest) = advance(simd, at, column, rows, running);
             let mut sum = simd.splat(0.0);
             for r in 0..rows {
                 let to = column.add(r * COLUMNS);
@@ -160,7 +182,7 @@ fn soften_pairs_generic<S: PairSimd>(simd: S, scores: &[f32], pairs: &mut [u32],
         // pairs' instructions are there, since `dispatch_pairs` chose this version.
         unsafe {
             let column = scores.as_ptr().add(at);
-            let largest = advance(simd, at, column, rows, running);
+            let (_, largest) = advance(simd, at, column, rows, running);
             let (mut low_sum, mut high_sum) = (simd.splat(0.0), simd.splat(0.0));
             for i in 0..rows.div_ceil(2) {
                 let low = weight(simd, column.add(2 * i * COLUMNS), largest);
@@ -178,10 +200,53 @@ fn soften_pairs_generic<S: PairSimd>(simd: S, scores: &[f32], pairs: &mut [u32],
     }
 }
 
+#[inline(always)]
+fn soften_integers_generic<S: IntegerSimd>(
+    integers: S,
+    scores: &[f32],
+    pairs: &mut [u32],
+    running: &mut Running,
+) {
+    let (simd, lanes) = (integers.floats(), S::Floats::LANES);
+    let rows = scores.len() / COLUMNS;
+    let one = simd.splat(LARGEST_WEIGHT as f32);
+    for at in (0..COLUMNS).step_by(lanes) {
+        // SAFETY: COLUMNS is a multiple of LANES; `scores` has `rows` rows of COLUMNS, `pairs` half as many. The
+        // integers' instructions are there, since `dispatch_integers` chose this version.
+        unsafe {
+            let column = scores.as_ptr().add(at);
+            let (here, largest) = advance(simd, at, column, rows, running);
+            let (mut low_sum, mut high_sum) = (simd.splat(0.0), simd.splat(0.0));
+            for i in 0..rows.div_ceil(2) {
+                let low = simd.round(simd.mul(one, weight(simd, column.add(2 * i * COLUMNS), here)));
+                let high = if 2 * i + 1 < rows {
+                    simd.round(simd.mul(one, weight(simd, column.add((2 * i + 1) * COLUMNS), here)))
+                } else {
+                    simd.splat(0.0)
+                };
+                integers.store(pairs.as_mut_ptr().add(i * COLUMNS + at), integers.pair(low, high));
+                low_sum = simd.add(low_sum, low);
+                high_sum = simd.add(high_sum, high);
+            }
+            let scale = simd.div(exp2(simd, simd.sub(here, largest)), one);
+            simd.store(running.scale.as_mut_ptr().add(at), scale);
+            add_total(simd, at, simd.mul(simd.add(low_sum, high_sum), scale), running);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// What the weights become.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Kind {
+        Floats,
+        Bf16,
+        Integers,
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(60))]
@@ -191,21 +256,25 @@ mod tests {
             let score = |r: usize, c: usize| ((r * COLUMNS + c) as f32 * 0.7 + seed as f32 * 1e-3).sin() * scale;
             let rows = first + second;
             for isa in Isa::available() {
-                for paired in [false, true] {
+                for kind in [Kind::Floats, Kind::Bf16, Kind::Integers] {
                     let mut running = Running::new();
                     let mut weights = vec![0.0f64; rows * COLUMNS];
                     for (base, n) in [(0, first), (first, second)] {
                         let mut tile: Vec<f32> = (0..n * COLUMNS).map(|i| score(base + i / COLUMNS, i % COLUMNS)).collect();
                         let mut pairs = vec![0; n.div_ceil(2) * COLUMNS];
-                        if paired {
-                            soften_to_pairs(isa, &tile, &mut pairs, &mut running);
-                            for (i, weight) in tile.iter_mut().enumerate() {
-                                let (r, c) = (i / COLUMNS, i % COLUMNS);
-                                let pair = pairs[r / 2 * COLUMNS + c];
-                                *weight = f32::from_bits(if r % 2 == 0 { pair << 16 } else { pair & 0xffff_0000 });
+                        match kind {
+                            Kind::Floats => soften(isa, &mut tile, &mut running),
+                            Kind::Bf16 => soften_to_pairs(isa, &tile, &mut pairs, &mut running),
+                            Kind::Integers => soften_to_integers(isa, &tile, &mut pairs, &mut running),
+                        }
+                        for (i, weight) in tile.iter_mut().enumerate() {
+                            let (r, c) = (i / COLUMNS, i % COLUMNS);
+                            let bits = pairs[r / 2 * COLUMNS + c] >> (r % 2 * 16) & 0xffff;
+                            match kind {
+                                Kind::Floats => {}
+                                Kind::Bf16 => *weight = f32::from_bits(bits << 16),
+                                Kind::Integers => *weight = bits as f32 * running.scale[c],
                             }
-                        } else {
-                            soften(isa, &mut tile, &mut running);
                         }
                         for (i, weight) in weights[..base * COLUMNS].iter_mut().enumerate() {
                             *weight *= f64::from(running.factor[i % COLUMNS]);
@@ -222,10 +291,17 @@ mod tests {
                         prop_assert_eq!(running.largest[c], largest);
                         // The subtraction errs by an ulp of the score, which the power multiplies with ln 2.
                         let error = f64::from(scale) * 2e-7 + 4e-6;
-                        prop_assert!((f64::from(running.total[c]) - total).abs() <= error * total, "{isa}");
-                        for r in 0..rows {
-                            let bound = exact[r] * (error + if paired { 0.004 } else { 0.0 }) + 1e-30;
-                            prop_assert!((weights[r * COLUMNS + c] - exact[r]).abs() <= bound, "{isa} {paired}");
+                        // The total is that of the integers, each of which may be half of one off, with one tile's largest as 1.
+                        let half = if kind == Kind::Integers { 0.5 / f64::from(LARGEST_WEIGHT) } else { 0.0 };
+                        let bound = error * total + half * rows as f64;
+                        prop_assert!((f64::from(running.total[c]) - total).abs() <= bound, "{isa} {kind:?}");
+                        let rounded = if kind == Kind::Bf16 { 0.004 } else { 0.0 };
+                        for (tile, n) in [(0, first), (first, second)] {
+                            let most = exact[tile..tile + n].iter().copied().fold(0.0, f64::max);
+                            for r in tile..tile + n {
+                                let bound = exact[r] * (error + rounded) + most * half * 1.001 + 1e-30;
+                                prop_assert!((weights[r * COLUMNS + c] - exact[r]).abs() <= bound, "{isa} {kind:?}");
+                            }
                         }
                     }
                 }

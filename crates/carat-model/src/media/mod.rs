@@ -10,7 +10,7 @@
 //! ([`MediaSource`]); they stay mapped. Every tower is written over one [`workspace::Workspace`]: products of the
 //! kernels' encoder module, on the threads of the text model.
 //!
-//! [`EncoderPrecision::F32`] is the reference's arithmetic. [`EncoderPrecision::Bf16`] rounds the operands of
+//! [`EncoderPrecision::F32`] is the reference's arithmetic. [`EncoderPrecision::Half`] rounds the operands of
 //! products, as the published models were trained, where the processor is faster at it; rows then differ by 0.5 %
 //! (relative L2).
 

@@ -62,7 +62,7 @@ fn check_features(model: &str) {
     for isa in Isa::available() {
         for (precision, tolerance) in [
             (EncoderPrecision::F32, TOL_F32),
-            (EncoderPrecision::Bf16, TOL_BF16),
+            (EncoderPrecision::Half, TOL_BF16),
         ] {
             let (images, sounds) = encode(&mut encoder(&checkpoint, isa, precision), &media);
             for (what, got, want) in [
