@@ -136,6 +136,8 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON schema of its arguments, an object.
     pub parameters: Value,
+    /// Whether a schema that cannot be kept to the letter is refused, instead of what cannot be kept being left out.
+    pub is_strict: bool,
 }
 
 /// Whether the model calls tools.

@@ -11,7 +11,7 @@
 //! JSON is written without line breaks and with one blank after `:` and `,`: a small model in doubt would else write
 //! blanks for ever.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use carat_text::Tokenizer;
 use llguidance::api::TopLevelGrammar;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::error::Error;
+use crate::schema_cost;
 
 /// Longest text of a grammar or schema, in bytes.
 const MAX_GRAMMAR_BYTES: usize = 1 << 20;
@@ -51,6 +52,8 @@ pub enum Grammar {
 /// Compiles grammars for one tokenizer. Building it takes some tenths of a second and some tens of megabytes.
 pub struct GrammarCompiler {
     factory: ParserFactory,
+    /// Held while a grammar is compiled, which may take much memory: one at a time.
+    compiling: Mutex<()>,
     /// A bit for each token that is text.
     text: SimpleVob,
 }
@@ -91,7 +94,11 @@ impl GrammarCompiler {
         for id in (0..n_tokens).filter(|&id| !tokenizer.is_special(id)) {
             text.allow_token(id);
         }
-        Ok(Self { factory, text })
+        Ok(Self {
+            factory,
+            compiling: Mutex::new(()),
+            text,
+        })
     }
 
     /// What binds an answer that may begin with thoughts: these to their budget, and what follows them to `answer`.
@@ -132,32 +139,12 @@ impl GrammarCompiler {
     /// # Errors
     /// [`Error::Grammar`] with the reason.
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, Error> {
-        let top = match grammar {
-            Grammar::JsonObject => TopLevelGrammar::from_json_schema(compact(json!({"type": "object"}))),
-            Grammar::JsonSchema(schema) => {
-                let text = schema.to_string();
-                check_length(text.len())?;
-                check_rules(n_objects(&text))?;
-                TopLevelGrammar::from_json_schema(compact(schema.clone()))
-            }
-            Grammar::Regex(regex) => {
-                check_length(regex.len())?;
-                TopLevelGrammar::from_regex(regex)
-            }
-            Grammar::Lark(text) => {
-                check_length(text.len())?;
-                lark(text.clone())?
-            }
-            Grammar::Gbnf(text) => {
-                check_length(text.len())?;
-                lark(crate::gbnf::to_lark(text).map_err(refused)?)?
-            }
-        };
+        let _alone = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
         let matcher = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(COMPILER_STACK);
-            let work = || Matcher::new(self.factory.create_parser(top));
+            let work = || Ok(Matcher::new(self.factory.create_parser(checked(grammar)?)));
             let thread = thread.spawn_scoped(scope, work).map_err(refused)?;
-            thread.join().map_err(|_| refused("the compiler failed"))
+            thread.join().map_err(|_| refused("the compiler failed"))?
         })?;
         match matcher.get_error() {
             Some(reason) => Err(refused(reason.trim().lines().next().unwrap_or_default())),
@@ -409,12 +396,46 @@ fn compact(mut schema: Value) -> Value {
     schema
 }
 
+/// The grammar as the compiler takes it, unless that would cost too much. Calls itself as the compiler does.
+fn checked(grammar: &Grammar) -> Result<TopLevelGrammar, Error> {
+    Ok(match grammar {
+        Grammar::JsonObject => TopLevelGrammar::from_json_schema(compact(json!({"type": "object"}))),
+        Grammar::JsonSchema(schema) => {
+            let text = schema.to_string();
+            check_length(text.len())?;
+            check_rules(n_objects(&text))?;
+            check_cost(schema)?;
+            TopLevelGrammar::from_json_schema(compact(schema.clone()))
+        }
+        Grammar::Regex(regex) => {
+            check_length(regex.len())?;
+            TopLevelGrammar::from_regex(regex)
+        }
+        Grammar::Lark(text) => {
+            check_length(text.len())?;
+            lark(text.clone())?
+        }
+        Grammar::Gbnf(text) => {
+            check_length(text.len())?;
+            lark(crate::gbnf::to_lark(text).map_err(refused)?)?
+        }
+    })
+}
+
 /// A grammar in Lark's notation, unless it has too many rules.
 fn lark(text: String) -> Result<TopLevelGrammar, Error> {
     // Each rule has a line of its own.
     let n_rules = text.lines().filter(|line| line.contains(':')).count();
     let has_schemas = text.contains("%json");
     check_rules(n_rules + if has_schemas { n_objects(&text) } else { 0 })?;
+    for (at, mark) in text.match_indices("%json") {
+        let behind = &text[at + mark.len()..];
+        let mut schemas = serde_json::Deserializer::from_str(behind).into_iter::<Value>();
+        // What is no JSON is refused by the compiler, which can say where.
+        if let Some(Ok(schema)) = schemas.next() {
+            check_cost(&schema)?;
+        }
+    }
     Ok(TopLevelGrammar::from_lark(text))
 }
 
@@ -430,6 +451,16 @@ fn check_rules(n: usize) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+fn check_cost(schema: &Value) -> Result<(), Error> {
+    if schema_cost::is_affordable(schema) {
+        return Ok(());
+    }
+    Err(refused(
+        "what the schema says with `allOf`, `anyOf`, `oneOf` or `$ref` beside other keywords multiplies to too much; \
+         write less of it within each other",
+    ))
 }
 
 fn check_length(n_bytes: usize) -> Result<(), Error> {

@@ -30,6 +30,7 @@ mod request;
 mod sampler;
 mod sampling_params;
 mod scheduler;
+mod schema_cost;
 mod score;
 mod selection;
 mod sequence;

@@ -126,14 +126,8 @@ impl OutputReader {
             FinishReason::Length | FinishReason::ContextFull | FinishReason::StopString
         );
         match self.calls {
-            Calls::Native { .. } => {
-                self.reader.finish(&finished.text, &mut self.pieces);
-                if is_cut {
-                    // Half a call is none: its arguments would not be what the tool wants.
-                    self.pieces
-                        .retain(|piece| !matches!(piece, AnswerPiece::Call { .. }));
-                }
-            }
+            Calls::Native { .. } if is_cut => self.reader.cut(&finished.text, &mut self.pieces),
+            Calls::Native { .. } => self.reader.finish(&finished.text, &mut self.pieces),
             _ if self.reader.is_thinking() => self.reader.push(u32::MAX, &finished.text, &mut self.pieces),
             _ => self.pieces.push(AnswerPiece::Text(finished.text.clone())),
         }

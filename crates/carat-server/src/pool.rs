@@ -409,11 +409,13 @@ impl ModelPool {
         running
     }
 
-    /// Whether no engine has broken down.
+    /// Whether no engine has broken down that the next request does not replace.
     pub(crate) fn is_sound(&self) -> bool {
-        self.running()
-            .iter()
-            .all(|running| !running.model.engine.has_stopped())
+        self.store.is_some()
+            || self
+                .running()
+                .iter()
+                .all(|running| !running.model.engine.has_stopped())
     }
 
     /// What every model's engines have done.

@@ -83,6 +83,7 @@ struct WireTool {
     name: Option<String>,
     description: Option<String>,
     input_schema: Option<Value>,
+    strict: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -139,8 +140,15 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
     match wire.system {
         Some(TextOr::Text(text)) if !text.is_empty() => turns.push(Turn::text(Role::System, text)),
         Some(TextOr::Parts(blocks)) if !blocks.is_empty() => {
-            let texts: Vec<String> = blocks.into_iter().filter_map(|block| block.text).collect();
-            turns.push(Turn::text(Role::System, texts.join("\n\n")));
+            let text = |(i, block): (usize, Block)| {
+                let message = format!(
+                    "`system[{i}]` is of type `{}`; only text can be there",
+                    block.r#type
+                );
+                block.text.ok_or_else(|| ApiError::field("system", message))
+            };
+            let texts: Result<Vec<String>, ApiError> = blocks.into_iter().enumerate().map(text).collect();
+            turns.push(Turn::text(Role::System, texts?.join("\n\n")));
         }
         _ => {}
     }
@@ -261,6 +269,7 @@ impl WireTool {
                 self.name.unwrap_or_default(),
                 self.description,
                 self.input_schema,
+                self.strict,
                 &path,
             ),
             Some(other) => {
@@ -401,6 +410,18 @@ mod tests {
         assert_eq!(request.turns[2].reasoning.as_deref(), Some("hm"));
         assert_eq!(request.tool_choice, ToolChoice::Required);
         assert!(!request.parallel_tool_calls);
+    }
+
+    #[test]
+    fn a_picture_among_the_instructions_is_not_lost_silently() {
+        let source = json!({"type": "base64", "media_type": "image/png", "data": "AAAA"});
+        let body = json!({"max_tokens": 5, "messages": [{"role": "user", "content": "x"}],
+            "system": [{"type": "text", "text": "S"}, {"type": "image", "source": source}]});
+        let error = message_request(body.to_string().as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().contains("`system[1]` is of type `image`"),
+            "{error}"
+        );
     }
 
     #[test]

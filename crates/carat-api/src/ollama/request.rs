@@ -124,7 +124,7 @@ pub fn chat_request(body: &[u8]) -> Result<GenerationRequest, ApiError> {
             description,
             parameters,
         } = wire.function;
-        tool(name, description, parameters, &format!("tools[{i}]"))
+        tool(name, description, parameters, None, &format!("tools[{i}]"))
     });
     let turns = messages.map(|(i, message)| message.into_turn(i));
     let mut turns: Vec<Turn> = turns.collect::<Result<_, _>>()?;

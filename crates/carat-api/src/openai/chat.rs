@@ -189,6 +189,7 @@ struct Declaration {
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
+    strict: Option<bool>,
 }
 
 impl ChatRequest {
@@ -494,6 +495,7 @@ impl WireTool {
                 function.name,
                 function.description,
                 function.parameters,
+                function.strict,
                 &format!("tools[{i}]"),
             ),
             ("function", None) => {
@@ -514,6 +516,7 @@ pub(crate) fn tool(
     name: String,
     description: Option<String>,
     parameters: Option<Value>,
+    strict: Option<bool>,
     path: &str,
 ) -> Result<Tool, ApiError> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
@@ -533,6 +536,7 @@ pub(crate) fn tool(
         name,
         description,
         parameters,
+        is_strict: strict.unwrap_or(false),
     })
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::chat::{StreamOptions, WireSampling, choices, max_tokens};
 use super::chat_answer::finite;
-use super::format::WireGrammar;
+use super::format::{WireFormat, WireGrammar};
 use super::{event, usage};
 use crate::read::{OneOrMany, parse};
 use crate::{ApiError, Delta, Finish, FinishKind, Format, GenerationRequest, TokenLogprob, Usage};
@@ -51,6 +51,8 @@ struct Wire {
     stream_options: Option<StreamOptions>,
     logprobs: Option<u32>,
     echo: Option<bool>,
+    /// vLLM's; OpenAI has it for conversations alone.
+    response_format: Option<WireFormat>,
 }
 
 /// A string, an array of strings, of ids, or of arrays of ids.
@@ -134,13 +136,15 @@ pub fn completion_request(body: &[u8]) -> Result<CompletionRequest, ApiError> {
             format!("`prompt` may hold at most {MAX_PROMPTS} prompts"),
         ));
     }
+    let format = wire.response_format;
+    let format = format.map_or(Ok(Format::Text), WireFormat::into_format)?;
     Ok(CompletionRequest {
         prompts: wire.prompt.0,
         echo,
         generation: GenerationRequest {
             continues: None,
             model: wire.model.unwrap_or_default(),
-            format: grammar.over(Format::Text)?,
+            format: grammar.over(format)?,
             sampling: sampling.into_sampling()?,
             max_tokens: max_tokens(Some(wire.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?,
             stop: wire.stop.unwrap_or_default().0,
@@ -299,6 +303,16 @@ mod tests {
 
     fn read(body: Value) -> Result<CompletionRequest, ApiError> {
         completion_request(body.to_string().as_bytes())
+    }
+
+    #[test]
+    fn the_answer_can_be_bound() {
+        let body = json!({"prompt": "Hi", "response_format": {"type": "json_object"}});
+        assert_eq!(read(body).unwrap().generation.format, Format::JsonObject);
+        assert_eq!(
+            read(json!({"prompt": "Hi"})).unwrap().generation.format,
+            Format::Text
+        );
     }
 
     #[test]

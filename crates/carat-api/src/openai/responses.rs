@@ -155,6 +155,7 @@ fn flat_tool(value: &Value, i: usize) -> Result<Tool, ApiError> {
             value["name"].as_str().unwrap_or_default().to_string(),
             value["description"].as_str().map(ToString::to_string),
             value.get("parameters").cloned(),
+            value["strict"].as_bool(),
             &path,
         ),
         other => {
@@ -198,14 +199,14 @@ fn turns(input: &Value) -> Result<Vec<Turn>, ApiError> {
                 }
             }
             "function_call_output" => {
-                let output = match &item["output"] {
-                    Value::String(text) => text.clone(),
-                    Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
-                    other => other.to_string(),
+                let parts = match &item["output"] {
+                    Value::String(text) => vec![Part::Text(text.clone())],
+                    Value::Array(all) => parts(all, &format!("{path}.output"))?,
+                    other => vec![Part::Text(other.to_string())],
                 };
                 turns.push(Turn {
                     tool_call_id: Some(text_of(item, "call_id")),
-                    ..Turn::text(Role::Tool, output)
+                    ..Turn::new(Role::Tool, parts)
                 });
             }
             // What the model thought before an earlier answer is not shown to it again.
@@ -233,16 +234,20 @@ fn message(item: &Value, path: &str) -> Result<Turn, ApiError> {
             return Err(ApiError::field(format!("{path}.role"), message));
         }
     };
-    let parts = match &item["content"] {
-        Value::String(text) => return Ok(Turn::text(role, text)),
-        Value::Array(parts) => parts,
+    match &item["content"] {
+        Value::String(text) => Ok(Turn::text(role, text)),
+        Value::Array(all) => Ok(Turn::new(role, parts(all, &format!("{path}.content"))?)),
         _ => {
             let message = format!("`{path}.content` must be a string or an array of parts");
-            return Err(ApiError::field(format!("{path}.content"), message));
+            Err(ApiError::field(format!("{path}.content"), message))
         }
-    };
+    }
+}
+
+/// Parts of a message or of a call's result, which stand at `path`.
+fn parts(all: &[Value], path: &str) -> Result<Vec<Part>, ApiError> {
     let part = |(j, part): (usize, &Value)| {
-        let path = format!("{path}.content[{j}]");
+        let path = format!("{path}[{j}]");
         match (
             part["type"].as_str().unwrap_or_default(),
             part["text"].as_str().or(part["refusal"].as_str()),
@@ -269,8 +274,7 @@ fn message(item: &Value, path: &str) -> Result<Turn, ApiError> {
             }
         }
     };
-    let parts = parts.iter().enumerate().map(part).collect::<Result<_, _>>()?;
-    Ok(Turn::new(role, parts))
+    all.iter().enumerate().map(part).collect()
 }
 
 #[cfg(test)]
@@ -287,13 +291,17 @@ mod tests {
                 {"type": "function_call", "call_id": "a", "name": "w", "arguments": "{\"x\": 1}"},
                 {"type": "function_call", "call_id": "b", "name": "w", "arguments": "{}"},
                 {"type": "function_call_output", "call_id": "a", "output": "sun"},
+                {"type": "function_call_output", "call_id": "b", "output": [
+                    {"type": "input_text", "text": "See"},
+                    {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]},
             ],
             "tools": [{"type": "function", "name": "w", "parameters": {"type": "object"}}],
             "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}}},
         });
         let request = responses_request(body.to_string().as_bytes()).unwrap();
         let turns = &request.generation.turns;
-        assert_eq!(turns.len(), 3);
+        assert_eq!(turns.len(), 4);
+        assert!(matches!(turns[3].parts[..], [Part::Text(_), Part::Image(_)]));
         assert_eq!(turns[1].tool_calls.len(), 2);
         assert_eq!(turns[2].tool_call_id.as_deref(), Some("a"));
         assert!(!request.store && matches!(request.generation.format, Format::JsonSchema(_)));

@@ -29,6 +29,9 @@ const MOST_BODY_MB: u32 = 4096;
 /// How long a model stays that nobody uses, where there are several; Ollama's.
 const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
+/// How long work for clients who have left is waited for at the end.
+const LEFTOVER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long the latest traces may take to be sent at the end.
 pub(super) const TRACES_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -107,7 +110,10 @@ impl Serve {
             .map(|traces| Tracer::start(traces, runtime.handle()))
             .transpose()?;
         let options = ServerOptions { tracer, ..options };
-        runtime.block_on(serve(Arc::new(models), options, address, files))
+        let served = runtime.block_on(serve(Arc::new(models), options, address, files));
+        // Work for clients who have left is not waited for: a long prompt may still be read.
+        runtime.shutdown_timeout(LEFTOVER_PATIENCE);
+        served
     }
 }
 
@@ -336,6 +342,8 @@ async fn serve(
     let interrupt = models.interrupt.clone();
     let is_empty = Hub::new(models.settings.hub.clone())?.list().is_empty();
     let server = Server::with_store(models, options);
+    // A port that somebody has is said before a model is loaded. Not kept: clients that come now shall be refused, not wait.
+    drop(server.listen(address).await?);
     // What is wrong with the first model is said at once, not to the first client.
     let what = match first {
         Some(id) => {

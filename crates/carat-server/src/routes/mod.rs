@@ -177,37 +177,37 @@ async fn in_time<T>(
 async fn prepare(state: &Arc<State>, request: &Arc<GenerationRequest>) -> Result<(Lease, Start), ApiError> {
     check_stops(&request.stop)?;
     let lease = state.models.lease(&request.model, request.keep_alive).await?;
-    let (shared, model) = (Arc::clone(state), lease.model());
-    prompt::check_senses(&model, request)?;
+    let shared = Arc::clone(state);
+    prompt::check_senses(&lease, request)?;
     let (wanted, held) = fetched(state, request).await?;
     let place = encoding(state, &wanted).await?;
     let presence = Presence::default();
     let absent = presence.absent();
-    let start = prepared(is_brief(request), move || {
-        // Held by the work, which goes on for a while when its client has gone.
+    prepared(is_brief(request), move || {
+        // These and the lease are held by the work, which goes on for a while when its client has gone.
         let _places = (held, place);
         let mut go_on = || !absent.load(Ordering::Relaxed);
-        let prompt = prompt::render(&model, &wanted, &mut go_on)?;
+        let prompt = prompt::render(&lease, &wanted, &mut go_on)?;
         // A grammar may take seconds to compile, and the compiler is not asked to stop.
         if !go_on() {
             return Err(prompt::given_up());
         }
-        let constraint = model.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids)?;
-        let mut readers = shared.readers(&model, &wanted, wanted.n);
-        if model.thoughts_are_open(&prompt.ids) {
+        let constraint = lease.constraint(&wanted, prompt.grammar.as_ref(), &prompt.ids)?;
+        let mut readers = shared.readers(&lease, &wanted, wanted.n);
+        if lease.thoughts_are_open(&prompt.ids) {
             readers.iter_mut().for_each(OutputReader::start_thinking);
         }
         // Nobody waits for a call.
-        let calls = model.call_marks.filter(|_| !tools::are_offered(&wanted));
-        Ok(Start {
+        let calls = lease.call_marks.filter(|_| !tools::are_offered(&wanted));
+        let start = Start {
             constraints: for_each_answer(constraint, wanted.n),
             readers,
             forbidden: calls.map(|marks| marks.open),
             prompts: vec![prompt],
-        })
+        };
+        Ok((lease, start))
     })
-    .await?;
-    Ok((lease, start))
+    .await
 }
 
 /// One compiled grammar for `n` answers, which it binds alike: compiling it takes far longer than copying its state.

@@ -120,7 +120,6 @@ pub(super) async fn complete(
     check_stops(&wanted.stop)?;
     let lease = state.models.lease(&wanted.model, wanted.keep_alive);
     let lease = in_time(state, &caller, lease).await?;
-    let model = lease.model();
     let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
     let wanted = request.generation.clone();
     let n_bytes = |prompt: &Prompt| match prompt {
@@ -131,12 +130,13 @@ pub(super) async fn complete(
     let is_brief = is_brief(&wanted) && n_bytes <= limits::BRIEF_BYTES;
     let presence = Presence::default();
     let absent = presence.absent();
-    let (start, heads) = prepared(is_brief, move || {
+    // The work holds the lease: it goes on for a while when its client has gone.
+    let (lease, start, heads) = prepared(is_brief, move || {
         let n_answers = prompts.len().saturating_mul(wanted.n);
         let mut start = Start {
             prompts: Vec::new(),
             constraints: Vec::new(),
-            readers: shared.readers(&model, &wanted, n_answers),
+            readers: shared.readers(&lease, &wanted, n_answers),
             forbidden: None,
         };
         let mut heads = Vec::new();
@@ -145,20 +145,20 @@ pub(super) async fn complete(
                 return Err(prompt::given_up());
             }
             let (ids, head) = match prompt {
-                Prompt::Text(text) => (prompt::raw(&model, &text)?, text),
+                Prompt::Text(text) => (prompt::raw(&lease, &text)?, text),
                 Prompt::Tokens(ids) => {
-                    let text = model.setup.tokenizer.decode(&ids, ControlText::Hide);
-                    (prompt::given(&model, ids, "prompt")?, text)
+                    let text = lease.setup.tokenizer.decode(&ids, ControlText::Hide);
+                    (prompt::given(&lease, ids, "prompt")?, text)
                 }
             };
             start.prompts.push(prompt::Prompt::of_ids(ids));
             let head = if echo { head } else { String::new() };
             heads.extend(std::iter::repeat_n(head, wanted.n));
         }
-        let compile = |(grammar, field): (Grammar, &str)| model.compile(&grammar, field);
+        let compile = |(grammar, field): (Grammar, &str)| lease.compile(&grammar, field);
         let constraint = prompt::grammar(&wanted.format).map(compile).transpose()?;
         start.constraints = for_each_answer(constraint, n_answers);
-        Ok((start, heads))
+        Ok((lease, start, heads))
     })
     .await?;
     let reply = Reply::start(state, lease, &request.generation, start, caller)?;

@@ -12,6 +12,8 @@ use serde_json::Value;
 
 /// Calls in one answer.
 const MAX_CALLS: usize = 16;
+/// Calls of a conversation among which a result's own is looked for.
+const MAX_WAITING: usize = 1024;
 
 /// Whether the model may call tools in this request.
 pub(crate) fn are_offered(request: &GenerationRequest) -> bool {
@@ -30,8 +32,11 @@ fn callable(request: &GenerationRequest) -> Vec<&Tool> {
 /// A tool's schema as that of an object with known fields: what the function does not know helps nobody, and small models
 /// make up much. Where references or alternatives say which fields there are, closing the outermost object would close it
 /// against theirs.
-fn arguments_schema(parameters: &Value) -> Value {
-    let mut schema = parameters.clone();
+fn arguments_schema(tool: &Tool) -> Value {
+    let mut schema = tool.parameters.clone();
+    if !tool.is_strict {
+        forget_unknown_patterns(&mut schema);
+    }
     if let Some(fields) = schema.as_object_mut() {
         if ["$ref", "anyOf", "oneOf", "allOf"]
             .iter()
@@ -43,6 +48,22 @@ fn arguments_schema(parameters: &Value) -> Value {
         fields.entry("additionalProperties").or_insert(Value::Bool(false));
     }
     schema
+}
+
+/// Leaves out the patterns that look around, which the compiler of grammars does not know.
+fn forget_unknown_patterns(schema: &mut Value) {
+    const AROUND: [&str; 4] = ["(?=", "(?!", "(?<=", "(?<!"];
+    match schema {
+        Value::Array(all) => all.iter_mut().for_each(forget_unknown_patterns),
+        Value::Object(fields) => {
+            let pattern = fields.get("pattern").and_then(Value::as_str).unwrap_or_default();
+            if AROUND.iter().any(|around| pattern.contains(around)) {
+                fields.remove("pattern");
+            }
+            fields.values_mut().for_each(forget_unknown_patterns);
+        }
+        _ => {}
+    }
 }
 
 /// The refusal of a result that answers no call.

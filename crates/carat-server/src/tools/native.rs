@@ -11,7 +11,7 @@ use carat_text::Tool;
 use serde_json::{Map, Value, json};
 
 use super::schema::{Rules, compact};
-use super::{MAX_CALLS, arguments_schema, callable};
+use super::{MAX_CALLS, MAX_WAITING, arguments_schema, callable};
 use crate::model::CallMarks;
 
 /// Nested values of a declaration: references could name each other for ever.
@@ -94,7 +94,7 @@ pub(crate) fn grammar(request: &GenerationRequest, marks: CallMarks) -> Result<G
     let mut rules = Rules::new(marks.quote);
     let mut calls = Vec::new();
     for tool in callable(request) {
-        let arguments = rules.arguments(&arguments_schema(&tool.parameters));
+        let arguments = rules.arguments(&arguments_schema(tool), tool.is_strict);
         let head = Value::from(format!("call:{}", tool.name));
         calls.push(format!("{head} {arguments}"));
     }
@@ -132,8 +132,8 @@ pub(crate) fn grammar(request: &GenerationRequest, marks: CallMarks) -> Result<G
 fn answer(format: &Format) -> Result<String, ApiError> {
     Ok(match format {
         Format::Text => "| TEXT".to_string(),
-        Format::JsonObject => format!("%json {}", compact(&json!({"type": "object"}))),
-        Format::JsonSchema(schema) => format!("%json {}", compact(schema)),
+        Format::JsonObject => format!("%json {}", compact(&json!({"type": "object"}), true)),
+        Format::JsonSchema(schema) => format!("%json {}", compact(schema, true)),
         Format::Regex(_) | Format::Lark(_) | Format::Gbnf(_) => {
             let message = "`tools` can be used together with a JSON schema, but not with other grammars";
             return Err(ApiError::field("tools", message));
@@ -158,6 +158,12 @@ pub(crate) fn settled(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                     waiting.clear();
                 }
                 let calls = turn.tool_calls.iter();
+                if calls.len() + waiting.len() > MAX_WAITING {
+                    let path = format!("messages[{i}].tool_calls");
+                    let message =
+                        format!("`{path}` makes more than {MAX_WAITING} calls without results between them");
+                    return Err(ApiError::field(path, message));
+                }
                 waiting.extend(calls.map(|call| (i, call.id.clone(), call.name.clone(), false)));
             }
             Role::User | Role::System => {

@@ -11,7 +11,7 @@ use carat_api::{ApiError, Delta, GenerationRequest, Part, Role, ToolCall, ToolCh
 use carat_engine::Grammar;
 use serde_json::{Value, json};
 
-use super::{arguments_schema, callable, no_call};
+use super::{MAX_WAITING, arguments_schema, callable, no_call};
 use crate::tools::schema::compact;
 
 /// What a call begins with, up to its name.
@@ -59,7 +59,7 @@ pub(crate) fn grammar(request: &GenerationRequest) -> Grammar {
         let _infallible = writeln!(
             lark,
             "arguments_{i}: %json {}",
-            compact(&arguments_schema(&tool.parameters))
+            compact(&arguments_schema(tool), tool.is_strict)
         );
     }
     Grammar::Lark(lark)
@@ -106,6 +106,7 @@ fn text_of(turn: &Turn) -> String {
 /// The name of the function whose result a turn is.
 fn result_of(turn: &Turn, calls: &[&ToolCall]) -> Option<String> {
     let id = turn.tool_call_id.as_deref().unwrap_or_default();
+    let calls = &calls[calls.len().saturating_sub(MAX_WAITING)..];
     let by_id = calls.iter().rev().find(|call| !id.is_empty() && call.id == id);
     let by_name = || {
         calls

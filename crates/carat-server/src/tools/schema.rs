@@ -47,6 +47,8 @@ pub(super) struct Rules {
     quote: u32,
     n: usize,
     has_any: bool,
+    /// Whether what cannot be bound is refused.
+    is_strict: bool,
 }
 
 /// The arguments of one tool.
@@ -72,11 +74,13 @@ impl Rules {
             quote,
             n: 0,
             has_any: false,
+            is_strict: false,
         }
     }
 
     /// The rule of an object that is valid for a tool's schema.
-    pub(super) fn arguments(&mut self, schema: &Value) -> String {
+    pub(super) fn arguments(&mut self, schema: &Value, is_strict: bool) -> String {
+        self.is_strict = is_strict;
         let (n_bytes, n, has_any) = (self.text.len(), self.n, self.has_any);
         let mut arguments = Arguments {
             rules: self,
@@ -110,7 +114,7 @@ impl Rules {
     }
 
     fn json(&mut self, schema: &Value) -> String {
-        self.rule(&format!("%json {}", compact(schema)))
+        self.rule(&format!("%json {}", compact(schema, self.is_strict)))
     }
 
     /// The rule of any value, nested so deep.
@@ -438,13 +442,14 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
-/// A schema with the one way of writing blanks.
-pub(super) fn compact(schema: &Value) -> Value {
+/// A schema with the one way of writing blanks. Unless it is strict, what the compiler does not know is left out.
+pub(super) fn compact(schema: &Value, is_strict: bool) -> Value {
     let mut schema = schema.clone();
     if let Some(fields) = schema.as_object_mut() {
         fields.insert(
             "x-guidance".into(),
-            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
+            json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ",
+                "lenient": !is_strict}),
         );
     }
     schema
