@@ -427,7 +427,8 @@ impl Entry {
         self.settle(target, outcome, &tokens, true, Some(Micros(0)), None);
     }
 
-    /// A target was asked too and is not waited for: it will want the prompt's price.
+    /// A target was asked and is no longer waited for, whether another answered or its time was over: it will want the
+    /// prompt's price at least.
     pub(crate) fn abandoned(&mut self, loser: &Candidate, prices: &Prices, body_bytes: usize) {
         let prompt = Usage {
             input: body_bytes.div_ceil(4) as u64,

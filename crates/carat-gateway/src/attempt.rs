@@ -206,8 +206,13 @@ pub(crate) async fn answer(
         trail.n_attempts += raced.n_calls;
         let mut is_final = false;
         let mut is_at_work = false;
+        let mut given_up = Vec::new();
         for (i, mut failure) in raced.failed {
-            is_at_work |= may_be_at_work(&failure);
+            if may_be_at_work(&failure) {
+                is_at_work = true;
+                // Who has said what it took is paid that.
+                given_up.extend(failure.took.is_none().then_some(i));
+            }
             let name = &route.candidates[i].name;
             tracing::debug!(target = name, class = failure.class.name(), "a target failed");
             if let (Some(entry), Some(usage)) = (&mut entry, failure.took.take()) {
@@ -227,6 +232,14 @@ pub(crate) async fn answer(
             is_final |= may_be_done || !queue.failed(i, &failure);
             last = Some(failure);
         }
+        // Who states a short patience is billed as who closes the connection after it.
+        let left = entry.take_if(|_| raced.won.is_none() && is_at_work && call.is_given_up());
+        drop(left);
+        if let Some(entry) = &mut entry {
+            for i in given_up {
+                entry.abandoned(&route.candidates[i], &means.config.prices, call.body_bytes);
+            }
+        }
         if let Some((i, begun)) = raced.won {
             if let Some(loser) = raced.abandoned {
                 let loser = &route.candidates[loser];
@@ -245,9 +258,6 @@ pub(crate) async fn answer(
             let bill = entry.map(|entry| Bill::new(entry, &means.config.prices, candidate));
             return Ok(begun.finish(candidate, bill, trail));
         }
-        // Who states a short patience is billed as who closes the connection after it.
-        let left = entry.take_if(|_| is_at_work && call.is_given_up());
-        drop(left);
         if let Some(entry) = &mut entry {
             entry.failed();
         }
@@ -281,7 +291,7 @@ fn passed(route: &Route, queue: &Queue<'_>) -> Vec<(String, &'static str)> {
 }
 
 /// Whether who failed so may go on with what was asked, and want its money.
-fn may_be_at_work(failure: &Failure) -> bool {
+pub(crate) fn may_be_at_work(failure: &Failure) -> bool {
     failure.class == Class::Slow && !failure.is_undone
 }
 

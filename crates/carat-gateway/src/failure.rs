@@ -197,6 +197,19 @@ impl Failure {
         Self::judged(status, told, wait, secret)
     }
 
+    /// What MiniMax says in an answer of status 200, by its own numbers.
+    pub(crate) fn of_base(code: i64, message: &str) -> Self {
+        let (class, status) = match code {
+            1002 | 1039 => (Class::RateLimited, 429),
+            1004 | 2049 => (Class::BadKey, 401),
+            1008 => (Class::OutOfQuota, 402),
+            1026 | 1027 => (Class::ContentPolicy, 400),
+            2013 => (Class::BadRequest, 400),
+            _ => (Class::ServerFault, 502),
+        };
+        Self::new(class, status, scrubbed(message, None))
+    }
+
     /// The same of a request that this gateway wrote in another API than its client's: what a provider finds wrong with it
     /// need not be what the client said, and another may take it.
     pub(crate) fn of_translation(self) -> Self {
@@ -349,6 +362,8 @@ impl Told {
         let too_long = [
             "prompt is too long",
             "maximum context length",
+            "maximum prompt length",
+            "exceed context limit",
             "context length exceeded",
             "exceeds the maximum number of tokens",
             "input is too long",
@@ -362,8 +377,12 @@ impl Told {
         };
         match status {
             _ if is_too_large => Class::Refused,
-            // Anthropic's way of saying that nobody has paid.
-            400 if says(&["credit balance"]) => Class::OutOfQuota,
+            // Anthropic's way of saying that nobody has paid. What only repeats a client's words begins otherwise.
+            400 if kind == "invalid_request_error"
+                && message.starts_with("your credit balance is too low") =>
+            {
+                Class::OutOfQuota
+            }
             429 | 402 | 403 if code == "insufficient_quota" || kind == "billing_error" || status == 402 => {
                 Class::OutOfQuota
             }
@@ -533,6 +552,16 @@ mod tests {
                 Class::OutOfQuota,
             ),
             (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"messages.0: `your credit balance is too low` is no JSON"}}"#,
+                Class::BadRequest,
+            ),
+            (
+                400,
+                r#"{"error":{"message":"Your credit balance is too low is what the prompt says"}}"#,
+                Class::BadRequest,
+            ),
+            (
                 413,
                 r#"{"error":{"message":"Request too large for model `x` on tokens per minute (TPM): Limit 6000, Requested 9000","type":"tokens","code":"rate_limit_exceeded"}}"#,
                 Class::Refused,
@@ -579,6 +608,16 @@ mod tests {
             (
                 400,
                 r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 5 > 4"}}"#,
+                Class::ContextTooLong,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"input length and `max_tokens` exceed context limit: 3 + 2 > 4"}}"#,
+                Class::ContextTooLong,
+            ),
+            (
+                400,
+                r#"{"error":"This model's maximum prompt length is 4 but the request contains 5 tokens."}"#,
                 Class::ContextTooLong,
             ),
             (

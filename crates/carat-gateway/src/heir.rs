@@ -176,6 +176,9 @@ impl Heir {
                         "a target does not go on"
                     );
                     if let Some(entry) = entry {
+                        if attempt::may_be_at_work(&failure) {
+                            entry.abandoned(candidate, &self.config.prices, call.body_bytes);
+                        }
                         entry.failed();
                     }
                     // Somebody else may take what one calls a bad request.

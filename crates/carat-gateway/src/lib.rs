@@ -27,6 +27,7 @@ mod gateway;
 mod guard;
 mod health;
 mod heir;
+mod history;
 mod home;
 mod http1;
 mod limits;

@@ -10,12 +10,13 @@ use crate::endpoint::{Dialect, Endpoint, Kind};
 use crate::failure::{Class, Failure};
 use crate::fields::{Fate, Fields};
 use crate::heir;
+use crate::history;
 use crate::paths;
 use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
 use crate::translate::embeddings::Texts;
-use crate::translate::{Addressee, Question, count, images};
+use crate::translate::{Addressee, Question, count, gpt, images};
 use crate::upstream;
 
 /// A request that can be sent.
@@ -169,15 +170,25 @@ fn copied(candidate: &Candidate, call: &Call<'_>) -> Written {
     if let StreamOptions::Set(text) = &stream_options.what {
         added.push(("stream_options", text.clone()));
     }
+    let mended = history::mended(candidate, call.endpoint, call.fields);
     let body = call.fields.compose(&added, |name, value| {
         // The path names it.
         if is_vertex && name == "model" {
             return Fate::Drop;
         }
+        if let Some(mended) = &mended {
+            if name == mended.field {
+                return Fate::Replace(mended.turns.clone());
+            }
+            if name == "thinking" && mended.forbids_thinking {
+                dropped.push(name.to_string());
+                return Fate::Drop;
+            }
+        }
         if name == "stream_options" && matches!(stream_options.what, StreamOptions::Remove) {
             return Fate::Drop;
         }
-        let fate = fate(provider, call.fields, name, value);
+        let fate = fate(candidate, call.endpoint, call.fields, name, value);
         if fate == Fate::Drop && value != "null" {
             dropped.push(name.to_string());
         }
@@ -263,14 +274,18 @@ fn told(candidate: &Candidate, mut question: Question, is_stream: bool) -> Resul
     let is_vertex = is_anthropic_at_vertex(provider);
     let version = [("anthropic_version", VERTEX_VERSION.to_string())];
     let added = if is_vertex { &version[..] } else { &[] };
+    let mended = history::mended(candidate, common(Kind::Conversation), &fields);
     let body = fields.compose(added, |name, value| {
         if is_vertex && name == "model" {
             return Fate::Drop;
         }
+        if let Some(mended) = mended.as_ref().filter(|mended| name == mended.field) {
+            return Fate::Replace(mended.turns.clone());
+        }
         if name == "stream_options" && provider.stream_usage == StreamUsage::Always {
             return Fate::Drop;
         }
-        let fate = fate(provider, &fields, name, value);
+        let fate = fate(candidate, common(Kind::Conversation), &fields, name, value);
         if fate == Fate::Drop {
             dropped.push(name.to_string());
         }
@@ -285,8 +300,9 @@ fn told(candidate: &Candidate, mut question: Question, is_stream: bool) -> Resul
     })
 }
 
-/// What becomes of one field.
-fn fate(provider: &Provider, fields: &Fields<'_>, name: &str, value: &str) -> Fate {
+/// What becomes of one field of a request for this API.
+fn fate(candidate: &Candidate, asked: Endpoint, fields: &Fields<'_>, name: &str, value: &str) -> Fate {
+    let provider = candidate.provider.as_ref();
     if let Some(other) = provider.rename.get(name) {
         let is_taken = fields.raw(other).is_some();
         return if is_taken {
@@ -297,6 +313,14 @@ fn fate(provider: &Provider, fields: &Fields<'_>, name: &str, value: &str) -> Fa
     }
     if provider.unsupported != Unsupported::Forward && provider.drop.iter().any(|other| other == name) {
         return Fate::Drop;
+    }
+    let is_chat = provider.dialect == Dialect::OpenAi && asked == Endpoint::Chat;
+    if is_chat && provider.unsupported != Unsupported::Forward {
+        // Who calls the one like the other has both.
+        let is_renamed = name == "max_tokens" && provider.rename.contains_key("max_completion_tokens");
+        if let Some(fate) = gpt::fate(&candidate.model, fields, name, value).filter(|_| !is_renamed) {
+            return fate;
+        }
     }
     if let ("temperature", Some(max)) = (name, provider.max_temperature)
         && value.parse::<f64>().is_ok_and(|temperature| temperature > max)
@@ -362,6 +386,15 @@ mod tests {
         endpoint: Endpoint,
         body: &str,
     ) -> Result<(String, Vec<String>, bool), Failure> {
+        prepared_for("p/m", config, endpoint, body)
+    }
+
+    fn prepared_for(
+        target: &str,
+        config: &str,
+        endpoint: Endpoint,
+        body: &str,
+    ) -> Result<(String, Vec<String>, bool), Failure> {
         let env: Env = Arc::new(|_| None);
         let config = Config::parse(
             &format!("[providers.p]\nbase-url = \"http://p/v1\"\n{config}"),
@@ -383,7 +416,7 @@ mod tests {
             continues: false,
             is_continued: false,
         };
-        let candidate = config.target("p/m").unwrap();
+        let candidate = config.target(target).unwrap();
         let mut preparing = std::pin::pin!(prepare(&candidate, &call, None));
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
         let std::task::Poll::Ready(prepared) = preparing.as_mut().poll(&mut cx) else {
@@ -422,6 +455,40 @@ mod tests {
                 .0
                 .contains("\"user\"")
         );
+    }
+
+    #[test]
+    fn turns_and_models_are_obeyed_whoever_wrote_them() {
+        let config = "like = \"mistral\"";
+        let id = |text: &str| {
+            let sent: Value = serde_json::from_str(text).unwrap();
+            let call = sent["messages"][1]["tool_calls"][0]["id"].clone();
+            assert_eq!(sent["messages"][2]["tool_call_id"], call, "{text}");
+            call.as_str().unwrap().to_string()
+        };
+        let chat = r#"{"model":"r","messages":[{"role":"user","content":"x"},
+            {"role":"assistant","reasoning_content":"t","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}}]},
+            {"role":"tool","tool_call_id":"call_1","content":"1"}]}"#;
+        let claude = r#"{"model":"r","max_tokens":9,"messages":[{"role":"user","content":"x"},
+            {"role":"assistant","content":[{"type":"tool_use","id":"call_1","name":"f","input":{}}]},
+            {"role":"user","content":[{"type":"tool_result","tool_use_id":"call_1","content":"1"}]}]}"#;
+        let (native, dropped, _) = prepared(config, Endpoint::Chat, chat).unwrap();
+        assert!(
+            !native.contains("reasoning_content") && dropped.is_empty(),
+            "{native}"
+        );
+        let (translated, ..) = prepared(config, Endpoint::Messages, claude).unwrap();
+        assert_eq!((id(&native).len(), id(&native)), (9, id(&translated)));
+
+        let body = r#"{"model":"r","max_tokens":5,"temperature":0.5,"top_p":1}"#;
+        let asked = |config: &str| prepared_for("p/o3", config, Endpoint::Chat, body);
+        let (text, dropped, _) = asked("").unwrap();
+        assert_eq!(text, r#"{"model":"o3","max_completion_tokens":5,"top_p":1}"#);
+        assert_eq!(dropped, ["temperature"]);
+        let (text, ..) = asked("rename = { max_completion_tokens = \"max_tokens\" }").unwrap();
+        assert_eq!(text, r#"{"model":"o3","max_tokens":5,"top_p":1}"#);
+        let (text, ..) = asked("unsupported = \"forward\"").unwrap();
+        assert_eq!(text, body.replace("\"r\"", "\"o3\""));
     }
 
     #[test]

@@ -86,6 +86,8 @@ pub(crate) struct ProviderText {
     pub(crate) surface: Option<SurfaceName>,
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) drop: Option<Vec<String>>,
+    pub(crate) drop_in_turns: Option<Vec<String>>,
+    pub(crate) short_call_ids: Option<bool>,
     pub(crate) rename: Option<BTreeMap<String, String>>,
     pub(crate) unsupported: Option<Unsupported>,
     pub(crate) stream_usage: Option<StreamUsage>,
@@ -129,6 +131,8 @@ impl ProviderText {
             surface: self.surface.or(other.surface),
             headers: self.headers,
             drop: self.drop.or(other.drop),
+            drop_in_turns: self.drop_in_turns.or(other.drop_in_turns),
+            short_call_ids: self.short_call_ids.or(other.short_call_ids),
             rename: self.rename.or(other.rename),
             unsupported: self.unsupported,
             stream_usage: self.stream_usage.or(other.stream_usage),
@@ -162,6 +166,10 @@ pub(crate) struct Provider {
     pub(crate) proof: Proof,
     pub(crate) surface: Surface,
     pub(crate) drop: Vec<String>,
+    /// Fields that it refuses in earlier turns of the assistant, and in their calls.
+    pub(crate) drop_in_turns: Vec<String>,
+    /// It takes ids of calls of nine letters and digits alone.
+    pub(crate) short_call_ids: bool,
     pub(crate) rename: BTreeMap<String, String>,
     pub(crate) unsupported: Unsupported,
     pub(crate) stream_usage: StreamUsage,
@@ -185,6 +193,13 @@ impl fmt::Debug for Provider {
 }
 
 impl Provider {
+    /// Whether a key goes to it that others can read on the way. What is in this house is trusted not to.
+    pub(crate) fn shows_its_key(&self) -> bool {
+        let has_key = self.headers.iter().any(|(_, value)| value.is_sensitive());
+        let has_key = has_key || !matches!(self.proof, Proof::Headers);
+        has_key && !self.is_local && self.base.is_plain()
+    }
+
     /// Whether it has what a client asks for in the client's own words.
     pub(crate) fn has(&self, endpoint: Endpoint) -> bool {
         let is_usual = self.surface == Surface::Usual;
@@ -239,6 +254,11 @@ impl Base {
             .path_and_query(path)
             .build()
             .ok()
+    }
+
+    /// Whether everybody on the way can read what is sent there.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.scheme == Scheme::HTTP
     }
 
     fn is_loopback(&self) -> bool {
@@ -322,6 +342,8 @@ pub(crate) fn provider(
         secret,
         lacks_key,
         drop: text.drop.unwrap_or_default(),
+        drop_in_turns: text.drop_in_turns.unwrap_or_default(),
+        short_call_ids: text.short_call_ids.unwrap_or(false),
         rename: text.rename.unwrap_or_default(),
         unsupported: text.unsupported.unwrap_or(Unsupported::Drop),
         stream_usage: text.stream_usage.unwrap_or(StreamUsage::Ask),

@@ -40,6 +40,9 @@ use crate::waiting::Priority;
 /// Longest that somebody who judges requests may take.
 const JUDGING: Duration = Duration::from_secs(30);
 
+/// Longest name of a model, in bytes.
+const NAME_BYTES: usize = 512;
+
 /// A request that was read.
 struct Asking<'a> {
     headers: &'a HeaderMap,
@@ -101,6 +104,7 @@ impl Gateway {
             Some(name) => Cow::Borrowed(name),
             None => fields.get("model").ok_or_else(no_model)?,
         };
+        fits(&name)?;
         let max_tokens = max_tokens(called.endpoint, &fields);
         let needs = Needs::read(called.endpoint, &fields, max_tokens);
         let (route, rule) = chosen(config, &name, &needs, &fields)?;
@@ -110,7 +114,7 @@ impl Gateway {
         let call = Call {
             endpoint: called.endpoint,
             body_bytes: needs.worth(changed.as_ref().map_or(body.len(), Vec::len)),
-            is_stream: is_stream(called, &fields),
+            is_stream: is_stream(called, &fields)?,
             max_tokens,
             forwarded: upstream::forwarded(&head.headers),
             deadline: ends.min(own_deadline(&head.headers)),
@@ -376,6 +380,21 @@ fn no_model() -> Failure {
     }
 }
 
+/// Names are kept for a while: long ones must not fill the memory.
+fn fits(name: &str) -> Result<(), Failure> {
+    if name.len() <= NAME_BYTES {
+        return Ok(());
+    }
+    Err(Failure {
+        param: Some("model".into()),
+        ..Failure::new(
+            Class::BadRequest,
+            400,
+            format!("`model` is longer than {NAME_BYTES} bytes"),
+        )
+    })
+}
+
 /// The route that answers a request for `name`, and the rule that chose it if there are any.
 fn chosen(
     config: &Config,
@@ -414,11 +433,18 @@ fn priority(headers: &HeaderMap) -> Option<Priority> {
 }
 
 /// Whether the answer comes as it is made.
-fn is_stream(called: &Called, fields: &Fields<'_>) -> bool {
-    let default = called.endpoint.has_lines();
-    called
-        .stream
-        .unwrap_or_else(|| fields.get("stream").unwrap_or(default))
+fn is_stream(called: &Called, fields: &Fields<'_>) -> Result<bool, Failure> {
+    if let Some(is_stream) = called.stream {
+        return Ok(is_stream);
+    }
+    if fields.raw("stream").is_none() {
+        return Ok(called.endpoint.has_lines());
+    }
+    // What is neither may be read as either by who answers.
+    fields.get("stream").ok_or_else(|| Failure {
+        param: Some("stream".into()),
+        ..Failure::new(Class::BadRequest, 400, "`stream` must be true or false")
+    })
 }
 
 /// The most tokens that the answer may have, if the request says so.
@@ -642,5 +668,37 @@ fn stream_headers(endpoint: Endpoint, headers: &mut HeaderMap) {
 fn insert(headers: &mut HeaderMap, name: &'static str, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_of_models_are_refused() {
+        assert!(fits(&"x".repeat(NAME_BYTES)).is_ok());
+        let failure = fits(&"x".repeat(NAME_BYTES + 1)).unwrap_err();
+        assert_eq!((failure.status, failure.class), (400, Class::BadRequest));
+    }
+
+    #[test]
+    fn a_stream_is_asked_for_with_true_or_false_alone() {
+        let asked = |path: &str, body: &str| {
+            let called = Called::of(path).unwrap();
+            is_stream(&called, &fields(body.as_bytes()).unwrap()).map_err(|failure| failure.status)
+        };
+        let chat = "/v1/chat/completions";
+        assert_eq!(asked(chat, "{}"), Ok(false));
+        assert_eq!(asked(chat, r#"{"stream":null}"#), Ok(false));
+        assert_eq!(asked(chat, r#"{"stream":true}"#), Ok(true));
+        assert_eq!(asked("/api/chat", "{}"), Ok(true));
+        for value in ["1", "\"true\"", "[]", "{}"] {
+            assert_eq!(
+                asked(chat, &format!("{{\"stream\":{value}}}")),
+                Err(400),
+                "{value}"
+            );
+        }
     }
 }

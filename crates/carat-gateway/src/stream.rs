@@ -241,14 +241,17 @@ struct Chunks {
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
+    /// Null where there is an error instead.
     #[serde(default, borrow)]
-    choices: Vec<Choice<'a>>,
+    choices: Option<Vec<Choice<'a>>>,
     #[serde(default, borrow)]
     usage: Option<&'a RawValue>,
     #[serde(default, borrow)]
     x_groq: Option<Groq<'a>>,
     #[serde(default)]
     error: Option<Value>,
+    #[serde(default)]
+    base_resp: Option<BaseResponse>,
 }
 
 #[derive(Deserialize)]
@@ -337,12 +340,16 @@ impl Transform for Chunks {
         if let Some(error) = &chunk.error {
             return Step::Failed(Failure::of_value(error, self.forwarding.secret.as_deref()));
         }
+        if let Some(failure) = chunk.base_resp.as_ref().and_then(BaseResponse::failure) {
+            return Step::Failed(failure.without(self.forwarding.secret.as_deref()));
+        }
         let mut has_words = false;
-        for choice in &chunk.choices {
+        let choices = chunk.choices.unwrap_or_default();
+        for choice in &choices {
             has_words |= choice.count(&mut self.came);
             self.answers.see(choice);
         }
-        let within = chunk.choices.iter().find_map(|choice| choice.usage);
+        let within = choices.iter().find_map(|choice| choice.usage);
         let usage = chunk
             .usage
             .or(chunk.x_groq.and_then(|groq| groq.usage))
@@ -350,7 +357,7 @@ impl Transform for Chunks {
         let usage = usage.and_then(|usage| read_usage(usage, self.forwarding.reasoning_apart));
         self.usage = usage.or(self.usage);
         // Only the chunk that exists for the usage: a prompt filter's results have no choices either.
-        let is_usage_alone = chunk.choices.is_empty() && usage.is_some();
+        let is_usage_alone = choices.is_empty() && usage.is_some();
         if !(self.forwarding.hides_usage && is_usage_alone) {
             out.extend_from_slice(record.raw);
         }
@@ -509,6 +516,13 @@ struct BaseResponse {
     status_msg: String,
 }
 
+impl BaseResponse {
+    fn failure(&self) -> Option<Failure> {
+        let code = Some(self.status_code).filter(|code| *code != 0)?;
+        Some(Failure::of_base(code, &self.status_msg))
+    }
+}
+
 /// Reads what a whole answer took, and whether it is an error in disguise.
 fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Option<Usage>, Failure> {
     use crate::failure::Class;
@@ -522,13 +536,8 @@ fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Opti
     if let Some(error) = &answer.error {
         return Err(Failure::of_value(error, secret));
     }
-    if let Some(base) = answer.base_resp.filter(|base| base.status_code != 0) {
-        let class = if base.status_code == 1002 {
-            Class::RateLimited
-        } else {
-            Class::ServerFault
-        };
-        return Err(Failure::new(class, 502, base.status_msg));
+    if let Some(failure) = answer.base_resp.as_ref().and_then(BaseResponse::failure) {
+        return Err(failure.without(secret));
     }
     Ok(answer.usage.and_then(|usage| read_usage(usage, is_apart)))
 }
@@ -692,5 +701,11 @@ mod tests {
         )
         .unwrap_err();
         assert_eq!(error.class, Class::RateLimited);
+        let last = "data: {\"choices\":null,\"base_resp\":{\"status_code\":1004,\"status_msg\":\"m\"}}\n\n";
+        let (_, steps, ..) = run(Endpoint::Chat, true, last);
+        assert!(
+            matches!(&steps[0], Step::Failed(failure) if failure.class == Class::BadKey),
+            "{steps:?}"
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! Tokens that an answer took, in one form: input with everything cached in it, output with all thoughts in it.
 //!
 //! Providers count differently. OpenAI and most others give this form; xAI leaves thoughts out of the output on some
-//! models; DeepSeek names cache hits otherwise; Groq repeats usage under `x_groq`. Some say what they charge: OpenRouter a
+//! models; DeepSeek names cache hits otherwise, and Moonshot beside the rest; MiniMax's older models say a sum alone. In
+//! streams Groq says it under `x_groq`, and Moonshot within the last choice. Some say what they charge: OpenRouter a
 //! number of dollars, with `cost_details` beside it, Perplexity an object with the total in it.
 
 use carat_ledger::Micros;
@@ -49,6 +50,7 @@ pub(crate) struct OpenAiUsage {
     completion_tokens_details: Option<OutputDetails>,
     output_tokens_details: Option<OutputDetails>,
     prompt_cache_hit_tokens: Option<u64>,
+    cached_tokens: Option<u64>,
     cost: Option<Cost>,
     cost_details: Option<CostDetails>,
     is_byok: Option<bool>,
@@ -87,8 +89,14 @@ struct OutputDetails {
 impl OpenAiUsage {
     /// In the one form. `is_apart`: the provider leaves thoughts out of the output.
     pub(crate) fn usage(&self, is_apart: bool) -> Usage {
-        let input = self.prompt_tokens.or(self.input_tokens).unwrap_or(0);
-        let mut output = self.completion_tokens.or(self.output_tokens).unwrap_or(0);
+        let (said, written) = (
+            self.prompt_tokens.or(self.input_tokens),
+            self.completion_tokens.or(self.output_tokens),
+        );
+        // A sum alone is at least what the prompt took, and nothing would be less than that.
+        let sum = self.total_tokens.filter(|_| written.is_none());
+        let input = said.or(sum).unwrap_or(0);
+        let mut output = written.unwrap_or(0);
         let inputs = self
             .prompt_tokens_details
             .as_ref()
@@ -106,7 +114,11 @@ impl OpenAiUsage {
         let cached = inputs.and_then(|details| details.cached_tokens);
         Usage {
             input,
-            cache_read: cached.or(self.prompt_cache_hit_tokens).unwrap_or(0).min(input),
+            cache_read: cached
+                .or(self.prompt_cache_hit_tokens)
+                .or(self.cached_tokens)
+                .unwrap_or(0)
+                .min(input),
             cache_write: inputs
                 .and_then(|details| details.cache_write_tokens)
                 .unwrap_or(0)
@@ -199,5 +211,11 @@ mod tests {
             7
         );
         assert_eq!(read(r#"{"prompt_tokens":9,"total_tokens":9}"#, true).output, 0);
+        let moonshot = read(
+            r#"{"prompt_tokens":9,"completion_tokens":2,"cached_tokens":8}"#,
+            false,
+        );
+        assert_eq!((moonshot.input, moonshot.cache_read, moonshot.output), (9, 8, 2));
+        assert_eq!(read(r#"{"total_tokens":9}"#, false).input, 9);
     }
 }

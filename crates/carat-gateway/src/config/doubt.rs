@@ -24,6 +24,14 @@ impl Config {
         doubts.extend(without_key.map(|(name, variable)| {
             format!("[providers.{name}] has no key: {variable} is not set, and `carat gateway set-secret {variable}` has kept none")
         }));
+        let in_plain = providers
+            .iter()
+            .filter(|provider| provider.shows_its_key())
+            .map(|provider| {
+                let (name, host) = (&provider.name, &provider.base.authority);
+                format!("[providers.{name}] sends its key to http://{host}, where everybody on the way can read it; use https")
+            });
+        doubts.extend(in_plain);
         doubts
     }
 
@@ -80,6 +88,27 @@ mod tests {
         assert_eq!(doubts.len(), 1, "{doubts:?}");
         assert!(doubts[0].contains("[providers.openai]") && doubts[0].contains("OPENAI_API_KEY"));
         assert!(config("").doubts()[0].contains("no provider"));
+    }
+
+    #[test]
+    fn keys_that_everybody_on_the_way_can_read_are_told_of() {
+        let doubts = |text: &str| config(&format!("[providers.p]\n{text}")).doubts();
+        let told = doubts("base-url = \"http://10.0.0.5:8000/v1\"\nkey = \"k\"");
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains("[providers.p]") && told[0].contains("http://10.0.0.5:8000"));
+        assert_eq!(
+            doubts("like = \"replicate\"\nbase-url = \"http://replicate.test/v1\"\nkey = \"k\"").len(),
+            1
+        );
+        for fine in [
+            "base-url = \"https://api.example.com/v1\"\nkey = \"k\"",
+            "base-url = \"http://10.0.0.5:8000/v1\"",
+            "base-url = \"http://10.0.0.5:8000/v1\"\nkey = \"k\"\nauth = \"none\"",
+            "base-url = \"http://127.0.0.1:8000/v1\"\nkey = \"k\"",
+            "base-url = \"http://vllm:8000/v1\"\nkey = \"k\"\nlocal = true",
+        ] {
+            assert_eq!(doubts(fine), Vec::<String>::new(), "{fine}");
+        }
     }
 
     #[test]

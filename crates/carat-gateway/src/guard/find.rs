@@ -285,20 +285,30 @@ fn secrets(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for (start, least) in KEYS {
         for at in memchr::memmem::find_iter(bytes, start.as_bytes()) {
+            // Asked first, so that no byte is run over twice.
+            if at > 0 && is_key(bytes[at - 1]) {
+                continue;
+            }
             let end = run(bytes, at + start.len(), is_key);
-            let is_alone = !(at > 0 && is_key(bytes[at - 1]));
-            if is_alone && end - at - start.len() >= least {
+            if end - at - start.len() >= least {
                 found.push(at..end);
             }
         }
     }
     // A JSON Web Token: three parts, of which the first begins an object.
+    // Several may begin in one run, which is run over once: its end, and the same without dots.
+    let (mut end, mut last) = (0, 0);
     for at in memchr::memmem::find_iter(bytes, b"eyJ") {
-        let end = run(bytes, at, |byte| is_key(byte) || byte == b'.');
-        let token = text[at..end].trim_end_matches('.');
-        let is_alone = !(at > 0 && is_key(bytes[at - 1]));
-        if is_alone && token.split('.').count() == 3 && token.len() > 40 {
-            found.push(at..at + token.len());
+        if at > 0 && is_key(bytes[at - 1]) {
+            continue;
+        }
+        if at >= end {
+            end = run(bytes, at, |byte| is_key(byte) || byte == b'.');
+            last = at + text[at..end].trim_end_matches('.').len();
+        }
+        // A fourth part is enough to know that it is none.
+        if last - at > 40 && text[at..last].split('.').take(4).count() == 3 {
+            found.push(at..last);
         }
     }
     found.extend(private_keys(text));
@@ -311,7 +321,9 @@ fn private_keys(text: &str) -> Vec<Range<usize>> {
     while let Some(start) = text[at..].find(KEY_BEGINS) {
         let start = at + start;
         at = start + KEY_BEGINS.len();
-        let head = text[at..].find(KEY_ENDS).filter(|head| *head < 40);
+        // Not searched to the end of the text, which may have nothing but heads.
+        let near = &text.as_bytes()[at..text.len().min(at + 40 + KEY_ENDS.len())];
+        let head = memchr::memmem::find(near, KEY_ENDS.as_bytes()).filter(|head| *head < 40);
         let Some(head) = head else { continue };
         let body = at + head + KEY_ENDS.len();
         let end = text[body..]
@@ -388,6 +400,22 @@ mod tests {
         for text in texts {
             assert_eq!(scrubbed(text), text);
         }
+    }
+
+    /// Where each beginning is looked at to the end of the text this takes minutes.
+    #[test]
+    fn beginnings_of_secrets_without_end_take_no_forever() {
+        let many = |begins: &str| begins.repeat((2 << 20) / begins.len());
+        let secrets = |text: &str| find(text, &[Kind::Secret]);
+        let keys = many("sk-");
+        assert_eq!(secrets(&keys), [(0..keys.len(), Kind::Secret)]);
+        let tokens = many(".eyJ");
+        assert!(secrets(&tokens).is_empty());
+        let token = format!("eyJ{}.b.c", "a".repeat(40));
+        let at = tokens.len() + 1;
+        let expected = [(at..at + token.len(), Kind::Secret)];
+        assert_eq!(secrets(&format!("{tokens}.{token}... and more")), expected);
+        assert!(secrets(&many(KEY_BEGINS)).is_empty());
     }
 
     proptest! {

@@ -79,15 +79,21 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
 }
 
 fn thinking(body: &Value) -> Result<Option<Thinking>, Failure> {
-    if let Some(effort) = body["output_config"]["effort"].as_str() {
-        return Ok(Some(Thinking::Effort(effort.to_string())));
-    }
     let budget = &body["thinking"]["budget_tokens"];
-    Ok(match body["thinking"]["type"].as_str() {
+    let stated = match body["thinking"]["type"].as_str() {
         None => None,
         Some("disabled") => Some(Thinking::Off),
         Some("enabled") => numbers::count(budget, "thinking.budget_tokens")?.map(Thinking::Budget),
         Some(_) => Some(Thinking::Adaptive),
+    };
+    let effort = text(&body["output_config"]["effort"]).map(Thinking::Effort);
+    // An effort is of the words too: it turns no thoughts on where they are off, and lifts no bound of theirs.
+    Ok(match (stated, effort) {
+        (Some(Thinking::Off), _) => Some(Thinking::Off),
+        (Some(Thinking::Budget(budget)), Some(effort)) if budget < claude::tokens(&effort) => {
+            Some(Thinking::Budget(budget))
+        }
+        (stated, effort) => effort.or(stated),
     })
 }
 
@@ -275,7 +281,6 @@ fn write_turn(turn: &Turn) -> Value {
         if let Some(Value::String(text)) = blocks.last_mut().and_then(|last| last.get_mut("text")) {
             text.truncate(text.trim_end().len());
         }
-        blocks.retain(|block| block["type"] != "text" || block["text"] != "");
         return json!({"role": "assistant", "content": blocks});
     }
     // Results come before everything else in a turn.
@@ -288,7 +293,8 @@ fn write_turn(turn: &Turn) -> Value {
 
 fn block(piece: &Piece) -> Option<Value> {
     let (mut value, cache) = match piece {
-        Piece::Text { text, .. } if text.is_empty() => return None,
+        // A turn of nothing but white space is refused, and elsewhere it says nothing.
+        Piece::Text { text, .. } if text.trim().is_empty() => return None,
         Piece::Text { text, cache } => (json!({"type": "text", "text": text}), cache.clone()),
         Piece::Image { source, cache } => (
             json!({"type": "image", "source": write_source(source)}),
@@ -323,7 +329,12 @@ fn block(piece: &Piece) -> Option<Value> {
             ..
         } => {
             let content: Vec<Value> = content.iter().filter_map(block).collect();
-            let mut value = json!({"type": "tool_result", "tool_use_id": safe(id), "content": content});
+            let mut value = json!({"type": "tool_result", "tool_use_id": safe(id)});
+            set(
+                &mut value,
+                "content",
+                Some(content).filter(|content| !content.is_empty()),
+            );
             set(&mut value, "is_error", is_error.then_some(true));
             (value, cache.clone())
         }
@@ -426,9 +437,10 @@ pub(super) fn answer(answer: &Answer) -> Value {
     })
 }
 
-/// As in a request, but thoughts need no signature to be shown.
+/// As in a request, but thoughts need no signature to be shown, and white space is shown as it is.
 fn answer_block(piece: &Piece) -> Option<Value> {
     match piece {
+        Piece::Text { text, .. } if !text.is_empty() => Some(json!({"type": "text", "text": text})),
         Piece::Thinking { text, signature } => {
             let signature = signature.as_deref().unwrap_or_default();
             Some(json!({"type": "thinking", "thinking": text, "signature": signature}))
@@ -742,6 +754,37 @@ mod tests {
     }
 
     #[test]
+    fn white_space_alone_is_told_to_nobody() {
+        let blank = || json!({"type": "text", "text": " \n"});
+        let result = json!({"type": "tool_result", "tool_use_id": "i", "content": [blank()]});
+        let body = json!({"max_tokens": 9, "system": [blank(), {"type": "text", "text": " s "}], "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "\t"},
+            {"role": "user", "content": [blank(), {"type": "text", "text": "\ny"}, blank()]},
+            {"role": "assistant", "content": [blank(), {"type": "tool_use", "id": "i", "name": "f", "input": {}}]},
+            {"role": "user", "content": [result, blank()]},
+        ]});
+        let question = Question::read(crate::endpoint::Endpoint::Messages, &body).unwrap();
+        let (told, _) = question.write(Dialect::Anthropic, "m").unwrap();
+        let text = |text: &str| json!({"type": "text", "text": text});
+        assert_eq!(told["system"], json!([text(" s ")]));
+        let expected = json!([
+            {"role": "user", "content": [text("x"), text("\ny")]},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "i", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "i"}]},
+        ]);
+        assert_eq!(told["messages"], expected);
+        let blank = json!({"max_tokens": 9, "system": " ", "messages": [{"role": "user", "content": " "}]});
+        let question = Question::read(crate::endpoint::Endpoint::Messages, &blank).unwrap();
+        let (told, _) = question.write(Dialect::Anthropic, "m").unwrap();
+        assert_eq!(told["messages"], json!([{"role": "user", "content": "."}]));
+        assert!(told["system"].is_null());
+        // What a model says goes to the client as it is.
+        let said = super::super::Answer::of(vec![Event::Text("\n".into())]);
+        assert_eq!(answer(&said)["content"], json!([text("\n")]));
+    }
+
+    #[test]
     fn stop_words_and_schemas_are_told_as_claude_takes_them() {
         let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}});
         let body = json!({"messages": [{"role": "user", "content": "x"}], "stop": ["\n\n", "END", " "],
@@ -795,5 +838,52 @@ mod tests {
             json!([{"text": "x"}, {"text": "y"}])
         );
         assert_eq!(asked(Dialect::OpenAi)["messages"].as_array().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn clients_that_take_objects_get_objects() {
+        use crate::endpoint::Endpoint;
+        use crate::translate::{whole, writer};
+        for arguments in ["cut {", "[1]", "null", "\"x\""] {
+            let events = || {
+                let call = Event::Call {
+                    id: "i".into(),
+                    name: "f".into(),
+                    signature: None,
+                };
+                vec![
+                    call,
+                    Event::Arguments(arguments.into()),
+                    Event::End(Finish::Calls),
+                ]
+            };
+            for (endpoint, pointer) in [
+                (
+                    Endpoint::Generate,
+                    "/candidates/0/content/parts/0/functionCall/args",
+                ),
+                (Endpoint::OllamaChat, "/message/tool_calls/0/function/arguments"),
+                (Endpoint::Messages, "/content/0/input"),
+            ] {
+                let told = whole(endpoint, &Answer::of(events()));
+                assert_eq!(told.pointer(pointer), Some(&json!({})), "{arguments}: {told}");
+                if endpoint == Endpoint::Messages {
+                    continue;
+                }
+                let (mut writer, mut out) = (writer(endpoint, true), Vec::new());
+                events().iter().for_each(|event| writer.event(event, &mut out));
+                writer.end(&mut out);
+                let text = String::from_utf8(out).unwrap();
+                let line = text.lines().next().unwrap();
+                let told: Value = serde_json::from_str(line.strip_prefix("data: ").unwrap_or(line)).unwrap();
+                assert_eq!(told.pointer(pointer), Some(&json!({})), "{arguments}: {told}");
+            }
+        }
+        // Who leaves the arguments out means none.
+        let body = json!({"contents": [{"role": "model", "parts": [{"functionCall": {"name": "f"}}]}]});
+        let question = Question::read(Endpoint::Generate, &body).unwrap();
+        let (told, _) = question.write(Dialect::OpenAi, "m").unwrap();
+        let call = &told["messages"][0]["tool_calls"][0];
+        assert_eq!(call["function"]["arguments"], "{}");
     }
 }

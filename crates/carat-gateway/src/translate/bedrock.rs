@@ -20,8 +20,42 @@ const NAME_CHARS: usize = 64;
 /// Most characters of a document's name, with room for a number behind it: 200 are allowed.
 const DOCUMENT_CHARS: usize = 190;
 
+/// Where a model takes points up to which its prompt is kept.
+#[derive(Debug, Clone, Copy, Default)]
+struct Points {
+    in_turns: bool,
+    in_tools: bool,
+    /// It may be kept for an hour, too.
+    for_hours: bool,
+}
+
+impl Points {
+    /// By its name: whoever does not take them refuses the request.
+    fn of(model: &str) -> Self {
+        if let Some(for_hours) = claude::keeps_prompts(model) {
+            return Self {
+                in_turns: true,
+                in_tools: true,
+                for_hours,
+            };
+        }
+        Self {
+            in_turns: model.contains("amazon.nova"),
+            ..Self::default()
+        }
+    }
+
+    fn point(self, mark: &Value) -> Value {
+        let mut point = json!({"type": "default"});
+        let hour = Some("1h").filter(|hour| self.for_hours && mark["ttl"] == *hour);
+        set(&mut point, "ttl", hour);
+        json!({"cachePoint": point})
+    }
+}
+
 pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String>) -> Result<Value, Failure> {
-    let turns = question.turns.iter().map(write_turn);
+    let points = Points::of(model);
+    let turns = question.turns.iter().map(|turn| write_turn(turn, points));
     let mut messages = alternating(turns.collect::<Result<_, _>>()?);
     number_documents(&mut messages);
     // The first must be the user's.
@@ -29,7 +63,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         messages.insert(0, json!({"role": "user", "content": [{"text": "."}]}));
     }
     let mut body = json!({"messages": messages});
-    let system = blocks(&question.system)?;
+    let system = blocks(&question.system, points)?;
     if !system.is_empty() {
         body["system"] = Value::from(system);
     }
@@ -53,7 +87,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
     if config.as_object().is_some_and(|config| !config.is_empty()) {
         body["inferenceConfig"] = config;
     }
-    write_tools(question, &mut body, dropped);
+    write_tools(question, points, &mut body, dropped);
     match &question.format {
         Format::Text => {}
         Format::Json => dropped.push("response_format".into()),
@@ -159,8 +193,9 @@ fn own_of_others(question: &Question, model: &str, dropped: &mut Vec<String>) ->
     own
 }
 
-fn write_tools(question: &Question, body: &mut Value, dropped: &mut Vec<String>) {
-    let mut tools: Vec<Value> = question.tools.iter().flat_map(write_tool).collect();
+fn write_tools(question: &Question, points: Points, body: &mut Value, dropped: &mut Vec<String>) {
+    let tools = question.tools.iter().flat_map(|tool| write_tool(tool, points));
+    let mut tools: Vec<Value> = tools.collect();
     // A conversation with calls in it needs the tools, even where none may be called any more.
     let called = question
         .turns
@@ -196,7 +231,7 @@ fn write_tools(question: &Question, body: &mut Value, dropped: &mut Vec<String>)
     }
 }
 
-fn write_tool(tool: &Tool) -> Vec<Value> {
+fn write_tool(tool: &Tool, points: Points) -> Vec<Value> {
     let schema = if tool.schema.is_object() {
         tool.schema.clone()
     } else {
@@ -206,7 +241,8 @@ fn write_tool(tool: &Tool) -> Vec<Value> {
     let description = tool.description.clone().filter(|text| !text.is_empty());
     set(&mut spec, "description", description);
     set(&mut spec, "strict", tool.strict.filter(|strict| *strict));
-    let point = tool.cache.as_ref().map(cache_point);
+    let mark = tool.cache.as_ref().filter(|_| points.in_tools);
+    let point = mark.map(|mark| points.point(mark));
     [json!({"toolSpec": spec})].into_iter().chain(point).collect()
 }
 
@@ -215,15 +251,9 @@ pub(super) fn safe(name: &str) -> String {
     safe_name(name, NAME_CHARS, "-")
 }
 
-fn cache_point(mark: &Value) -> Value {
-    let mut point = json!({"type": "default"});
-    set(&mut point, "ttl", Some("1h").filter(|hour| mark["ttl"] == *hour));
-    json!({"cachePoint": point})
-}
-
-fn write_turn(turn: &Turn) -> Result<Value, Failure> {
+fn write_turn(turn: &Turn, points: Points) -> Result<Value, Failure> {
     if turn.role == Role::Assistant {
-        return Ok(json!({"role": "assistant", "content": blocks(&turn.pieces)?}));
+        return Ok(json!({"role": "assistant", "content": blocks(&turn.pieces, points)?}));
     }
     // Results come before everything else in a turn.
     let (results, others): (Vec<Piece>, Vec<Piece>) = turn
@@ -231,8 +261,8 @@ fn write_turn(turn: &Turn) -> Result<Value, Failure> {
         .iter()
         .cloned()
         .partition(|piece| matches!(piece, Piece::Result { .. }));
-    let mut content = blocks(&results)?;
-    content.extend(blocks(&others)?);
+    let mut content = blocks(&results, points)?;
+    content.extend(blocks(&others, points)?);
     // A document may not be alone.
     let has = |name: &str| content.iter().any(|block| !block[name].is_null());
     if has("document") && !has("text") {
@@ -242,19 +272,31 @@ fn write_turn(turn: &Turn) -> Result<Value, Failure> {
 }
 
 /// Pieces as blocks, with points behind those that are marked to be cached.
-fn blocks(pieces: &[Piece]) -> Result<Vec<Value>, Failure> {
-    let mut out = Vec::new();
+fn blocks(pieces: &[Piece], points: Points) -> Result<Vec<Value>, Failure> {
+    let mut out: Vec<Value> = Vec::new();
     for piece in pieces {
         out.extend(block(piece)?);
-        let mark = match piece {
-            Piece::Text { cache, .. } | Piece::Image { cache, .. } | Piece::Result { cache, .. } => cache,
-            _ => &None,
+        let Some(mark) = mark(piece).filter(|_| points.in_turns) else {
+            continue;
         };
-        if !out.is_empty() {
-            out.extend(mark.as_ref().map(cache_point));
+        // A point stands behind something, and behind no thoughts.
+        let is_place = |last: &Value| last["cachePoint"].is_null() && last["reasoningContent"].is_null();
+        if out.last().is_some_and(is_place) {
+            out.push(points.point(mark));
         }
     }
     Ok(out)
+}
+
+/// Whether what is before a piece, and it itself, may be kept. Within a result there is no place for points.
+fn mark(piece: &Piece) -> Option<&Value> {
+    match piece {
+        Piece::Text { cache, .. } | Piece::Image { cache, .. } => cache.as_ref(),
+        Piece::Result { cache, content, .. } => {
+            cache.as_ref().or_else(|| content.iter().rev().find_map(mark))
+        }
+        _ => None,
+    }
 }
 
 fn block(piece: &Piece) -> Result<Option<Value>, Failure> {
@@ -278,7 +320,7 @@ fn block(piece: &Piece) -> Result<Option<Value>, Failure> {
             is_error,
             ..
         } => {
-            let mut content = blocks(content)?;
+            let mut content = blocks(content, Points::default())?;
             if content.is_empty() {
                 content.push(json!({"text": "."}));
             }
@@ -556,5 +598,66 @@ mod tests {
                 "document-3"
             ]
         );
+    }
+
+    #[test]
+    fn prompts_are_marked_to_be_kept_only_where_the_model_keeps_them() {
+        let hour = json!({"type": "ephemeral", "ttl": "1h"});
+        let marked = |text: &str| json!({"type": "text", "text": text, "cache_control": hour});
+        let tool = json!({"name": "f", "input_schema": {"type": "object"}, "cache_control": hour});
+        let thought = json!({"type": "thinking", "thinking": "t", "signature": "s"});
+        let call = json!({"type": "tool_use", "id": "i", "name": "f", "input": {}});
+        let result = json!({"type": "tool_result", "tool_use_id": "i", "content": [marked("1"), {"type": "text", "text": "2"}]});
+        let body = json!({"max_tokens": 9, "system": [marked("s")], "tools": [tool], "messages": [
+            {"role": "user", "content": [marked("x")]},
+            {"role": "assistant", "content": [thought, marked(" "), call]},
+            {"role": "user", "content": [marked(" "), result, marked("y"), marked(" ")]},
+        ]});
+        let question = Question::read(Endpoint::Messages, &body).unwrap();
+        let kinds = |content: &Value| {
+            let blocks = content.as_array().unwrap().iter();
+            let kinds = blocks.map(|block| block.as_object().unwrap().keys().next().unwrap().clone());
+            kinds.collect::<Vec<String>>().join(" ")
+        };
+        let asked = |model: &str| {
+            let told = question.write(Dialect::Bedrock, model).unwrap().0;
+            let turns = [0, 1, 2].map(|i: usize| kinds(&told["messages"][i]["content"]));
+            let result = &told["messages"][2]["content"][0]["toolResult"];
+            assert_eq!(kinds(&result["content"]), "text text", "{told}");
+            let all = [kinds(&told["toolConfig"]["tools"]), kinds(&told["system"])].into_iter();
+            let lives = &told["system"][1]["cachePoint"]["ttl"];
+            (all.chain(turns).collect::<Vec<String>>().join("|"), lives.clone())
+        };
+        let everywhere = "toolSpec cachePoint|text cachePoint|text cachePoint|reasoningContent toolUse|toolResult cachePoint text cachePoint";
+        let in_turns = everywhere.replacen(" cachePoint", "", 1);
+        let nowhere = everywhere.replace(" cachePoint", "");
+        for (model, expected, lives) in [
+            (
+                "anthropic.claude-3-5-sonnet-20240620-v1:0",
+                nowhere.as_str(),
+                Value::Null,
+            ),
+            (
+                "us.anthropic.claude-3-5-haiku-20241022-v1:0",
+                everywhere,
+                Value::Null,
+            ),
+            ("anthropic.claude-opus-4-1-20250805-v1:0", everywhere, Value::Null),
+            (
+                "anthropic.claude-sonnet-4-5-20250929-v1:0",
+                everywhere,
+                json!("1h"),
+            ),
+            ("anthropic.claude-mythos-preview", everywhere, json!("1h")),
+            (
+                "anthropic.claude-3-haiku-20240307-v1:0",
+                nowhere.as_str(),
+                Value::Null,
+            ),
+            ("eu.amazon.nova-pro-v1:0", in_turns.as_str(), Value::Null),
+            ("meta.llama3-3-70b-instruct-v1:0", nowhere.as_str(), Value::Null),
+        ] {
+            assert_eq!(asked(model), (expected.to_string(), lives), "{model}");
+        }
     }
 }

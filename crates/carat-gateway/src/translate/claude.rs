@@ -62,9 +62,8 @@ impl Traits {
     /// By the model's name, at Anthropic or at a cloud. A name that says no generation may stand for any.
     fn of(model: &str) -> Self {
         let model = model.to_ascii_lowercase();
-        let is_always = ALWAYS.iter().any(|family| model.contains(family));
-        let version = version(&model).or(is_always.then_some((5, 0)));
-        let Some(version) = version else {
+        let is_always = is_always(&model);
+        let Some(version) = generation(&model) else {
             return Self {
                 thinks: Thinks::ByEffort,
                 thinks_unasked: false,
@@ -99,6 +98,25 @@ impl Traits {
             knows_xhigh: version >= (4, 7),
         }
     }
+}
+
+/// Whether models of this name think whatever they are told.
+fn is_always(model: &str) -> bool {
+    ALWAYS.iter().any(|family| model.contains(family))
+}
+
+/// The generation of a model; of families that are younger than their names say, the first that had them.
+fn generation(model: &str) -> Option<Version> {
+    version(model).or(is_always(model).then_some((5, 0)))
+}
+
+/// For how long Bedrock keeps a prompt for a model at a client's wish, if it does: for minutes, or also for an hour.
+pub(super) fn keeps_prompts(model: &str) -> Option<bool> {
+    let model = model.to_ascii_lowercase();
+    // The first of its two releases does not have it yet.
+    let is_first = model.contains("claude-3-5-sonnet-20240620");
+    let version = generation(&model).filter(|version| *version >= (3, 5) && !is_first)?;
+    Some(version >= (4, 5))
 }
 
 /// The generation in names such as `claude-3-5-haiku-20241022`, `claude-sonnet-4@20250514`, `claude-opus-4.8-fast` and
@@ -230,7 +248,7 @@ impl Settings {
 }
 
 /// Tokens of thoughts that a wish stands for.
-fn tokens(wish: &Thinking) -> u64 {
+pub(super) fn tokens(wish: &Thinking) -> u64 {
     match wish {
         Thinking::Off => 0,
         Thinking::Adaptive => 8192,
@@ -264,7 +282,7 @@ fn calls_without_thoughts(question: &Question) -> bool {
         .iter()
         .any(|piece| matches!(piece, Piece::Call { .. }));
     let is_told = |piece: &&Piece| match piece {
-        Piece::Text { text, .. } => !text.is_empty(),
+        Piece::Text { text, .. } => !text.trim().is_empty(),
         Piece::Thinking { signature, .. } => signature.is_some(),
         _ => true,
     };

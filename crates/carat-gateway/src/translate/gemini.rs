@@ -6,15 +6,15 @@ use serde_json::{Value, json};
 
 use super::{
     Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool, Writer,
-    broken, calls, joined, new_id, numbers, object, refused, safe_name, set, strings, text, unknown, words,
-    written,
+    broken, calls, joined, new_id, numbers, object, refused, safe_name, schemas, set, strings, text, unknown,
+    words, written,
 };
 use crate::failure::{Class, Failure};
 use crate::sticky;
 use crate::usage::Usage;
 
 /// Stands for a signature of thoughts that were made elsewhere, as Google documents it.
-const NO_SIGNATURE: &str = "skip_thought_signature_validator";
+pub(crate) const NO_SIGNATURE: &str = "skip_thought_signature_validator";
 /// Most characters of a function's name.
 const NAME_CHARS: usize = 64;
 
@@ -92,6 +92,10 @@ pub(super) fn question(body: &Value) -> Result<Question, Failure> {
         let functions =
             functions.ok_or_else(|| refused("tools", "only functions can be passed on to this provider"))?;
         question.tools.extend(functions.iter().map(read_tool));
+    }
+    let names = allowed(field(field(body, "toolConfig"), "functionCallingConfig"));
+    if !names.is_empty() {
+        question.tools.retain(|tool| names.contains(&tool.name.as_str()));
     }
     for content in contents {
         let role = if content["role"] == "model" {
@@ -232,15 +236,20 @@ fn piece(part: &Value, ids: &mut Ids) -> Result<Option<Piece>, Failure> {
 }
 
 fn choice(config: &Value) -> Choice {
-    let allowed = field(config, "allowedFunctionNames").as_array();
-    match (config["mode"].as_str(), allowed) {
+    match (config["mode"].as_str(), allowed(config).as_slice()) {
         (Some("NONE"), _) => Choice::None,
-        (Some("ANY"), Some(names)) if names.len() == 1 => {
-            text(&names[0]).map_or(Choice::Required, Choice::Named)
-        }
+        (Some("ANY"), [name]) => Choice::Named((*name).to_string()),
         (Some("ANY"), _) => Choice::Required,
         _ => Choice::Auto,
     }
+}
+
+/// The functions that alone may be called, where not all of them may.
+fn allowed(config: &Value) -> Vec<&str> {
+    let is_bound = matches!(config["mode"].as_str(), Some("ANY" | "VALIDATED"));
+    let names = field(config, "allowedFunctionNames").as_array();
+    let names = names.filter(|_| is_bound).into_iter().flatten();
+    names.filter_map(Value::as_str).collect()
 }
 
 fn format(config: &Value) -> Format {
@@ -251,29 +260,11 @@ fn format(config: &Value) -> Format {
     match field(config, "responseMimeType").as_str() {
         Some("application/json") if schema.is_object() => Format::Schema {
             name: "answer".into(),
-            schema: lowered(schema),
+            schema: schemas::of_google(schema),
             strict: None,
         },
         Some("application/json") => Format::Json,
         _ => Format::Text,
-    }
-}
-
-/// Google's own schemas write types in capitals.
-fn lowered(schema: &Value) -> Value {
-    match schema {
-        Value::Object(fields) => {
-            let field = |(name, value): (&String, &Value)| {
-                let value = match value {
-                    Value::String(kind) if name == "type" => Value::from(kind.to_lowercase()),
-                    other => lowered(other),
-                };
-                (name.clone(), value)
-            };
-            Value::Object(fields.iter().map(field).collect())
-        }
-        Value::Array(items) => items.iter().map(lowered).collect(),
-        other => other.clone(),
     }
 }
 
@@ -295,7 +286,7 @@ fn read_tool(function: &Value) -> Tool {
         name: text(&function["name"]).unwrap_or_default(),
         description: text(&function["description"]),
         schema: if schema.is_null() {
-            lowered(&function["parameters"])
+            schemas::of_google(&function["parameters"])
         } else {
             schema.clone()
         },
@@ -347,7 +338,7 @@ pub(super) fn request(question: &Question, model: &str, dropped: &mut Vec<String
         Format::Json => config["responseMimeType"] = json!("application/json"),
         Format::Schema { schema, .. } => {
             config["responseMimeType"] = json!("application/json");
-            config["responseJsonSchema"] = schema.clone();
+            config["responseJsonSchema"] = schemas::with_null(schema);
         }
     }
     set(
@@ -415,7 +406,7 @@ fn write_tool(tool: &Tool) -> Value {
     set(
         &mut function,
         "parametersJsonSchema",
-        Some(tool.schema.clone()).filter(|schema| !schema.is_null()),
+        Some(schemas::with_null(&tool.schema)).filter(|schema| !schema.is_null()),
     );
     function
 }
@@ -537,7 +528,7 @@ fn answer_part(piece: &Piece) -> Option<Value> {
             arguments,
             signature,
         } => {
-            let mut part = json!({"functionCall": {"id": id, "name": name, "args": arguments}});
+            let mut part = json!({"functionCall": {"id": id, "name": name, "args": object(arguments)}});
             set(&mut part, "thoughtSignature", signature.clone());
             part
         }
@@ -781,6 +772,48 @@ mod tests {
         assert_eq!(off("gemini-2.5-pro"), ("128".into(), 1));
         assert_eq!(off("gemini-3-pro-preview"), ("\"LOW\"".into(), 1));
         assert_eq!(off("gemini-3-flash"), ("\"MINIMAL\"".into(), 1));
+    }
+
+    #[test]
+    fn only_those_functions_are_called_that_may_be() {
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let chosen = |choice: Value| {
+            let body = json!({"messages": [{"role": "user", "content": "x"}], "tools": [tool("a"), tool("b.c:d")],
+                "tool_choice": choice});
+            let question = Question::read(crate::endpoint::Endpoint::Chat, &body).unwrap();
+            let (told, _) = question.write(crate::endpoint::Dialect::Gemini, "m").unwrap();
+            told["toolConfig"]["functionCallingConfig"].clone()
+        };
+        let named = json!({"type": "function", "function": {"name": "b.c:d"}});
+        assert_eq!(
+            chosen(named),
+            json!({"mode": "ANY", "allowedFunctionNames": ["b.c_d"]})
+        );
+        assert_eq!(chosen(json!("required")), json!({"mode": "ANY"}));
+        assert_eq!(chosen(json!("none")), json!({"mode": "NONE"}));
+        assert_eq!(chosen(json!("auto")), json!({"mode": "AUTO"}));
+
+        let asked = |mode: &str, names: &[&str]| {
+            let functions = ["a", "b", "c"].map(|name| json!({"name": name}));
+            let config = json!({"mode": mode, "allowedFunctionNames": names});
+            let body = json!({"contents": [{"parts": [{"text": "x"}]}], "tools": [{"functionDeclarations": functions}],
+                "toolConfig": {"functionCallingConfig": config}});
+            let (told, _) = question(&body)
+                .unwrap()
+                .write(crate::endpoint::Dialect::OpenAi, "m")
+                .unwrap();
+            let names = told["tools"].as_array().unwrap().iter();
+            let names: String = names
+                .map(|tool| tool["function"]["name"].as_str().unwrap())
+                .collect();
+            (names, told["tool_choice"].clone())
+        };
+        let named = json!({"type": "function", "function": {"name": "b"}});
+        assert_eq!(asked("ANY", &["b"]), ("b".into(), named));
+        assert_eq!(asked("ANY", &["a", "c"]), ("ac".into(), json!("required")));
+        assert_eq!(asked("ANY", &[]), ("abc".into(), json!("required")));
+        assert_eq!(asked("VALIDATED", &["a"]), ("a".into(), json!("auto")));
+        assert_eq!(asked("AUTO", &["a"]), ("abc".into(), json!("auto")));
     }
 
     #[test]

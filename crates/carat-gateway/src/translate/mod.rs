@@ -18,12 +18,14 @@ mod completions;
 pub(crate) mod count;
 pub(crate) mod embeddings;
 pub(crate) mod gemini;
+pub(crate) mod gpt;
 pub(crate) mod images;
 mod numbers;
 pub(crate) mod ollama;
 pub(crate) mod openai;
 mod replicate;
 mod responses;
+mod schemas;
 mod transform;
 
 use std::collections::{BTreeSet, HashMap};
@@ -64,10 +66,18 @@ impl Source {
             .strip_prefix("data:")
             .and_then(|rest| rest.split_once(";base64,"));
         match data {
-            Some((media_type, data)) => Self::Data {
-                media_type: media_type.to_string(),
-                data: data.to_string(),
-            },
+            Some((media_type, data)) => {
+                // Providers know neither parameters, such as a charset, nor this name of JPEG's.
+                let media_type = match media_type.split(';').next() {
+                    Some("image/jpg") => "image/jpeg",
+                    Some(media_type) => media_type,
+                    None => "",
+                };
+                Self::Data {
+                    media_type: media_type.to_string(),
+                    data: data.to_string(),
+                }
+            }
             None => Self::Url(url.to_string()),
         }
     }
@@ -662,6 +672,8 @@ fn object(arguments: &Value) -> Value {
 /// Arguments as OpenAI writes them.
 fn written(arguments: &Value) -> String {
     match arguments {
+        // Who has none may leave them out, and nobody else reads `null` as no arguments.
+        Value::Null => "{}".into(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
@@ -759,5 +771,26 @@ fn unknown_in(body: &Value, object: &str, known: &[&str]) -> Vec<String> {
 fn set(object: &mut Value, name: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         object[name] = value.into();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn media_types_of_data_are_those_that_providers_know() {
+        for (url, expected) in [
+            ("data:image/png;base64,AA", "image/png"),
+            ("data:image/jpg;base64,AA", "image/jpeg"),
+            ("data:text/plain;charset=utf-8;base64,AA", "text/plain"),
+            ("data:;base64,AA", ""),
+        ] {
+            let source = Source::Data {
+                media_type: expected.into(),
+                data: "AA".into(),
+            };
+            assert_eq!(Source::of_url(url), source, "{url}");
+        }
     }
 }

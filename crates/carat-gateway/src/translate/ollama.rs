@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{
     Addressee, Alike, Answer, Choice, Event, Finish, Format, Piece, Question, Role, Source, Thinking, Tool,
-    Writer, calls, joined, media, new_id, numbers, object, refused, set, text, unknown, unknown_in, words,
-    written,
+    Writer, calls, joined, media, new_id, numbers, object, openai, refused, set, text, unknown, unknown_in,
+    words, written,
 };
 use crate::clock::rfc3339;
 use crate::failure::Failure;
@@ -235,16 +235,34 @@ pub(super) fn request(
         options["stop"] = json!(question.stop);
     }
     body["options"] = options;
-    match &question.thinking {
-        None => {}
-        Some(Thinking::Off) => body["think"] = Value::Bool(false),
-        Some(_) => body["think"] = Value::Bool(true),
+    if let Some(wish) = &question.thinking {
+        body["think"] = think(wish, to.model, dropped);
     }
     if matches!(question.choice, Choice::Required | Choice::Named(_)) {
         dropped.push("tool_choice".into());
     }
     question.drop_set(&["parallel_tool_calls", "user"], dropped);
     Ok(body)
+}
+
+/// How much a model is to think: most think or do not, but of gpt-oss it is said how much, and it never leaves it.
+fn think(wish: &Thinking, model: &str, dropped: &mut Vec<String>) -> Value {
+    if !model.to_ascii_lowercase().contains("gpt-oss") {
+        return Value::Bool(*wish != Thinking::Off);
+    }
+    Value::from(match wish {
+        Thinking::Off => {
+            dropped.push("reasoning_effort".into());
+            "low"
+        }
+        Thinking::Adaptive => "medium",
+        Thinking::Budget(budget) => openai::effort_of(*budget),
+        Thinking::Effort(effort) => match effort.as_str() {
+            "minimal" | "low" => "low",
+            "medium" => "medium",
+            _ => "high",
+        },
+    })
 }
 
 /// The body of a request, without the wish to think, for a model that says that it cannot: which ones can only Ollama
@@ -355,7 +373,7 @@ fn line(is_prompt: bool, model: &str, message: &Value, last: Option<(Finish, &Us
 }
 
 fn call(name: &str, arguments: &Value) -> Value {
-    json!({"function": {"name": name, "arguments": arguments}})
+    json!({"function": {"name": name, "arguments": object(arguments)}})
 }
 
 pub(super) fn answer(answer: &Answer) -> Value {
@@ -527,6 +545,30 @@ impl Alike for LineReader {
 mod tests {
     use super::*;
     use crate::endpoint::{Dialect, Endpoint};
+
+    #[test]
+    fn gpt_oss_is_told_how_much_to_think() {
+        let told = |model: &str, wish: Thinking| {
+            let question = Question {
+                thinking: Some(wish),
+                ..Question::default()
+            };
+            let (told, dropped) = question.write(Dialect::Ollama, model).unwrap();
+            (told["think"].clone(), dropped.len())
+        };
+        let effort = |word: &str| Thinking::Effort(word.into());
+        for (wish, oss, others) in [
+            (Thinking::Off, (json!("low"), 1), false),
+            (Thinking::Adaptive, (json!("medium"), 0), true),
+            (Thinking::Budget(20_000), (json!("high"), 0), true),
+            (effort("minimal"), (json!("low"), 0), true),
+            (effort("medium"), (json!("medium"), 0), true),
+            (effort("xhigh"), (json!("high"), 0), true),
+        ] {
+            assert_eq!(told("gpt-oss:20b", wish.clone()), oss, "{wish:?}");
+            assert_eq!(told("qwen3:4b", wish.clone()), (json!(others), 0), "{wish:?}");
+        }
+    }
 
     #[test]
     fn a_prompt_is_never_cut_in_silence() {

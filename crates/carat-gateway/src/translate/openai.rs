@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Addressee, Answer, Choice, Event, Finish, Format, Piece, Question, Reader, Role, Source, Thinking, Tool,
-    Turn, Writer, joined, media, new_id, numbers, parsed, refused, safe_name, set, text, unknown, words,
+    Turn, Writer, gpt, joined, media, new_id, numbers, parsed, refused, safe_name, set, text, unknown, words,
     written,
 };
 use crate::clock::now_s;
@@ -267,35 +267,35 @@ pub(super) fn request(question: &Question, to: &Addressee<'_>, dropped: &mut Vec
     if !question.stop.is_empty() {
         body["stop"] = json!(question.stop);
     }
-    match &question.thinking {
-        Some(Thinking::Off) => {
-            let effort = least_effort(to.model);
-            if effort.is_some_and(|effort| effort != "none") {
-                dropped.push("reasoning_effort".into());
-            }
-            set(&mut body, "reasoning_effort", effort);
-        }
-        Some(Thinking::Effort(effort)) => body["reasoning_effort"] = json!(effort),
-        Some(Thinking::Budget(budget)) => body["reasoning_effort"] = json!(effort_of(*budget)),
-        Some(Thinking::Adaptive) | None => {}
-    }
+    set(&mut body, "reasoning_effort", effort(question, to.model, dropped));
     question.drop_set(&["top_k"], dropped);
     body
 }
 
-/// The least that a model can be told to think, if it can be told: some do not think and refuse the word, some always do.
-fn least_effort(model: &str) -> Option<&'static str> {
-    let name = model.rsplit('/').next().unwrap_or(model);
-    let begins = |names: &[&str]| names.iter().any(|begin| name.starts_with(begin));
-    if begins(&["gpt-3", "gpt-4", "gpt-5-chat", "chatgpt-4"]) {
-        None
-    } else if begins(&["o1", "o3", "o4", "gpt-oss"]) {
-        Some("low")
-    } else if name == "gpt-5" || begins(&["gpt-5-"]) {
-        Some("minimal")
-    } else {
-        Some("none")
+/// How much a model is to think, in a word that it knows.
+fn effort<'a>(question: &'a Question, model: &str, dropped: &mut Vec<String>) -> Option<&'a str> {
+    let wish = match &question.thinking {
+        Some(Thinking::Off) => Some("none"),
+        Some(Thinking::Effort(effort)) => Some(effort.as_str()),
+        Some(Thinking::Budget(budget)) => Some(effort_of(*budget)),
+        Some(Thinking::Adaptive) | None => None,
+    };
+    if !question.tools.is_empty() && gpt::calls_unthinking(model) {
+        if question.thinking.is_some() && wish != Some("none") {
+            dropped.push("reasoning_effort".into());
+        }
+        return Some("none");
     }
+    let told = gpt::effort(model, wish?);
+    // Who never thinks is told nothing of it, and more than nothing is no answer to who wants none.
+    let is_lost = match told {
+        None => wish != Some("none"),
+        Some(told) => wish == Some("none") && told != "none",
+    };
+    if is_lost {
+        dropped.push("reasoning_effort".into());
+    }
+    told
 }
 
 /// Names of functions may have letters, digits, `_` and `-`.
@@ -500,6 +500,8 @@ pub(super) struct ChunkWriter {
     model: String,
     created: u64,
     n_calls: u64,
+    /// The latest call has had no arguments yet.
+    is_bare: bool,
     usage: Usage,
     /// Thoughts so far, for the block that carries their signature.
     thoughts: String,
@@ -513,6 +515,7 @@ impl ChunkWriter {
             model: String::new(),
             created: now_s(),
             n_calls: 0,
+            is_bare: false,
             usage: Usage::default(),
             thoughts: String::new(),
         }
@@ -540,10 +543,28 @@ impl ChunkWriter {
             None,
         );
     }
+
+    fn arguments(&mut self, text: &str, out: &mut Vec<u8>) {
+        self.is_bare = false;
+        let index = self.n_calls.saturating_sub(1);
+        let call = json!({"index": index, "function": {"arguments": text}});
+        self.delta(&json!({"tool_calls": [call]}), None, out);
+    }
+
+    /// Clients read the arguments as JSON, which nothing at all is not.
+    fn end_call(&mut self, out: &mut Vec<u8>) {
+        if self.is_bare {
+            self.arguments("{}", out);
+        }
+    }
 }
 
 impl Writer for ChunkWriter {
     fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
+        // Some say words or counts between a call and its arguments: these do not end it.
+        if matches!(event, Event::Call { .. } | Event::End(_)) {
+            self.end_call(out);
+        }
         match event {
             Event::Begin { id, model } => {
                 self.id = format!("chatcmpl-{id}");
@@ -572,13 +593,11 @@ impl Writer for ChunkWriter {
                     call["extra_content"] = json!({"google": {"thought_signature": signature}});
                 }
                 self.n_calls += 1;
+                self.is_bare = true;
                 self.delta(&json!({"tool_calls": [call]}), None, out);
             }
-            Event::Arguments(text) => {
-                let index = self.n_calls.saturating_sub(1);
-                let call = json!({"index": index, "function": {"arguments": text}});
-                self.delta(&json!({"tool_calls": [call]}), None, out);
-            }
+            Event::Arguments(text) if text.is_empty() => {}
+            Event::Arguments(text) => self.arguments(text, out),
             Event::Usage(usage) => self.usage = *usage,
             Event::End(finish) => self.delta(&json!({}), Some(*finish), out),
             Event::Broken(_) => {}
@@ -586,6 +605,7 @@ impl Writer for ChunkWriter {
     }
 
     fn end(&mut self, out: &mut Vec<u8>) {
+        self.end_call(out);
         if self.wants_usage {
             self.chunk(&json!([]), out, Some(usage_value(&self.usage)));
         }
@@ -657,8 +677,13 @@ impl ChatReader {
         }
         let is_last = choice["finish_reason"].is_string() || said == "message";
         self.tell_calls(is_last, events);
-        let usage = &value["usage"];
-        if usage.is_object()
+        // Groq says it beside what is usual, and Moonshot within a choice.
+        let within = value["choices"].as_array().into_iter().flatten();
+        let usage = [&value["usage"], &value["x_groq"]["usage"]]
+            .into_iter()
+            .chain(within.map(|choice| &choice["usage"]))
+            .find(|usage| usage.is_object());
+        if let Some(usage) = usage
             && let Ok(usage) = serde_json::from_value::<OpenAiUsage>(usage.clone())
         {
             events.push(Event::Usage(usage.usage(self.is_apart)));
@@ -728,6 +753,18 @@ impl ChatReader {
     }
 }
 
+/// MiniMax's way to say, within an answer, that it is none.
+fn refuse_disguised(value: &Value) -> Result<(), Failure> {
+    let base = &value["base_resp"];
+    match base["status_code"].as_i64() {
+        None | Some(0) => Ok(()),
+        Some(code) => Err(Failure::of_base(
+            code,
+            base["status_msg"].as_str().unwrap_or_default(),
+        )),
+    }
+}
+
 impl Reader for ChatReader {
     fn record(&mut self, record: &Record<'_>, events: &mut Vec<Event>) -> Result<bool, Failure> {
         let data = record.data.trim_ascii();
@@ -744,6 +781,7 @@ impl Reader for ChatReader {
         if !value["error"].is_null() {
             return Err(Failure::of_value(&value, None));
         }
+        refuse_disguised(&value)?;
         self.read(&value, "delta", events);
         Ok(true)
     }
@@ -752,6 +790,7 @@ impl Reader for ChatReader {
         if !answer["error"].is_null() {
             return Err(Failure::of_value(answer, None));
         }
+        refuse_disguised(answer)?;
         self.read(answer, "message", events);
         Ok(())
     }
@@ -793,6 +832,84 @@ mod tests {
         assert_eq!(told("openai/gpt-5-mini"), least("minimal", 1));
         assert_eq!(told("gpt-5.1"), least("none", 0));
         assert_eq!(told("qwen/qwen3-32b"), least("none", 0));
+    }
+
+    #[test]
+    fn models_that_think_are_told_so_in_their_own_words() {
+        use crate::endpoint::{Dialect, Endpoint};
+        let tools = json!([{"name": "f", "input_schema": {"type": "object"}}]);
+        let asked = |model: &str, more: &[(&str, Value)]| {
+            let mut body = json!({"max_tokens": 9, "messages": [{"role": "user", "content": "x"}]});
+            for (name, value) in more {
+                body[*name] = value.clone();
+            }
+            let question = Question::read(Endpoint::Messages, &body).unwrap();
+            let (told, dropped) = question.write(Dialect::OpenAi, model).unwrap();
+            assert_eq!(told["max_completion_tokens"], 9, "{told}");
+            (
+                text(&told["reasoning_effort"]).unwrap_or_default(),
+                dropped.concat(),
+            )
+        };
+        let thinking = |budget: u64| ("thinking", json!({"type": "enabled", "budget_tokens": budget}));
+        let effort = |effort: &str| ("output_config", json!({"effort": effort}));
+        let told = |effort: &str, dropped: &str| (effort.to_string(), dropped.to_string());
+        assert_eq!(asked("gpt-5.1", &[effort("max")]), told("high", ""));
+        assert_eq!(asked("gpt-4o", &[effort("high")]), told("", "reasoning_effort"));
+        let with_tools = ("tools", tools);
+        let all = [thinking(4096), with_tools.clone()];
+        assert_eq!(asked("gpt-5.6-sol", &all), told("none", "reasoning_effort"));
+        assert_eq!(asked("gpt-5.6-sol", &[with_tools]), told("none", ""));
+        assert_eq!(asked("gpt-5.2", &all), told("medium", ""));
+        assert_eq!(asked("openai/gpt-5.6-sol", &all), told("medium", ""));
+        // An effort says nothing of thoughts that are off, and does not go beyond their budget.
+        let off = ("thinking", json!({"type": "disabled"}));
+        assert_eq!(asked("gpt-5.2", &[off, effort("high")]), told("none", ""));
+        assert_eq!(
+            asked("gpt-5.2", &[thinking(1024), effort("high")]),
+            told("low", "")
+        );
+        assert_eq!(
+            asked("gpt-5.2", &[thinking(31_999), effort("low")]),
+            told("low", "")
+        );
+        let adaptive = ("thinking", json!({"type": "adaptive"}));
+        assert_eq!(asked("gpt-5.2", &[adaptive, effort("high")]), told("high", ""));
+    }
+
+    #[test]
+    fn usage_is_read_wherever_it_stands() {
+        let tokens =
+            json!({"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11, "cached_tokens": 8});
+        let last = |more: Value| {
+            let mut chunk =
+                json!({"id": "1", "choices": [{"delta": {}, "finish_reason": "stop"}], "usage": null});
+            for (name, value) in more.as_object().unwrap() {
+                chunk[name] = value.clone();
+            }
+            chunk
+        };
+        let expected = Event::Usage(Usage {
+            input: 9,
+            cache_read: 8,
+            output: 2,
+            ..Usage::default()
+        });
+        for chunk in [
+            last(json!({"usage": tokens})),
+            last(json!({"x_groq": {"id": "r", "usage": tokens}})),
+            last(json!({"choices": [{"delta": {}, "finish_reason": "stop", "usage": tokens}]})),
+        ] {
+            assert_eq!(read(std::slice::from_ref(&chunk))[0], expected, "{chunk}");
+        }
+        let none = json!({"choices": null, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}});
+        let failure = ChatReader::new(false).whole(&none, &mut Vec::new()).unwrap_err();
+        assert_eq!(
+            (failure.class, failure.message.as_str()),
+            (crate::failure::Class::OutOfQuota, "insufficient balance")
+        );
+        let fine = json!({"choices": [], "base_resp": {"status_code": 0, "status_msg": ""}});
+        assert!(ChatReader::new(false).whole(&fine, &mut Vec::new()).is_ok());
     }
 
     #[test]
@@ -864,6 +981,38 @@ mod tests {
             end,
         ];
         assert_eq!(told(&without).len(), 2);
+    }
+
+    #[test]
+    fn streamed_calls_without_arguments_have_an_empty_object() {
+        let call = |id: &str| Event::Call {
+            id: id.into(),
+            name: "f".into(),
+            signature: None,
+        };
+        let said = |events: &[Event]| {
+            let (mut writer, mut out) = (ChunkWriter::new(false), Vec::new());
+            events.iter().for_each(|event| writer.event(event, &mut out));
+            writer.end(&mut out);
+            let text = String::from_utf8(out).unwrap();
+            let mut arguments = vec![String::new(); 3];
+            for data in text.lines().filter_map(|line| line.strip_prefix("data: {")) {
+                let chunk: Value = serde_json::from_str(&format!("{{{data}")).unwrap();
+                let call = &chunk["choices"][0]["delta"]["tool_calls"][0];
+                if let Some(more) = call["function"]["arguments"].as_str() {
+                    let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+                    arguments[index].push_str(more);
+                }
+            }
+            arguments
+        };
+        let given = || Event::Arguments(r#"{"a":1}"#.into());
+        let usage = || Event::Usage(Usage::default());
+        let end = || Event::End(Finish::Calls);
+        let all = [call("a"), call("b"), usage(), given(), call("c"), end()];
+        assert_eq!(said(&all), ["{}", r#"{"a":1}"#, "{}"]);
+        let without_end = [call("a"), Event::Arguments(String::new())];
+        assert_eq!(said(&without_end), ["{}", "", ""]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use carat_ledger::{Admin, NewKey, Outcome};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{Rig, mock, rig_with, stopped};
+use crate::support::{Rig, chat, mock, rig_with, stopped};
 
 /// How a provider behaves for the moment.
 const MOODS: [&str; 6] = ["good", "500", "529", "429", "reset", "stall"];
@@ -32,7 +32,7 @@ struct Moody {
     address: SocketAddr,
     mood: AtomicU8,
     is_dead: AtomicBool,
-    /// Tokens of whole answers that were sent to the end.
+    /// Tokens of whole answers that were sent to the end, and of prompts on which it fell silent.
     tokens: AtomicU64,
     answers: AtomicU64,
 }
@@ -82,6 +82,9 @@ impl Moody {
         match mood {
             "reset" => return None,
             "stall" => {
+                // Who is given up may have begun, so its prompt is paid for by estimate.
+                let prompt = chat("r0", is_stream).len().div_ceil(4) as u64;
+                self.tokens.fetch_add(prompt, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 return None;
             }
@@ -247,6 +250,7 @@ async fn chaos(time: Duration, one_in: u64) {
     let rig = Arc::into_inner(rig).unwrap();
     let mut admin = stopped(rig, &folder).await;
     let complete = admin.requests(Some(Outcome::Complete)).unwrap();
+    let in_vain = admin.requests(Some(Outcome::Failed)).unwrap();
     let sum = |count: fn(&Moody) -> &AtomicU64| -> u64 {
         moodies
             .iter()
@@ -256,7 +260,7 @@ async fn chaos(time: Duration, one_in: u64) {
     // A token costs a millionth.
     let (answers, tokens) = (sum(|moody| &moody.answers), sum(|moody| &moody.tokens));
     assert_eq!(
-        (complete.requests, complete.spent.0),
+        (complete.requests, complete.spent.0 + in_vain.spent.0),
         (answers, tokens),
         "the ledger and the providers agree"
     );

@@ -778,6 +778,48 @@ async fn the_same_api_is_passed_on_untouched_and_broken_streams_are_told_in_it()
 }
 
 #[tokio::test]
+async fn what_the_gateway_said_itself_is_not_passed_on() {
+    let rig = all().await;
+    let last = || serde_json::from_str::<Value>(&rig.mock.last.lock().unwrap().1).unwrap();
+    let call = json!({"type": "tool_use", "id": "call_1", "name": "weather", "input": {}});
+    let thought = json!({"type": "thinking", "thinking": "t", "signature": ""});
+    let turns = |content: &Value| {
+        let result = json!([{"type": "tool_result", "tool_use_id": "call_1", "content": "1"}]);
+        json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}, {"role": "user", "content": result}])
+    };
+    let thinking = json!({"type": "enabled", "budget_tokens": 2000});
+    for provider in ["anthropic", "vertex-anthropic"] {
+        let body = json!({"model": format!("{provider}/ok"), "max_tokens": 4000, "thinking": thinking,
+            "messages": turns(&json!([thought, call]))});
+        let reply = rig.post("/v1/messages", &body.to_string()).await;
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        assert_eq!(reply.headers["x-carat-dropped"], "thinking", "{provider}");
+        let told = last();
+        assert_eq!(told["messages"], turns(&json!([call])), "{provider}");
+        assert!(told["thinking"].is_null(), "{told}");
+        let mut signed = body;
+        let own = json!([{"type": "thinking", "thinking": "t", "signature": "Eq=="}, call]);
+        signed["messages"] = turns(&own);
+        let reply = rig.post("/v1/messages", &signed.to_string()).await;
+        assert!(!reply.headers.contains_key("x-carat-dropped"), "{provider}");
+        assert_eq!(
+            (&last()["messages"], &last()["thinking"]),
+            (&turns(&own), &thinking)
+        );
+    }
+    let marked = json!({"role": "assistant", "content": "a", "reasoning_content": "t"});
+    let chat = |provider: &str| json!({"model": format!("{provider}/ok"), "messages": [marked]}).to_string();
+    rig.post("/v1/chat/completions", &chat("azure-deployments")).await;
+    assert_eq!(last()["messages"], json!([{"role": "assistant", "content": "a"}]));
+    rig.post("/v1/chat/completions", &chat("m")).await;
+    assert_eq!(
+        last()["messages"],
+        json!([marked]),
+        "nobody said that it refuses them"
+    );
+}
+
+#[tokio::test]
 async fn a_prediction_that_nobody_waits_for_is_cancelled() {
     let rig = all().await;
     let cancelled = || rig.mock.of("cancel");

@@ -18,12 +18,17 @@ fn limited(limits: Limits) -> NewKey {
 
 /// A gateway with a ledger and one key. A million tokens of output cost a dollar: a token a millionth.
 pub(crate) async fn paid(rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
+    paid_with("", rights, more).await
+}
+
+/// The same with settings of the whole gateway.
+async fn paid_with(top: &str, rights: NewKey, more: &str) -> (Rig, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("l.db");
     let mut admin = Admin::open(&path).unwrap();
     let name = "k".to_string();
     let secret = admin.add_key(&NewKey { name, ..rights }, 1).unwrap();
-    let config = format!("---[ledger]\npath = \"{}\"\n{more}", path.display());
+    let config = format!("{top}---[ledger]\npath = \"{}\"\n{more}", path.display());
     (rig_with(&config, secret.text()).await, folder)
 }
 
@@ -262,6 +267,26 @@ async fn who_leaves_before_the_answer_pays_an_estimate() {
         (prompt + 20..prompt + 60).contains(&gone.spent.0),
         "{gone:?}, {prompt}"
     );
+}
+
+#[tokio::test]
+async fn who_is_no_longer_waited_for_has_read_the_prompt() {
+    let more = "attempts = 2\n---[routes.r]\ncandidates = [\"m/slow=60000\", \"m/ok\"]\n\
+                [prices.\"m/slow=60000\"]\ninput = 4\noutput = 1\n[prices.\"m/ok\"]\ninput = 0\noutput = 1\n\
+                [timeouts]\nwhole-ms = 300\n";
+    let (top, more) = more.split_once("---").unwrap();
+    let (rig, folder) = paid_with(top, NewKey::default(), more).await;
+    let reply = rig.chat("r", false).await;
+    assert_eq!(reply.status, 200, "{}", reply.text);
+    let alone = rig.chat("m/slow=60000", false).await;
+    assert_eq!(alone.status, 504, "{}", alone.text);
+    let n_attempts = alone.route().matches("slow=60000:slow").count() as u64;
+    let mut admin = stopped(rig, &folder).await;
+    let mut spent = |outcome| admin.requests(Some(outcome)).unwrap().spent.0;
+    let prompt = |model: &str| chat(model, false).len().div_ceil(4) as u64 * 4;
+    assert_eq!(spent(Outcome::Complete), prompt("r") + 4);
+    assert!(n_attempts > 0);
+    assert_eq!(spent(Outcome::Failed), prompt("m/slow=60000") * n_attempts);
 }
 
 #[tokio::test]
