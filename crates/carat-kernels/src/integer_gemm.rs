@@ -4,7 +4,7 @@
 //! One instruction multiplies a pair of A, broadcast, with a register of pairs of B and adds both products to sums in 32
 //! bits. After [`BLOCK`] pairs at most the sums are added to C in f32, times the scale of that block of A's row; columns of B have
 //! one scale each. All rows of A pass a block of B, 16 KB in the first cache, before the next: from the second one B would
-//! come too slowly. The largest integers are so small that the sums of a block cannot overflow ([`largest_beside`]). The tile is that of
+//! come too slowly. The integers are so small that the sums of a block cannot overflow ([`crate::integer_round`]). The tile is that of
 //! [`crate::pair_gemm`], 6 rows of A by 4 registers of B, or 2 of AVX2's. Bound: twice the f32 FMA peak where the
 //! instruction is one of VNNI; without, a multiplication and an addition share three ports, 1.5 times.
 //!
@@ -13,14 +13,16 @@
 use crate::Isa;
 use crate::isa::Level;
 use crate::pair_gemm::{LANES, Start};
-use crate::simd::{Scalar, Simd, dispatch};
+use crate::simd::{Scalar, Simd};
 
 /// Pairs of A that share a scale.
 pub(crate) const BLOCK: usize = 64;
-/// The largest integer of products whose operands are rounded alike: 12 bits and a sign.
+/// The largest integer of both operands, if nothing else is known of them: 12 bits and a sign.
 pub(crate) const LARGEST: i32 = 4095;
 const _: () = assert!(LARGEST <= largest_beside(2 * BLOCK, LARGEST));
 
+/// The largest integer of weights beside few values: 13 bits.
+pub(crate) const LARGEST_WEIGHT: i32 = 8191;
 /// The largest integers that `n` products with integers up to `other` can be summed of in 32 bits.
 pub(crate) const fn largest_beside(n: usize, other: i32) -> i32 {
     i32::MAX / (n as i32 * other)
@@ -28,11 +30,12 @@ pub(crate) const fn largest_beside(n: usize, other: i32) -> i32 {
 
 /// The operands of one product. C is row-major f32.
 pub(crate) struct IntegerGemm<'a> {
-    /// `[m, k]` pairs, rows `a_row` apart.
+    /// `[m, k]` pairs, rows `a_row` and columns `a_col` apart.
     pub(crate) a: &'a [u32],
     /// Scales of A's blocks, `[m, ceil(k / BLOCK)]`, bits of f32, rows `a_row` apart too: they stand behind the pairs.
     pub(crate) a_scales: &'a [u32],
     pub(crate) a_row: usize,
+    pub(crate) a_col: usize,
     /// `[k, n]` pairs, rows `ldb` apart; rows reach to the next multiple of [`LANES`].
     pub(crate) b: &'a [u32],
     /// Scales of B's columns, `[n]`.
@@ -52,53 +55,6 @@ pub(crate) struct IntegerGemm<'a> {
 pub(crate) fn row_len(n: usize) -> usize {
     let half = n.div_ceil(2);
     half + half.div_ceil(BLOCK)
-}
-
-/// Rounds a row to integers and their scales: `to` is as long as [`row_len`] says, the pairs first.
-pub(crate) fn round_blocks(isa: Isa, row: &[f32], to: &mut [u32]) {
-    let half = row.len().div_ceil(2);
-    let (pairs, scales) = to.split_at_mut(half);
-    let integers = bytemuck::cast_slice_mut::<u32, u16>(pairs);
-    integers[row.len()..].fill(0);
-    let blocks = row.chunks(2 * BLOCK).zip(integers.chunks_mut(2 * BLOCK));
-    for ((from, to), scale) in blocks.zip(scales) {
-        *scale = round_to_integers(isa, from, LARGEST, &mut to[..from.len()]).to_bits();
-    }
-}
-
-/// `to[i]` = the integer, as two's complement, nearest to `x[i]` over the scale that is returned, with which the
-/// largest of them is `largest`. Where an `x` is not finite the scale is not, and the integers' product with it is NaN.
-pub(crate) fn round_to_integers(isa: Isa, x: &[f32], largest: i32, to: &mut [u16]) -> f32 {
-    assert_eq!(x.len(), to.len(), "as many numbers as places");
-    round_row(isa, x, largest as f32, to)
-}
-
-dispatch! {
-    fn round_row(x: &[f32], largest: f32, to: &mut [u16]) -> f32 = round_row_generic;
-}
-
-/// LLVM makes vectors of both loops.
-#[inline(always)]
-fn round_row_generic<S: Simd>(_: S, x: &[f32], largest: f32, to: &mut [u16]) -> f32 {
-    /// A number so large that the last bit of its mantissa is 1: what is added to it is rounded to a whole number, ties to even, whose
-    /// last 16 bits are those of the sum.
-    const WHOLE: f32 = 12_582_912.0;
-    /// Below it the reciprocal is infinite.
-    const SMALLEST: f32 = 1e-30;
-    // The bits of numbers without their sign are ordered as the numbers are, with NaN above infinity.
-    let bits = x
-        .iter()
-        .fold(0, |most: u32, x| most.max(x.to_bits() & 0x7fff_ffff));
-    let magnitude = f32::from_bits(bits);
-    if magnitude < SMALLEST {
-        to.fill(0);
-        return 0.0;
-    }
-    let inverse = largest / magnitude;
-    for (x, to) in x.iter().zip(to) {
-        *to = (x * inverse + WHOLE).to_bits() as u16;
-    }
-    magnitude / largest
 }
 
 /// Pairs of 16-bit integers beside the f32 of a [`Simd`].
@@ -383,7 +339,14 @@ impl IntegerGemm<'_> {
         let fits = |end: Option<usize>, len: usize| end.is_some_and(|end| end <= len);
         let width = self.n.next_multiple_of(LANES);
         assert!(
-            fits(end(self.m, self.a_row, self.k), self.a.len()),
+            fits(
+                end(
+                    self.m,
+                    self.a_row,
+                    end(self.k, self.a_col, 1).unwrap_or(usize::MAX)
+                ),
+                self.a.len()
+            ),
             "A is too short"
         );
         let n_blocks = self.k.div_ceil(BLOCK);
@@ -482,7 +445,7 @@ fn tile<S: IntegerSimd, const M: usize, const V: usize>(
                 *column = simd.load(b.add(k * gemm.ldb + v * register));
             }
             for (row, sums) in rows.iter().zip(&mut sums) {
-                let x = simd.splat(*a.add(row + k));
+                let x = simd.splat(*a.add(row + k * gemm.a_col));
                 for (sum, column) in sums.iter_mut().zip(&columns) {
                     *sum = simd.dot(*sum, x, *column);
                 }
@@ -530,6 +493,7 @@ unsafe fn load_lanes<S: Simd>(simd: S, from: *const f32, lanes: usize) -> S::F {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::integer_round::round_blocks;
     use proptest::prelude::*;
 
     fn low_and_high(pair: u32) -> [i64; 2] {
@@ -569,7 +533,7 @@ mod tests {
                 let mut c = before.clone();
                 let start = if old { Start::Old } else { Start::Row(Some(&row)) };
                 let gemm = IntegerGemm {
-                    a: &a, a_scales: &a[k..], a_row, b: &b, b_scales: &b_scales, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start,
+                    a: &a, a_scales: &a[k..], a_row, a_col: 1, b: &b, b_scales: &b_scales, ldb, c: c.as_mut_ptr(), ldc, m, n, k, start,
                 };
                 // SAFETY: `c` has m rows of ldc >= n.
                 unsafe { integer_gemm(isa, &gemm) };
@@ -596,28 +560,6 @@ mod tests {
                 }
             }
         }
-
-        #[test]
-        fn integers_are_the_nearest(
-            mut x in prop::collection::vec(-1.0f32..1.0, 1..300), exponent in -30i32..30, outlier in 0usize..300,
-        ) {
-            if let Some(x) = x.get_mut(outlier) {
-                *x *= 100.0;
-            }
-            x.iter_mut().for_each(|x| *x *= 2f32.powi(exponent));
-            let magnitude = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-            for isa in Isa::available() {
-                let mut to = vec![0; x.len()];
-                let scale = round_to_integers(isa, &x, LARGEST, &mut to);
-                prop_assert_eq!(scale, magnitude / LARGEST as f32);
-                for (x, to) in x.iter().zip(&to) {
-                    let integer = *to as i16;
-                    prop_assert!(i32::from(integer).abs() <= LARGEST);
-                    let error = f64::from(integer) * f64::from(scale) - f64::from(*x);
-                    prop_assert!(error.abs() <= 0.501 * f64::from(scale), "{isa} {x}: {integer}");
-                }
-            }
-        }
     }
 
     /// A row that has what is no number gives none, and leaves others alone; tiny numbers count as zeros.
@@ -639,6 +581,7 @@ mod tests {
                 a: &a,
                 a_scales: &a[half..],
                 a_row,
+                a_col: 1,
                 b: &b,
                 b_scales: &[2.0],
                 ldb: LANES,
@@ -653,12 +596,6 @@ mod tests {
             unsafe { integer_gemm(isa, &gemm) };
             assert!(c[0].is_nan(), "{isa} {odd}: {}", c[0]);
             assert!((c[1] - n as f32).abs() < 0.1, "{isa}: {}", c[1]);
-            let mut to = [7; 3];
-            assert_eq!(
-                round_to_integers(isa, &[1e-38, -1e-32, 0.0], LARGEST, &mut to),
-                0.0
-            );
-            assert_eq!(to, [0; 3]);
         }
     }
 }

@@ -26,6 +26,8 @@ mod error;
 mod float_matmul;
 mod gemm_f32;
 mod integer_gemm;
+mod integer_pairs;
+mod integer_round;
 mod isa;
 mod largest;
 mod matmul;

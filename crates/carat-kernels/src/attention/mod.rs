@@ -13,6 +13,7 @@
 mod aarch64;
 mod decode;
 mod format;
+mod integer_tile;
 mod kv_dtype;
 mod lanes;
 mod page;

@@ -11,8 +11,9 @@
 //!
 //! so that softmax needs no sums across lanes. Where the cache keeps no more than bf16 does (`bf16`, `q8_0`, `q4_0`)
 //! and the processor is faster at bf16, operands are rounded to bf16 and paired along the summed axis, sums stay in
-//! f32: twice the products a cycle; with AMX sixteen times, and for f16 caches, as two numbers of bf16 each, five. Bound:
-//! `4 * M * KEYS * E` operations a tile at the peak of f32, or of bf16.
+//! f32: twice the products a cycle; with AMX sixteen times, and for f16 caches, as two numbers of bf16 each, five. Where
+//! it is not, caches of 16 bits and fewer are multiplied as integers of 16 bits (`integer_tile.rs`), twice as many a
+//! cycle too. Bound: `4 * M * KEYS * E` operations a tile at the peak of f32, bf16 or those integers.
 //!
 //! Keys and values of earlier chunks come from the cache, those of this chunk from the activations, rounded to
 //! the cache's format first by the caller: how a prompt was cut changes rounding only. So a local layer's cache
@@ -29,11 +30,11 @@ use super::kv_dtype::KvDType;
 use super::page::{KvView, Side};
 use super::tile::{KEYS, Tile};
 use crate::matmul::SharedOut;
-use crate::{Compute, Isa, pair_gemm};
+use crate::{Compute, Isa, integer_gemm, pair_gemm};
 
 /// Rows (tokens x group) that a tile of queries has at most, unless one token has more.
 const ROWS: usize = 96;
-/// The same with operands in bf16: keys and values are rounded once for each tile of queries.
+/// The same with operands of 16 bits: keys and values are rounded once for each tile of queries.
 const ROWS_OF_PAIRS: usize = 192;
 
 /// The query rows of one sequence's chunk.
@@ -104,8 +105,11 @@ pub fn prefill(
         "the visible span is longer than the cache"
     );
     let out = SharedOut::new(query.out, n_tokens, q_width);
-    let operands = Operands::of(compute.isa(), &kv);
-    let rows = if operands.in_pairs() { ROWS_OF_PAIRS } else { ROWS };
+    let operands = Operands::of(compute.isa(), shape.dtype, shape.head_dim);
+    let rows = match operands {
+        Operands::Floats => ROWS,
+        Operands::Pairs | Operands::SplitPairs | Operands::Integers => ROWS_OF_PAIRS,
+    };
     let task = Task {
         isa: compute.isa(),
         operands,
@@ -138,28 +142,28 @@ pub fn prefill(
 
 /// What the operands of products are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Operands {
+pub(super) enum Operands {
     Floats,
     /// Rounded to bf16.
     Pairs,
     /// Split into two numbers of bf16.
     SplitPairs,
+    /// Rounded to 16-bit integers.
+    Integers,
 }
 
 impl Operands {
     /// bf16 where that rounds no more than the cache does and the processor is faster at it. What f16 keeps takes two
-    /// numbers of bf16 and three products, which pays with tiles alone.
-    fn of(isa: Isa, kv: &KvView<'_>) -> Operands {
-        let whole = kv.shape.head_dim.is_multiple_of(pair_gemm::LANES);
-        match kv.shape.dtype {
+    /// numbers of bf16 and three products, which pays with tiles alone. Else integers where they are faster than f32.
+    pub(super) fn of(isa: Isa, dtype: KvDType, head_dim: usize) -> Operands {
+        let whole = head_dim.is_multiple_of(pair_gemm::LANES);
+        match dtype {
             KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 if whole && pair_gemm::pays(isa) => Operands::Pairs,
             KvDType::F16 if whole && isa.has_tiles() => Operands::SplitPairs,
+            KvDType::F32 => Operands::Floats,
+            _ if whole && integer_gemm::pays(isa) => Operands::Integers,
             _ => Operands::Floats,
         }
-    }
-
-    fn in_pairs(self) -> bool {
-        self != Operands::Floats
     }
 }
 
@@ -194,7 +198,7 @@ impl Task<'_> {
         // Tiles of keys begin at multiples of KEYS, and what is summed together at multiples of it, so that the order of
         // sums does not depend on the chunk.
         let together = match self.operands {
-            Operands::Floats => 1,
+            Operands::Floats | Operands::Integers => 1,
             _ if self.isa.has_tiles() => KEYS,
             _ => 2,
         };
@@ -232,8 +236,11 @@ impl Task<'_> {
                 tile.q[e * columns + r] = value * self.score_scale;
             }
         }
-        if self.operands.in_pairs() {
-            tile.round_queries(self.isa, dim, self.operands == Operands::SplitPairs);
+        match self.operands {
+            Operands::Floats => {}
+            Operands::Integers => tile.round_queries_to_integers(self.isa, dim),
+            Operands::Pairs => tile.round_queries(self.isa, dim, false),
+            Operands::SplitPairs => tile.round_queries(self.isa, dim, true),
         }
     }
 
@@ -260,25 +267,27 @@ impl Task<'_> {
                 to.copy_from_slice(&own[(pos - self.pos) * width + head * dim..][..dim]);
             }
         }
-        if self.operands.in_pairs() {
-            tile.round_keys(self.isa, keys.len(), dim);
+        match self.operands {
+            Operands::Floats => {}
+            Operands::Integers => tile.round_keys_to_integers(self.isa, keys.len(), dim),
+            Operands::Pairs | Operands::SplitPairs => tile.round_keys(self.isa, keys.len(), dim),
         }
     }
 
     /// One tile of keys: scores, online softmax, weighted values.
     fn multiply(&self, keys: &Range<usize>, tokens: &Range<usize>, tile: &mut Tile) {
         let (dim, n, columns) = (self.kv.shape.head_dim, keys.len(), tile.columns());
-        if self.operands.in_pairs() {
-            tile.score_pairs(self.isa, n, dim);
-        } else {
-            tile.score_floats(self.isa, n, dim);
+        match self.operands {
+            Operands::Floats => tile.score_floats(self.isa, n, dim),
+            Operands::Integers => tile.score_integers(self.isa, n, dim),
+            Operands::Pairs | Operands::SplitPairs => tile.score_pairs(self.isa, n, dim),
         }
         self.mask(keys, tokens, &tile.ends, columns, &mut tile.scores);
         tile.soften(self.isa, n, dim);
-        if self.operands.in_pairs() {
-            tile.weigh_pairs(self.isa, n, dim);
-        } else {
-            tile.weigh_floats(self.isa, n, dim);
+        match self.operands {
+            Operands::Floats => tile.weigh_floats(self.isa, n, dim),
+            Operands::Integers => tile.weigh_integers(self.isa, n, dim),
+            Operands::Pairs | Operands::SplitPairs => tile.weigh_pairs(self.isa, n, dim),
         }
     }
 

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use std::sync::Arc;
 
+use super::prefill::Operands;
 use super::*;
 use crate::{Compute, Isa};
 
@@ -143,16 +144,23 @@ const TOLERANCE: f64 = 400.0 * f32::EPSILON as f64;
 /// below; what is held here is a fifth of it.
 const TOLERANCE_OF_BYTES: f64 = 0.25;
 
+/// What prefill's rounding to integers of 12 bits and a sign does to the result.
+///
+/// Elements of queries and keys err by 2^-13 of the largest at most, so a score of up to 128 products of at most 4 times 0.3, of
+/// random sign, by some thousandths, and weights by as much; what is weighed by 2^-13 again.
+const TOLERANCE_OF_INTEGERS: f64 = 0.004;
+
 /// What prefill's rounding to bf16 does to the result, for caches that keep no more.
 ///
 /// Elements of queries and keys err by 2^-8 of themselves at most, so a score of up to 128 products of at most 4 times 0.3, of
 /// random sign, by some hundredths; weights err by as much, and what is weighed by less.
 const TOLERANCE_OF_PAIRS: f64 = 0.05;
 
-fn prefill_tolerance(dtype: KvDType) -> f64 {
-    match dtype {
-        KvDType::F16 | KvDType::F32 => TOLERANCE,
-        KvDType::Bf16 | KvDType::Q8_0 | KvDType::Q4_0 => TOLERANCE_OF_PAIRS,
+fn prefill_tolerance(isa: Isa, dtype: KvDType, head_dim: usize) -> f64 {
+    match Operands::of(isa, dtype, head_dim) {
+        Operands::Floats | Operands::SplitPairs => TOLERANCE,
+        Operands::Integers => TOLERANCE_OF_INTEGERS,
+        Operands::Pairs => TOLERANCE_OF_PAIRS,
     }
 }
 
@@ -236,7 +244,7 @@ proptest! {
                     let want = sequence.expected_to(pos + t, pos + end - 1, h, window, f64::from(0.3f32));
                     for (e, want) in want.iter().enumerate() {
                         let got = f64::from(out[t * width + h * head_dim + e]);
-                        let close = (got - want).abs() <= prefill_tolerance(dtype);
+                        let close = (got - want).abs() <= prefill_tolerance(isa, dtype, head_dim);
                         prop_assert!(close, "{isa} {dtype} {t} head {h} {e}: {got} not {want}");
                     }
                 }
@@ -313,7 +321,11 @@ fn wide_heads_equal_f64() {
             };
             prefill(&compute, &mut query, None, SCALE, &mut PrefillScratch::default());
             for t in [0, 1, n - pos - 1] {
-                check(&out[t * width..], pos + t, prefill_tolerance(dtype));
+                check(
+                    &out[t * width..],
+                    pos + t,
+                    prefill_tolerance(isa, dtype, head_dim),
+                );
             }
             let mut queries = [DecodeQuery {
                 q: &sequence.q[(n - 1) * width..],

@@ -1,6 +1,7 @@
 //! One thread's tile of prefill: queries, keys, scores and sums, in f32 or with operands in bf16, and the online
 //! softmax between the two products. See [`super::prefill`] for what is multiplied with what.
 
+use super::integer_tile::IntegerTile;
 use super::page::PAGE;
 use crate::Isa;
 use crate::aligned::Aligned;
@@ -32,6 +33,7 @@ pub(super) struct Tile {
     /// Per token: the position after the last that it sees.
     pub(super) ends: Vec<usize>,
     pairs: PairTile,
+    integers: IntegerTile,
 }
 
 /// The operands in bf16, in pairs along the summed axis, and where the cache keeps more than that, what rounding lost.
@@ -118,6 +120,29 @@ impl Tile {
         split(isa, with_rest, v, &mut pairs.v, n.div_ceil(2) * dim, |x, to| {
             pair_rows(isa, x, dim, to);
         });
+    }
+
+    /// The queries in integers.
+    pub(super) fn round_queries_to_integers(&mut self, isa: Isa, dim: usize) {
+        self.integers.round_queries(isa, &self.q, dim);
+    }
+
+    /// The first `n` keys and values in integers.
+    pub(super) fn round_keys_to_integers(&mut self, isa: Isa, n: usize, dim: usize) {
+        self.integers
+            .round_keys(isa, &self.k[..n * dim], &self.v[..n * dim], dim);
+    }
+
+    /// S^T of `n` keys from integers.
+    pub(super) fn score_integers(&mut self, isa: Isa, n: usize, dim: usize) {
+        let len = n * self.columns();
+        self.integers.score(isa, &mut self.scores[..len], dim);
+    }
+
+    /// Adds the values of `n` keys by their weights, from integers.
+    pub(super) fn weigh_integers(&mut self, isa: Isa, n: usize, dim: usize) {
+        let len = n * self.columns();
+        self.integers.weigh(isa, &self.scores[..len], &mut self.out, dim);
     }
 
     /// S^T of `n` keys in f32.

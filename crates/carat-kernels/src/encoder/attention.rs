@@ -18,11 +18,12 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::operand::chunks;
-use super::softmax::{COLUMNS, LARGEST_WEIGHT, Running, soften, soften_to_integers, soften_to_pairs};
+use super::softmax::{COLUMNS, Running, soften, soften_to_integers, soften_to_pairs};
 use super::{Arithmetic, EncoderPrecision};
 use crate::aligned::Aligned;
 use crate::gemm_f32::{Accumulate, Gemm, gemm_f32};
-use crate::integer_gemm::{IntegerGemm, LARGEST, integer_gemm, largest_beside, round_to_integers};
+use crate::integer_gemm::{IntegerGemm, LARGEST_WEIGHT, integer_gemm, largest_beside};
+use crate::integer_round::{round_row, round_to};
 use crate::matmul::SharedOut;
 use crate::pair_gemm::{PairGemm, Start, pair_gemm, round_to_bf16};
 use crate::{Compute, Isa};
@@ -166,7 +167,7 @@ impl AttentionScratch {
                     let pairs = bytemuck::cast_slice_mut(&mut pairs[first / 2..][..KEYS / 2]);
                     match scales.get_mut(tile) {
                         Some(scale) => {
-                            *scale = round_to_integers(isa, &column, LARGEST_VALUE, pairs).to_bits();
+                            *scale = round_to(isa, &column, LARGEST_VALUE, pairs).to_bits();
                         }
                         None => round_to_bf16(isa, &column, pairs),
                     }
@@ -234,7 +235,7 @@ impl Task<'_> {
             column.iter_mut().zip(from).for_each(|(to, value)| *to = *value);
             match self.arithmetic {
                 Arithmetic::Integers => {
-                    tile.q_scales[r] = round_to_integers(self.isa, &column, LARGEST, &mut rounded[..dim]);
+                    tile.q_scales[r] = round_row(self.isa, &column, &mut rounded[..dim]);
                 }
                 Arithmetic::F32 | Arithmetic::Bf16 => round_to_bf16(self.isa, &column, &mut rounded[..dim]),
             }
@@ -338,6 +339,7 @@ impl Task<'_> {
             a: keys,
             a_scales: &keys[half..],
             a_row: key_len,
+            a_col: 1,
             b: &tile.q_pairs,
             b_scales: &tile.q_scales,
             ldb: COLUMNS,
@@ -364,6 +366,7 @@ impl Task<'_> {
             a: &of_head[base / 2..],
             a_scales: &of_head[value_pairs(self.n) + base / KEYS..],
             a_row: value_len,
+            a_col: 1,
             b: &tile.p_pairs,
             b_scales: &tile.running.scale,
             ldb: COLUMNS,

@@ -4,7 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use super::{Arithmetic, EncoderPrecision};
 use crate::aligned::Aligned;
-use crate::integer_gemm::{round_blocks, row_len};
+use crate::integer_gemm::row_len;
+use crate::integer_round::round_blocks;
 use crate::pair_gemm::round_to_bf16;
 use crate::{Compute, Isa};
 

@@ -10,7 +10,8 @@ use std::sync::PoisonError;
 use super::{Arithmetic, Operand};
 use crate::aligned::Aligned;
 use crate::float_matmul::{FLOAT_PANEL_ROWS, TRANSPOSED_ROWS, float_panel, to_f32};
-use crate::integer_gemm::{IntegerGemm, LARGEST, integer_gemm, round_to_integers};
+use crate::integer_gemm::{IntegerGemm, integer_gemm};
+use crate::integer_round::round_row;
 use crate::matmul::{FloatTask, SharedOut};
 use crate::pair_gemm::{PairGemm, Start, pair_gemm, round_to_bf16};
 use crate::{Compute, DType, Isa, Matrix};
@@ -139,6 +140,7 @@ impl<'a> Job<'a> {
                     a: &x.pairs,
                     a_scales: &x.pairs[half..],
                     a_row: x.arithmetic.row_len(x.n_cols),
+                    a_col: 1,
                     b: &scratch.pairs.panel,
                     b_scales: &scratch.pairs.scales,
                     ldb: FLOAT_PANEL_ROWS,
@@ -192,7 +194,7 @@ impl PairScratch {
                 }
                 to_f32(dtype, bytes, n_cols, &mut self.row);
                 match arithmetic {
-                    Arithmetic::Integers => *scale = round_to_integers(isa, &self.row, LARGEST, to),
+                    Arithmetic::Integers => *scale = round_row(isa, &self.row, to),
                     Arithmetic::F32 | Arithmetic::Bf16 => round_to_bf16(isa, &self.row, to),
                 }
             }

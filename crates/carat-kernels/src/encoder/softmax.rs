@@ -7,15 +7,12 @@
 //! tile, so that those of a tile of small weights keep their digits; the total is the sum of what they were rounded to.
 
 use crate::Isa;
-use crate::integer_gemm::{IntegerSimd, dispatch_integers};
+use crate::integer_gemm::{IntegerSimd, LARGEST_WEIGHT, dispatch_integers};
 use crate::pair_gemm::{PairSimd, dispatch_pairs};
 use crate::simd::{Simd, dispatch};
 
 /// Queries of a tile: four registers of AVX-512.
 pub(super) const COLUMNS: usize = 64;
-
-/// The integer of a tile's largest weight: 13 bits.
-pub(super) const LARGEST_WEIGHT: i32 = 8191;
 
 /// What the tiles so far have given, for each query.
 pub(super) struct Running {
