@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::Media;
+use crate::read::exact;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub struct ToolCall {
 /// call: it would be made with other arguments than the model meant.
 #[must_use]
 pub fn whole_arguments(text: &str) -> Option<Value> {
-    serde_json::from_str(text).ok()
+    exact(text).ok()
 }
 
 /// One turn of a conversation.
@@ -85,6 +86,8 @@ pub struct Turn {
     pub tool_call_id: Option<String>,
     /// The tool's name, where the API gives it with the result.
     pub name: Option<String>,
+    /// Where it stands in the request, for errors; empty where it stands nowhere.
+    pub path: String,
 }
 
 impl Turn {
@@ -97,12 +100,22 @@ impl Turn {
             tool_calls: Vec::new(),
             tool_call_id: None,
             name: None,
+            path: String::new(),
         }
     }
 
     /// A turn of one text.
     pub fn text(role: Role, text: impl Into<String>) -> Self {
         Self::new(role, vec![Part::Text(text.into())])
+    }
+
+    /// The same at `path` in the request.
+    #[must_use]
+    pub fn at(self, path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            ..self
+        }
     }
 }
 
@@ -233,6 +246,8 @@ pub struct GenerationRequest {
     pub parallel_tool_calls: bool,
     /// What the answer must look like.
     pub format: Format,
+    /// The field that says so, as the client wrote it.
+    pub format_field: &'static str,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Most tokens of the answer.
@@ -302,10 +317,20 @@ pub enum FinishKind {
     Stop,
     /// One of the stop strings came.
     StopString(Option<String>),
-    /// As many tokens as were allowed, or as the context holds.
+    /// As many tokens as were allowed.
     Length,
+    /// As many tokens as the context holds.
+    ContextFull,
     /// It calls tools.
     ToolCalls,
+}
+
+impl FinishKind {
+    /// Whether the model would have gone on. Most APIs do not tell what there was no room in.
+    #[must_use]
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Length | Self::ContextFull)
+    }
 }
 
 /// The end of an answer.

@@ -1,7 +1,8 @@
 //! Reading bodies: JSON to types, with the path of what does not fit.
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, Error, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, Error, IgnoredAny, SeqAccess, Unexpected, Visitor};
+use serde_json::Value;
 
 use crate::ApiError;
 
@@ -32,6 +33,91 @@ pub fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
         )
     })?;
     Ok(value)
+}
+
+/// Reads JSON that a model wrote. Numbers that no machine number holds (whole ones beyond 64 bits, `1e999`) become texts of
+/// their digits: whoever calculates with one notices, while another number would be taken for what was meant.
+///
+/// # Errors
+/// When it is no JSON.
+pub(crate) fn exact(text: &str) -> serde_json::Result<Value> {
+    let (mut told, mut done) = (String::new(), 0);
+    let (mut in_string, mut escaped) = (false, false);
+    let mut bytes = text.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let rest = &text[at..];
+                let is_part = |c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E');
+                let number = &rest[..rest.find(|c| !is_part(c)).unwrap_or(rest.len())];
+                if is_beyond(number) {
+                    told.push_str(&text[done..at]);
+                    told.extend(["\"", number, "\""]);
+                    done = at + number.len();
+                }
+                if number.len() > 1 {
+                    bytes.nth(number.len() - 2);
+                }
+            }
+            _ => {}
+        }
+    }
+    if done == 0 {
+        return serde_json::from_str(text);
+    }
+    told.push_str(&text[done..]);
+    serde_json::from_str(&told)
+}
+
+/// Whether it is a number of JSON's that would be read as another, or not at all.
+fn is_beyond(number: &str) -> bool {
+    let digits = number.strip_prefix('-').unwrap_or(number);
+    let is_lost = if digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
+    } else {
+        number.parse().is_ok_and(f64::is_infinite)
+    };
+    is_lost && serde_json::from_str::<IgnoredAny>(number).is_ok()
+}
+
+/// A whole number, which Ollama's clients may write as `128.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Whole(pub(crate) i64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        /// All floats below are whole 64-bit numbers, if they are whole.
+        const END: f64 = 9.2e18;
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Whole, E> {
+                let whole = i64::try_from(number).map(Whole);
+                whole.map_err(|_| E::invalid_value(Unexpected::Unsigned(number), &self))
+            }
+
+            fn visit_f64<E: Error>(self, number: f64) -> Result<Whole, E> {
+                if number.fract() == 0.0 && number.abs() < END {
+                    Ok(Whole(number as i64))
+                } else {
+                    Err(E::invalid_value(Unexpected::Float(number), &self))
+                }
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
 }
 
 /// One string or several.
@@ -125,6 +211,44 @@ mod tests {
     struct Message {
         #[expect(dead_code, reason = "only its type matters")]
         content: TextOr<u8>,
+    }
+
+    #[test]
+    fn numbers_that_no_machine_holds_stay_what_was_written() {
+        let read = |text: &str| exact(text).map(|value| value.to_string()).unwrap();
+        for same in [
+            r#"{"a":[9007199254740993,-9223372036854775808,18446744073709551615,1.5]}"#,
+            r#"["123456789012345678901234567890, 1e999",-1,0]"#,
+            r#"{"\"":"\\","b":2}"#,
+        ] {
+            assert_eq!(read(same), same);
+        }
+        assert_eq!(
+            read(r#"{"a": 18446744073709551616, "b": [-1e999,7], "c": "\\"}"#),
+            r#"{"a":"18446744073709551616","b":["-1e999",7],"c":"\\"}"#
+        );
+        assert_eq!(read("-123456789012345678901"), "\"-123456789012345678901\"");
+        for wrong in [
+            "012345678901234567890123",
+            "{\"a\": 1e9999",
+            "1e999.",
+            "--1",
+            "é1e",
+            "-",
+        ] {
+            assert!(exact(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_may_have_a_point() {
+        let read = |text: &str| serde_json::from_str(text).map(|Whole(number)| number).ok();
+        assert_eq!(read("128.0"), Some(128));
+        assert_eq!(read("-1"), Some(-1));
+        assert_eq!(read("9223372036854775807"), Some(i64::MAX));
+        for wrong in ["0.5", "1e19", "9223372036854775808", "\"1\"", "true"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

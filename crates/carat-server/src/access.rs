@@ -133,9 +133,15 @@ fn wrong_key(state: &State, peer: Option<IpAddr>, arrived: Instant) -> ApiError 
     ApiError::new(ErrorKind::Authentication, message)
 }
 
+/// Whether a path is `/v1/messages` or below it.
+pub(crate) fn is_anthropics(path: &str) -> bool {
+    let rest = path.strip_prefix("/v1/messages");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// An error in the shape of the API that the path belongs to.
 pub(crate) fn error_response(error: &ApiError, path: &str) -> Response<Body> {
-    let body = if path.starts_with("/v1/messages") {
+    let body = if is_anthropics(path) {
         error.anthropic()
     } else if path.starts_with("/api/") {
         error.ollama()

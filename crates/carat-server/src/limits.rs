@@ -9,6 +9,8 @@ pub(crate) const BRIEF_BYTES: usize = 2048;
 pub(crate) const BRIEF_TURNS: usize = 16;
 /// A stream without news gets a sign of life this often.
 pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
+/// How long clients may take to be told that the server stops, when their answers have had their time to end.
+pub(crate) const FAREWELL: Duration = Duration::from_millis(500);
 /// What clients are told to wait when the queue is full, in seconds.
 pub(crate) const RETRY_AFTER_S: u64 = 2;
 /// Most videos of one request.

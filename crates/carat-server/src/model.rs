@@ -8,6 +8,7 @@ use carat_engine::{Constraint, Drafting, Engine, Grammar, GrammarCompiler, Sampl
 use carat_prompt::Senses;
 use carat_text::{ChatTemplate, Message, RenderOptions, Role, Tokenizer, Tool};
 
+use crate::prompt;
 use crate::store::ListedModel;
 
 /// A model to serve, as its files describe it.
@@ -114,9 +115,17 @@ impl ServedModel {
         grammar: Option<&(Grammar, &'static str)>,
         prompt: &[u32],
     ) -> Result<Option<Constraint>, ApiError> {
-        let answer = grammar
-            .map(|(grammar, field)| self.compile(grammar, field))
-            .transpose()?;
+        let answer = grammar.map(|(grammar, field)| {
+            self.compile(grammar, field).map_err(|error| {
+                // Of tools and a format together the format may be at fault.
+                let alone = prompt::grammar(request).and_then(|format| match format {
+                    Some((format, own)) if own != *field => self.compile(&format, own).map(drop),
+                    _ => Ok(()),
+                });
+                alone.err().unwrap_or(error)
+            })
+        });
+        let answer = answer.transpose()?;
         let are_open = self.thoughts_are_open(prompt);
         let thinks = request.thinking == Some(true) || are_open;
         let Some((open, close)) = self.channel.filter(|_| thinks) else {

@@ -140,7 +140,8 @@ impl OutputReader {
             Calls::Native { n, .. } => *n > 0,
         };
         let kind = match finished.reason {
-            FinishReason::Length | FinishReason::ContextFull => FinishKind::Length,
+            FinishReason::Length => FinishKind::Length,
+            FinishReason::ContextFull => FinishKind::ContextFull,
             _ if has_calls && !is_open => FinishKind::ToolCalls,
             FinishReason::StopString => {
                 FinishKind::StopString(finished.stop_string.and_then(|i| self.stop.get(i).cloned()))

@@ -60,8 +60,12 @@ pub(crate) fn render(
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Prompt, ApiError> {
     let conversation = conversation(model, request)?;
-    let attached = attach(model, &conversation, go_on)?;
-    let composed = composed(model, request, &conversation.messages, &attached)?;
+    if tools::are_offered(request) {
+        tools::refuse_circles(request)?;
+    }
+    let n_max = model.context();
+    let attached = attach(model, &conversation, n_max, go_on)?;
+    let composed = composed(model, request, &conversation.messages, &attached, n_max)?;
     let mut prompt = composed
         .encode(&model.setup.senses, go_on)
         .map_err(prompt_error)?;
@@ -72,9 +76,9 @@ pub(crate) fn render(
         ids: prompt.ids,
         media: prompt.media,
         grammar: match model.call_marks {
-            _ if !tools::are_offered(request) => grammar(&request.format),
+            _ if !tools::are_offered(request) => grammar(request)?,
             Some(marks) => Some((tools::native::grammar(request, marks)?, "tools")),
-            None => Some((tools::prompted::grammar(request), "tools")),
+            None => Some((tools::prompted::grammar(request)?, "tools")),
         },
     })
 }
@@ -94,18 +98,18 @@ fn begin(
     }
     let tokenizer = &model.setup.tokenizer;
     tokenizer.encode_into(text, Special::AsText, ids);
-    check_length(model, ids)
+    check_length(model, ids, "messages")
 }
 
-/// How many tokens a conversation has; no tower runs. `go_on` as for [`render`].
+/// How many tokens a conversation has, be they more than the context holds; no tower runs. `go_on` as for [`render`].
 pub(crate) fn n_tokens(
     model: &ServedModel,
     request: &GenerationRequest,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<usize, ApiError> {
     let conversation = conversation(model, request)?;
-    let attached = attach(model, &conversation, go_on)?;
-    let composed = composed(model, request, &conversation.messages, &attached)?;
+    let attached = attach(model, &conversation, usize::MAX, go_on)?;
+    let composed = composed(model, request, &conversation.messages, &attached, usize::MAX)?;
     let mut ids = composed.ids().to_vec();
     if let Some(text) = &request.continues {
         model.setup.tokenizer.encode_into(text, Special::AsText, &mut ids);
@@ -120,8 +124,9 @@ fn conversation(model: &ServedModel, request: &GenerationRequest) -> Result<Conv
     let mut turns = tools::prompted::as_text(&request.turns)?;
     if tools::are_offered(request) {
         if request.format != Format::Text {
-            let message = "`tools` and `response_format` cannot be used together yet; give one of them";
-            return Err(ApiError::field("response_format", message));
+            let field = format_name(request);
+            let message = format!("`tools` and `{field}` cannot be used together yet; give one of them");
+            return Err(ApiError::field(field, message));
         }
         let n_system = turns.iter().take_while(|turn| turn.role == Role::System).count();
         turns.insert(
@@ -132,14 +137,22 @@ fn conversation(model: &ServedModel, request: &GenerationRequest) -> Result<Conv
     messages(turns)
 }
 
+/// The field that binds the answer, without the parts of it that a client who thinks of the field does not think of.
+fn format_name(request: &GenerationRequest) -> &'static str {
+    let field = request.format_field;
+    let field = field.strip_suffix(".schema").unwrap_or(field);
+    field.strip_suffix(".json_schema").unwrap_or(field)
+}
+
 fn attach(
     model: &ServedModel,
     conversation: &Conversation,
+    n_max: usize,
     go_on: &mut dyn FnMut() -> bool,
 ) -> Result<Vec<Arc<Attached>>, ApiError> {
     let senses = &model.setup.senses;
     senses
-        .attach_all(&conversation.attachments, model.context(), go_on)
+        .attach_all(&conversation.attachments, n_max, go_on)
         .map_err(prompt_error)
 }
 
@@ -148,6 +161,7 @@ fn composed<'a>(
     request: &GenerationRequest,
     messages: &[Message],
     attached: &'a [Arc<Attached>],
+    n_max: usize,
 ) -> Result<carat_prompt::Composed<'a>, ApiError> {
     let setup = &model.setup;
     let tools = match model.call_marks {
@@ -160,7 +174,7 @@ fn composed<'a>(
             tools: &tools,
             ..RenderOptions::default()
         },
-        n_max: model.context(),
+        n_max,
     };
     compose(
         &setup.tokenizer,
@@ -216,7 +230,7 @@ pub(crate) fn raw(model: &ServedModel, text: &str) -> Result<Vec<u32>, ApiError>
         .filter(|_| tokenizer.adds_bos())
         .collect();
     tokenizer.encode_into(text, Special::Parse, &mut ids);
-    check_length(model, &ids)?;
+    check_length(model, &ids, "prompt")?;
     Ok(ids)
 }
 
@@ -233,27 +247,28 @@ pub(crate) fn given(model: &ServedModel, ids: Vec<u32>, field: &str) -> Result<V
             format!("`{field}` has no tokens; give at least one"),
         ));
     }
-    check_length(model, &ids)?;
+    check_length(model, &ids, field)?;
     Ok(ids)
 }
 
-/// What the answer is bound to.
-pub(crate) fn grammar(format: &Format) -> Option<(Grammar, &'static str)> {
-    match format {
-        Format::Text => None,
-        Format::JsonObject => Some((Grammar::JsonObject, "response_format")),
-        Format::JsonSchema(schema) => Some((
-            Grammar::JsonSchema(schema.clone()),
-            "response_format.json_schema.schema",
-        )),
-        Format::Regex(regex) => Some((Grammar::Regex(regex.clone()), "guided_regex")),
-        Format::Lark(text) => Some((Grammar::Lark(text.clone()), "guided_grammar")),
-        Format::Gbnf(text) => Some((Grammar::Gbnf(text.clone()), "grammar")),
-    }
+/// What the answer is bound to, and the field that says so.
+pub(crate) fn grammar(request: &GenerationRequest) -> Result<Option<(Grammar, &'static str)>, ApiError> {
+    let grammar = match &request.format {
+        Format::Text => return Ok(None),
+        Format::JsonObject => Grammar::JsonObject,
+        Format::JsonSchema(schema) => {
+            tools::check_schema(schema, request.format_field)?;
+            Grammar::JsonSchema(schema.clone())
+        }
+        Format::Regex(regex) => Grammar::Regex(regex.clone()),
+        Format::Lark(text) => Grammar::Lark(text.clone()),
+        Format::Gbnf(text) => Grammar::Gbnf(text.clone()),
+    };
+    Ok(Some((grammar, request.format_field)))
 }
 
 /// A prompt that leaves no room for an answer is refused, with both numbers.
-fn check_length(model: &ServedModel, ids: &[u32]) -> Result<(), ApiError> {
+fn check_length(model: &ServedModel, ids: &[u32], field: &str) -> Result<(), ApiError> {
     let (n, context) = (ids.len(), model.context());
     if n < context {
         return Ok(());
@@ -262,11 +277,7 @@ fn check_length(model: &ServedModel, ids: &[u32]) -> Result<(), ApiError> {
         "this model's context is {context} tokens here, but the prompt has {n} and at least one must be left for the \
          answer; shorten the prompt or serve with a larger --ctx"
     );
-    let error = ApiError::new(ErrorKind::InvalidRequest, message).with_code("context_length_exceeded");
-    Err(ApiError {
-        param: Some("messages".into()),
-        ..error
-    })
+    Err(ApiError::field(field, message).with_code("context_length_exceeded"))
 }
 
 /// Turns as templates take them: one system text in front, neighbours of the same role joined; and what is attached.

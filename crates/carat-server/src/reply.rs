@@ -4,6 +4,7 @@
 //! waits. Dropping the reply cancels what is still running.
 
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
 use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
 use carat_traces::Trace;
 use tokio::sync::mpsc::{Receiver, channel};
+use tokio::sync::watch;
 
 use crate::limits;
 use crate::model::ServedModel;
@@ -62,6 +64,8 @@ pub(crate) struct Reply {
     n_prompt: usize,
     reasons: Reasons,
     has_failed: bool,
+    /// Comes when the server stops and waits for no answer any longer.
+    over: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 /// Prompts and what binds their answers.
@@ -126,6 +130,7 @@ impl Reply {
             n_prompt: start.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
             reasons: Reasons::default(),
             has_failed: false,
+            over: Box::pin(over(state.is_over.subscribe())),
         };
         let mut constraints = start.constraints.into_iter();
         let choices = start
@@ -168,6 +173,12 @@ impl Reply {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, out: &mut Vec<Output>) -> Poll<Option<()>> {
         if self.n_open == 0 {
             return Poll::Ready(None);
+        }
+        if self.over.as_mut().poll(cx).is_ready() {
+            // The connection would be cut, and the client not know whether that was all.
+            self.fail(cancelled(), out);
+            self.cancels.iter().for_each(Cancel::raise);
+            return Poll::Ready(Some(()));
         }
         loop {
             match self.receiver.poll_recv(cx) {
@@ -246,8 +257,7 @@ impl Reply {
                     return;
                 }
                 FinishReason::Cancelled => {
-                    let message = "the answer was cancelled: the server is stopping";
-                    self.fail(ApiError::new(ErrorKind::Unavailable, message), out);
+                    self.fail(cancelled(), out);
                     return;
                 }
                 _ => {
@@ -332,6 +342,19 @@ pub(crate) struct Gathered {
     pub(crate) usage: Usage,
     /// What prefill and decode of the last one took.
     pub(crate) times: [Duration; 2],
+}
+
+/// Ends when answers have had their time, or never.
+async fn over(mut is_over: watch::Receiver<bool>) {
+    if is_over.wait_for(|is_over| *is_over).await.is_err() {
+        // The server is no more, and nobody stops it.
+        std::future::pending().await
+    }
+}
+
+fn cancelled() -> ApiError {
+    let message = "the answer was cancelled: the server is stopping";
+    ApiError::new(ErrorKind::Unavailable, message)
 }
 
 /// The request's settings over the model's.

@@ -17,7 +17,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tower_service::Service;
 
 use crate::access::Peer;
@@ -140,6 +140,8 @@ pub(crate) struct State {
     /// Seconds since 1970 at the start.
     pub(crate) created: u64,
     pub(crate) responses: ResponseStore,
+    /// Whether answers that are under way have had their time to end.
+    pub(crate) is_over: watch::Sender<bool>,
     is_stopping: AtomicBool,
 }
 
@@ -191,6 +193,7 @@ impl Server {
                 encodings: Arc::new(Semaphore::new(limits::ENCODINGS)),
                 created: ids::now().as_secs(),
                 responses: ResponseStore::default(),
+                is_over: watch::Sender::default(),
                 options,
                 is_stopping: AtomicBool::new(false),
             }),
@@ -253,7 +256,16 @@ impl Server {
         let open = carat_net::open(listener, door, make, stop).await;
         self.state.is_stopping.store(true, Ordering::Relaxed);
         tracing::info!("stopping: no more connections are taken");
-        open.drain(self.state.options.drain).await;
+        let patience = self.state.options.drain;
+        let farewell = async {
+            tokio::time::sleep(patience).await;
+            self.state.is_over.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = open.drain(patience.saturating_add(limits::FAREWELL)) => {}
+            () = farewell => {}
+        }
     }
 }
 

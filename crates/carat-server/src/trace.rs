@@ -108,7 +108,7 @@ impl Reasons {
         if self.0.len() < MOST_REASONS {
             self.0.push(match kind {
                 FinishKind::Stop | FinishKind::StopString(_) => "stop",
-                FinishKind::Length => "length",
+                FinishKind::Length | FinishKind::ContextFull => "length",
                 FinishKind::ToolCalls => "tool_calls",
             });
         }

@@ -342,14 +342,17 @@ impl Cursor<'_> {
         serde_json::from_str(&json).unwrap_or(raw)
     }
 
-    fn key(&mut self) -> String {
+    /// A field's name. In quotes it is what stands between them, be it blanks or nothing.
+    fn key(&mut self) -> Option<String> {
         self.blanks();
-        let key = match self.peek() {
-            Some(Item::Quote) => self.string(),
-            Some(Item::Char('"')) => self.json_string(),
-            _ => self.until(&[':', '=', ',', '}']),
-        };
-        key.trim().to_owned()
+        match self.peek() {
+            Some(Item::Quote) => Some(self.string()),
+            Some(Item::Char('"')) => Some(self.json_string()),
+            _ => {
+                let key = self.until(&[':', '=', ',', '}']);
+                Some(key.trim().to_owned()).filter(|key| !key.is_empty())
+            }
+        }
     }
 
     /// The fields up to the brace that closes them, or to the end.
@@ -363,9 +366,9 @@ impl Cursor<'_> {
             if self.take(',') {
                 continue;
             }
-            let key = self.key();
+            let key = self.key()?;
             self.blanks();
-            if key.is_empty() || !(self.take(':') || self.take('=')) {
+            if !(self.take(':') || self.take('=')) {
                 return None;
             }
             fields.insert(key, self.value(depth + 1)?);
@@ -412,7 +415,12 @@ fn bare(text: &str) -> Value {
         "true" | "True" => Value::Bool(true),
         "false" | "False" => Value::Bool(false),
         "null" | "None" | "" => Value::Null,
+        "-0" => Value::from(0),
         text => match text.parse::<Number>() {
+            // A whole number beyond 64 bits would become another one: it stays what was written, as does `1e999`.
+            Ok(number) if number.is_f64() && !text.contains(['.', 'e', 'E']) => {
+                Value::String(text.to_owned())
+            }
             Ok(number) => Value::Number(number),
             Err(_) => Value::String(text.to_owned()),
         },

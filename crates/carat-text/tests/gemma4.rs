@@ -281,6 +281,38 @@ fn what_models_get_wrong_is_forgiven() {
 }
 
 #[test]
+fn names_and_numbers_are_what_was_written() {
+    for (written, expected) in [
+        (
+            "{\"\":1,\" b \":2,<|\"|> c<|\"|>:3}",
+            json!({"": 1, " b ": 2, " c": 3}),
+        ),
+        (
+            "{a.b:1,k k :2,x(mm):3,\"d:e\":4}",
+            json!({"a.b": 1, "k k": 2, "x(mm)": 3, "d:e": 4}),
+        ),
+        (
+            "{a:9007199254740993,b:-9223372036854775808,c:18446744073709551615}",
+            json!({"a": 9_007_199_254_740_993_u64, "b": i64::MIN, "c": u64::MAX}),
+        ),
+        (
+            "{a:18446744073709551616,b:[-123456789012345678901234567890],\"c\": 1e999,d:-1E999}",
+            json!({"a": "18446744073709551616", "b": ["-123456789012345678901234567890"], "c": "1e999", "d": "-1E999"}),
+        ),
+        (
+            "{a:-0,b:1e2,c:007,d:1e-999}",
+            json!({"a": 0, "b": 100.0, "c": "007", "d": 0.0}),
+        ),
+    ] {
+        assert_eq!(
+            parsed(&format!("<|tool_call>call:f{written}<tool_call|>")),
+            [call("f", expected)],
+            "{written}"
+        );
+    }
+}
+
+#[test]
 fn models_without_marks_have_text_alone() {
     let tokenizer = Pieces::gemma3().tokenizer();
     let reader = AnswerReader::new(&tokenizer);

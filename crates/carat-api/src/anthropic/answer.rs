@@ -49,6 +49,7 @@ fn reason(kind: &FinishKind) -> (&'static str, Option<String>) {
         FinishKind::Stop => ("end_turn", None),
         FinishKind::StopString(text) => ("stop_sequence", text.clone()),
         FinishKind::Length => ("max_tokens", None),
+        FinishKind::ContextFull => ("model_context_window_exceeded", None),
         FinishKind::ToolCalls => ("tool_use", None),
     }
 }

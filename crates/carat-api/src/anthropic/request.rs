@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::generation::take_silent_beginning;
-use crate::openai::{Thinking as Effort, effort, tool};
+use crate::openai::{Thinking as Effort, arguments, effort, tool};
 use crate::read::{TextOr, parse};
 use crate::{
     ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
@@ -138,7 +138,9 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
     }
     let mut turns = Vec::new();
     match wire.system {
-        Some(TextOr::Text(text)) if !text.is_empty() => turns.push(Turn::text(Role::System, text)),
+        Some(TextOr::Text(text)) if !text.is_empty() => {
+            turns.push(Turn::text(Role::System, text).at("system"))
+        }
         Some(TextOr::Parts(blocks)) if !blocks.is_empty() => {
             let text = |(i, block): (usize, Block)| {
                 let message = format!(
@@ -148,7 +150,7 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
                 block.text.ok_or_else(|| ApiError::field("system", message))
             };
             let texts: Result<Vec<String>, ApiError> = blocks.into_iter().enumerate().map(text).collect();
-            turns.push(Turn::text(Role::System, texts?.join("\n\n")));
+            turns.push(Turn::text(Role::System, texts?.join("\n\n")).at("system"));
         }
         _ => {}
     }
@@ -168,6 +170,11 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
         .as_ref()
         .and_then(|config| config.effort.as_deref());
     let thinking = thinking(wire.thinking, level, wire.max_tokens)?;
+    let config = wire.output_config.as_ref();
+    let format_field = match config.and_then(|config| config.format.as_ref()) {
+        Some(_) => "output_config.format.schema",
+        None => "output_format.schema",
+    };
     // Anthropic refuses blanks at its end, where they would keep the model from the words that begin with one.
     let continues = take_silent_beginning(&mut turns).map(|text| text.trim_end().to_string());
     Ok(GenerationRequest {
@@ -182,6 +189,7 @@ fn convert(wire: Wire) -> Result<GenerationRequest, ApiError> {
                 .and_then(|config| config.format)
                 .or(wire.output_format),
         )?,
+        format_field,
         sampling: Sampling {
             temperature: wire.temperature,
             top_p: wire.top_p,
@@ -294,12 +302,12 @@ impl Message {
         };
         let blocks = match self.content {
             TextOr::Text(text) => {
-                turns.push(Turn::text(role, text));
+                turns.push(Turn::text(role, text).at(format!("messages[{i}]")));
                 return Ok(());
             }
             TextOr::Parts(blocks) => blocks,
         };
-        let mut turn = Turn::new(role, Vec::new());
+        let mut turn = Turn::new(role, Vec::new()).at(format!("messages[{i}]"));
         for (j, block) in blocks.into_iter().enumerate() {
             let path = format!("messages[{i}].content[{j}]");
             block.put(role, &path, &mut turn, turns)?;
@@ -328,10 +336,10 @@ impl Block {
             "tool_use" if role == Role::Assistant => turn.tool_calls.push(ToolCall {
                 id: self.id.ok_or_else(|| missing("id"))?,
                 name: self.name.ok_or_else(|| missing("name"))?,
-                arguments: self
-                    .input
-                    .filter(Value::is_object)
-                    .ok_or_else(|| missing("input"))?,
+                arguments: arguments(
+                    self.input.ok_or_else(|| missing("input"))?,
+                    &format!("{path}.input"),
+                )?,
             }),
             "tool_result" if role == Role::User => {
                 let text = result_text(self.content.as_ref(), path)?;
@@ -342,7 +350,7 @@ impl Block {
                 };
                 turns.push(Turn {
                     tool_call_id: Some(self.tool_use_id.ok_or_else(|| missing("tool_use_id"))?),
-                    ..Turn::text(Role::Tool, text)
+                    ..Turn::text(Role::Tool, text).at(path)
                 });
             }
             other => {

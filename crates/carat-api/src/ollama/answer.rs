@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::{ApiError, Delta, Finish, FinishKind, whole_arguments};
+use crate::{ApiError, Delta, Finish, whole_arguments};
 
 /// Which of the two APIs answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +124,7 @@ impl Lines {
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let mut value = self.value(text, thinking, now);
         let totals = json!({
-            "done": true, "done_reason": if finish.kind == FinishKind::Length { "length" } else { "stop" },
+            "done": true, "done_reason": if finish.kind.is_cut() { "length" } else { "stop" },
             "total_duration": ns(times[0] + times[1]), "load_duration": 0,
             "prompt_eval_count": finish.usage.prompt, "prompt_eval_duration": ns(times[0]),
             "eval_count": finish.usage.completion, "eval_duration": ns(times[1]),
@@ -162,7 +162,7 @@ pub fn timestamp(since: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Usage;
+    use crate::{FinishKind, Usage};
 
     #[test]
     fn times_are_written_as_rfc_3339_has_them() {

@@ -4,4 +4,4 @@ mod answer;
 mod request;
 
 pub use answer::{Lines, Shape, timestamp};
-pub use request::{GenerateRequest, chat_request, generate_request, keep_alive};
+pub use request::{EmbedRequest, GenerateRequest, chat_request, embed_request, generate_request, keep_alive};

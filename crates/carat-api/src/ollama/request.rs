@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::generation::take_silent_beginning;
-use crate::openai::{Thinking, effort, tool};
-use crate::read::{OneOrMany, parse};
+use crate::openai::{MAX_INPUTS, Prompt, Thinking, arguments, effort, tool};
+use crate::read::{OneOrMany, Whole, parse};
 use crate::{
     ApiError, Format, GenerationRequest, KeepAlive, Media, Part, Role, Sampling, Tool, ToolCall, Turn,
 };
@@ -69,16 +69,16 @@ struct Declaration {
 #[derive(Default, Deserialize)]
 struct Options {
     temperature: Option<f32>,
-    top_k: Option<i64>,
+    top_k: Option<Whole>,
     top_p: Option<f32>,
     min_p: Option<f32>,
     typical_p: Option<f32>,
     repeat_penalty: Option<f32>,
-    repeat_last_n: Option<i64>,
+    repeat_last_n: Option<Whole>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
-    seed: Option<i64>,
-    num_predict: Option<i64>,
+    seed: Option<Whole>,
+    num_predict: Option<Whole>,
     stop: Option<OneOrMany>,
 }
 
@@ -182,6 +182,74 @@ pub fn generate_request(body: &[u8]) -> Result<GenerateRequest, ApiError> {
     Ok(GenerateRequest { raw, generation })
 }
 
+#[derive(Deserialize)]
+struct Embed {
+    model: Option<String>,
+    /// `/api/embed`: a text or several.
+    #[serde(default)]
+    input: Value,
+    /// `/api/embeddings`, the older one: a text.
+    prompt: Option<String>,
+    truncate: Option<bool>,
+    dimensions: Option<Whole>,
+    #[serde(default)]
+    keep_alive: Value,
+}
+
+/// A request of `/api/embed`, or of the older `/api/embeddings`.
+#[derive(Debug)]
+pub struct EmbedRequest {
+    /// The model's name.
+    pub model: String,
+    /// What to embed.
+    pub inputs: Vec<Prompt>,
+    /// Whether it is the older one, of one text.
+    pub is_older: bool,
+    /// Whether texts that are too long lose their ends, instead of being refused.
+    pub truncates: bool,
+    /// Length to cut vectors to.
+    pub dimensions: Option<usize>,
+    /// How long the model stays loaded.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// Reads a request for vectors.
+///
+/// # Errors
+/// What cannot be done, with the field's name.
+pub fn embed_request(body: &[u8]) -> Result<EmbedRequest, ApiError> {
+    let wire: Embed = parse(body)?;
+    let is_older = wire.prompt.is_some();
+    let inputs = match (wire.prompt, wire.input) {
+        (Some(text), _) | (None, Value::String(text)) => Some(vec![Prompt::Text(text)]),
+        (None, Value::Array(texts)) => {
+            let text = |text: &Value| Some(Prompt::Text(text.as_str()?.to_string()));
+            texts.iter().map(text).collect()
+        }
+        _ => None,
+    };
+    let inputs = inputs.ok_or_else(|| {
+        let message = "`input` must be a string or an array of strings";
+        ApiError::field("input", message)
+    })?;
+    if inputs.len() > MAX_INPUTS {
+        let message = format!("`input` may hold at most {MAX_INPUTS} texts");
+        return Err(ApiError::field("input", message));
+    }
+    Ok(EmbedRequest {
+        model: wire.model.unwrap_or_default(),
+        inputs,
+        is_older,
+        truncates: wire.truncate.unwrap_or(true),
+        // 0 is what Ollama's own clients send for none.
+        dimensions: wire
+            .dimensions
+            .and_then(|Whole(n)| usize::try_from(n).ok())
+            .filter(|n| *n > 0),
+        keep_alive: keep_alive(&wire.keep_alive)?,
+    })
+}
+
 /// Images of a message, as base64.
 fn images(images: Option<Vec<String>>, before: &str) -> Result<Vec<Part>, ApiError> {
     let images = images.unwrap_or_default().into_iter().enumerate();
@@ -224,16 +292,17 @@ fn common(
         Value::String(level) => effort(Some(level), "think")?,
         _ => return Err(ApiError::field("think", "`think` must be true, false or a level")),
     };
-    let all = |n: i64| usize::try_from(n).unwrap_or(usize::MAX);
+    let all = |Whole(n)| usize::try_from(n).unwrap_or(usize::MAX);
     Ok(GenerationRequest {
         continues: None,
         model: model.unwrap_or_default(),
         format,
+        format_field: "format",
         thinking: thinking.wanted,
         thinking_budget: thinking.budget,
         sampling: Sampling {
             temperature: options.temperature,
-            top_k: options.top_k.map(|k| usize::try_from(k).unwrap_or(0)),
+            top_k: options.top_k.map(|Whole(k)| usize::try_from(k).unwrap_or(0)),
             top_p: options.top_p,
             min_p: options.min_p,
             typical_p: options.typical_p,
@@ -241,13 +310,13 @@ fn common(
             frequency_penalty: options.frequency_penalty,
             presence_penalty: options.presence_penalty,
             penalty_window: options.repeat_last_n.map(all),
-            seed: Sampling::seed_of(options.seed),
+            seed: Sampling::seed_of(options.seed.map(|Whole(seed)| seed)),
             logit_bias: Vec::new(),
         },
         // -1 and -2 mean "until the end" and "until the context is full".
         max_tokens: options
             .num_predict
-            .and_then(|n| usize::try_from(n).ok())
+            .and_then(|Whole(n)| usize::try_from(n).ok())
             .filter(|n| *n > 0),
         stop: options.stop.unwrap_or_default().0,
         n: 1,
@@ -326,26 +395,21 @@ impl Message {
         };
         let mut parts = images(self.images, &format!("messages[{i}]."))?;
         parts.extend(self.content.map(Part::Text));
-        let call = |call: Call| ToolCall {
-            id: call.id.unwrap_or_default(),
-            name: call.function.name,
-            arguments: if call.function.arguments.is_object() {
-                call.function.arguments
-            } else {
-                serde_json::json!({})
-            },
+        let call = |(j, call): (usize, Call)| {
+            let path = format!("messages[{i}].tool_calls[{j}].function.arguments");
+            Ok(ToolCall {
+                id: call.id.unwrap_or_default(),
+                name: call.function.name,
+                arguments: arguments(call.function.arguments, &path)?,
+            })
         };
+        let calls = self.tool_calls.unwrap_or_default().into_iter().enumerate();
         Ok(Turn {
             reasoning: self.thinking,
-            tool_calls: self
-                .tool_calls
-                .unwrap_or_default()
-                .into_iter()
-                .map(call)
-                .collect(),
+            tool_calls: calls.map(call).collect::<Result<_, ApiError>>()?,
             tool_call_id: self.tool_call_id,
             name: self.tool_name,
-            ..Turn::new(role, parts)
+            ..Turn::new(role, parts).at(format!("messages[{i}]"))
         })
     }
 }
@@ -359,7 +423,7 @@ mod tests {
     fn options_become_settings_and_streams_are_the_default() {
         let body = json!({
             "model": "m", "messages": [{"role": "user", "content": "x"}], "format": "json", "think": false,
-            "options": {"num_predict": -1, "temperature": 0, "stop": ["a"], "num_ctx": 4096},
+            "options": {"num_predict": -1, "temperature": 0, "top_k": 40.0, "stop": ["a"], "num_ctx": 4096},
         });
         let request = chat_request(body.to_string().as_bytes()).unwrap();
         assert!(request.stream && request.max_tokens.is_none());
@@ -367,7 +431,59 @@ mod tests {
             (request.format, request.thinking),
             (Format::JsonObject, Some(false))
         );
-        assert_eq!(request.sampling.temperature, Some(0.0));
+        assert_eq!(
+            (request.sampling.temperature, request.sampling.top_k),
+            (Some(0.0), Some(40))
+        );
+        let limit = |n: Value| {
+            let body = json!({"prompt": "x", "options": {"num_predict": n}});
+            let request = generate_request(body.to_string().as_bytes());
+            request
+                .map(|request| request.generation.max_tokens)
+                .map_err(|error| error.param)
+        };
+        assert_eq!(limit(json!(128.0)), Ok(Some(128)));
+        assert_eq!(limit(json!(-2.0)), Ok(None));
+        assert_eq!(limit(json!(1.5)), Err(Some("options.num_predict".to_string())));
+    }
+
+    #[test]
+    fn vectors_may_be_shorter_and_texts_cut() {
+        let read = |body: Value| embed_request(body.to_string().as_bytes());
+        let request = read(json!({"model": "m", "input": ["a", "b"], "dimensions": 64.0, "truncate": false}));
+        let request = request.unwrap();
+        assert_eq!(
+            (request.inputs.len(), request.dimensions, request.truncates),
+            (2, Some(64), false)
+        );
+        let request = read(json!({"prompt": "a", "dimensions": 0})).unwrap();
+        assert_eq!(
+            (request.is_older, request.dimensions, request.truncates),
+            (true, None, true)
+        );
+        for wrong in [
+            json!({}),
+            json!({"input": [1]}),
+            json!({"input": vec!["a"; MAX_INPUTS + 1]}),
+        ] {
+            assert_eq!(read(wrong).unwrap_err().param.as_deref(), Some("input"));
+        }
+    }
+
+    #[test]
+    fn arguments_of_earlier_calls_are_not_lost() {
+        let read = |arguments: Value| {
+            let call = json!({"function": {"name": "f", "arguments": arguments}});
+            let body = json!({"messages": [{"role": "assistant", "tool_calls": [call]}, {"role": "user"}]});
+            let request = chat_request(body.to_string().as_bytes());
+            request
+                .map(|request| request.turns[0].tool_calls[0].arguments.clone())
+                .map_err(|error| error.param)
+        };
+        assert_eq!(read(json!({"a": 1})), Ok(json!({"a": 1})));
+        assert_eq!(read(json!("{\"a\": 1}")), Ok(json!({"a": 1})));
+        let path = "messages[0].tool_calls[0].function.arguments";
+        assert_eq!(read(json!([1])), Err(Some(path.to_string())));
     }
 
     #[test]

@@ -7,10 +7,8 @@ use serde_json::Value;
 
 use super::format::{WireFormat, WireGrammar};
 use crate::generation::take_beginning;
-use crate::read::{OneOrMany, TextOr, parse};
-use crate::{
-    ApiError, Format, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn,
-};
+use crate::read::{OneOrMany, TextOr, exact, parse};
+use crate::{ApiError, GenerationRequest, Media, Part, Role, Sampling, Tool, ToolCall, ToolChoice, Turn};
 
 /// Most alternatives that may be asked for.
 const MAX_TOP_LOGPROBS: u32 = 20;
@@ -19,6 +17,8 @@ const LOW_EFFORT: usize = 1024;
 const MEDIUM_EFFORT: usize = 8192;
 /// Most answers to one prompt.
 const MAX_CHOICES: u32 = 128;
+/// The field of a call's arguments that holds them as text, where that is no object.
+const UNREAD: &str = "arguments";
 
 /// Reads the body.
 ///
@@ -88,13 +88,13 @@ pub(super) struct WireSampling {
 impl WireSampling {
     pub(super) fn into_sampling(self) -> Result<Sampling, ApiError> {
         let bias = |(id, bias): (String, f32)| {
-            let id = id.parse().map_err(|_| {
-                ApiError::field(
-                    "logit_bias",
-                    format!("`logit_bias` names `{id}`, which is not a token id"),
-                )
+            // Written in one way: `5`, `05` and `+5` would be any number of biases for one token.
+            let number = id.parse().ok().filter(|number: &u32| number.to_string() == id);
+            let number = number.ok_or_else(|| {
+                let message = format!("`logit_bias` names `{id}`, which is not a token id");
+                ApiError::field("logit_bias", message)
             })?;
-            Ok::<_, ApiError>((id, bias))
+            Ok::<_, ApiError>((number, bias))
         };
         let logit_bias = self.logit_bias.unwrap_or_default().into_iter().map(bias);
         Ok(Sampling {
@@ -221,9 +221,12 @@ impl ChatRequest {
         let tools: Vec<Tool> = tools
             .map(|(i, tool)| tool.into_tool(i))
             .collect::<Result<_, _>>()?;
-        let format = self
-            .response_format
-            .map_or(Ok(Format::Text), WireFormat::into_format)?;
+        let format = self.response_format.map(WireFormat::into_format).transpose()?;
+        let (format, format_field) = grammar.over(format)?;
+        let (limit, limit_field) = match self.max_completion_tokens {
+            None => (self.max_tokens, "max_tokens"),
+            limit => (limit, "max_completion_tokens"),
+        };
         let mut thinking = effort(self.reasoning_effort.as_deref(), "reasoning_effort")?;
         let budgets = [
             self.thinking_budget,
@@ -246,9 +249,10 @@ impl ChatRequest {
             turns,
             tools,
             parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
-            format: grammar.over(format)?,
+            format,
+            format_field,
             sampling: sampling.into_sampling()?,
-            max_tokens: max_tokens(self.max_completion_tokens.or(self.max_tokens))?,
+            max_tokens: max_tokens(limit, limit_field)?,
             stop: self.stop.unwrap_or_default().0,
             n: choices(self.n)?,
             logprobs: logprobs(self.logprobs, self.top_logprobs)?,
@@ -298,12 +302,11 @@ pub(crate) fn effort(effort: Option<&str>, field: &str) -> Result<Thinking, ApiE
     Ok(Thinking { wanted, budget })
 }
 
-pub(super) fn max_tokens(n: Option<u32>) -> Result<Option<usize>, ApiError> {
+/// The limit that `field` gives.
+pub(super) fn max_tokens(n: Option<u32>, field: &str) -> Result<Option<usize>, ApiError> {
     if n == Some(0) {
-        return Err(ApiError::field(
-            "max_tokens",
-            "`max_tokens` is 0; allow at least one token",
-        ));
+        let message = format!("`{field}` is 0; allow at least one token");
+        return Err(ApiError::field(field, message));
     }
     Ok(n.map(|n| n as usize))
 }
@@ -409,7 +412,7 @@ impl Message {
             tool_calls: calls.chain(older).collect::<Result<_, _>>()?,
             tool_call_id: self.tool_call_id,
             name: self.name,
-            ..Turn::new(role, parts)
+            ..Turn::new(role, parts).at(format!("messages[{i}]"))
         })
     }
 }
@@ -472,20 +475,25 @@ impl WireFunction {
     }
 }
 
-/// Arguments as an object; OpenAI writes them as text.
-pub(super) fn arguments(value: Value, path: &str) -> Result<Value, ApiError> {
-    let value = match value {
-        Value::String(text) if text.trim().is_empty() => Value::Object(Default::default()),
-        Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::Null),
-        Value::Null => Value::Object(Default::default()),
-        other => other,
+/// Arguments of an earlier call as an object; OpenAI writes them as text. Text that is none (the answer was cut, or another
+/// model wrote it) is kept whole: clients send back what they were given, the conversation must be able to go on, and the
+/// model shall see what came of its call.
+pub(crate) fn arguments(value: Value, path: &str) -> Result<Value, ApiError> {
+    let text = match value {
+        Value::String(text) => text,
+        Value::Null => return Ok(Value::Object(Default::default())),
+        object @ Value::Object(_) => return Ok(object),
+        _ => {
+            let message = format!("`{path}` is no JSON object; send back the arguments as they were given");
+            return Err(ApiError::field(path, message));
+        }
     };
-    if value.is_object() {
-        Ok(value)
-    } else {
-        let message = format!("`{path}` is no JSON object; send back the arguments as they were given");
-        Err(ApiError::field(path, message))
-    }
+    Ok(match exact(&text) {
+        Ok(object @ Value::Object(_)) => object,
+        Ok(Value::Null) => Value::Object(Default::default()),
+        _ if text.trim().is_empty() => Value::Object(Default::default()),
+        _ => serde_json::json!({UNREAD: text}),
+    })
 }
 
 impl WireTool {
@@ -592,6 +600,26 @@ mod tests {
     }
 
     #[test]
+    fn arguments_that_were_cut_are_kept_as_text() {
+        let read = |given: Value| arguments(given, "x").map_err(|error| error.param);
+        for (given, expected) in [
+            (json!("{\"a\": 1}"), json!({"a": 1})),
+            (json!({"a": 1}), json!({"a": 1})),
+            (json!(null), json!({})),
+            (json!(" "), json!({})),
+            (json!("null"), json!({})),
+            (json!("{\"city\": \"Ro"), json!({"arguments": "{\"city\": \"Ro"})),
+            (json!("[1]"), json!({"arguments": "[1]"})),
+            (json!("{\"a\": 1e999}"), json!({"a": "1e999"})),
+        ] {
+            assert_eq!(read(given.clone()), Ok(expected), "{given}");
+        }
+        for wrong in [json!([1]), json!(7), json!(true)] {
+            assert_eq!(read(wrong), Err(Some("x".to_string())));
+        }
+    }
+
+    #[test]
     fn the_beginning_of_an_answer_is_taken_off_the_conversation() {
         let turns = |last: Value| {
             json!({"model": "m", "continue_final_message": true, "add_generation_prompt": false,
@@ -663,7 +691,13 @@ mod tests {
             "guided_regex",
         );
         check(json!({"reasoning_effort": "huge"}), "reasoning_effort");
-        check(json!({"logit_bias": {"x": 1}}), "logit_bias");
+        for id in ["x", "05", "+5", "5 ", "-1", "4294967296", ""] {
+            check(json!({"logit_bias": {id: 1}}), "logit_bias");
+        }
         check(json!({"max_tokens": 0}), "max_tokens");
+        check(
+            json!({"max_tokens": 9, "max_completion_tokens": 0}),
+            "max_completion_tokens",
+        );
     }
 }

@@ -29,7 +29,7 @@ pub fn chat_completion(
         total.add_choice(&finish.usage);
         let choice = gather(deltas);
         // With `length` OpenAI gives what there is of a call; with any other reason clients take it for whole.
-        let is_length = finish.kind == FinishKind::Length;
+        let is_length = finish.kind.is_cut();
         let calls: Vec<Value> = choice
             .calls
             .iter()
@@ -81,7 +81,7 @@ fn gather(deltas: &[Delta]) -> Choice {
 fn reason(kind: &FinishKind) -> &'static str {
     match kind {
         FinishKind::Stop | FinishKind::StopString(_) => "stop",
-        FinishKind::Length => "length",
+        FinishKind::Length | FinishKind::ContextFull => "length",
         FinishKind::ToolCalls => "tool_calls",
     }
 }

@@ -9,7 +9,7 @@ use super::chat_answer::finite;
 use super::format::{WireFormat, WireGrammar};
 use super::{event, usage};
 use crate::read::{OneOrMany, parse};
-use crate::{ApiError, Delta, Finish, FinishKind, Format, GenerationRequest, TokenLogprob, Usage};
+use crate::{ApiError, Delta, Finish, FinishKind, GenerationRequest, TokenLogprob, Usage};
 
 /// OpenAI's default for answers here.
 const DEFAULT_MAX_TOKENS: u32 = 16;
@@ -136,17 +136,18 @@ pub fn completion_request(body: &[u8]) -> Result<CompletionRequest, ApiError> {
             format!("`prompt` may hold at most {MAX_PROMPTS} prompts"),
         ));
     }
-    let format = wire.response_format;
-    let format = format.map_or(Ok(Format::Text), WireFormat::into_format)?;
+    let format = wire.response_format.map(WireFormat::into_format).transpose()?;
+    let (format, format_field) = grammar.over(format)?;
     Ok(CompletionRequest {
         prompts: wire.prompt.0,
         echo,
         generation: GenerationRequest {
             continues: None,
             model: wire.model.unwrap_or_default(),
-            format: grammar.over(format)?,
+            format,
+            format_field,
             sampling: sampling.into_sampling()?,
-            max_tokens: max_tokens(Some(wire.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)))?,
+            max_tokens: max_tokens(Some(wire.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)), "max_tokens")?,
             stop: wire.stop.unwrap_or_default().0,
             n,
             logprobs: wire.logprobs.map(|n| n as usize),
@@ -189,7 +190,7 @@ pub fn completion(
 
 fn reason(kind: &FinishKind) -> &'static str {
     match kind {
-        FinishKind::Length => "length",
+        FinishKind::Length | FinishKind::ContextFull => "length",
         _ => "stop",
     }
 }
@@ -300,6 +301,7 @@ impl CompletionEvents {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
 
     fn read(body: Value) -> Result<CompletionRequest, ApiError> {
         completion_request(body.to_string().as_bytes())

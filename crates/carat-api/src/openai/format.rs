@@ -19,12 +19,15 @@ struct NamedSchema {
 }
 
 impl WireFormat {
-    pub(super) fn into_format(self) -> Result<Format, ApiError> {
+    /// What it asks for, and the field that says so.
+    pub(super) fn into_format(self) -> Result<(Format, &'static str), ApiError> {
         let named = self.json_schema.and_then(|named| named.schema);
-        match (self.r#type.as_str(), named.or(self.schema)) {
-            ("text", _) => Ok(Format::Text),
-            ("json_object" | "json_schema", Some(schema)) => Ok(Format::JsonSchema(schema)),
-            ("json_object", None) => Ok(Format::JsonObject),
+        let named = named.map(|schema| (schema, "response_format.json_schema.schema"));
+        let plain = self.schema.map(|schema| (schema, "response_format.schema"));
+        match (self.r#type.as_str(), named.or(plain)) {
+            ("text", _) => Ok((Format::Text, FIELD)),
+            ("json_object" | "json_schema", Some((schema, field))) => Ok((Format::JsonSchema(schema), field)),
+            ("json_object", None) => Ok((Format::JsonObject, FIELD)),
             ("json_schema", _) => Err(ApiError::field(
                 "response_format.json_schema",
                 "`response_format.json_schema.schema` is missing",
@@ -37,6 +40,9 @@ impl WireFormat {
         }
     }
 }
+
+/// The API's own field.
+const FIELD: &str = "response_format";
 
 /// Grammars by the names of vLLM (`structured_outputs`, `guided_*` before) and llama.cpp (`grammar`, `json_schema`).
 #[derive(Debug, Default, Deserialize)]
@@ -61,8 +67,12 @@ struct StructuredOutputs {
 }
 
 impl WireGrammar {
-    /// The grammar asked for, if any; `format` is what the API's own field says.
-    pub(super) fn over(self, format: Format) -> Result<Format, ApiError> {
+    /// The grammar asked for, if any, and the field that says so; `format` is what the API's own field says.
+    pub(super) fn over(
+        self,
+        format: Option<(Format, &'static str)>,
+    ) -> Result<(Format, &'static str), ApiError> {
+        let (format, field) = format.unwrap_or((Format::Text, FIELD));
         let outputs = self.structured_outputs.unwrap_or_default();
         if outputs.structural_tag.is_some() {
             let message =
@@ -71,8 +81,8 @@ impl WireGrammar {
         }
         let is_json = outputs.json_object == Some(true);
         let json = "structured_outputs.json";
-        let given: Vec<(&str, Format)> = [
-            ("response_format", (format != Format::Text).then_some(format)),
+        let given: Vec<(Format, &'static str)> = [
+            (field, (format != Format::Text).then_some(format)),
             (json, outputs.json.map(|value| schema(value, json)).transpose()?),
             (
                 "structured_outputs.json_object",
@@ -97,13 +107,13 @@ impl WireGrammar {
             ),
         ]
         .into_iter()
-        .filter_map(|(name, format)| Some((name, format?)))
+        .filter_map(|(name, format)| Some((format?, name)))
         .collect();
         match <[_; 1]>::try_from(given) {
-            Ok([(_, format)]) => Ok(format),
-            Err(none) if none.is_empty() => Ok(Format::Text),
+            Ok([format]) => Ok(format),
+            Err(none) if none.is_empty() => Ok((Format::Text, FIELD)),
             Err(several) => {
-                let (first, second) = (several[0].0, several[1].0);
+                let (first, second) = (several[0].1, several[1].1);
                 let message = format!("`{first}` and `{second}` both bind the answer; give one of them");
                 Err(ApiError::field(second, message))
             }
@@ -156,10 +166,16 @@ mod tests {
 
     /// What the fields of a body bind an answer to, or the field at fault.
     fn format(body: Value) -> Result<Format, Option<String>> {
-        let format = WireFormat::deserialize(&body["response_format"])
-            .map_or(Ok(Format::Text), WireFormat::into_format);
+        let format = WireFormat::deserialize(&body["response_format"]).map(WireFormat::into_format);
         let grammar = WireGrammar::deserialize(&body).unwrap();
-        grammar.over(format.unwrap()).map_err(|error| error.param)
+        let format = grammar.over(format.ok().map(Result::unwrap));
+        let (format, field) = format.map_err(|error| error.param)?;
+        let path = format!("/{}", field.replace('.', "/"));
+        assert!(
+            format == Format::Text || body.pointer(&path).is_some(),
+            "{field} of {body}"
+        );
+        Ok(format)
     }
 
     #[test]

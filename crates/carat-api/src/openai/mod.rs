@@ -9,7 +9,7 @@ mod responses;
 mod responses_answer;
 
 pub use chat::chat_request;
-pub(crate) use chat::{Thinking, effort, tool};
+pub(crate) use chat::{Thinking, arguments, effort, tool};
 pub use chat_answer::{ChatEvents, chat_completion};
 pub use completion::{CompletionEvents, CompletionRequest, Prompt, completion, completion_request};
 pub use embedding::{EmbeddingRequest, MAX_INPUTS, embedding_list, embedding_request};

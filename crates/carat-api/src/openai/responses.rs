@@ -102,8 +102,9 @@ pub fn responses_request(body: &[u8]) -> Result<ResponsesRequest, ApiError> {
         tools,
         parallel_tool_calls: wire.parallel_tool_calls.unwrap_or(true),
         format: format(text_format)?,
+        format_field: "text.format.schema",
         sampling: sampling.into_sampling()?,
-        max_tokens: max_tokens(wire.max_output_tokens)?,
+        max_tokens: max_tokens(wire.max_output_tokens, "max_output_tokens")?,
         n: 1,
         thinking: thinking.wanted,
         thinking_budget: thinking.budget,
@@ -169,7 +170,7 @@ fn flat_tool(value: &Value, i: usize) -> Result<Tool, ApiError> {
 /// Turns from the input: a text, or items.
 fn turns(input: &Value) -> Result<Vec<Turn>, ApiError> {
     let items = match input {
-        Value::String(text) => return Ok(vec![Turn::text(Role::User, text)]),
+        Value::String(text) => return Ok(vec![Turn::text(Role::User, text).at("input")]),
         Value::Array(items) if !items.is_empty() => items,
         _ => {
             return Err(ApiError::field(
@@ -194,7 +195,7 @@ fn turns(input: &Value) -> Result<Vec<Turn>, ApiError> {
                     Some(turn) if turn.role == Role::Assistant => turn.tool_calls.push(call),
                     _ => turns.push(Turn {
                         tool_calls: vec![call],
-                        ..Turn::new(Role::Assistant, Vec::new())
+                        ..Turn::new(Role::Assistant, Vec::new()).at(path)
                     }),
                 }
             }
@@ -206,7 +207,7 @@ fn turns(input: &Value) -> Result<Vec<Turn>, ApiError> {
                 };
                 turns.push(Turn {
                     tool_call_id: Some(text_of(item, "call_id")),
-                    ..Turn::new(Role::Tool, parts)
+                    ..Turn::new(Role::Tool, parts).at(path)
                 });
             }
             // What the model thought before an earlier answer is not shown to it again.
@@ -235,8 +236,8 @@ fn message(item: &Value, path: &str) -> Result<Turn, ApiError> {
         }
     };
     match &item["content"] {
-        Value::String(text) => Ok(Turn::text(role, text)),
-        Value::Array(all) => Ok(Turn::new(role, parts(all, &format!("{path}.content"))?)),
+        Value::String(text) => Ok(Turn::text(role, text).at(path)),
+        Value::Array(all) => Ok(Turn::new(role, parts(all, &format!("{path}.content"))?).at(path)),
         _ => {
             let message = format!("`{path}.content` must be a string or an array of parts");
             Err(ApiError::field(format!("{path}.content"), message))
@@ -326,5 +327,6 @@ mod tests {
             "input[0].type"
         );
         assert_eq!(param(json!({"input": 5})), "input");
+        assert_eq!(param(json!({"max_output_tokens": 0})), "max_output_tokens");
     }
 }

@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{ApiError, Delta, Finish, FinishKind, Usage};
+use crate::{ApiError, Delta, Finish, Usage};
 
 /// What is known of a response before its first token.
 #[derive(Debug, Clone)]
@@ -134,7 +134,7 @@ impl ResponseEvents {
     /// The end.
     pub fn finish(&mut self, finish: &Finish, out: &mut Vec<u8>) {
         self.begin(out);
-        let is_cut = finish.kind == FinishKind::Length;
+        let is_cut = finish.kind.is_cut();
         self.close(if is_cut { "incomplete" } else { "completed" }, out);
         if self.items.is_empty() {
             self.open_text(out);
@@ -267,6 +267,7 @@ fn usage(usage: &Usage) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::FinishKind;
 
     fn head() -> ResponseHead {
         ResponseHead {

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, OriginalUri};
+use axum::extract::rejection::{BytesRejection, PathRejection};
+use axum::extract::{self, DefaultBodyLimit, OriginalUri};
 use axum::http::{Response, StatusCode};
 use axum::middleware;
 use axum::response::IntoResponse;
@@ -121,9 +121,64 @@ impl IntoResponse for Refused {
     }
 }
 
-/// Gives errors the shape of the API at `path`.
+/// Gives errors the shape of the API at `path`, and its names of fields.
 fn at(path: &'static str) -> impl Fn(ApiError) -> Refused + Copy {
-    move |error| Refused { error, path }
+    move |error| Refused {
+        error: in_words_of(path, error),
+        path,
+    }
+}
+
+/// What the APIs call a field that is named here as OpenAI's chats name it. Fields that only readers of requests know
+/// have the client's name from the beginning.
+const NAMES: [(&str, &[(&str, &str)]); 4] = [
+    ("/v1/responses", &[("messages", "input")]),
+    ("/v1/messages", &[("stop", "stop_sequences")]),
+    ("/api/chat", &OPTIONS),
+    ("/api/generate", &OPTIONS_AND_PROMPT),
+];
+const OPTIONS: [(&str, &str); 9] = [
+    ("temperature", "options.temperature"),
+    ("top_k", "options.top_k"),
+    ("top_p", "options.top_p"),
+    ("min_p", "options.min_p"),
+    ("typical_p", "options.typical_p"),
+    ("repetition_penalty", "options.repeat_penalty"),
+    ("presence_penalty", "options.presence_penalty"),
+    ("frequency_penalty", "options.frequency_penalty"),
+    ("stop", "options.stop"),
+];
+const OPTIONS_AND_PROMPT: [(&str, &str); 10] = {
+    let mut all = [("messages", "prompt"); 10];
+    let mut i = 0;
+    while i < OPTIONS.len() {
+        all[i] = OPTIONS[i];
+        i += 1;
+    }
+    all
+};
+
+/// The error with the field's name as the client of the API at `path` knows it.
+fn in_words_of(path: &str, mut error: ApiError) -> ApiError {
+    let names = NAMES.iter().find(|(of, _)| *of == path);
+    let name = names.and_then(|(_, names)| {
+        names
+            .iter()
+            .find(|(name, _)| error.param.as_deref() == Some(name))
+    });
+    if let Some((name, own)) = name {
+        error.message = error.message.replace(&format!("`{name}`"), &format!("`{own}`"));
+        error.param = Some((*own).to_string());
+    }
+    error
+}
+
+/// A name in a path.
+fn named(name: Result<extract::Path<String>, PathRejection>) -> Result<String, ApiError> {
+    name.map(|extract::Path(name)| name).map_err(|_| {
+        let message = "there is nothing of this name: its `%` codes are no UTF-8";
+        ApiError::new(ErrorKind::NotFound, message)
+    })
 }
 
 /// A body that has come whole.
@@ -323,7 +378,7 @@ fn mistake() -> ApiError {
 /// The path that a request came by, for errors of no particular API.
 async fn path_of(uri: &OriginalUri) -> &'static str {
     match uri.path() {
-        path if path.starts_with("/v1/messages") => "/v1/messages",
+        path if access::is_anthropics(path) => "/v1/messages",
         path if path.starts_with("/api/") => "/api/",
         _ => "/",
     }

@@ -10,11 +10,12 @@ use axum::extract::State as Shared;
 use axum::extract::rejection::BytesRejection;
 use axum::http::Response;
 use carat_api::ollama::{self, Lines, Shape};
-use carat_api::openai::{CompletionRequest, MAX_INPUTS, Prompt};
+use carat_api::openai::{CompletionRequest, Prompt};
 use carat_api::{ApiError, ErrorKind, KeepAlive, parse};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::openai::{TooLong, shorten};
 use super::{Answer, at, converse, in_time, json, openai, whole};
 use crate::ids;
 use crate::model::ModelDetails;
@@ -40,11 +41,11 @@ fn details(details: &ModelDetails) -> Value {
     })
 }
 
-/// One of a list of models.
-fn entry(state: &State, model: &ListedModel, about: &ModelDetails) -> Value {
+/// One of a list of models, under one of its names.
+fn entry(state: &State, name: &str, model: &ListedModel, about: &ModelDetails) -> Value {
     let modified = model.modified.unwrap_or(Duration::from_secs(state.created));
     json!({
-        "name": model.id, "model": model.id, "modified_at": ollama::timestamp(modified),
+        "name": name, "model": name, "modified_at": ollama::timestamp(modified),
         "size": model.size_bytes, "digest": digest(model), "details": details(about),
     })
 }
@@ -64,7 +65,11 @@ pub(super) async fn tags(Shared(state): Shared<Arc<State>>) -> Answer {
     let mut models = Vec::new();
     for model in state.models.list().await.map_err(at("/api/"))? {
         match state.models.details(&model.id).await {
-            Ok(about) => models.push(entry(&state, &model, &about)),
+            Ok(about) => {
+                let aliases = state.models.aliases().iter().filter(|(_, of)| *of == model.id);
+                let names = std::iter::once(&model.id).chain(aliases.map(|(name, _)| name));
+                models.extend(names.map(|name| entry(&state, name, &model, &about)));
+            }
             // What cannot be read cannot be used either.
             Err(error) => tracing::warn!(model = model.id, %error, "left out of the list"),
         }
@@ -74,7 +79,8 @@ pub(super) async fn tags(Shared(state): Shared<Arc<State>>) -> Answer {
 
 pub(super) async fn running(Shared(state): Shared<Arc<State>>) -> Response<Body> {
     let models = state.models.running().into_iter().map(|running| {
-        let mut model = entry(&state, &running.model.listed(), &running.model.setup.details);
+        let listed = running.model.listed();
+        let mut model = entry(&state, &listed.id, &listed, &running.model.setup.details);
         model["size"] = running
             .claim_bytes
             .max(running.model.setup.details.size_bytes)
@@ -128,10 +134,11 @@ pub(super) async fn chat(
     Extension(caller): Extension<Caller>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let refuse = at("/api/");
+    let refuse = at("/api/chat");
     let request = ollama::chat_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     if request.turns.is_empty() {
-        let value = load_only(&state, &request.model, request.keep_alive, Shape::Chat).await;
+        let value = load_only(&state, &request.model, request.keep_alive, Shape::Chat);
+        let value = in_time(&state, &caller, value).await;
         return Ok(json(&value.map_err(refuse)?));
     }
     let request = Arc::new(request);
@@ -144,7 +151,7 @@ pub(super) async fn generate(
     Extension(caller): Extension<Caller>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
-    let refuse = at("/api/");
+    let refuse = at("/api/generate");
     let wanted = ollama::generate_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let is_streamed = wanted.generation.stream;
     let reply = match wanted.raw {
@@ -160,7 +167,8 @@ pub(super) async fn generate(
         }
         None if wanted.generation.turns.is_empty() => {
             let (name, keep_alive) = (&wanted.generation.model, wanted.generation.keep_alive);
-            let value = load_only(&state, name, keep_alive, Shape::Generate).await;
+            let value = load_only(&state, name, keep_alive, Shape::Generate);
+            let value = in_time(&state, &caller, value).await;
             return Ok(json(&value.map_err(refuse)?));
         }
         None => {
@@ -206,61 +214,33 @@ async fn answer(reply: Reply, shape: Shape, is_streamed: bool) -> Result<Respons
     }
 }
 
-#[derive(Deserialize)]
-struct Embed {
-    model: Option<String>,
-    /// `/api/embed`: a text or several.
-    #[serde(default)]
-    input: Value,
-    /// `/api/embeddings`, the older one: a text.
-    prompt: Option<String>,
-    #[serde(default)]
-    keep_alive: Value,
-}
-
 pub(super) async fn embed(
     Shared(state): Shared<Arc<State>>,
     Extension(caller): Extension<Caller>,
     body: Result<Bytes, BytesRejection>,
 ) -> Answer {
     let refuse = at("/api/");
-    let wanted: Embed = parse(&whole(body).map_err(refuse)?).map_err(refuse)?;
-    let name = wanted.model.as_deref().unwrap_or_default();
-    let keep_alive = ollama::keep_alive(&wanted.keep_alive).map_err(refuse)?;
-    let model = in_time(&state, &caller, state.models.lease(name, keep_alive));
-    let model = model.await.map_err(refuse)?;
-    if let Some(text) = wanted.prompt {
-        let (vectors, _) = openai::embed(&state, &model, vec![Prompt::Text(text)], caller)
-            .await
-            .map_err(refuse)?;
+    let wanted = ollama::embed_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
+    let started = std::time::Instant::now();
+    let model = state.models.lease(&wanted.model, wanted.keep_alive);
+    let model = in_time(&state, &caller, model).await.map_err(refuse)?;
+    let loaded = started.elapsed();
+    let too_long = if wanted.truncates {
+        TooLong::Cut
+    } else {
+        TooLong::Refused
+    };
+    let vectors = openai::embed(&state, &model, wanted.inputs, too_long, caller);
+    let (mut vectors, n_tokens) = vectors.await.map_err(refuse)?;
+    if let Some(n) = wanted.dimensions {
+        shorten(&mut vectors, n).map_err(refuse)?;
+    }
+    if wanted.is_older {
         return Ok(json(&json!({"embedding": vectors.first()})));
     }
-    let texts = match wanted.input {
-        Value::String(text) => Some(vec![Prompt::Text(text)]),
-        Value::Array(texts) => texts
-            .iter()
-            .map(|text| text.as_str().map(|text| Prompt::Text(text.to_string())))
-            .collect(),
-        _ => None,
-    };
-    let wrong = || {
-        refuse(ApiError::field(
-            "input",
-            "`input` must be a string or an array of strings",
-        ))
-    };
-    let texts = texts.ok_or_else(wrong)?;
-    if texts.len() > MAX_INPUTS {
-        let message = format!("`input` may hold at most {MAX_INPUTS} texts");
-        return Err(refuse(ApiError::field("input", message)));
-    }
-    let started = std::time::Instant::now();
-    let (vectors, n_tokens) = openai::embed(&state, &model, texts, caller)
-        .await
-        .map_err(refuse)?;
-    let ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     Ok(json(&json!({
-        "model": model.setup.id, "embeddings": vectors, "total_duration": ns, "load_duration": 0,
-        "prompt_eval_count": n_tokens,
+        "model": model.setup.id, "embeddings": vectors, "total_duration": ns(started.elapsed()),
+        "load_duration": ns(loaded), "prompt_eval_count": n_tokens,
     })))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State as Shared};
 use carat_api::ApiError;
 use carat_api::openai::{self, Prompt};
@@ -16,7 +16,8 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 
 use super::{
-    Answer, Presence, at, blocking, converse, for_each_answer, in_time, is_brief, json, prepared, whole,
+    Answer, Presence, at, blocking, converse, for_each_answer, in_time, is_brief, json, named, prepared,
+    whole,
 };
 use crate::ids;
 use crate::limits;
@@ -53,8 +54,12 @@ pub(super) async fn models(Shared(state): Shared<Arc<State>>) -> Answer {
     Ok(json(&openai::model_list(&models)))
 }
 
-pub(super) async fn model(Shared(state): Shared<Arc<State>>, Path(name): Path<String>) -> Answer {
+pub(super) async fn model(
+    Shared(state): Shared<Arc<State>>,
+    name: Result<Path<String>, PathRejection>,
+) -> Answer {
     let refuse = at("/v1/models");
+    let name = named(name).map_err(refuse)?;
     state.models.exact_id_of(&name).await.map_err(refuse)?;
     Ok(json(&openai::model(&name, state.created)))
 }
@@ -118,8 +123,18 @@ pub(super) async fn complete(
     let wanted = &request.generation;
     checked_choices(request.prompts.len(), wanted.n)?;
     check_stops(&wanted.stop)?;
-    let lease = state.models.lease(&wanted.model, wanted.keep_alive);
-    let lease = in_time(state, &caller, lease).await?;
+    let (lease, start, heads) = in_time(state, &caller, begin(state, request)).await?;
+    let reply = Reply::start(state, lease, wanted, start, caller)?;
+    Ok((reply, heads))
+}
+
+/// The model, the prompts as it takes them, and what each answer begins with.
+async fn begin(
+    state: &Arc<State>,
+    request: &openai::CompletionRequest,
+) -> Result<(Lease, Start, Vec<String>), ApiError> {
+    let wanted = &request.generation;
+    let lease = state.models.lease(&wanted.model, wanted.keep_alive).await?;
     let (shared, prompts, echo) = (Arc::clone(state), request.prompts.clone(), request.echo);
     let wanted = request.generation.clone();
     let n_bytes = |prompt: &Prompt| match prompt {
@@ -131,7 +146,7 @@ pub(super) async fn complete(
     let presence = Presence::default();
     let absent = presence.absent();
     // The work holds the lease: it goes on for a while when its client has gone.
-    let (lease, start, heads) = prepared(is_brief, move || {
+    prepared(is_brief, move || {
         let n_answers = prompts.len().saturating_mul(wanted.n);
         let mut start = Start {
             prompts: Vec::new(),
@@ -156,13 +171,11 @@ pub(super) async fn complete(
             heads.extend(std::iter::repeat_n(head, wanted.n));
         }
         let compile = |(grammar, field): (Grammar, &str)| lease.compile(&grammar, field);
-        let constraint = prompt::grammar(&wanted.format).map(compile).transpose()?;
+        let constraint = prompt::grammar(&wanted)?.map(compile).transpose()?;
         start.constraints = for_each_answer(constraint, n_answers);
         Ok((lease, start, heads))
     })
-    .await?;
-    let reply = Reply::start(state, lease, &request.generation, start, caller)?;
-    Ok((reply, heads))
+    .await
 }
 
 pub(super) async fn embeddings(
@@ -174,9 +187,8 @@ pub(super) async fn embeddings(
     let request = openai::embedding_request(&whole(body).map_err(refuse)?).map_err(refuse)?;
     let model = in_time(&state, &caller, state.models.lease(&request.model, None));
     let model = model.await.map_err(refuse)?;
-    let (mut vectors, n_tokens) = embed(&state, &model, request.inputs, caller)
-        .await
-        .map_err(refuse)?;
+    let vectors = embed(&state, &model, request.inputs, TooLong::Refused, caller);
+    let (mut vectors, n_tokens) = vectors.await.map_err(refuse)?;
     if let Some(n) = request.dimensions {
         shorten(&mut vectors, n).map_err(refuse)?;
     }
@@ -188,21 +200,31 @@ pub(super) async fn embeddings(
     )))
 }
 
+/// What becomes of texts that have more tokens than can be embedded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum TooLong {
+    Refused,
+    /// They lose their ends.
+    Cut,
+}
+
 /// Vectors of texts, and how many tokens they had.
 pub(super) async fn embed(
     state: &State,
     model: &Lease,
     inputs: Vec<Prompt>,
+    too_long: TooLong,
     caller: Caller,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let shared = model.model();
     let texts = blocking(move || {
         inputs
             .into_iter()
-            .map(|input| embeddable(&shared, input))
+            .map(|input| embeddable(&shared, input, too_long))
             .collect()
     });
-    let texts: Vec<Vec<u32>> = texts.await?;
+    // What follows ends in time by itself.
+    let texts: Vec<Vec<u32>> = in_time(state, &caller, texts).await?;
     let n_tokens = texts.iter().map(Vec::len).sum();
     if let Some(trace) = &caller.trace {
         trace::embedded(trace, &model.setup.id, n_tokens);
@@ -224,9 +246,9 @@ pub(super) async fn embed(
     }
 }
 
-/// The tokens of a text, unless they are too many.
-fn embeddable(model: &ServedModel, input: Prompt) -> Result<Vec<u32>, ApiError> {
-    let ids = match input {
+/// The tokens of a text, if they are not too many or may be fewer.
+fn embeddable(model: &ServedModel, input: Prompt, too_long: TooLong) -> Result<Vec<u32>, ApiError> {
+    let mut ids = match input {
         Prompt::Text(text) => {
             let tokenizer = &model.setup.tokenizer;
             let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
@@ -236,6 +258,9 @@ fn embeddable(model: &ServedModel, input: Prompt) -> Result<Vec<u32>, ApiError> 
         Prompt::Tokens(ids) => prompt::given(model, ids, "input")?,
     };
     let longest = model.context().saturating_sub(1).min(MAX_EMBEDDED);
+    if too_long == TooLong::Cut {
+        ids.truncate(longest);
+    }
     if ids.len() > longest {
         let message = format!(
             "a text of `input` has {} tokens, but at most {longest} can be embedded",
@@ -290,7 +315,7 @@ impl Drop for Embedding {
 }
 
 /// Keeps the first `n` numbers and makes the length 1 again.
-fn shorten(vectors: &mut [Vec<f32>], n: usize) -> Result<(), ApiError> {
+pub(super) fn shorten(vectors: &mut [Vec<f32>], n: usize) -> Result<(), ApiError> {
     for vector in vectors {
         if n > vector.len() {
             let message = format!(

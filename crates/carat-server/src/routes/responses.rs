@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Extension;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State as Shared};
 use carat_api::openai::{self, ResponseEvents, ResponseHead};
 use carat_api::{ApiError, Delta, ErrorKind, Part, Role, ToolCall, Turn, whole_arguments};
 use serde_json::{Value, json};
 
-use super::{Answer, at, converse, json, whole};
+use super::{Answer, at, converse, json, named, whole};
 use crate::ids;
 use crate::limits::{STORED_BYTES, STORED_RESPONSES};
 use crate::reply::Caller;
@@ -180,11 +180,19 @@ fn with_answer(mut turns: Vec<Turn>, deltas: &[Delta]) -> Vec<Turn> {
         tool_calls: calls.into_iter().filter_map(call).collect(),
         ..Turn::text(Role::Assistant, text)
     });
+    // Of the next request they are part by this field.
+    for turn in &mut turns {
+        turn.path = "previous_response_id".to_string();
+    }
     turns
 }
 
-pub(super) async fn read(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Answer {
+pub(super) async fn read(
+    Shared(state): Shared<Arc<State>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer {
     let refuse = at("/v1/responses");
+    let id = named(id).map_err(refuse)?;
     let body = state
         .responses
         .body(&id)
@@ -192,9 +200,14 @@ pub(super) async fn read(Shared(state): Shared<Arc<State>>, Path(id): Path<Strin
     Ok(json(&body))
 }
 
-pub(super) async fn delete(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Answer {
+pub(super) async fn delete(
+    Shared(state): Shared<Arc<State>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Answer {
+    let refuse = at("/v1/responses");
+    let id = named(id).map_err(refuse)?;
     if !state.responses.remove(&id) {
-        return Err(at("/v1/responses")(unknown(&id, "id", ErrorKind::NotFound)));
+        return Err(refuse(unknown(&id, "id", ErrorKind::NotFound)));
     }
     Ok(json(&json!({"id": id, "object": "response", "deleted": true})))
 }

@@ -7,7 +7,9 @@ pub(crate) mod native;
 pub(crate) mod prompted;
 mod schema;
 
-use carat_api::{ApiError, GenerationRequest, Tool, ToolChoice};
+pub(crate) use schema::check as check_schema;
+
+use carat_api::{ApiError, GenerationRequest, Tool, ToolChoice, Turn};
 use serde_json::Value;
 
 /// Calls in one answer.
@@ -27,6 +29,17 @@ fn callable(request: &GenerationRequest) -> Vec<&Tool> {
         _ => true,
     };
     request.tools.iter().filter(is_wanted).collect()
+}
+
+/// Refuses tools whose schemas go in a circle: the compiler takes them, and there is no answer.
+pub(crate) fn refuse_circles(request: &GenerationRequest) -> Result<(), ApiError> {
+    for tool in callable(request) {
+        if let Some(circle) = schema::circle(&tool.parameters) {
+            let message = format!("the parameters of `{}` cannot be used: {circle}", tool.name);
+            return Err(ApiError::field("tools", message));
+        }
+    }
+    Ok(())
 }
 
 /// A tool's schema as that of an object with known fields: what the function does not know helps nobody, and small models
@@ -66,9 +79,16 @@ fn forget_unknown_patterns(schema: &mut Value) {
     }
 }
 
+/// Where a turn stands in the request.
+fn path_of(turn: &Turn) -> &str {
+    Some(turn.path.as_str())
+        .filter(|path| !path.is_empty())
+        .unwrap_or("messages")
+}
+
 /// The refusal of a result that answers no call.
-fn no_call(i: usize) -> ApiError {
-    let path = format!("messages[{i}]");
+fn no_call(turn: &Turn) -> ApiError {
+    let path = path_of(turn);
     let message = format!("`{path}` is a tool's result, but no call before it has its id");
     ApiError::field(path, message)
 }

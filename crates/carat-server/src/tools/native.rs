@@ -10,8 +10,8 @@ use carat_engine::Grammar;
 use carat_text::Tool;
 use serde_json::{Map, Value, json};
 
-use super::schema::{Rules, compact};
-use super::{MAX_CALLS, MAX_WAITING, arguments_schema, callable};
+use super::schema::{Rules, check, compact};
+use super::{MAX_CALLS, MAX_WAITING, arguments_schema, callable, path_of};
 use crate::model::CallMarks;
 
 /// Nested values of a declaration: references could name each other for ever.
@@ -94,7 +94,7 @@ pub(crate) fn grammar(request: &GenerationRequest, marks: CallMarks) -> Result<G
     let mut rules = Rules::new(marks.quote);
     let mut calls = Vec::new();
     for tool in callable(request) {
-        let arguments = rules.arguments(&arguments_schema(tool), tool.is_strict);
+        let arguments = rules.arguments(&arguments_schema(tool), tool.is_strict)?;
         let head = Value::from(format!("call:{}", tool.name));
         calls.push(format!("{head} {arguments}"));
     }
@@ -102,7 +102,7 @@ pub(crate) fn grammar(request: &GenerationRequest, marks: CallMarks) -> Result<G
     let many = if request.parallel_tool_calls { MAX_CALLS } else { 1 };
     match request.tool_choice {
         ToolChoice::Auto => {
-            let answer = answer(&request.format)?;
+            let answer = answer(request)?;
             let _infallible = writeln!(lark, "start: answer | text call{{1,{many}}}\nanswer: {answer}");
             // Who asked for JSON gets no text beside it.
             let is_free = request.format == Format::Text;
@@ -129,11 +129,14 @@ pub(crate) fn grammar(request: &GenerationRequest, marks: CallMarks) -> Result<G
 }
 
 /// What an answer without calls must look like.
-fn answer(format: &Format) -> Result<String, ApiError> {
-    Ok(match format {
+fn answer(request: &GenerationRequest) -> Result<String, ApiError> {
+    Ok(match &request.format {
         Format::Text => "| TEXT".to_string(),
         Format::JsonObject => format!("%json {}", compact(&json!({"type": "object"}), true)),
-        Format::JsonSchema(schema) => format!("%json {}", compact(schema, true)),
+        Format::JsonSchema(schema) => {
+            check(schema, request.format_field)?;
+            format!("%json {}", compact(schema, true))
+        }
         Format::Regex(_) | Format::Lark(_) | Format::Gbnf(_) => {
             let message = "`tools` can be used together with a JSON schema, but not with other grammars";
             return Err(ApiError::field("tools", message));
@@ -144,13 +147,12 @@ fn answer(format: &Format) -> Result<String, ApiError> {
 /// Settles which call each result answers. Calls must have results, directly behind them.
 pub(crate) fn settled(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
     let mut settled: Vec<Turn> = Vec::with_capacity(turns.len());
-    // Calls that wait for results: the turn that made them, and of each call its id, its name, whether it has one.
-    let mut waiting: Vec<(usize, String, String, bool)> = Vec::new();
-    for (i, turn) in turns.iter().enumerate() {
-        let mut turn = turn.clone();
+    let mut waiting: Vec<Waiting<'_>> = Vec::new();
+    for made in turns {
+        let mut turn = made.clone();
         match turn.role {
             Role::Tool => {
-                let call = call_of(&turn, &mut waiting).ok_or_else(|| super::no_call(i))?;
+                let call = call_of(made, &mut waiting).ok_or_else(|| super::no_call(made))?;
                 (turn.tool_call_id, turn.name) = (Some(call.0).filter(|id| !id.is_empty()), Some(call.1));
             }
             Role::Assistant => {
@@ -159,12 +161,12 @@ pub(crate) fn settled(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                 }
                 let calls = turn.tool_calls.iter();
                 if calls.len() + waiting.len() > MAX_WAITING {
-                    let path = format!("messages[{i}].tool_calls");
+                    let path = path_of(made);
                     let message =
                         format!("`{path}` makes more than {MAX_WAITING} calls without results between them");
                     return Err(ApiError::field(path, message));
                 }
-                waiting.extend(calls.map(|call| (i, call.id.clone(), call.name.clone(), false)));
+                waiting.extend(calls.map(|call| (made, call.id.clone(), call.name.clone(), false)));
             }
             Role::User | Role::System => {
                 refuse_unanswered(&waiting)?;
@@ -177,8 +179,11 @@ pub(crate) fn settled(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
     Ok(settled)
 }
 
+/// A call that waits for its result: the turn that made it, its id, its name, whether it has one.
+type Waiting<'a> = (&'a Turn, String, String, bool);
+
 /// Id and name of the call that a result answers.
-fn call_of(turn: &Turn, waiting: &mut [(usize, String, String, bool)]) -> Option<(String, String)> {
+fn call_of(turn: &Turn, waiting: &mut [Waiting<'_>]) -> Option<(String, String)> {
     let id = turn.tool_call_id.as_deref().unwrap_or_default();
     let by_id = waiting.iter().position(|(_, of, ..)| !id.is_empty() && of == id);
     // Ollama's clients send results in order, with or without the function's name.
@@ -199,10 +204,10 @@ fn call_of(turn: &Turn, waiting: &mut [(usize, String, String, bool)]) -> Option
     Some((id.clone(), name.clone()))
 }
 
-fn refuse_unanswered(waiting: &[(usize, String, String, bool)]) -> Result<(), ApiError> {
+fn refuse_unanswered(waiting: &[Waiting<'_>]) -> Result<(), ApiError> {
     match waiting.first() {
-        Some((i, ..)) if waiting.iter().all(|(.., is_answered)| !is_answered) => {
-            let path = format!("messages[{i}]");
+        Some((turn, ..)) if waiting.iter().all(|(.., is_answered)| !is_answered) => {
+            let path = path_of(turn);
             let message = format!("`{path}` calls tools, but no results follow; send one for each call");
             Err(ApiError::field(path, message))
         }

@@ -12,7 +12,7 @@ use carat_engine::Grammar;
 use serde_json::{Value, json};
 
 use super::{MAX_WAITING, arguments_schema, callable, no_call};
-use crate::tools::schema::compact;
+use crate::tools::schema::{check, compact};
 
 /// What a call begins with, up to its name.
 const HEAD: &str = "{\"name\": \"";
@@ -42,7 +42,7 @@ pub(crate) fn instructions(request: &GenerationRequest) -> String {
 }
 
 /// What binds an answer that may call tools.
-pub(crate) fn grammar(request: &GenerationRequest) -> Grammar {
+pub(crate) fn grammar(request: &GenerationRequest) -> Result<Grammar, ApiError> {
     let tools = callable(request);
     let mut lark = String::new();
     lark.push_str(match (&request.tool_choice, request.parallel_tool_calls) {
@@ -54,22 +54,22 @@ pub(crate) fn grammar(request: &GenerationRequest) -> Grammar {
     let names: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
     let _infallible = writeln!(lark, "call: {}", names.join(" | "));
     for (i, tool) in tools.iter().enumerate() {
+        let schema = arguments_schema(tool);
+        if tool.is_strict {
+            check(&schema, "tools")?;
+        }
         let head = Value::from(format!("{HEAD}{}{MIDDLE}", tool.name)).to_string();
         let _infallible = writeln!(lark, "call_{i}: {head} arguments_{i} \"}}\"");
-        let _infallible = writeln!(
-            lark,
-            "arguments_{i}: %json {}",
-            compact(&arguments_schema(tool), tool.is_strict)
-        );
+        let _infallible = writeln!(lark, "arguments_{i}: %json {}", compact(&schema, tool.is_strict));
     }
-    Grammar::Lark(lark)
+    Ok(Grammar::Lark(lark))
 }
 
 /// Turns with calls and results written as text. Results must answer a call that the model made.
 pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
     let mut calls: Vec<&ToolCall> = Vec::new();
     let mut written = Vec::with_capacity(turns.len());
-    for (i, turn) in turns.iter().enumerate() {
+    for turn in turns {
         match turn.role {
             Role::Assistant if !turn.tool_calls.is_empty() => {
                 calls.extend(&turn.tool_calls);
@@ -82,7 +82,7 @@ pub(crate) fn as_text(turns: &[Turn]) -> Result<Vec<Turn>, ApiError> {
                 written.push(Turn::text(Role::Assistant, all.join("\n")));
             }
             Role::Tool => {
-                let name = result_of(turn, &calls).ok_or_else(|| no_call(i))?;
+                let name = result_of(turn, &calls).ok_or_else(|| no_call(turn))?;
                 let text = format!("Result of {name}: {}", text_of(turn));
                 let media = turn.parts.iter().filter(|part| !matches!(part, Part::Text(_)));
                 let parts = std::iter::once(Part::Text(text)).chain(media.cloned());
@@ -333,7 +333,7 @@ mod tests {
         };
         let result = |id: &str| Turn {
             tool_call_id: Some(id.into()),
-            ..Turn::text(Role::Tool, "sun")
+            ..Turn::text(Role::Tool, "sun").at("messages[1]")
         };
         let turns = as_text(&[Turn::text(Role::User, "?"), made.clone(), result("c1")]).unwrap();
         assert_eq!(

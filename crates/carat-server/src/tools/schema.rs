@@ -6,10 +6,11 @@
 //! JSON schemas: such a value is bound to JSON, which readers of calls take as well. A reference to what needs JSON
 //! makes the whole of the arguments JSON, since only then its target is in reach.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
-use serde_json::{Map, Value, json};
+use carat_api::ApiError;
+use serde_json::{Map, Number, Value, json};
 
 /// Nested values of a schema, and of arguments that may be anything.
 const MAX_DEPTH: usize = 32;
@@ -49,6 +50,8 @@ pub(super) struct Rules {
     has_any: bool,
     /// Whether what cannot be bound is refused.
     is_strict: bool,
+    /// Why it is.
+    refusal: Option<ApiError>,
 }
 
 /// The arguments of one tool.
@@ -75,11 +78,15 @@ impl Rules {
             n: 0,
             has_any: false,
             is_strict: false,
+            refusal: None,
         }
     }
 
     /// The rule of an object that is valid for a tool's schema.
-    pub(super) fn arguments(&mut self, schema: &Value, is_strict: bool) -> String {
+    ///
+    /// # Errors
+    /// What a strict schema says and nothing can bind.
+    pub(super) fn arguments(&mut self, schema: &Value, is_strict: bool) -> Result<String, ApiError> {
         self.is_strict = is_strict;
         let (n_bytes, n, has_any) = (self.text.len(), self.n, self.has_any);
         let mut arguments = Arguments {
@@ -88,12 +95,15 @@ impl Rules {
             references: HashMap::new(),
             most: n_bytes + MAX_BYTES,
         };
-        if let Ok(rule) = arguments.value(schema, 0) {
-            return rule;
-        }
-        self.text.truncate(n_bytes);
-        (self.n, self.has_any) = (n, has_any);
-        self.json(schema)
+        let rule = match arguments.value(schema, 0) {
+            Ok(rule) => rule,
+            Err(NeedsJson) => {
+                self.text.truncate(n_bytes);
+                (self.n, self.has_any) = (n, has_any);
+                self.json(schema)
+            }
+        };
+        self.refusal.take().map_or(Ok(rule), Err)
     }
 
     /// All rules.
@@ -114,6 +124,9 @@ impl Rules {
     }
 
     fn json(&mut self, schema: &Value) -> String {
+        if self.is_strict {
+            self.refusal = self.refusal.take().or(check(schema, "tools").err());
+        }
         self.rule(&format!("%json {}", compact(schema, self.is_strict)))
     }
 
@@ -166,13 +179,13 @@ impl Arguments<'_> {
         }
         if let Some(value) = fields.get("const") {
             only(&says, &["const", "type"])?;
-            let body = self.literal(value)?;
-            return Ok(self.rules.rule(&body));
+            let values = self.of_kind(std::slice::from_ref(value), fields);
+            return self.literals(&values);
         }
         if let Some(Value::Array(values)) = fields.get("enum") {
             only(&says, &["enum", "type"])?;
-            let all: Result<Vec<String>, _> = values.iter().map(|value| self.literal(value)).collect();
-            return self.one_of(all?);
+            let values = self.of_kind(values, fields);
+            return self.literals(&values);
         }
         for key in ["anyOf", "oneOf", "allOf"] {
             if let Some(Value::Array(all)) = fields.get(key) {
@@ -208,6 +221,32 @@ impl Arguments<'_> {
             .map(|kind| self.of_type(kind, fields, &says, depth))
             .collect();
         self.one_of(all?)
+    }
+
+    /// Of given values those that the schema's type allows. A type that allows none of them is taken for a mistake, unless
+    /// the schema is strict.
+    fn of_kind<'v>(&self, values: &'v [Value], fields: &Map<String, Value>) -> Vec<&'v Value> {
+        let is_allowed = |value: &Value| match fields.get("type") {
+            None => true,
+            Some(Value::Array(kinds)) => kinds.iter().any(|kind| is_of(value, kind)),
+            Some(kind) => is_of(value, kind),
+        };
+        let may_be_null = fields.get("nullable") == Some(&Value::Bool(true));
+        let is_allowed = |value: &&Value| is_allowed(value) || (may_be_null && value.is_null());
+        let allowed: Vec<&Value> = values.iter().filter(is_allowed).collect();
+        if allowed.is_empty() && !self.rules.is_strict {
+            return values.iter().collect();
+        }
+        allowed
+    }
+
+    /// One of given values.
+    fn literals(&mut self, values: &[&Value]) -> Result<String, NeedsJson> {
+        let all: Result<Vec<String>, _> = values.iter().map(|value| self.literal(value)).collect();
+        match all?.as_slice() {
+            [] => Err(NeedsJson),
+            all => Ok(self.rules.rule(&all.join(" | "))),
+        }
     }
 
     fn of_type(
@@ -414,7 +453,8 @@ fn bounds(
 /// Whether a key can stand without quotes.
 fn is_bare(key: &str) -> bool {
     let is_plain = |c: char| !matches!(c, ':' | '=' | ',' | '{' | '}' | '"') && !c.is_control();
-    !key.is_empty() && key.trim() == key && key.chars().all(is_plain)
+    // The reader takes a parenthesis there for the end of the fields.
+    !key.is_empty() && !key.starts_with(')') && key.trim() == key && key.chars().all(is_plain)
 }
 
 fn are_of_different_types(schemas: &[Value]) -> bool {
@@ -426,6 +466,22 @@ fn are_of_different_types(schemas: &[Value]) -> bool {
         .iter()
         .enumerate()
         .all(|(i, kind)| kind.is_some() && kinds[..i].iter().all(|other| name(other) != name(kind)))
+}
+
+/// Whether a value is of a type.
+fn is_of(value: &Value, kind: &Value) -> bool {
+    match kind.as_str() {
+        Some("string") => value.is_string(),
+        Some("integer") => {
+            value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
+        }
+        Some("number") => value.is_number(),
+        Some("boolean") => value.is_boolean(),
+        Some("null") => value.is_null(),
+        Some("array") => value.is_array(),
+        Some("object") => value.is_object(),
+        _ => false,
+    }
 }
 
 /// Whether it names something outside of itself, at any depth.
@@ -442,9 +498,125 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
+/// Refuses what the compiler of JSON schemas takes and would bind an answer to something else for, or to nothing.
+///
+/// # Errors
+/// What it is, said of `field`.
+pub(crate) fn check(schema: &Value, field: &'static str) -> Result<(), ApiError> {
+    if let Some(circle) = circle(schema) {
+        return Err(ApiError::field(
+            field,
+            format!("`{field}` cannot be used: {circle}"),
+        ));
+    }
+    check_numbers(schema, field)
+}
+
+/// The compiler knows given numbers up to 2^53.
+fn check_numbers(schema: &Value, field: &'static str) -> Result<(), ApiError> {
+    let mut inner: Box<dyn Iterator<Item = &Value>> = match schema {
+        Value::Object(fields) => {
+            let mut given = GIVEN.iter().filter_map(|key| fields.get(*key));
+            if let Some(number) = given.find_map(beyond) {
+                let message = format!(
+                    "`{field}` allows the number {number}, which cannot be bound exactly; give it as a string"
+                );
+                return Err(ApiError::field(field, message));
+            }
+            Box::new(fields.values())
+        }
+        Value::Array(items) => Box::new(items.iter()),
+        _ => return Ok(()),
+    };
+    inner.try_for_each(|one| check_numbers(one, field))
+}
+
+/// What gives values themselves.
+const GIVEN: [&str; 2] = ["const", "enum"];
+
+/// A whole number beyond 2^53 in given values.
+fn beyond(given: &Value) -> Option<&Number> {
+    match given {
+        Value::Number(number) => {
+            let size = number.as_i64().map(i64::unsigned_abs).or(number.as_u64());
+            Some(number).filter(|_| size.is_some_and(|size| size > 1 << 53))
+        }
+        Value::Array(items) => items.iter().find_map(beyond),
+        _ => None,
+    }
+}
+
+/// Leaves out given values that [`check`] would refuse.
+fn forget_beyond(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            for key in GIVEN {
+                let Some(given) = fields.get(key).filter(|given| beyond(given).is_some()) else {
+                    continue;
+                };
+                let are_whole = match given {
+                    Value::Array(items) => items.iter().all(|item| is_of(item, &"integer".into())),
+                    _ => true,
+                };
+                fields.remove(key);
+                if are_whole {
+                    fields.entry("type").or_insert_with(|| "integer".into());
+                }
+            }
+            fields.values_mut().for_each(forget_beyond);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_beyond),
+        _ => {}
+    }
+}
+
+/// What is wrong with a schema in which a reference, by way of others, names itself and nothing else.
+pub(super) fn circle(schema: &Value) -> Option<String> {
+    let mut sound = HashSet::new();
+    let mut left = vec![schema];
+    while let Some(next) = left.pop() {
+        match next {
+            Value::Object(fields) => {
+                if let Some(Value::String(target)) = fields.get("$ref")
+                    && let Some(target) = circle_from(target, schema, &mut sound)
+                {
+                    return Some(format!(
+                        "the reference `{target}` goes in a circle: what it names is the reference itself; say there what \
+                         the value is"
+                    ));
+                }
+                left.extend(fields.values());
+            }
+            Value::Array(items) => left.extend(items),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The first reference that comes twice on the way from `target`; `sound` are those that lead to an end.
+fn circle_from<'a>(mut target: &'a str, root: &'a Value, sound: &mut HashSet<&'a str>) -> Option<&'a str> {
+    let mut way = HashSet::new();
+    while !sound.contains(target) {
+        if !way.insert(target) {
+            return Some(target);
+        }
+        let named = target.strip_prefix('#').and_then(|at| root.pointer(at));
+        let Some(Value::String(next)) = named.and_then(|named| named.get("$ref")) else {
+            break;
+        };
+        target = next;
+    }
+    sound.extend(way);
+    None
+}
+
 /// A schema with the one way of writing blanks. Unless it is strict, what the compiler does not know is left out.
 pub(super) fn compact(schema: &Value, is_strict: bool) -> Value {
     let mut schema = schema.clone();
+    if !is_strict {
+        forget_beyond(&mut schema);
+    }
     if let Some(fields) = schema.as_object_mut() {
         fields.insert(
             "x-guidance".into(),

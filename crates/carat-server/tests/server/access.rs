@@ -49,6 +49,18 @@ async fn what_is_not_there_is_said_in_each_apis_shape() {
         (404, &json!("model_not_found"))
     );
     assert_eq!(client.get("/v1/models/fake").await.status, 200);
+    for path in ["/v1/models/%ff", "/v1/responses/%ff"] {
+        let told = client.get(path).await;
+        assert_eq!(
+            (told.status.as_u16(), &told.json()["error"]["type"]),
+            (404, &json!("invalid_request_error")),
+            "{path}"
+        );
+    }
+    let below = client.get("/v1/messages/batches").await.json();
+    assert_eq!(below["type"], "error");
+    let beside = client.get("/v1/messages2").await.json();
+    assert_eq!(beside["error"]["code"], Value::Null);
     assert!(client.get("/openapi.json").await.json()["paths"]["/v1/chat/completions"].is_object());
 }
 

@@ -110,6 +110,60 @@ async fn a_call_that_was_cut_is_none() {
 }
 
 #[tokio::test]
+async fn a_full_context_is_told_apart_from_the_limit() {
+    let client = client(&"x".repeat(3000));
+    for (max_tokens, reason) in [(20, "max_tokens"), (5000, "model_context_window_exceeded")] {
+        let body = body(json!({"max_tokens": max_tokens}));
+        let answer = client.post("/v1/messages", body).await.json();
+        assert_eq!(answer["stop_reason"], reason);
+    }
+    // Others have one word for both.
+    let question = json!([{"role": "user", "content": "Hi"}]);
+    let chat = json!({"messages": question, "temperature": 0});
+    let answer = client.post("/v1/chat/completions", chat).await.json();
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let lines = json!({"messages": question, "stream": false, "options": {"temperature": 0}});
+    let answer = client.post("/api/chat", lines).await.json();
+    assert_eq!(answer["done_reason"], "length");
+    let answer = client
+        .post("/v1/responses", json!({"input": "Hi", "temperature": 0}))
+        .await
+        .json();
+    assert_eq!(answer["status"], "incomplete");
+}
+
+#[tokio::test]
+async fn prompts_that_do_not_fit_are_counted() {
+    let client = client("x");
+    let count = async |n: usize| {
+        let messages = json!([{"role": "user", "content": "x".repeat(n)}]);
+        let told = client.post("/v1/messages/count_tokens", body(json!({"messages": messages})));
+        told.await.json()["input_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(count(5000).await, count(5).await + 4995);
+}
+
+#[tokio::test]
+async fn fields_are_named_as_anthropic_names_them() {
+    let client = client("x");
+    let ask = async |change: Value| client.post("/v1/messages", body(change)).await.json();
+    let said = |answer: &Value| answer["error"]["message"].as_str().unwrap().to_string();
+    let error = said(&ask(json!({"stop_sequences": [""]})).await);
+    assert!(
+        error.starts_with("stop_sequences: ") && error.contains("`stop_sequences`"),
+        "{error}"
+    );
+    let wrong = json!({"type": "json_schema", "schema": {"type": "nothing"}});
+    let error = said(&ask(json!({"output_config": {"format": wrong}})).await);
+    assert!(error.starts_with("output_config.format.schema: "), "{error}");
+    let result = json!({"type": "tool_result", "tool_use_id": "t", "content": "x"});
+    let question = json!({"role": "user", "content": "x"});
+    let answer = ask(json!({"system": "s", "messages": [question, {"role": "user", "content": [result]}]}));
+    let error = said(&answer.await);
+    assert!(error.starts_with("messages[1].content[0]: "), "{error}");
+}
+
+#[tokio::test]
 async fn tokens_are_counted_and_errors_have_anthropics_shape() {
     let client = client("x");
     let counted = client

@@ -229,6 +229,10 @@ async fn named_models_answer_by_their_names_and_aliases_and_the_first_for_all_ot
         .map(|m| &m["id"])
         .collect();
     assert_eq!(ids, ["small", "middle", "tiny"]);
+    let listed = client.get("/api/tags").await.json()["models"].clone();
+    let names: Vec<&Value> = listed.as_array().unwrap().iter().map(|m| &m["model"]).collect();
+    assert_eq!(names, ["small", "tiny", "middle"]);
+    assert_eq!(listed[0]["digest"], listed[1]["digest"]);
     let strict = ServerOptions {
         strict_model: true,
         ..options
@@ -236,6 +240,32 @@ async fn named_models_answer_by_their_names_and_aliases_and_the_first_for_all_ot
     let client = client_of(Store::default(), &strict);
     assert_eq!(ask(&client, "gpt-x").await.status, 404);
     assert_eq!(said(&client, "tiny").await, "small");
+}
+
+#[tokio::test]
+async fn ollamas_requests_wait_no_longer_than_they_may() {
+    let (_sender, receiver) = channel();
+    let store = Store {
+        gate: Some(Mutex::new(receiver)),
+        ..Store::default()
+    };
+    let options = ServerOptions {
+        request_timeout: Some(Duration::from_millis(20)),
+        ..options()
+    };
+    let client = client_of(store, &options);
+    for (path, body) in [
+        ("/api/chat", json!({"model": "small"})),
+        ("/api/generate", json!({"model": "small"})),
+        ("/api/generate", json!({"model": "small", "prompt": "x"})),
+        (
+            "/api/generate",
+            json!({"model": "small", "prompt": "x", "raw": true}),
+        ),
+        ("/api/embed", json!({"model": "small", "input": "x"})),
+    ] {
+        assert_eq!(client.post(path, body.clone()).await.status, 408, "{path} {body}");
+    }
 }
 
 #[tokio::test]

@@ -469,6 +469,57 @@ async fn whatever_the_model_wants_calls_are_valid() {
     assert!(n_whole >= checks.len() * 6 * 2 / 3, "{n_whole}");
 }
 
+#[tokio::test]
+async fn given_values_are_of_the_type_and_exact() {
+    let client = gemma4(CHAOS);
+    let large = 9_007_199_254_740_993_i64;
+    let checks = [
+        (
+            json!({"type": "string", "enum": ["a", 1, null]}),
+            vec![json!("a")],
+        ),
+        (
+            json!({"type": ["integer", "null"], "enum": ["a", 7, null, 1.5]}),
+            vec![json!(7), Value::Null],
+        ),
+        (
+            json!({"type": "string", "nullable": true, "enum": ["a", null]}),
+            vec![json!("a"), Value::Null],
+        ),
+        // Some write all choices as texts.
+        (json!({"type": "integer", "enum": ["7"]}), vec![json!("7")]),
+        (json!({"enum": [large]}), vec![json!(large)]),
+        (json!({"const": i64::MIN}), vec![json!(i64::MIN)]),
+        (json!({"const": u64::MAX}), vec![json!(u64::MAX)]),
+    ];
+    for (schema, allowed) in checks {
+        let parameters = json!({"type": "object", "properties": {"v": schema, ")": {"type": "boolean"}, "": {"const": 1}},
+            "required": ["v", ")", ""]});
+        for seed in 0..4 {
+            let parameters = if seed % 2 == 0 {
+                json!({"type": "object", "properties": {"v": schema}, "required": ["v"]})
+            } else if schema.get("enum") == Some(&json!(["7"]))
+                || allowed[0].as_f64().is_some_and(|n| n.abs() > 9e15)
+            {
+                continue;
+            } else {
+                parameters.clone()
+            };
+            let tool = json!({"type": "function", "function": {"name": "f", "parameters": parameters}});
+            let body = json!({"tools": [tool], "tool_choice": "required", "seed": seed, "temperature": 1,
+                "parallel_tool_calls": false});
+            let answer = ask(&client, body).await;
+            let text = &answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+            let arguments: Value =
+                serde_json::from_str(text.as_str().unwrap_or_else(|| panic!("{answer}"))).unwrap();
+            assert!(allowed.contains(&arguments["v"]), "{schema} {arguments}");
+            if seed % 2 == 1 {
+                assert!(arguments[")"].is_boolean() && arguments[""] == 1, "{arguments}");
+            }
+        }
+    }
+}
+
 /// Two kilobytes that would be thirty million rules if each of the two kinds were written for itself.
 #[tokio::test]
 async fn a_kind_named_twice_is_written_once() {

@@ -113,6 +113,58 @@ async fn ollamas_own_program_can_list_and_show() {
 }
 
 #[tokio::test]
+async fn texts_become_vectors() {
+    let client = client("");
+    let embed = async |body: Value| client.post("/api/embed", body).await;
+    let vectors = embed(json!({"input": "x"})).await.json();
+    assert_eq!(vectors["embeddings"].as_array().unwrap().len(), 1);
+    assert_eq!(vectors["embeddings"][0].as_array().unwrap().len(), 3);
+    let shorter = embed(json!({"input": ["x", "y"], "dimensions": 1.0}))
+        .await
+        .json();
+    assert_eq!(shorter["embeddings"], json!([[1.0], [1.0]]));
+    assert_eq!(embed(json!({"input": "x", "dimensions": 4})).await.status, 400);
+    // The context has 2000 tokens.
+    let long = "x".repeat(3000);
+    let cut = embed(json!({"input": long})).await.json();
+    assert_eq!(cut["prompt_eval_count"], 1999, "{cut}");
+    let refused = embed(json!({"input": long, "truncate": false})).await;
+    assert!(
+        refused.status == 400 && refused.text.contains("1999"),
+        "{}",
+        refused.text
+    );
+    let older = client
+        .post("/api/embeddings", json!({"prompt": "x"}))
+        .await
+        .json();
+    assert_eq!(older["embedding"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn fields_are_named_as_ollama_names_them() {
+    let client = client("Hello");
+    let ask = async |path: &str, change: Value| {
+        let mut body = json!({"prompt": "Hi", "messages": [{"role": "user", "content": "Hi"}]});
+        body.as_object_mut()
+            .unwrap()
+            .extend(change.as_object().unwrap().clone());
+        let told = client.post(path, body).await;
+        assert_eq!(told.status, 400, "{}", told.text);
+        told.json()["error"].as_str().unwrap().to_string()
+    };
+    for path in ["/api/chat", "/api/generate"] {
+        let error = ask(path, json!({"options": {"repeat_penalty": -1}})).await;
+        assert!(error.contains("`options.repeat_penalty`"), "{error}");
+        let error = ask(path, json!({"options": {"stop": [""]}})).await;
+        assert!(error.contains("`options.stop`"), "{error}");
+    }
+    let tool = json!({"type": "function", "function": {"name": "w"}});
+    let error = ask("/api/chat", json!({"tools": [tool], "format": "json"})).await;
+    assert!(error.contains("`tools` and `format`"), "{error}");
+}
+
+#[tokio::test]
 async fn models_are_told_of() {
     let client = client("");
     assert_eq!(client.get("/api/tags").await.json()["models"][0]["name"], "fake");
@@ -129,8 +181,6 @@ async fn models_are_told_of() {
         (&version["version"], &version["carat"]),
         (&json!("0.9.0"), &json!(env!("CARGO_PKG_VERSION")))
     );
-    let vectors = client.post("/api/embed", json!({"input": "x"})).await.json();
-    assert_eq!(vectors["embeddings"].as_array().unwrap().len(), 1);
     let told = client
         .post("/api/chat", json!({"messages": [{"role": "wizard"}]}))
         .await;

@@ -334,6 +334,104 @@ async fn what_cannot_be_done_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn fields_are_named_as_the_client_wrote_them() {
+    let client = client("Hello");
+    let param = async |path: &str, body: Value| {
+        let told = client.post(path, body).await;
+        assert_eq!(told.status, 400, "{}", told.text);
+        let error = told.json()["error"].clone();
+        (
+            error["param"].as_str().unwrap_or_default().to_string(),
+            error["message"].as_str().unwrap().to_string(),
+        )
+    };
+    let of = async |path: &str, body: Value| param(path, body).await.0;
+    let wrong = json!({"type": "nothing"});
+    let format = json!({"type": "json_schema", "name": "x", "schema": wrong});
+    let path = "/v1/chat/completions";
+    let named = json!({"type": "json_schema", "json_schema": {"schema": wrong}});
+    assert_eq!(
+        of(path, chat(json!({"response_format": named}))).await,
+        "response_format.json_schema.schema"
+    );
+    assert_eq!(of(path, chat(json!({"guided_json": wrong}))).await, "guided_json");
+    let outputs = json!({"structured_outputs": {"regex": "("}});
+    assert_eq!(of(path, chat(outputs)).await, "structured_outputs.regex");
+    let path = "/v1/responses";
+    let body = json!({"input": "x", "text": {"format": format}});
+    assert_eq!(of(path, body).await, "text.format.schema");
+    let long = "x".repeat(3000);
+    assert_eq!(of(path, json!({"input": long})).await, "input");
+    assert_eq!(of("/v1/completions", json!({"prompt": long})).await, "prompt");
+    let output = json!({"type": "function_call_output", "call_id": "c", "output": "x"});
+    let body = json!({"instructions": "s", "input": [{"role": "user", "content": "x"}, output]});
+    assert_eq!(of(path, body).await, "input[1]");
+
+    // A schema that names itself and nothing else.
+    let circle =
+        json!({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/B"}, "B": {"$ref": "#/$defs/A"}}});
+    let (_, message) = param("/v1/chat/completions", chat(json!({"guided_json": circle}))).await;
+    assert!(message.contains("`#/$defs/A` goes in a circle"), "{message}");
+    let tool = json!({"type": "function", "function": {"name": "w", "parameters":
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": circle["$defs"]}}});
+    let (field, message) = param("/v1/chat/completions", chat(json!({"tools": [tool]}))).await;
+    assert_eq!(field, "tools");
+    assert!(
+        message.contains("`w`") && message.contains("goes in a circle"),
+        "{message}"
+    );
+}
+
+/// The compiler of schemas reads given numbers as floats.
+#[tokio::test]
+async fn large_numbers_are_given_exactly_or_not_at_all() {
+    let client = client("no");
+    let schema = |value: Value| {
+        json!({"type": "object", "properties": {"id": value}, "required": ["id"],
+               "additionalProperties": false})
+    };
+    let told = async |change: Value| client.post("/v1/chat/completions", chat(change)).await.json();
+    let (small, large) = (9_007_199_254_740_992_i64, 9_007_199_254_740_993_i64);
+    let answer = ask(&client, json!({"guided_json": schema(json!({"const": small}))})).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(text, format!("{{\"id\": {small}}}"));
+    for value in [
+        json!({"const": large}),
+        json!({"type": "integer", "enum": [1, large]}),
+    ] {
+        let answer = told(json!({"guided_json": schema(value.clone())})).await;
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("`guided_json`") && message.contains(&large.to_string()),
+            "{message}"
+        );
+        let tool = |strict: bool| {
+            json!([{"type": "function", "function":
+                {"name": "w", "parameters": schema(value.clone()), "strict": strict}}])
+        };
+        let answer = told(json!({"tools": tool(true), "tool_choice": "required"})).await;
+        assert_eq!(answer["error"]["param"], "tools", "{answer}");
+        let body = json!({"tools": tool(false), "tool_choice": "required", "max_tokens": 60});
+        let answer = ask(&client, body).await;
+        assert!(answer["choices"][0].is_object(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_was_cut_may_be_sent_back() {
+    let client = client("Hello");
+    let function = json!({"name": "w", "arguments": "{\"city\": \"Ro"});
+    let call = json!({"id": "c", "type": "function", "function": function});
+    let messages = json!([
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "what?"},
+    ]);
+    let answer = ask(&client, json!({"messages": messages})).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], "Hello", "{answer}");
+}
+
+#[tokio::test]
 async fn raw_text_is_continued() {
     let client = client(" Paris");
     let body =

@@ -21,7 +21,11 @@ const KEY: &[u8] = include_bytes!("../../../../tests/fixtures/tls/key.pem");
 
 /// A server on a port of its own; it runs until the sender is dropped.
 async fn start(options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
-    let (setup, engine) = fake_model("fake", "Hello", &Arc::default());
+    start_saying("Hello", options).await
+}
+
+async fn start_saying(script: &str, options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
+    let (setup, engine) = fake_model("fake", script, &Arc::default());
     let server = Server::new(setup, engine, options);
     let listener = server.listen(([127, 0, 0, 1], 0).into()).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -50,6 +54,43 @@ async fn get_at(
     // A peer that closes without a TLS farewell has still answered.
     let _end = stream.read_to_string(&mut answer).await;
     answer
+}
+
+#[tokio::test]
+async fn answers_that_had_their_time_end_with_an_error() {
+    for (path, body) in [
+        (
+            "/v1/chat/completions",
+            r#"{"messages": [{"role": "user", "content": "x"}], "n": 128, "stream": true, "temperature": 0}"#,
+        ),
+        (
+            "/v1/chat/completions",
+            r#"{"messages": [{"role": "user", "content": "x"}], "n": 128, "temperature": 0}"#,
+        ),
+    ] {
+        let options = ServerOptions {
+            drain: Duration::ZERO,
+            ..ServerOptions::default()
+        };
+        // Minutes of work.
+        let (address, stop) = start_saying(&"x".repeat(1900), options).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let n = body.len();
+        let request = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {n}\r\n\r\n{body}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        if body.contains("stream") {
+            let mut first = [0; 16];
+            stream.read_exact(&mut first).await.unwrap();
+        } else {
+            // It is on its way when another is answered.
+            get(TcpStream::connect(address).await.unwrap(), "/health", "x").await;
+        }
+        drop(stop);
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("the server is stopping"), "{path} {answer}");
+        assert!(!answer.contains("[DONE]"), "{path}");
+    }
 }
 
 #[tokio::test]
