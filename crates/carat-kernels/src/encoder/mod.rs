@@ -6,8 +6,8 @@
 //! - `F32`: the reference's. Weights become f32, all products and sums are in f32.
 //! - `Half`: both operands of every product are rounded to 16 bits, with up to twice the multiplications a cycle. Where
 //!   the processor is fast at bf16, to that, as the published models were trained: each element errs by 2^-9 of itself at
-//!   most, and sums are in f32. Else to integers ([`crate::integer_gemm`]), if it multiplies those faster than f32: elements
-//!   err by 2^-13 of the largest of a block, which is less than bf16 does to those that count. Else it is `F32`.
+//!   most, and sums are in f32. Else to integers (`integer_round.rs`), if it multiplies those faster than f32: elements
+//!   err by 2^-13 of the root mean square of their block, or 2^-16 of its largest. Else it is `F32`.
 //!
 //! [`Operand`] is the input of products, made row by row by the caller, so that a norm or an activation costs no
 //! pass of its own. [`attend`] is full attention over rows of one image; [`attend_near`] is the audio encoder's,
