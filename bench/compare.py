@@ -46,7 +46,7 @@ def arguments():
                              "lower instruction set")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--prefill", type=numbers, default=[512], help="prompt lengths (default 512)")
-    parser.add_argument("--decode", type=int, default=32, help="tokens decoded at each depth (default 32)")
+    parser.add_argument("--decode", type=int, default=32, help="tokens decoded at each depth (default 32); 0 for none")
     parser.add_argument("--batch", type=numbers, default=[],
                         help="sequences decoded together, at depth 0 (carat chooses each token too, llama.cpp none)")
     parser.add_argument("--verify", type=numbers, default=[],
@@ -109,7 +109,7 @@ def measure_llama(options):
     for n in options.prefill:
         clear()
         rates[f"prefill {n}"] = timed(n, 512)
-    for depth in options.depth:
+    for depth in options.depth if options.decode else []:
         clear()
         if depth and options.copied_cache:
             feed(llama_cache.SHORT, llama_cache.SHORT)
