@@ -1,5 +1,5 @@
 //! `C = A B` where A and B hold pairs of 16-bit integers along the summed axis, with scales: the arithmetic of
-//! [`EncoderPrecision::Half`] where the processor multiplies integers twice as fast as f32, and bf16 not.
+//! [`EncoderPrecision::Half`] and of prefill where the processor multiplies integers twice as fast as f32, and bf16 not.
 //!
 //! One instruction multiplies a pair of A, broadcast, with a register of pairs of B and adds both products to sums in 32
 //! bits. After [`BLOCK`] pairs at most the sums are added to C in f32, times the scale of that block of A's row; columns of B have
@@ -32,7 +32,8 @@ pub(crate) const fn largest_beside(n: usize, other: i32) -> i32 {
 pub(crate) struct IntegerGemm<'a> {
     /// `[m, k]` pairs, rows `a_row` and columns `a_col` apart.
     pub(crate) a: &'a [u32],
-    /// Scales of A's blocks, `[m, ceil(k / BLOCK)]`, bits of f32, rows `a_row` apart too: they stand behind the pairs.
+    /// Scales of A's blocks, `[m, ceil(k / BLOCK)]`, bits of f32, rows `a_row` apart too: behind the pairs of rows, or, where
+    /// A is read by columns and has one block, side by side.
     pub(crate) a_scales: &'a [u32],
     pub(crate) a_row: usize,
     pub(crate) a_col: usize,
