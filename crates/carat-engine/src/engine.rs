@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::thread::JoinHandle;
 
 use carat_model::LanguageModel;
@@ -49,10 +49,12 @@ impl Drop for Sent {
 
 /// A model that works on a thread of its own. Dropping it stops the thread after its present step.
 pub struct Engine {
-    sender: SyncSender<Message>,
+    /// Without a bound of its own: whatever is on its way holds a place.
+    sender: Sender<Message>,
     counters: Arc<Counters>,
     limits: Limits,
-    n_waiting: Arc<AtomicUsize>,
+    /// Places that are taken, of [`Limits::n_jobs`].
+    n_taken: Arc<AtomicUsize>,
     has_stopped: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -89,7 +91,8 @@ impl Engine {
             scheduler.set_store(store);
         }
         let counters = Arc::clone(scheduler.counters());
-        let (sender, receiver) = sync_channel(limits.n_waiting.saturating_add(limits.n_running));
+        let limits = *scheduler.limits();
+        let (sender, receiver) = channel();
         let has_stopped = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&has_stopped);
         let thread = std::thread::Builder::new()
@@ -103,7 +106,7 @@ impl Engine {
             sender,
             counters,
             limits,
-            n_waiting: Arc::default(),
+            n_taken: Arc::default(),
             has_stopped,
             thread: Some(thread),
         })
@@ -112,35 +115,34 @@ impl Engine {
     /// Queues a job.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::Stopped`]; the job's sink is then not told.
+    /// As of [`Engine::submit_all`].
     pub fn submit(&self, job: Job) -> Result<(), Error> {
         self.submit_all(vec![job])
     }
 
-    /// Queues jobs that belong together, all or none. Where nobody waits they may be more than else may wait.
+    /// Queues jobs that belong together, all or none.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::Stopped`]; the jobs' sinks are then not told.
-    pub fn submit_all(&self, mut jobs: Vec<Job>) -> Result<(), Error> {
-        let limit = self.limits.n_waiting;
-        let places = Place::take(&self.n_waiting, jobs.len(), limit.max(1))?;
-        for (job, place) in jobs.iter_mut().zip(places) {
-            job.place = Some(place);
-        }
+    /// [`Error::QueueFull`], [`Error::TooManyTogether`], [`Error::Stopped`]; the jobs' sinks are then not told.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<(), Error> {
+        let places = Place::take(&self.n_taken, jobs.len(), self.limits.n_jobs())?;
+        let jobs: Vec<Job> = jobs
+            .into_iter()
+            .zip(places)
+            .map(|(job, place)| job.in_place(place))
+            .collect();
         let message = Message::Generate(Sent {
             jobs: jobs.into_iter(),
             counters: Arc::clone(&self.counters),
         });
-        let (error, message) = match self.sender.try_send(message) {
-            Ok(()) => return Ok(()),
-            Err(TrySendError::Full(message)) => (Error::QueueFull { limit }, message),
-            Err(TrySendError::Disconnected(message)) => (Error::Stopped, message),
+        let Err(SendError(message)) = self.sender.send(message) else {
+            return Ok(());
         };
         if let Message::Generate(mut sent) = message {
             // Their owner is told by the error.
             drop(std::mem::take(&mut sent.jobs));
         }
-        Err(error)
+        Err(Error::Stopped)
     }
 
     /// Totals and present state. Who holds them alone knows that the engine has ended and counts no more.
@@ -161,10 +163,8 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        // A full or closed channel needs no message: the thread ends when the sender is gone.
-        let _sent = self.sender.try_send(Message::Stop);
-        let (closed, _) = sync_channel(1);
-        self.sender = closed;
+        // A thread that has ended needs no message.
+        let _sent = self.sender.send(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ended = thread.join();
         }

@@ -112,10 +112,20 @@ pub enum Error {
         /// What the model said.
         reason: String,
     },
-    /// More requests wait than may.
-    #[error("{limit} requests are waiting already; try again later")]
+    /// There are not enough free places, running or waiting, for all that was asked for together.
+    #[error("there is no room: at most {limit} answers may be under way or waiting; try again later")]
     QueueFull {
-        /// Requests that may wait.
+        /// Places of both kinds.
+        limit: usize,
+    },
+    /// More was asked for together than there are places, be they all free.
+    #[error(
+        "{n_wanted} answers are asked for together, but at most {limit} may be under way or waiting; ask for fewer at a time"
+    )]
+    TooManyTogether {
+        /// Places that were wanted.
+        n_wanted: usize,
+        /// Places that there are.
         limit: usize,
     },
     /// The engine has stopped, by order or by a mistake of its own.

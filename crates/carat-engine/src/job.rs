@@ -33,8 +33,6 @@ pub struct Job {
     pub sink: Sink,
     /// What it is for.
     pub(crate) purpose: Purpose,
-    /// Its place among those that wait, given back when it gets a place among those that run.
-    pub(crate) place: Option<Place>,
 }
 
 impl Job {
@@ -50,7 +48,22 @@ impl Job {
             cancel: Cancel::default(),
             sink,
             purpose: Purpose::Answer,
-            place: None,
+        }
+    }
+
+    /// The same job in a place, which it gives back before its owner hears of its end: whose next job may follow at once.
+    /// A job that is dropped without an end gives it back too.
+    pub(crate) fn in_place(self, place: Place) -> Self {
+        let (mut sink, mut place) = (self.sink, Some(place));
+        let sink = move |update: Update| {
+            if update.is_end() {
+                drop(place.take());
+            }
+            sink(update)
+        };
+        Self {
+            sink: Box::new(sink),
+            ..self
         }
     }
 
@@ -109,6 +122,11 @@ impl Update {
             Event::Finished(finished) => Some(Self::Finished(Box::new(finished.clone()))),
         }
     }
+
+    /// Whether nothing follows.
+    fn is_end(&self) -> bool {
+        !matches!(self, Self::Token { .. })
+    }
 }
 
 /// A flag by which a job's owner takes it back, at any time and from any thread.
@@ -131,13 +149,15 @@ impl Cancel {
 pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    /// Takes so many places if no more than `limit` are taken then, or none is taken now: what belongs together and is
-    /// more than may wait would else never be taken.
+    /// Takes so many places if no more than `limit` are taken then, or none of them.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`]; [`Error::TooManyTogether`] where no waiting helps.
     pub(crate) fn take(taken: &Arc<AtomicUsize>, n_wanted: usize, limit: usize) -> Result<Vec<Self>, Error> {
-        let taken_then = |n: usize| {
-            let sum = n.saturating_add(n_wanted);
-            (n == 0 || sum <= limit).then_some(sum)
-        };
+        if n_wanted > limit {
+            return Err(Error::TooManyTogether { n_wanted, limit });
+        }
+        let taken_then = |n: usize| n.checked_add(n_wanted).filter(|sum| *sum <= limit);
         taken
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken_then)
             .map(|_| (0..n_wanted).map(|_| Self(Arc::clone(taken))).collect())

@@ -20,7 +20,7 @@ use carat_net::{is_loopback, is_of_a_foreign_page, is_own_name, name_of};
 use crate::auth;
 use crate::limits::RETRY_AFTER_S;
 use crate::line::Line;
-use crate::reply::Caller;
+use crate::reply::{Caller, cancelled};
 use crate::server::State;
 use crate::trace;
 
@@ -55,7 +55,7 @@ pub(crate) async fn pass(
             Ok(mut caller) => {
                 caller.trace.clone_from(&trace);
                 request.extensions_mut().insert(caller);
-                next.run(request).await
+                answered(&state, &path, next.run(request)).await
             }
             Err(error) => error_response(&error, &path),
         }
@@ -80,6 +80,16 @@ pub(crate) async fn pass(
         arrived,
     };
     line.after(response)
+}
+
+/// The answer, or an error where it has not begun by the time the server stops: the connection would else be cut without
+/// a word. An answer that has begun says so itself.
+async fn answered(state: &State, path: &str, answer: impl Future<Output = Response<Body>>) -> Response<Body> {
+    tokio::select! {
+        biased;
+        response = answer => response,
+        () = state.over() => error_response(&cancelled(), path),
+    }
 }
 
 /// The caller, unless a key is wanted and this is none.

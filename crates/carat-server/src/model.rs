@@ -72,6 +72,8 @@ pub(crate) struct ServedModel {
     pub(crate) call_marks: Option<CallMarks>,
     /// The tokens around thoughts, where the vocabulary has them.
     pub(crate) channel: Option<(u32, u32)>,
+    /// Bytes of the longest token, at least 1.
+    longest_token: usize,
     /// Built when the first grammar comes.
     compiler: OnceLock<Result<GrammarCompiler, String>>,
 }
@@ -84,7 +86,10 @@ impl ServedModel {
         };
         let marks = id("<|tool_call>").zip(id("<tool_call|>")).zip(id("<|\"|>"));
         let marks = marks.map(|((open, close), quote)| CallMarks { open, close, quote });
+        let tokenizer = &setup.tokenizer;
+        let lengths = (0..).map_while(|id| tokenizer.token_bytes(id).map(<[u8]>::len));
         Self {
+            longest_token: lengths.max().unwrap_or(0).max(1),
             call_marks: marks.filter(|_| declares_tools(&setup.template)),
             channel: id("<|channel>").zip(id("<channel|>")),
             setup,
@@ -105,6 +110,17 @@ impl ServedModel {
     /// Tokens that prompt and answer may have together.
     pub(crate) fn context(&self) -> usize {
         self.engine.limits().n_max
+    }
+
+    /// Tokens that a text has at least: none stands for more bytes than the longest. The tokenizer takes a visible blank for
+    /// a plain one, which is shorter.
+    pub(crate) fn least_tokens(&self, text: &str) -> usize {
+        const BLANK: char = '\u{2581}';
+        if text.len() <= self.longest_token {
+            return usize::from(!text.is_empty());
+        }
+        let n_saved = text.matches(BLANK).count() * (BLANK.len_utf8() - 1);
+        (text.len() - n_saved).div_ceil(self.longest_token)
     }
 
     /// What binds an answer behind `prompt`: its grammar, with the field that gave it, and before it the thoughts of a

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use carat_api::{ApiError, ErrorKind, Format, GenerationRequest, MediaSource, Part, Role, Turn};
 use carat_engine::{Grammar, Media};
 use carat_prompt::{Attached, Attachment, Kind, PromptOptions, Source, compose};
-use carat_text::{Message, RenderOptions, Special};
+use carat_text::{Message, RenderOptions, Special, Tool};
 
 use crate::limits::VIDEOS;
 use crate::model::ServedModel;
@@ -64,6 +64,10 @@ pub(crate) fn render(
         tools::refuse_circles(request)?;
     }
     let n_max = model.context();
+    check_least(model, request, &conversation.messages)?;
+    if !go_on() {
+        return Err(given_up());
+    }
     let attached = attach(model, &conversation, n_max, go_on)?;
     let composed = composed(model, request, &conversation.messages, &attached, n_max)?;
     let mut prompt = composed
@@ -96,9 +100,34 @@ fn begin(
                        `continue_final_message`) cannot be used with tools, thinking or a response format";
         return Err(ApiError::field("messages", message));
     }
+    check_room(model, ids.len(), text, "messages")?;
     let tokenizer = &model.setup.tokenizer;
     tokenizer.encode_into(text, Special::AsText, ids);
     check_length(model, ids, "messages")
+}
+
+/// Refuses a conversation that is far too long for the context before anything is made of it but its text: to count the
+/// tokens of megabytes takes seconds.
+fn check_least(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    messages: &[Message],
+) -> Result<(), ApiError> {
+    let texts = messages.iter().flat_map(|message| &message.content);
+    let n_least = texts.map(|part| match part {
+        carat_text::Part::Text(text) => model.least_tokens(text),
+        _ => 0,
+    });
+    if n_least.fold(0, usize::saturating_add) < model.context() {
+        return Ok(());
+    }
+    // A template may leave out much of what was said: what it writes decides. Where it writes nothing, it says why later.
+    let tools = declarations(model, request);
+    let rendered = model
+        .setup
+        .template
+        .render(messages, render_options(request, &tools));
+    rendered.map_or(Ok(()), |text| check_room(model, 0, &text, "messages"))
 }
 
 /// How many tokens a conversation has, be they more than the context holds; no tower runs. `go_on` as for [`render`].
@@ -164,16 +193,9 @@ fn composed<'a>(
     n_max: usize,
 ) -> Result<carat_prompt::Composed<'a>, ApiError> {
     let setup = &model.setup;
-    let tools = match model.call_marks {
-        Some(_) if tools::are_offered(request) => tools::native::declarations(request),
-        _ => Vec::new(),
-    };
+    let tools = declarations(model, request);
     let options = PromptOptions {
-        render: RenderOptions {
-            thinking: request.thinking == Some(true),
-            tools: &tools,
-            ..RenderOptions::default()
-        },
+        render: render_options(request, &tools),
         n_max,
     };
     compose(
@@ -184,6 +206,22 @@ fn composed<'a>(
         options,
     )
     .map_err(prompt_error)
+}
+
+/// The tools that the template tells of.
+fn declarations(model: &ServedModel, request: &GenerationRequest) -> Vec<Tool> {
+    match model.call_marks {
+        Some(_) if tools::are_offered(request) => tools::native::declarations(request),
+        _ => Vec::new(),
+    }
+}
+
+fn render_options<'a>(request: &GenerationRequest, tools: &'a [Tool]) -> RenderOptions<'a> {
+    RenderOptions {
+        thinking: request.thinking == Some(true),
+        tools,
+        ..RenderOptions::default()
+    }
 }
 
 /// Nobody waits for the prompt any more.
@@ -223,6 +261,7 @@ fn named(message: &str) -> Option<&str> {
 
 /// Ids of a text that is continued as it stands.
 pub(crate) fn raw(model: &ServedModel, text: &str) -> Result<Vec<u32>, ApiError> {
+    check_room(model, 0, text, "prompt")?;
     let tokenizer = &model.setup.tokenizer;
     let mut ids: Vec<u32> = tokenizer
         .bos()
@@ -269,15 +308,28 @@ pub(crate) fn grammar(request: &GenerationRequest) -> Result<Option<(Grammar, &'
 
 /// A prompt that leaves no room for an answer is refused, with both numbers.
 fn check_length(model: &ServedModel, ids: &[u32], field: &str) -> Result<(), ApiError> {
-    let (n, context) = (ids.len(), model.context());
-    if n < context {
+    if ids.len() < model.context() {
         return Ok(());
     }
+    Err(too_long(model, &ids.len().to_string(), field))
+}
+
+/// The same before `text` is tokenized, behind `n_before` tokens, where its bytes alone say that it leaves no room.
+fn check_room(model: &ServedModel, n_before: usize, text: &str, field: &str) -> Result<(), ApiError> {
+    let n = model.least_tokens(text).saturating_add(n_before);
+    if n < model.context() {
+        return Ok(());
+    }
+    Err(too_long(model, &format!("at least {n}"), field))
+}
+
+fn too_long(model: &ServedModel, n: &str, field: &str) -> ApiError {
+    let context = model.context();
     let message = format!(
         "this model's context is {context} tokens here, but the prompt has {n} and at least one must be left for the \
          answer; shorten the prompt or serve with a larger --ctx"
     );
-    Err(ApiError::field(field, message).with_code("context_length_exceeded"))
+    ApiError::field(field, message).with_code("context_length_exceeded")
 }
 
 /// Turns as templates take them: one system text in front, neighbours of the same role joined; and what is attached.

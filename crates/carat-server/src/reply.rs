@@ -13,7 +13,6 @@ use carat_api::{ApiError, Delta, ErrorKind, Finish, GenerationRequest, Usage};
 use carat_engine::{Cancel, Constraint, FinishReason, Job, Request, SamplingParams, Update};
 use carat_traces::Trace;
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::sync::watch;
 
 use crate::limits;
 use crate::model::ServedModel;
@@ -130,7 +129,7 @@ impl Reply {
             n_prompt: start.prompts.iter().map(|prompt| prompt.ids.len()).sum(),
             reasons: Reasons::default(),
             has_failed: false,
-            over: Box::pin(over(state.is_over.subscribe())),
+            over: Box::pin(state.over()),
         };
         let mut constraints = start.constraints.into_iter();
         let choices = start
@@ -161,7 +160,7 @@ impl Reply {
             let mut job = Job::new(request, Box::new(sink));
             job.constraint = constraints.next();
             (job.client, job.weight) = (caller.client, caller.weight);
-            job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
+            job.deadline = state.deadline(caller.arrived);
             reply.cancels.push(job.cancel.clone());
             jobs.push(job);
         }
@@ -344,15 +343,8 @@ pub(crate) struct Gathered {
     pub(crate) times: [Duration; 2],
 }
 
-/// Ends when answers have had their time, or never.
-async fn over(mut is_over: watch::Receiver<bool>) {
-    if is_over.wait_for(|is_over| *is_over).await.is_err() {
-        // The server is no more, and nobody stops it.
-        std::future::pending().await
-    }
-}
-
-fn cancelled() -> ApiError {
+/// The server stops, and waits for the answer no longer.
+pub(crate) fn cancelled() -> ApiError {
     let message = "the answer was cancelled: the server is stopping";
     ApiError::new(ErrorKind::Unavailable, message)
 }
@@ -414,7 +406,9 @@ pub(crate) fn engine_error(error: carat_engine::Error) -> ApiError {
     let message = error.to_string();
     match error {
         Error::Setting { field, .. } | Error::UnknownToken { field, .. } => ApiError::field(field, message),
-        Error::QueueFull { .. } => ApiError::new(ErrorKind::RateLimit, message),
+        Error::QueueFull { .. } | Error::TooManyTogether { .. } => {
+            ApiError::new(ErrorKind::RateLimit, message)
+        }
         Error::Stopped => ApiError::new(ErrorKind::Unavailable, message),
         Error::PromptTooLong { .. } => {
             ApiError::new(ErrorKind::InvalidRequest, message).with_code("context_length_exceeded")

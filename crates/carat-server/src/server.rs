@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -141,7 +141,7 @@ pub(crate) struct State {
     pub(crate) created: u64,
     pub(crate) responses: ResponseStore,
     /// Whether answers that are under way have had their time to end.
-    pub(crate) is_over: watch::Sender<bool>,
+    is_over: watch::Sender<bool>,
     is_stopping: AtomicBool,
 }
 
@@ -149,6 +149,22 @@ impl State {
     /// Whether requests are answered.
     pub(crate) fn is_ready(&self) -> bool {
         !self.is_stopping.load(Ordering::Relaxed) && self.models.is_sound()
+    }
+
+    /// When a request that came then must have ended; `None` where it has all time, or more than a clock can tell.
+    pub(crate) fn deadline(&self, arrived: Instant) -> Option<Instant> {
+        arrived.checked_add(self.options.request_timeout?)
+    }
+
+    /// Ends when the server stops and answers have had their time, or never.
+    pub(crate) fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut is_over = self.is_over.subscribe();
+        async move {
+            if is_over.wait_for(|is_over| *is_over).await.is_err() {
+                // The server is no more, and nobody stops it.
+                std::future::pending().await
+            }
+        }
     }
 }
 

@@ -41,7 +41,6 @@ impl<M: LanguageModel> Scheduler<M> {
                 if n_common >= n_reused + LEAST_SHARED {
                     entry.want_snapshot(n_common);
                 }
-                entry.place = None;
                 entry.generation.restart_clock();
                 self.running.push(entry);
             }

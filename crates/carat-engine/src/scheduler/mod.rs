@@ -24,7 +24,7 @@ use crate::counters::Counters;
 use crate::draft::Planner;
 use crate::error::Error;
 use crate::generation::{Answer, Generation, Predictions, Work, advance, pass};
-use crate::job::{Cancel, Job, Place, Purpose, Sink, Update};
+use crate::job::{Cancel, Job, Purpose, Sink, Update};
 use crate::media::{FIRST_MEDIA_ID, with_media_ids};
 use crate::pace::Pace;
 use crate::prefix::PrefixCache;
@@ -44,10 +44,17 @@ pub struct Limits {
     pub n_max: usize,
     /// Sequences in the batch, at least 1.
     pub n_running: usize,
-    /// Jobs that may wait for a place.
+    /// Jobs that may wait for one of these places; where some are free, as many more.
     pub n_waiting: usize,
     /// Bytes for the caches of running sequences and the prefix cache. One sequence always runs.
     pub cache_bytes: usize,
+}
+
+impl Limits {
+    /// Jobs that there may be at the same time, running and waiting.
+    pub fn n_jobs(&self) -> usize {
+        self.n_running.saturating_add(self.n_waiting)
+    }
 }
 
 /// Runs jobs on a model, as many together as there is room for. See the module's head.
@@ -80,7 +87,6 @@ struct Entry<C> {
     deadline: Option<Instant>,
     cancel: Cancel,
     sink: Sink,
-    place: Option<Place>,
     /// Order of arrival.
     number: u64,
     /// It ran before and gave up its cache.
@@ -123,6 +129,11 @@ impl<M: LanguageModel> Scheduler<M> {
         self.store = Some(store);
     }
 
+    /// What it may take: no more sequences at once than a pass has rows for.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// Totals and present state.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
@@ -147,7 +158,6 @@ impl<M: LanguageModel> Scheduler<M> {
                     deadline: job.deadline,
                     cancel: job.cancel,
                     sink: job.sink,
-                    place: job.place,
                     number: self.n_submitted,
                     was_preempted: false,
                     snapshot_at: Vec::new(),
@@ -188,9 +198,8 @@ impl<M: LanguageModel> Scheduler<M> {
 
     /// The job's prompt on a sequence of its own.
     fn generation(&self, job: &mut Job) -> Result<Generation<M::Cache>, Error> {
-        let limit = self.limits.n_waiting;
-        let has_place = job.place.is_some() && limit > 0;
-        if !has_place && self.waiting.len() >= limit && self.running.len() >= self.limits.n_running {
+        let limit = self.limits.n_jobs();
+        if self.waiting.len() + self.running.len() >= limit {
             return Err(Error::QueueFull { limit });
         }
         let vocab_size = self.model.vocab_size();

@@ -73,6 +73,8 @@ pub(crate) struct FakeModel {
     pub(crate) drafter: Option<Drafter>,
     /// The call with this number fails.
     pub(crate) fails_at: Option<usize>,
+    /// Calls with this token fail.
+    pub(crate) refuses: Option<u32>,
 }
 
 impl FakeModel {
@@ -89,6 +91,7 @@ impl FakeModel {
             top: Vec::new(),
             drafter: None,
             fails_at: None,
+            refuses: None,
         }
     }
 
@@ -178,6 +181,10 @@ impl LanguageModel for FakeModel {
         if self.fails_at == Some(self.calls.len()) {
             self.calls.push(0);
             return Err(FakeError("the fake failed as asked".to_string()));
+        }
+        let mut tokens = batch.iter().flat_map(|segment| segment.tokens);
+        if tokens.any(|token| self.refuses == Some(*token)) {
+            return Err(FakeError("the fake refuses a token".to_string()));
         }
         let n_tokens: usize = batch.iter().map(|segment| segment.tokens.len()).sum();
         let images = batch.iter().flat_map(|segment| segment.media);

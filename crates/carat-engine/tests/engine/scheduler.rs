@@ -1,13 +1,16 @@
 //! The scheduler on a fake model: random crowds, common beginnings, fairness, limits, the engine's thread.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use carat_engine::{
-    Cancel, Engine, Error, FinishReason, Job, Limits, Request, SamplingParams, Scheduler, Update, generate,
+    Cancel, Engine, Error, FinishReason, Job, Limits, Media, Request, SamplingParams, Scheduler, Update,
+    generate,
 };
+
+use carat_model::SpanAttention;
 
 use crate::fake::{BOS, EOS, FakeModel, byte, tokenizer, word};
 use crate::jobs::{Ear, Heard, ear, greedy, job, limits, prompt, run, scheduler};
@@ -93,6 +96,66 @@ fn a_random_crowd_says_what_each_would_alone() {
         assert_eq!(counters.failed.get(), n_refused);
         assert!(counters.reused.get() > 0);
         assert!(counters.preempted.get() > 0 || cache_bytes != 300);
+    }
+}
+
+/// A request with images and sounds out of few kinds, in a text out of few.
+fn random_media_request(dice: &mut Dice) -> Request {
+    let mut request = random_request(dice);
+    let mut ids = prompt(2 + dice.roll(40), dice.roll(2));
+    for _ in 0..dice.roll(3) {
+        let (n, attention) = if dice.roll(2) == 0 {
+            ([3, 14, 40][dice.roll(3)], SpanAttention::Bidirectional)
+        } else {
+            (10 + dice.roll(2), SpanAttention::Causal)
+        };
+        let first = ids.len();
+        ids.resize(first + n, BOS);
+        request.media.push(Media {
+            tokens: first..ids.len(),
+            // An image's rows say how many they are.
+            rows: vec![n as f32; n].into(),
+            attention,
+            content: n as u64 * 1000,
+        });
+        ids.extend(&prompt(1 + dice.roll(20), 1)[..]);
+    }
+    ids.extend((0..1 + dice.roll(4)).map(|_| word(["x", "y"][dice.roll(2)])));
+    request.prompt = ids;
+    request
+}
+
+/// Images larger than a pass, beginnings that part behind or before them, memory for few, jobs that are given up.
+#[test]
+fn a_random_crowd_with_images_says_what_each_would_alone() {
+    let mut dice = Dice(11);
+    for (cache_bytes, window, n_batch) in [(1 << 20, 20, 16), (350, 20, 16), (350, 3, 7), (900, 200, 64)] {
+        let mut model = FakeModel::chaotic();
+        (model.window, model.max_batch_tokens) = (window, n_batch);
+        let limits = Limits {
+            n_max: 200,
+            n_running: 5,
+            n_waiting: 50,
+            cache_bytes,
+        };
+        let mut scheduler = scheduler(model, limits);
+        let mut jobs: Vec<(Request, Cancel, Ear)> = Vec::new();
+        for _ in 0..2000 {
+            if dice.roll(5) == 0 && scheduler.counters().waiting.get() < 40 {
+                let request = random_media_request(&mut dice);
+                let (mut job, ear) = job(request.clone());
+                job.client = dice.roll(3) as u64;
+                jobs.push((request, job.cancel.clone(), ear));
+                scheduler.submit(job);
+            }
+            if dice.roll(20) == 0 && !jobs.is_empty() {
+                jobs[dice.roll(jobs.len())].1.raise();
+            }
+            scheduler.step();
+        }
+        run(&mut scheduler);
+        check_crowd(&jobs);
+        assert!(scheduler.counters().reused.get() > 0);
     }
 }
 
@@ -411,6 +474,7 @@ fn what_is_unwanted_or_too_late_ends_where_it_is() {
         n_waiting: 2,
         ..limits()
     };
+    let most = limits.n_jobs();
     let mut scheduler = scheduler(FakeModel::chaotic(), limits);
     let (first, running) = job(greedy(prompt(5, 0), 900));
     let cancel = first.cancel.clone();
@@ -426,7 +490,7 @@ fn what_is_unwanted_or_too_late_ends_where_it_is() {
     scheduler.submit(fourth);
     assert!(matches!(
         refused.lock().unwrap().error,
-        Some(Error::QueueFull { limit: 2 })
+        Some(Error::QueueFull { limit }) if limit == most
     ));
     scheduler.step();
     let reason = |ear: &Ear| ear.lock().unwrap().finished.as_ref().map(|f| f.reason);
@@ -652,38 +716,159 @@ fn jobs_on_their_way_are_told_that_the_engine_has_stopped() {
     assert_eq!(engine.counters().failed.get(), 4);
 }
 
-#[test]
-fn jobs_that_belong_together_are_taken_together_where_nobody_waits() {
-    let ((inside, is_inside), (go, wait)) = (channel::<()>(), channel::<()>());
+/// A model that computes nothing until the sender is dropped.
+fn held() -> (FakeModel, Sender<()>) {
+    let (go, wait) = channel::<()>();
     let model = FakeModel::new(crate::fake::N_PIECES, move |_| {
-        let _one_pass_is_waited_for = (inside.send(()), wait.recv());
+        let _until_it_is_dropped = wait.recv();
         vec![1.0; crate::fake::N_PIECES]
     });
+    (model, go)
+}
+
+/// An engine that answers four at once while two wait.
+fn six_places(model: FakeModel) -> Engine {
     let limits = Limits {
-        n_running: 1,
+        n_running: 4,
         n_waiting: 2,
         ..limits()
     };
-    let engine = Engine::start(model, Arc::new(tokenizer()), limits).unwrap();
-    // Dropped before the engine, which waits for its thread.
-    let (go, is_inside) = (go, is_inside);
-    let (first, _heard) = listen(greedy(prompt(5, 0), 3));
-    engine.submit(first).unwrap();
-    is_inside.recv().unwrap();
-    let group = |n: usize| -> (Vec<Job>, Vec<Receiver<Update>>) {
-        (0..n).map(|i| listen(greedy(prompt(5, i), 3))).unzip()
-    };
-    let (jobs, heard) = group(3);
-    engine.submit_all(jobs).unwrap();
-    let (jobs, refused) = group(2);
+    Engine::start(model, Arc::new(tokenizer()), limits).unwrap()
+}
+
+fn group(n: usize) -> (Vec<Job>, Vec<Receiver<Update>>) {
+    (0..n).map(|i| listen(greedy(prompt(5, i), 3))).unzip()
+}
+
+#[test]
+fn as_many_are_taken_together_as_may_run_and_wait() {
+    for n in [4, 6] {
+        let (model, go) = held();
+        let engine = six_places(model);
+        let (jobs, heard) = group(n);
+        engine.submit_all(jobs).unwrap();
+        let (jobs, refused) = group(7 - n);
+        assert!(matches!(
+            engine.submit_all(jobs),
+            Err(Error::QueueFull { limit: 6 })
+        ));
+        assert!(refused.iter().all(|heard| heard.iter().count() == 0));
+        let (jobs, others) = group(6 - n);
+        engine.submit_all(jobs).unwrap();
+        drop(go);
+        for heard in heard.into_iter().chain(others) {
+            let last = heard.iter().last();
+            assert!(matches!(last, Some(Update::Finished(_))), "{last:?}");
+        }
+        // Who has heard of all ends may come with as many at once.
+        engine.submit_all(group(6).0).unwrap();
+    }
+}
+
+#[test]
+fn more_than_there_are_places_is_refused_for_good() {
+    let engine = six_places(FakeModel::chaotic());
+    let (jobs, refused) = group(7);
     assert!(matches!(
         engine.submit_all(jobs),
-        Err(Error::QueueFull { limit: 2 })
+        Err(Error::TooManyTogether {
+            n_wanted: 7,
+            limit: 6
+        })
     ));
     assert!(refused.iter().all(|heard| heard.iter().count() == 0));
-    drop((go, is_inside));
+    engine.submit_all(group(6).0).unwrap();
+}
+
+/// A pass has rows for no more than three, and so has the engine's own count.
+#[test]
+fn places_that_a_pass_has_no_rows_for_are_not_counted() {
+    let (mut model, go) = held();
+    model.max_batch_tokens = 4;
+    let engine = six_places(model);
+    assert_eq!(engine.limits().n_jobs(), 5);
+    engine.submit_all(group(5).0).unwrap();
+    assert!(matches!(
+        engine.submit_all(group(1).0),
+        Err(Error::QueueFull { limit: 5 })
+    ));
+    drop(go);
+}
+
+#[test]
+fn two_who_come_at_once_do_not_exceed_the_limit_together() {
+    for _ in 0..20 {
+        let (model, go) = held();
+        let engine = six_places(model);
+        let taken = std::thread::scope(|scope| {
+            let submit = || scope.spawn(|| engine.submit_all(group(4).0).is_ok());
+            let both = [submit(), submit()];
+            both.map(|thread| usize::from(thread.join().unwrap()))
+                .iter()
+                .sum::<usize>()
+        });
+        assert_eq!(taken, 1);
+        drop(go);
+    }
+}
+
+/// All places are taken by jobs that end in some way; then all must be free again.
+#[test]
+fn places_are_given_back_in_whatever_way_jobs_end() {
+    type Change = fn(&mut Job);
+    let ways: [(&str, Change); 6] = [
+        ("to the end", |_| {}),
+        ("cancelled", |job| job.cancel.raise()),
+        ("too late", |job| job.deadline = Some(Instant::now())),
+        ("refused", |job| job.request.prompt.clear()),
+        ("a broken pass", |job| job.request.prompt = vec![BOS, word("x")]),
+        ("nobody listens", |job| {
+            job.sink = Box::new(|_| ControlFlow::Break(()));
+        }),
+    ];
+    for (way, change) in ways {
+        let mut model = FakeModel::chaotic();
+        model.refuses = Some(word("x"));
+        let engine = six_places(model);
+        for _ in 0..3 {
+            let (mut jobs, heard) = group(6);
+            jobs.iter_mut().for_each(change);
+            let n_before = n_ended(&engine);
+            engine
+                .submit_all(jobs)
+                .unwrap_or_else(|error| panic!("{way}: {error}"));
+            let started = Instant::now();
+            while n_ended(&engine) < n_before + 6 {
+                assert!(started.elapsed() < Duration::from_secs(20), "{way}");
+                std::thread::yield_now();
+            }
+            drop(heard);
+        }
+    }
+}
+
+fn n_ended(engine: &Engine) -> u64 {
+    let counters = engine.counters();
+    counters.finished.get() + counters.cancelled.get() + counters.failed.get()
+}
+
+#[test]
+fn places_of_an_engine_that_broke_down_are_not_said_to_be_taken() {
+    let model = FakeModel::new(crate::fake::N_PIECES, |_| panic!("as the test wants it"));
+    let engine = six_places(model);
+    let (jobs, heard) = group(6);
+    engine.submit_all(jobs).unwrap();
     for heard in heard {
         let last = heard.iter().last();
-        assert!(matches!(last, Some(Update::Finished(_))), "{last:?}");
+        assert!(
+            matches!(&last, Some(Update::Failed(error)) if matches!(**error, Error::Stopped)),
+            "{last:?}"
+        );
     }
+    let started = Instant::now();
+    while !engine.has_stopped() {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        std::thread::yield_now();
+    }
+    assert!(matches!(engine.submit_all(group(6).0), Err(Error::Stopped)));
 }

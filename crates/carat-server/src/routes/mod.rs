@@ -220,11 +220,10 @@ async fn in_time<T>(
     caller: &Caller,
     work: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
-    let Some(limit) = state.options.request_timeout else {
+    let Some(deadline) = state.deadline(caller.arrived) else {
         return work.await;
     };
-    let deadline = tokio::time::Instant::from_std(caller.arrived + limit);
-    let result = tokio::time::timeout_at(deadline, work).await;
+    let result = tokio::time::timeout_at(deadline.into(), work).await;
     result.unwrap_or_else(|_| Err(too_late()))
 }
 

@@ -217,11 +217,17 @@ pub(super) async fn embed(
     caller: Caller,
 ) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     let shared = model.model();
+    let presence = Presence::default();
+    let absent = presence.absent();
     let texts = blocking(move || {
-        inputs
-            .into_iter()
-            .map(|input| embeddable(&shared, input, too_long))
-            .collect()
+        let mut texts = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            if absent.load(Ordering::Relaxed) {
+                return Err(prompt::given_up());
+            }
+            texts.push(embeddable(&shared, input, too_long)?);
+        }
+        Ok(texts)
     });
     // What follows ends in time by itself.
     let texts: Vec<Vec<u32>> = in_time(state, &caller, texts).await?;
@@ -232,8 +238,9 @@ pub(super) async fn embed(
     let mut vectors = Vec::with_capacity(texts.len());
     let mut texts = texts.into_iter();
     // A few at a time, so that one request does not fill the queue for all others.
+    let n_together = EMBEDDED_TOGETHER.min(model.engine.limits().n_jobs());
     loop {
-        let begun = texts.by_ref().take(EMBEDDED_TOGETHER);
+        let begun = texts.by_ref().take(n_together);
         let (begun, jobs): (Vec<Embedding>, Vec<Job>) =
             begun.map(|ids| Embedding::begin(state, ids, &caller)).unzip();
         if jobs.is_empty() {
@@ -248,8 +255,17 @@ pub(super) async fn embed(
 
 /// The tokens of a text, if they are not too many or may be fewer.
 fn embeddable(model: &ServedModel, input: Prompt, too_long: TooLong) -> Result<Vec<u32>, ApiError> {
+    let longest = model.context().saturating_sub(1).min(MAX_EMBEDDED);
+    let refused = |n: &str| {
+        let message = format!("a text of `input` has {n} tokens, but at most {longest} can be embedded");
+        ApiError::field("input", message).with_code("context_length_exceeded")
+    };
     let mut ids = match input {
         Prompt::Text(text) => {
+            let n_least = model.least_tokens(&text);
+            if too_long == TooLong::Refused && n_least > longest {
+                return Err(refused(&format!("at least {n_least}")));
+            }
             let tokenizer = &model.setup.tokenizer;
             let mut ids: Vec<u32> = tokenizer.bos().into_iter().collect();
             tokenizer.encode_into(&text, Special::AsText, &mut ids);
@@ -257,16 +273,11 @@ fn embeddable(model: &ServedModel, input: Prompt, too_long: TooLong) -> Result<V
         }
         Prompt::Tokens(ids) => prompt::given(model, ids, "input")?,
     };
-    let longest = model.context().saturating_sub(1).min(MAX_EMBEDDED);
     if too_long == TooLong::Cut {
         ids.truncate(longest);
     }
     if ids.len() > longest {
-        let message = format!(
-            "a text of `input` has {} tokens, but at most {longest} can be embedded",
-            ids.len()
-        );
-        return Err(ApiError::field("input", message).with_code("context_length_exceeded"));
+        return Err(refused(&ids.len().to_string()));
     }
     Ok(ids)
 }
@@ -293,7 +304,7 @@ impl Embedding {
         };
         let mut job = Job::embedding(ids, Box::new(sink));
         (job.client, job.weight) = (caller.client, caller.weight);
-        job.deadline = state.options.request_timeout.map(|limit| caller.arrived + limit);
+        job.deadline = state.deadline(caller.arrived);
         let cancel = job.cancel.clone();
         (Self { cancel, receiver }, job)
     }

@@ -110,6 +110,21 @@ async fn bodies_and_times_have_limits() {
 }
 
 #[tokio::test]
+async fn a_limit_beyond_all_clocks_is_none() {
+    let options = ServerOptions {
+        request_timeout: Some(Duration::MAX),
+        ..ServerOptions::default()
+    };
+    let client = client_with("x", options);
+    let chat = json!({"messages": [{"role": "user", "content": "x"}]});
+    assert_eq!(client.post("/v1/chat/completions", chat).await.status, 200);
+    assert_eq!(
+        client.post("/v1/embeddings", json!({"input": "x"})).await.status,
+        200
+    );
+}
+
+#[tokio::test]
 async fn pages_of_this_machine_may_call() {
     let client = client("x");
     let told = client

@@ -1,5 +1,6 @@
 //! A server on the fake model, and a client for it without a network.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -10,6 +11,7 @@ use carat_prompt::Senses;
 use carat_server::{ModelSetup, Server, ServerOptions};
 use carat_text::ChatTemplate;
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tower::ServiceExt;
 
 use crate::fake::{Fake, tokenizer};
@@ -65,8 +67,46 @@ pub(crate) fn gemma4(script: &str) -> Client {
     Client::of(&Server::new(setup, engine, options.clone()), &options, n_computed)
 }
 
+/// A client of a server whose model says `script` to four at once while `n_waiting` wait.
+pub(crate) fn client_with_queue(script: &str, n_waiting: usize) -> Client {
+    let options = ServerOptions::default();
+    let n_computed = Arc::new(AtomicUsize::new(0));
+    let limits = Limits { n_waiting, ..LIMITS };
+    let (setup, engine) = fake_model_within(limits, "fake", script, &n_computed);
+    Client::of(&Server::new(setup, engine, options.clone()), &options, n_computed)
+}
+
+/// The server on a port of its own; it runs until the sender is dropped.
+pub(crate) async fn serve(server: Server) -> (SocketAddr, oneshot::Sender<()>) {
+    let listener = server.listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let stopped = async {
+        let _dropped = stopped.await;
+    };
+    tokio::spawn(server.run(listener, stopped));
+    (address, stop)
+}
+
+/// What a model may take.
+const LIMITS: Limits = Limits {
+    n_max: 2000,
+    n_running: 4,
+    n_waiting: 16,
+    cache_bytes: 1 << 20,
+};
+
 /// A model called `id` that says `script`.
 pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) -> (ModelSetup, Engine) {
+    fake_model_within(LIMITS, id, script, n_computed)
+}
+
+fn fake_model_within(
+    limits: Limits,
+    id: &str,
+    script: &str,
+    n_computed: &Arc<AtomicUsize>,
+) -> (ModelSetup, Engine) {
     let model = Fake {
         script: script.to_string(),
         n_computed: Arc::clone(n_computed),
@@ -74,12 +114,6 @@ pub(crate) fn fake_model(id: &str, script: &str, n_computed: &Arc<AtomicUsize>) 
         is_chaotic: script == CHAOS,
     };
     let tokenizer = Arc::new(tokenizer());
-    let limits = Limits {
-        n_max: 2000,
-        n_running: 4,
-        n_waiting: 16,
-        cache_bytes: 1 << 20,
-    };
     let engine = Engine::start(model, Arc::clone(&tokenizer), limits).unwrap();
     let setup = ModelSetup {
         drafting: carat_engine::Drafting::Off,

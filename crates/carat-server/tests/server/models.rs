@@ -9,8 +9,10 @@ use axum::body::Body;
 use axum::http::Request;
 use carat_server::{ListedModel, LoadError, LoadedModel, ModelDetails, ModelStore, Server, ServerOptions};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-use crate::common::{Client, Told, fake_model};
+use crate::common::{Client, Told, fake_model, serve};
 
 const ROOM: u64 = 100;
 /// Names and sizes. Each model says its own name.
@@ -99,6 +101,53 @@ fn gated() -> (Client, Sender<()>, Arc<AtomicUsize>) {
     };
     let n_loads = Arc::clone(&store.n_loads);
     (client_of(store, &options()), sender, n_loads)
+}
+
+/// Whoever still waits for a model when a server stops is told so, each in the shape of its API.
+#[tokio::test]
+async fn requests_that_wait_for_a_model_are_told_when_the_server_has_stopped() {
+    let (go, receiver) = channel();
+    let store = Store {
+        gate: Some(Mutex::new(receiver)),
+        ..Store::default()
+    };
+    let options = ServerOptions {
+        drain: Duration::ZERO,
+        ..options()
+    };
+    let (address, stop) = serve(Server::with_store(Arc::new(store), options)).await;
+    let mut waiting = Vec::new();
+    for (path, shape) in [
+        ("/v1/chat/completions", r#""type":"server_error""#),
+        ("/v1/messages", r#""type":"overloaded_error""#),
+        ("/api/chat", r#"{"error":"the answer"#),
+    ] {
+        let body = json!({
+            "model": "small", "messages": [{"role": "user", "content": "x"}], "stream": true, "max_tokens": 5,
+        });
+        let body = body.to_string();
+        let n = body.len();
+        let request = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {n}\r\n\r\n{body}");
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        waiting.push((stream, shape));
+    }
+    // They are on their way when another is answered.
+    let mut other = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    other.write_all(request).await.unwrap();
+    other.read_to_string(&mut String::new()).await.unwrap();
+    drop(stop);
+    for (mut stream, shape) in waiting {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(
+            answer.contains("the server is stopping") && answer.contains(shape),
+            "{answer}"
+        );
+    }
+    go.send(()).unwrap();
 }
 
 async fn ask(client: &Client, model: &str) -> Told {

@@ -1,8 +1,12 @@
 //! OpenAI's routes.
 
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::Request;
 use serde_json::{Value, json};
 
-use crate::common::{Client, client};
+use crate::common::{Client, client, client_with_queue};
 
 fn chat(change: Value) -> Value {
     let mut body =
@@ -169,12 +173,51 @@ async fn log_probabilities_come_with_each_token() {
     assert_eq!(answer["choices"][0]["logprobs"]["content"], json!([]), "{answer}");
 }
 
-/// Sixteen may wait and four be answered at once.
+/// Two may wait and four be answered at once.
 #[tokio::test]
-async fn more_answers_than_may_wait_are_given_where_nobody_waits() {
-    let client = client("ab");
-    let answer = ask(&client, json!({"n": 100})).await;
-    assert_eq!(answer["choices"].as_array().map(Vec::len), Some(100), "{answer}");
+async fn as_many_answers_are_given_together_as_may_run_and_wait() {
+    let client = client_with_queue("ab", 2);
+    for n in [4, 6, 1, 6] {
+        let answer = ask(&client, json!({"n": n})).await;
+        assert_eq!(answer["choices"].as_array().map(Vec::len), Some(n), "{answer}");
+    }
+    let told = client.post("/v1/chat/completions", chat(json!({"n": 7}))).await;
+    assert_eq!(told.status, 429, "{}", told.text);
+    assert!(told.text.contains("at most 6"), "{}", told.text);
+    let prompts = json!({"prompt": ["a?", "b?", "c?"], "n": 2});
+    assert_eq!(client.post("/v1/completions", prompts.clone()).await.status, 200);
+    let prompts = json!({"prompt": ["a?", "b?", "c?", "d?"], "n": 2});
+    assert_eq!(client.post("/v1/completions", prompts).await.status, 429);
+    // Texts are embedded by as many as there are places.
+    let texts = json!({"input": vec!["a"; 40]});
+    let vectors = client.post("/v1/embeddings", texts).await.json();
+    assert_eq!(vectors["data"].as_array().map(Vec::len), Some(40), "{vectors}");
+}
+
+#[tokio::test]
+async fn answers_of_several_requests_do_not_exceed_the_places_together() {
+    let client = client_with_queue(&"a".repeat(1900), 2);
+    let open = async |n: usize| {
+        let body = chat(json!({"n": n, "stream": true, "max_tokens": 1900})).to_string();
+        let request = Request::builder().method("POST").uri("/v1/chat/completions");
+        client.open(request.body(Body::from(body)).unwrap()).await
+    };
+    let first = open(4).await;
+    assert_eq!(first.status(), 200);
+    let refused = open(4).await;
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    let second = open(2).await;
+    assert_eq!(second.status(), 200);
+    assert_eq!(open(1).await.status(), 429);
+    drop(first);
+    // Those who left are seen at the next step.
+    let started = Instant::now();
+    while open(4).await.status() != 200 {
+        assert!(started.elapsed() < Duration::from_secs(20));
+        tokio::task::yield_now().await;
+    }
+    drop(second);
 }
 
 #[tokio::test]
@@ -429,6 +472,56 @@ async fn a_call_that_was_cut_may_be_sent_back() {
     ]);
     let answer = ask(&client, json!({"messages": messages})).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "Hello", "{answer}");
+}
+
+/// The context is 2,000 tokens, and the longest token has 16 bytes.
+#[tokio::test]
+async fn prompts_far_too_long_are_refused_before_their_tokens_are_counted() {
+    let client = client("ab");
+    let refusal = async |path: &str, body: Value| {
+        let told = client.post(path, body).await;
+        let error = told.json()["error"].clone();
+        assert_eq!(
+            (told.status.as_u16(), &error["code"]),
+            (400, &json!("context_length_exceeded")),
+            "{}",
+            told.text
+        );
+        error["message"].as_str().unwrap().to_string()
+    };
+    let chat = |text: &str| json!({"messages": [{"role": "user", "content": text}], "max_tokens": 1});
+    let raw = |text: &str| json!({"prompt": text, "max_tokens": 1});
+    let (near, far) = ("x".repeat(31_000), "x".repeat(40_000));
+    for (path, body) in [
+        ("/v1/completions", raw(&far)),
+        ("/v1/chat/completions", chat(&far)),
+    ] {
+        let message = refusal(path, body).await;
+        assert!(message.contains("has at least 25"), "{message}");
+        assert!(message.contains("2000 tokens"), "{message}");
+    }
+    let message = refusal("/v1/completions", raw(&near)).await;
+    assert!(message.contains("the prompt has 31001 and"), "{message}");
+    let message = refusal("/v1/chat/completions", chat(&near)).await;
+    assert!(message.contains("the prompt has 310"), "{message}");
+    // A visible blank is one byte of a token, whatever it takes in a text.
+    let message = refusal("/v1/completions", raw(&"\u{2581}".repeat(11_000))).await;
+    assert!(message.contains("the prompt has 33001 and"), "{message}");
+    // What the template does not write takes no room.
+    let padded = format!("{}x{}", " ".repeat(30_000), "\n".repeat(30_000));
+    assert_eq!(
+        client.post("/v1/chat/completions", chat(&padded)).await.status,
+        200
+    );
+    let message = refusal("/v1/embeddings", json!({"input": ["x", far]})).await;
+    assert!(message.contains("has at least 2500 tokens"), "{message}");
+    let cut = client
+        .post("/api/embed", json!({"input": far, "truncate": true}))
+        .await;
+    assert_eq!(cut.json()["prompt_eval_count"], 1999, "{}", cut.text);
+    let counted = json!({"messages": [{"role": "user", "content": far}]});
+    let counted = client.post("/v1/messages/count_tokens", counted).await.json();
+    assert!(counted["input_tokens"].as_u64() > Some(40_000), "{counted}");
 }
 
 #[tokio::test]

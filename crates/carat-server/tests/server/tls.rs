@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
-use crate::common::fake_model;
+use crate::common::{fake_model, serve};
 
 const CERT: &[u8] = include_bytes!("../../../../tests/fixtures/tls/cert.pem");
 const KEY: &[u8] = include_bytes!("../../../../tests/fixtures/tls/key.pem");
@@ -26,15 +26,7 @@ async fn start(options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
 
 async fn start_saying(script: &str, options: ServerOptions) -> (SocketAddr, oneshot::Sender<()>) {
     let (setup, engine) = fake_model("fake", script, &Arc::default());
-    let server = Server::new(setup, engine, options);
-    let listener = server.listen(([127, 0, 0, 1], 0).into()).await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, stopped) = oneshot::channel::<()>();
-    let stopped = async {
-        let _dropped = stopped.await;
-    };
-    tokio::spawn(server.run(listener, stopped));
-    (address, stop)
+    serve(Server::new(setup, engine, options)).await
 }
 
 async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, key: &str) -> String {
@@ -61,11 +53,11 @@ async fn answers_that_had_their_time_end_with_an_error() {
     for (path, body) in [
         (
             "/v1/chat/completions",
-            r#"{"messages": [{"role": "user", "content": "x"}], "n": 128, "stream": true, "temperature": 0}"#,
+            r#"{"messages": [{"role": "user", "content": "x"}], "n": 16, "stream": true, "temperature": 0}"#,
         ),
         (
             "/v1/chat/completions",
-            r#"{"messages": [{"role": "user", "content": "x"}], "n": 128, "temperature": 0}"#,
+            r#"{"messages": [{"role": "user", "content": "x"}], "n": 16, "temperature": 0}"#,
         ),
     ] {
         let options = ServerOptions {
@@ -90,6 +82,46 @@ async fn answers_that_had_their_time_end_with_an_error() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.contains("the server is stopping"), "{path} {answer}");
         assert!(!answer.contains("[DONE]"), "{path}");
+    }
+}
+
+/// Vectors that wait for a place, and a request whose body has not come whole.
+#[tokio::test]
+async fn requests_that_wait_are_told_when_the_server_has_stopped() {
+    let options = ServerOptions {
+        drain: Duration::ZERO,
+        ..ServerOptions::default()
+    };
+    let (address, stop) = start_saying(&"x".repeat(1900), options).await;
+    let send = async |path: &str, n: usize, body: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {n}\r\n\r\n");
+        stream.write_all((head + body).as_bytes()).await.unwrap();
+        stream
+    };
+    let long =
+        r#"{"messages": [{"role": "user", "content": "x"}], "n": 4, "stream": true, "temperature": 0}"#;
+    let mut taken = send("/v1/chat/completions", long.len(), long).await;
+    taken.read_exact(&mut [0; 16]).await.unwrap();
+    let text = r#"{"input": "x"}"#;
+    let mut waiting = [
+        send("/v1/embeddings", text.len(), text).await,
+        send("/api/embed", text.len(), text).await,
+        send("/v1/messages", 1000, "{").await,
+    ];
+    // They are on their way when another is answered.
+    get(TcpStream::connect(address).await.unwrap(), "/health", "x").await;
+    drop(stop);
+    for (stream, shape) in waiting.iter_mut().zip([
+        r#"{"error":{"#,
+        r#"{"error":"the answer"#,
+        r#""type":"overloaded_error""#,
+    ]) {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("the server is stopping"), "{answer}");
+        assert!(answer.contains(shape), "{answer}");
     }
 }
 
