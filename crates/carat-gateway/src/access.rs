@@ -97,14 +97,19 @@ pub(crate) struct Admitted {
 
 /// The key that a request brings, in any of the ways in which clients send one.
 pub(crate) fn key_of(headers: &HeaderMap) -> Option<&str> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    // Who has none in one place may have it in another.
+    let text = |name: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.filter(|key| !key.is_empty())
+    };
     let bearer = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-        });
+        })
+        .filter(|key| !key.is_empty());
     bearer
         .or_else(|| text("x-api-key"))
         .or_else(|| text("api-key"))
@@ -566,6 +571,23 @@ impl Bill {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_is_found_wherever_it_stands() {
+        let found = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().unwrap());
+            }
+            key_of(&headers).map(ToString::to_string)
+        };
+        let key = Some("k".to_string());
+        assert_eq!(found(&[("authorization", "bearer k")]), key);
+        assert_eq!(found(&[("authorization", "Basic x"), ("api-key", "k")]), key);
+        assert_eq!(found(&[("authorization", "Bearer "), ("x-api-key", "k")]), key);
+        assert_eq!(found(&[("x-api-key", ""), ("x-goog-api-key", "k")]), key);
+        assert_eq!(found(&[("authorization", "Bearer ")]), None);
+    }
 
     #[test]
     fn what_others_took_is_billed_without_a_price_for_the_last() {

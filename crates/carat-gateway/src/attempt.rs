@@ -26,6 +26,7 @@ use crate::effects;
 use crate::endpoint::{Dialect, Endpoint};
 use crate::failure::{Class, Failure};
 use crate::fields::Fields;
+use crate::files::Files;
 use crate::guard::{Edited, Guard, Rewritten};
 use crate::health::{HealthBook, Permit};
 use crate::limits::ERROR_BYTES;
@@ -68,6 +69,8 @@ pub(crate) struct Call<'a> {
     pub(crate) continues: bool,
     /// Its last turn is an answer's beginning, to be gone on with.
     pub(crate) is_continued: bool,
+    /// What it names by its address, for those who are told no addresses.
+    pub(crate) files: Files,
     /// The request's span, if somebody wants to have it.
     pub(crate) trace: Option<Trace>,
 }
@@ -96,6 +99,7 @@ impl Call<'_> {
     /// What policies may know of it.
     pub(crate) fn asked(&self) -> Asked<'_> {
         Asked {
+            endpoint: self.endpoint,
             needs: &self.wish.needs,
             prompt_bytes: self.body_bytes,
             key: self.wish.key,
@@ -168,6 +172,7 @@ impl Means<'_> {
         Known {
             book: self.book,
             prices: &self.config.prices,
+            fetches: self.config.fetcher.is_some(),
             now: clock::now(),
         }
     }
@@ -191,7 +196,7 @@ pub(crate) async fn answer(
     let mut last: Option<Failure> = None;
     let mut may_be_done = false;
     while trail.n_attempts < means.config.attempts {
-        let place = match queue.next(last.as_ref()).await {
+        let place = match place(means, route, call, &mut queue, &mut last).await {
             Ok(place) => place,
             Err(failure) => {
                 last.get_or_insert(failure);
@@ -281,6 +286,37 @@ pub(crate) async fn answer(
     }))
 }
 
+/// The next to ask, with a place at it and all that it needs at hand: while files are fetched nobody else is kept from a
+/// place. A failure to fetch them is the `last`, until somebody is asked who needs none.
+pub(crate) async fn place(
+    means: &Means<'_>,
+    route: &Route,
+    call: &Call<'_>,
+    queue: &mut Queue<'_>,
+    last: &mut Option<Failure>,
+) -> Result<Place, Failure> {
+    let (files, config) = (&call.files, means.config);
+    let may_fetch = call.wish.needs.named.by_address && config.fetcher.is_some();
+    loop {
+        // Who is likely to be next, so that nobody who has waited for a place must give it back.
+        if may_fetch
+            && let Some(i) = queue.foremost()
+            && let Err(failure) = files.fetch(call, &route.candidates[i], config).await
+        {
+            *last = Some(failure);
+        }
+        let place = queue.next(last.as_ref()).await?;
+        let candidate = &route.candidates[place.0];
+        if !files.are_missing(call, candidate, config) {
+            return Ok(place);
+        }
+        drop(place);
+        if let Err(failure) = files.fetch(call, candidate, config).await {
+            *last = Some(failure);
+        }
+    }
+}
+
 /// Who is not asked in turn, for `x-carat-route`.
 fn passed(route: &Route, queue: &Queue<'_>) -> Vec<(String, &'static str)> {
     let is_told = |standing: Standing| matches!(standing, Standing::Behind | Standing::Never);
@@ -319,7 +355,15 @@ async fn raced(
         None => None,
         Some(after) => match tokio::time::timeout(after, &mut first).await {
             Ok(result) => return Raced::one(i, result),
-            Err(_) => queue.another(i).filter(|_| means.hedges.spend(clock::now())),
+            Err(_) => {
+                // Who would have to wait for files is of no help now.
+                let is_ready = |place: &Place| {
+                    let candidate = &route.candidates[place.0];
+                    !call.files.are_missing(call, candidate, means.config)
+                };
+                let other = queue.another(i).filter(is_ready);
+                other.filter(|_| means.hedges.spend(clock::now()))
+            }
         },
     };
     let Some((j, permit)) = second else {
@@ -446,9 +490,8 @@ impl Begun {
 }
 
 /// What is to be done for a request. What goes wrong here, no provider has heard of.
-async fn prepared(means: &Means<'_>, candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
-    let prepared = prepare::prepare(candidate, call, means.config.fetcher.as_ref()).await;
-    prepared.map_err(Failure::undone)
+fn prepared(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
+    prepare::prepare(candidate, call).map_err(Failure::undone)
 }
 
 /// Asks one target once.
@@ -463,7 +506,7 @@ async fn attempt(
         mut request,
         mut dropped,
         mut forwarding,
-    } = match prepared(means, candidate, call).await? {
+    } = match prepared(candidate, call)? {
         Prepared::Ask(ask) => *ask,
         Prepared::Answer { bytes, dropped } => {
             return Ok(Begun {
@@ -522,7 +565,7 @@ pub(crate) async fn opened(
     call: &Call<'_>,
 ) -> Result<(AnswerBody, Forwarding, Account), Failure> {
     let candidate = &route.candidates[i];
-    let Prepared::Ask(ask) = prepared(means, candidate, call).await? else {
+    let Prepared::Ask(ask) = prepared(candidate, call)? else {
         return Err(nobody());
     };
     let forwarding = ask.forwarding;
@@ -600,6 +643,9 @@ impl<'a> Asking<'a> {
         if head.status != StatusCode::OK {
             let body = tokio::time::timeout_at(self.until, upstream::collect(body, ERROR_BYTES)).await;
             let body = body.ok().and_then(Result::ok).unwrap_or_default();
+            if head.status.is_redirection() {
+                return Err(Failure::of_redirect(head.status, &self.candidate.provider.name));
+            }
             let secret = forwarding.secret.as_deref();
             let failure = Failure::of_answer(head.status, &head.headers, &body, secret);
             return Err(if forwarding.is_translated {

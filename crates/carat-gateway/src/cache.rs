@@ -19,6 +19,8 @@ use serde_json::Value;
 
 use crate::access;
 use crate::attempt::Call;
+use crate::config::Config;
+use crate::effects;
 use crate::endpoint::{Dialect, Endpoint};
 use crate::heir;
 use crate::plain;
@@ -83,6 +85,8 @@ struct Answers {
     by_use: BTreeMap<u64, Key>,
     n_uses: u64,
     n_bytes: usize,
+    /// The configuration by which all of them were let out.
+    generation: u64,
 }
 
 impl Answers {
@@ -111,9 +115,12 @@ impl Cache {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets everything.
-    pub(crate) fn clear(&self) {
-        *self.answers() = Answers::default();
+    /// Forgets everything: from now on only what a request by this configuration was answered is kept and given.
+    pub(crate) fn begin(&self, generation: u64) {
+        *self.answers() = Answers {
+            generation,
+            ..Answers::default()
+        };
     }
 
     /// Bytes that are used.
@@ -121,10 +128,13 @@ impl Cache {
         self.answers().n_bytes
     }
 
-    /// An answer and its age.
-    fn get(&self, key: &Key, now: Instant) -> Option<(Arc<Kept>, Duration)> {
+    /// An answer and its age, for a request by this configuration.
+    fn get(&self, key: &Key, generation: u64, now: Instant) -> Option<(Arc<Kept>, Duration)> {
         let mut answers = self.answers();
         let answers = &mut *answers;
+        if answers.generation != generation {
+            return None;
+        }
         let held = answers.held.get_mut(key)?;
         if held.until <= now {
             answers.remove(key);
@@ -138,7 +148,8 @@ impl Cache {
     }
 
     /// Keeps an answer, in the place of those that nobody asked for the longest.
-    fn put(&self, key: Key, kept: Kept, ttl: Duration, most_bytes: usize, now: Instant) {
+    fn put(&self, of: (Key, u64), kept: Kept, ttl: Duration, most_bytes: usize, now: Instant) {
+        let (key, generation) = of;
         let n_bytes = size(&kept);
         let Some(until) = now
             .checked_add(ttl)
@@ -147,6 +158,10 @@ impl Cache {
             return;
         };
         let mut answers = self.answers();
+        // Its guard may have let out what the one in force now does not.
+        if answers.generation != generation {
+            return;
+        }
         answers.remove(&key);
         while answers.n_bytes + n_bytes > most_bytes {
             let Some((_, oldest)) = answers.by_use.first_key_value() else {
@@ -201,6 +216,8 @@ impl Wanted {
 pub(crate) struct Lookup {
     cache: Arc<Cache>,
     key: Key,
+    /// The configuration by which the request is served.
+    generation: u64,
     wanted: Wanted,
     endpoint: Endpoint,
     is_stream: bool,
@@ -212,19 +229,21 @@ pub(crate) struct Lookup {
 }
 
 impl Lookup {
-    /// For a request that may be answered from the cache: `None` if it may not.
+    /// For a request that may be answered from the cache: `None` if it may not. `routes`: who answers, and what was asked
+    /// for, whose guard looks at the answer where another answers in its place.
     pub(crate) fn new(
         cache: &Arc<Cache>,
         keeping: &Keeping,
-        most_bytes: usize,
-        route: &str,
+        by: &Config,
+        routes: [&str; 2],
         headers: &HeaderMap,
         call: &Call<'_>,
     ) -> Option<Self> {
         let wanted = Wanted::of(headers);
         // What is streamed can be read and checked where it is a conversation.
         let is_readable = call.endpoint.is_conversation() || !call.is_stream;
-        if wanted == Wanted::Nothing || !is_readable {
+        let is_new = effects::is_never_the_same(call.endpoint, call.fields);
+        if wanted == Wanted::Nothing || !is_readable || is_new {
             return None;
         }
         let options: Option<Value> = call.fields.get("stream_options");
@@ -234,21 +253,22 @@ impl Lookup {
         let shape = (!may_change).then_some([call.is_stream, wants_usage]);
         Some(Self {
             cache: Arc::clone(cache),
-            key: key(keeping, route, headers, call, shape),
+            key: key(keeping, routes, headers, call, shape),
+            generation: by.generation,
             wanted,
             endpoint: call.endpoint,
             is_stream: call.is_stream,
             wants_usage,
             may_change,
             ttl: Duration::from_secs(keeping.ttl_s),
-            most_bytes,
+            most_bytes: by.cache_bytes,
         })
     }
 
     /// The answer, as this client wants it, with who gave it and how old it is.
     pub(crate) fn find(&self) -> Option<(Bytes, String, Duration)> {
         let found = match self.wanted {
-            Wanted::Any => self.cache.get(&self.key, Instant::now()),
+            Wanted::Any => self.cache.get(&self.key, self.generation, Instant::now()),
             _ => None,
         };
         let answer = found.and_then(|(kept, age)| {
@@ -267,8 +287,9 @@ impl Lookup {
     /// Keeps an answer if it is whole and good.
     pub(crate) fn keep(&self, kept: Kept) {
         if is_good(self.endpoint, &kept) {
+            let of = (self.key, self.generation);
             self.cache
-                .put(self.key, kept, self.ttl, self.most_bytes, Instant::now());
+                .put(of, kept, self.ttl, self.most_bytes, Instant::now());
         }
     }
 
@@ -311,7 +332,7 @@ impl Lookup {
 /// `shape`: whether it streams, and with its usage, where that makes another request of it.
 fn key(
     keeping: &Keeping,
-    route: &str,
+    routes: [&str; 2],
     headers: &HeaderMap,
     call: &Call<'_>,
     shape: Option<[bool; 2]>,
@@ -322,7 +343,7 @@ fn key(
         hash.update(part);
     };
     add(format!("{:?}", call.endpoint).as_bytes());
-    add(route.as_bytes());
+    routes.iter().for_each(|route| add(route.as_bytes()));
     add(format!("{shape:?}").as_bytes());
     let tenant = access::key_of(headers).filter(|_| !keeping.shared);
     add(tenant.unwrap_or_default().as_bytes());
@@ -511,17 +532,23 @@ mod tests {
         let now = Instant::now();
         let ttl = Duration::from_secs(60);
         let most = 40 * (OVERHEAD_BYTES + 3 + 100);
-        let put = |i: u8| cache.put([i; 32], kept(&"x".repeat(100)), ttl, most, now);
+        let put = |i: u8| cache.put(([i; 32], 0), kept(&"x".repeat(100)), ttl, most, now);
         (0..40).for_each(put);
-        assert!(cache.get(&[0; 32], now).is_some(), "which makes it the newest");
+        assert!(cache.get(&[0; 32], 0, now).is_some(), "which makes it the newest");
         (40..50).for_each(put);
         assert_eq!(cache.n_bytes(), most);
-        assert!(cache.get(&[0; 32], now).is_some());
-        assert!(cache.get(&[1; 32], now).is_none() && cache.get(&[10; 32], now).is_none());
-        assert!(cache.get(&[11; 32], now).is_some());
-        cache.put([99; 32], kept(&"x".repeat(most / LARGEST_PART)), ttl, most, now);
-        assert!(cache.get(&[99; 32], now).is_none(), "too large to be kept");
-        assert!(cache.get(&[0; 32], now + ttl).is_none(), "too old");
+        assert!(cache.get(&[0; 32], 0, now).is_some());
+        assert!(cache.get(&[1; 32], 0, now).is_none() && cache.get(&[10; 32], 0, now).is_none());
+        assert!(cache.get(&[11; 32], 0, now).is_some());
+        cache.put(
+            ([99; 32], 0),
+            kept(&"x".repeat(most / LARGEST_PART)),
+            ttl,
+            most,
+            now,
+        );
+        assert!(cache.get(&[99; 32], 0, now).is_none(), "too large to be kept");
+        assert!(cache.get(&[0; 32], 0, now + ttl).is_none(), "too old");
         put(12);
         assert_eq!(cache.n_bytes(), most - size(&kept(&"x".repeat(100))));
     }
@@ -531,6 +558,7 @@ mod tests {
         let lookup = |wants_usage: bool| Lookup {
             cache: Arc::default(),
             key: [0; 32],
+            generation: 0,
             wanted: Wanted::Any,
             endpoint: Endpoint::Chat,
             is_stream: true,

@@ -64,6 +64,8 @@ pub struct Config {
     pub(crate) cache_bytes: usize,
     /// Where spans go, if anywhere.
     pub(crate) traces: Option<carat_traces::Settings>,
+    /// How many configurations were in force before it.
+    pub(crate) generation: u64,
     /// What models can do, by `provider/model`.
     pub(crate) abilities: BTreeMap<String, Abilities>,
 }
@@ -302,6 +304,7 @@ impl Config {
             unknown_price: file.ledger.unknown_price,
             expected_output: file.ledger.expected_output.unwrap_or(EXPECTED_OUTPUT),
             prices,
+            generation: 0,
             abilities: file.models,
             traces: file.traces.checked(env)?,
             cache_bytes: file.cache.max_mb.saturating_mul(1_000_000),

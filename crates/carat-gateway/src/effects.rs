@@ -72,15 +72,28 @@ impl Tool<'_> {
 
 /// Whether a provider that is asked this may do more than answer.
 pub(crate) fn may_act(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
+    let is_stored = fields.get::<bool>("store").unwrap_or(false);
+    is_stored || goes_on(endpoint, fields) || has_acting_tools(endpoint, fields)
+}
+
+/// Whether an earlier answer to the same request is none to this one: what it goes on with has gone on since, or what it
+/// has done is to be done again.
+pub(crate) fn is_never_the_same(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
+    goes_on(endpoint, fields) || has_acting_tools(endpoint, fields)
+}
+
+/// Whether it goes on with what its provider keeps, or goes on there when it was answered.
+fn goes_on(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
     let is_set = |name: &str| fields.raw(name).is_some_and(|text| !matches!(text, "[]" | "{}"));
-    let is_true = |name: &str| fields.get::<bool>(name).unwrap_or(false);
-    let goes_on = match endpoint {
+    match endpoint {
         // A stored prompt may have tools of its own.
-        Endpoint::Responses => is_set("conversation") || is_set("prompt") || is_true("background"),
+        Endpoint::Responses => {
+            let is_later = fields.get::<bool>("background").unwrap_or(false);
+            is_set("conversation") || is_set("prompt") || is_later
+        }
         Endpoint::Messages => is_set("mcp_servers"),
         _ => false,
-    };
-    goes_on || is_true("store") || has_acting_tools(endpoint, fields)
+    }
 }
 
 /// Whether a tool is asked for with which a provider acts; also where the tools cannot be read.

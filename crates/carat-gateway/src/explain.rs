@@ -41,6 +41,8 @@ pub(crate) fn response(chosen: &Chosen<'_>, call: &Call<'_>, known: &Known<'_>) 
             "video": needs.video,
             "tools": needs.tools,
             "json_schema": needs.schema,
+            "addresses": needs.named.by_address,
+            "files": needs.named.by_id,
         },
         "would_ask": first(&ranked, chosen.route, known),
         "candidates": candidates,

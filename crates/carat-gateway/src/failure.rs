@@ -6,7 +6,7 @@
 //! | out of quota | no | yes | rests for an hour, or the wait |
 //! | overloaded, server fault, network | with backoff | yes | yes |
 //! | slow | with backoff | yes | yes |
-//! | bad key, model gone | no | yes | rests for a minute, unless it answers others |
+//! | bad key, model gone, moved | no | yes | rests for a minute, unless it answers others |
 //! | refused | no | yes | no |
 //! | context too long, content policy, bad request | no | no | no |
 
@@ -29,6 +29,8 @@ pub(crate) enum Class {
     Slow,
     BadKey,
     ModelGone,
+    /// Its address leads elsewhere.
+    Moved,
     /// It names something that is not there or not allowed, and that is neither the model nor the key; or it is more than
     /// this target ever takes at once, or one that its model made nothing of. Others may answer it.
     Refused,
@@ -39,7 +41,7 @@ pub(crate) enum Class {
 
 impl Class {
     /// Every class, in order.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::RateLimited,
         Self::OutOfQuota,
         Self::Overloaded,
@@ -48,6 +50,7 @@ impl Class {
         Self::Slow,
         Self::BadKey,
         Self::ModelGone,
+        Self::Moved,
         Self::Refused,
         Self::ContextTooLong,
         Self::ContentPolicy,
@@ -65,6 +68,7 @@ impl Class {
             Self::Slow => "slow",
             Self::BadKey => "bad_key",
             Self::ModelGone => "model_gone",
+            Self::Moved => "moved",
             Self::Refused => "refused",
             Self::ContextTooLong => "context_too_long",
             Self::ContentPolicy => "content_policy",
@@ -101,7 +105,7 @@ impl Class {
         match self {
             Self::RateLimited => Some(stated.unwrap_or(Duration::from_secs(5))),
             Self::OutOfQuota => Some(stated.unwrap_or(Duration::from_secs(3600))),
-            Self::BadKey | Self::ModelGone => Some(Duration::from_secs(60)),
+            Self::BadKey | Self::ModelGone | Self::Moved => Some(Duration::from_secs(60)),
             _ => None,
         }
     }
@@ -182,6 +186,16 @@ impl Failure {
         }
     }
 
+    /// A redirect: to follow it would give the key, and what is said, to somebody whom the operator did not name.
+    pub(crate) fn of_redirect(status: StatusCode, name: &str) -> Self {
+        let message = format!(
+            "`{name}` answers with a redirect ({}), which is not followed; `base-url` of [providers.{name}] must be where \
+             its API is itself",
+            status.as_u16()
+        );
+        Self::new(Class::Moved, 502, message).undone()
+    }
+
     /// What an error inside an answer of status 200 says.
     pub(crate) fn of_value(error: &Value, secret: Option<&str>) -> Self {
         let told = Told::of_value(error);
@@ -233,6 +247,8 @@ impl Failure {
             // What is no fault of the request is not told as one.
             status: match class {
                 Class::OutOfQuota if status == 400 => 402,
+                Class::Overloaded if matches!(status, 421 | 425) => 503,
+                Class::ServerFault if status < 300 => 502,
                 _ => status,
             },
             message: scrubbed(&told.message, secret),
@@ -390,7 +406,8 @@ impl Told {
             _ if kind == "ModelNotReadyException" => Class::Overloaded,
             429 if says(&["quota"]) && says(&["per day", "perday"]) => Class::OutOfQuota,
             429 => Class::RateLimited,
-            503 | 529 | 498 => Class::Overloaded,
+            // Of the last two nothing was done: it came over a connection, or at a moment, that was not for it.
+            503 | 529 | 498 | 421 | 425 => Class::Overloaded,
             400 if code == "API_KEY_INVALID" => Class::BadKey,
             // Where this gateway is no key is good for anything.
             400 if says(&["location is not supported"]) => Class::BadKey,
@@ -409,7 +426,8 @@ impl Told {
                 Class::ContextTooLong
             }
             400 if code == "content_filter" || code == "content_policy_violation" => Class::ContentPolicy,
-            408 | 424 | 500..=599 => Class::ServerFault,
+            // Whatever 201 and 204 mean, they are no answer.
+            408 | 424 | 500..=599 | 0..=299 => Class::ServerFault,
             _ => Class::BadRequest,
         }
     }

@@ -42,6 +42,18 @@ impl<'a> Fields<'a> {
 
     /// How many answers are asked for at once: each may have as many tokens as the request says.
     pub(crate) fn n_answers(&self) -> u64 {
+        self.n_each().saturating_mul(self.n_prompts())
+    }
+
+    /// How many prompts are to be answered. One may be written as the numbers of its tokens.
+    fn n_prompts(&self) -> u64 {
+        let prompts: Vec<&RawValue> = self.get("prompt").unwrap_or_default();
+        let is_prompt = |text: &&&RawValue| text.get().starts_with(['"', '[']);
+        prompts.iter().filter(is_prompt).count().max(1) as u64
+    }
+
+    /// How many answers each prompt is to have.
+    fn n_each(&self) -> u64 {
         let of_gemini = || {
             let settings = ["generationConfig", "generation_config"];
             let settings = settings.iter().filter_map(|name| self.get::<Value>(name));
@@ -219,6 +231,19 @@ mod tests {
         for text in ["1.5", "1e300", "null", "\"x\"", "\"NaN\"", "\"inf\"", "true"] {
             assert_eq!(integer(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn every_prompt_has_its_answers() {
+        let n = |body: &str| Fields::read(body.as_bytes()).unwrap().n_answers();
+        assert_eq!(n(r#"{"prompt":"x"}"#), 1);
+        assert_eq!(n(r#"{"prompt":["x","y","z"],"n":2}"#), 6);
+        assert_eq!(n(r#"{"prompt":[[1,2],[3]],"best_of":4,"n":2}"#), 8);
+        // These are tokens.
+        assert_eq!(n(r#"{"prompt":[1,2,3],"n":2}"#), 2);
+        assert_eq!(n(r#"{"prompt":[],"n":2}"#), 2);
+        assert_eq!(n(r#"{"prompt":{"id":"pmpt_1"}}"#), 1);
+        assert_eq!(n(r#"{"generationConfig":{"candidateCount":3}}"#), 3);
     }
 
     #[test]

@@ -147,10 +147,12 @@ impl Gateway {
 
     /// Serves by another configuration from now on. Requests under way end by theirs; what is known about targets
     /// stays.
-    pub fn replace(&self, config: Config) {
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
-        // What was let out by another configuration is not to be given again.
-        self.cache.clear();
+    pub fn replace(&self, mut config: Config) {
+        let mut current = self.config.write().unwrap_or_else(PoisonError::into_inner);
+        config.generation = current.generation + 1;
+        // What was let out by another configuration is not to be given again, nor kept when it has ended.
+        self.cache.begin(config.generation);
+        *current = Arc::new(config);
     }
 
     /// A configuration, if this process can serve by it.

@@ -376,7 +376,7 @@ impl Health {
         self.counts.failures[failure.class as usize].fetch_add(1, Ordering::Relaxed);
         let mut state = self.state();
         // Who answers others has the model and a good key: it is this request that names what it may not have.
-        let blames_target = matches!(failure.class, Class::BadKey | Class::ModelGone);
+        let blames_target = matches!(failure.class, Class::BadKey | Class::ModelGone | Class::Moved);
         let is_doubtful = blames_target && state.has_answered_lately(now);
         if let Some(rest) = failure.class.rest(failure.wait).filter(|_| !is_doubtful) {
             let until = now.checked_add(rest);

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::endpoint::Endpoint;
 use crate::failure::{Class, Failure};
 use crate::fields::{self, Fate, Fields};
+use crate::files::Files;
 use crate::gateway::Gateway;
 use crate::policy::ranked;
 use crate::provider::Prefill;
@@ -39,7 +41,7 @@ pub(crate) struct Heir {
     /// The request, as its route's guard let it in.
     pub(crate) body: Bytes,
     pub(crate) body_bytes: usize,
-    pub(crate) forwarded: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub(crate) forwarded: Vec<(HeaderName, HeaderValue)>,
     pub(crate) deadline: Instant,
     pub(crate) wish: Wish,
     /// Candidates in whose hands it broke.
@@ -84,17 +86,19 @@ pub(crate) fn is_one_text(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
 
 /// Whether an answer to this request could be continued: one text that keeps to no format.
 pub(crate) fn may_be_continued(endpoint: Endpoint, fields: &Fields<'_>) -> bool {
-    let config: Value = fields.get("generationConfig").unwrap_or_default();
     let is_format = |value: &Value| !value.is_null() && value["type"] != "text";
     let has_format = ["response_format", "format", "output_config"]
         .iter()
         .filter_map(|name| fields.get::<Value>(name))
         .any(|value| is_format(&value) && (value["effort"].is_null() || !value["format"].is_null()));
-    let has_format = has_format
-        || config["responseMimeType"]
-            .as_str()
-            .is_some_and(|kind| kind != "text/plain");
-    is_one_text(endpoint, fields) && !has_format
+    let configs = ["generationConfig", "generation_config"];
+    let mut configs = configs.iter().filter_map(|name| fields.get::<Value>(name));
+    let has_kind = configs.any(|config| {
+        let kinds = ["responseMimeType", "response_mime_type"].into_iter();
+        let mut kinds = kinds.filter_map(|name| config[name].as_str());
+        kinds.any(|kind| kind != "text/plain")
+    });
+    is_one_text(endpoint, fields) && !has_format && !has_kind
 }
 
 /// Whether a failure is of a kind that another provider need not have.
@@ -144,12 +148,13 @@ impl Heir {
             body_bytes: self.body_bytes.saturating_add(said.len()),
             is_stream: true,
             max_tokens: None,
-            forwarded: self.forwarded.clone(),
+            forwarded: another(&self.forwarded),
             deadline: self.deadline,
             ends: self.deadline,
             wish: self.wish,
             continues: true,
             is_continued: true,
+            files: Files::default(),
             trace: None,
         };
         let means = self.gateway.means(&self.config);
@@ -161,7 +166,9 @@ impl Heir {
         let mut queue = Queue::new(&means, &self.route, &call, ranked);
         let mut last: Option<Failure> = None;
         for _ in 0..self.config.attempts {
-            let place = queue.next(last.as_ref()).await.ok()?;
+            let place = attempt::place(&means, &self.route, &call, &mut queue, &mut last)
+                .await
+                .ok()?;
             let i = place.0;
             let candidate = &self.route.candidates[i];
             if let Some(entry) = entry {
@@ -191,6 +198,13 @@ impl Heir {
         }
         None
     }
+}
+
+/// Headers for another request than the client's: a provider that has seen the key of that one would answer as it did
+/// then, or find that the two are not the same.
+fn another(forwarded: &[(HeaderName, HeaderValue)]) -> Vec<(HeaderName, HeaderValue)> {
+    let others = forwarded.iter().filter(|(name, _)| *name != "idempotency-key");
+    others.cloned().collect()
 }
 
 /// The request for the rest of an answer, in the client's own words.
@@ -233,7 +247,9 @@ fn continued(endpoint: Endpoint, body: &[u8], said: &str) -> Option<Vec<u8>> {
             let most = serde_json::from_str(value).ok().and_then(|most| left(&most));
             most.map_or(Fate::Keep, |most| Fate::Replace(most.to_string()))
         }
-        "generationConfig" | "options" => lowered(value, left).map_or(Fate::Keep, Fate::Replace),
+        "generationConfig" | "generation_config" | "options" => {
+            lowered(value, left).map_or(Fate::Keep, Fate::Replace)
+        }
         _ => Fate::Keep,
     });
     Some(body)
@@ -243,14 +259,16 @@ fn continued(endpoint: Endpoint, body: &[u8], said: &str) -> Option<Vec<u8>> {
 fn lowered(settings: &str, left: impl Fn(&Value) -> Option<u64>) -> Option<String> {
     let mut settings: Value = serde_json::from_str(settings).ok()?;
     let object = settings.as_object_mut()?;
-    for name in ["maxOutputTokens", "num_predict"] {
+    for name in ["maxOutputTokens", "max_output_tokens", "num_predict"] {
         if let Some(most) = object.get_mut(name)
             && let Some(less) = left(most)
         {
             *most = Value::from(less);
         }
     }
-    object.remove("thinkingConfig");
+    for name in ["thinkingConfig", "thinking_config"] {
+        object.remove(name);
+    }
     Some(settings.to_string())
 }
 
@@ -308,6 +326,13 @@ mod tests {
             ),
             r#"{"contents":[{"parts":[{"text":"Once upon"}],"role":"model"}],"generationConfig":{"maxOutputTokens":1,"topK":1}}"#,
         );
+        same(
+            continued_text(
+                Endpoint::Generate,
+                r#"{"contents":[],"generation_config":{"max_output_tokens":9,"thinking_config":{}}}"#,
+            ),
+            r#"{"contents":[{"parts":[{"text":"Once upon"}],"role":"model"}],"generation_config":{"max_output_tokens":7}}"#,
+        );
         assert!(continued(Endpoint::Chat, br#"{"messages":"x"}"#, "a").is_none());
         assert!(continued(Endpoint::Responses, br#"{"input":[]}"#, "a").is_none());
     }
@@ -342,6 +367,8 @@ mod tests {
             r#"{"logprobs":true}"#,
             r#"{"response_format":{"type":"json_object"}}"#,
             r#"{"generationConfig":{"candidateCount":2}}"#,
+            r#"{"generationConfig":{"responseMimeType":"application/json"}}"#,
+            r#"{"generation_config":{"response_mime_type":"application/json"}}"#,
             r#"{"generation_config":{"candidate_count":2}}"#,
             r#"{"n":2.0}"#,
             r#"{"generationConfig":{"responseMimeType":"application/json"}}"#,

@@ -5,6 +5,7 @@
 
 use crate::endpoint::Endpoint;
 use crate::fields::Fields;
+use crate::named::Named;
 
 /// Bytes of JSON that make a token, roughly and rather too many.
 const BYTES_PER_TOKEN: usize = 4;
@@ -48,6 +49,8 @@ pub(crate) struct Needs {
     pub(crate) schema: bool,
     /// Pictures that are in the request themselves, and the bytes that they take in it.
     pub(crate) pictures: (u64, usize),
+    /// What is not in it, and only named.
+    pub(crate) named: Named,
 }
 
 impl Needs {
@@ -76,6 +79,7 @@ impl Needs {
             tools: tools > 0,
             schema: has_schema(fields),
             pictures,
+            named: Named::read(endpoint, fields),
         }
     }
 
@@ -130,8 +134,15 @@ fn has_schema(fields: &Fields<'_>) -> bool {
     within("response_format", "type", Some("json_schema"))
         || within("text", "type", Some("json_schema"))
         || within("output_config", "schema", None)
-        || within("generationConfig", "responseSchema", None)
-        || within("generationConfig", "responseJsonSchema", None)
+        || ["generationConfig", "generation_config"].iter().any(|config| {
+            let names = [
+                "responseSchema",
+                "response_schema",
+                "responseJsonSchema",
+                "response_json_schema",
+            ];
+            names.iter().any(|name| within(config, name, None))
+        })
         || fields.raw("format").is_some_and(|text| text.starts_with('{'))
 }
 
@@ -359,6 +370,8 @@ mod tests {
             .schema
         );
         assert!(!needs(Endpoint::OllamaChat, r#"{"messages":[],"format":"json"}"#).schema);
+        let snake = r#"{"contents":[],"generation_config":{"response_schema":{"type":"OBJECT"}}}"#;
+        assert!(needs(Endpoint::Generate, snake).schema);
     }
 
     #[test]

@@ -7,11 +7,13 @@
 
 use std::time::Instant;
 
+use crate::endpoint::Endpoint;
 use crate::health::{Health, HealthBook};
 use crate::needs::Needs;
 use crate::prices::Prices;
 use crate::route::{Candidate, Policy, Role, Route};
 use crate::sticky;
+use crate::translate::images;
 use crate::usage::Usage;
 
 /// Part of the requests that a policy of measured values sends anywhere, so that it sees who has become better.
@@ -27,6 +29,8 @@ pub(crate) enum Why {
     Video,
     Tools,
     Schema,
+    Files,
+    Addresses,
     Context,
     Quota,
     Slow,
@@ -48,6 +52,8 @@ impl Why {
             Self::Video => "video",
             Self::Tools => "tools",
             Self::Schema => "json-schema",
+            Self::Files => "files",
+            Self::Addresses => "addresses",
             Self::Context => "context",
             Self::Quota => "quota",
             Self::Slow => "slow",
@@ -67,6 +73,10 @@ impl Why {
             Self::Video => "it does not take videos",
             Self::Tools => "it does not call tools",
             Self::Schema => "it does not keep to a JSON schema",
+            Self::Files => "it does not have the file that is named by an id; send its data",
+            Self::Addresses => {
+                "it takes images and files as data only; send data: URLs (or set `media-urls`)"
+            }
             Self::Context => "prompt and answer are likely to be longer than its context; it is asked last",
             Self::Quota => "what its provider allows is nearly used; it is asked last",
             Self::Slow => "it is slower than the route wants; it is asked last",
@@ -105,6 +115,7 @@ pub(crate) struct Ranked {
 /// What a policy may know of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<'a> {
+    pub(crate) endpoint: Endpoint,
     pub(crate) needs: &'a Needs,
     pub(crate) prompt_bytes: usize,
     /// What the request belongs to, where the policy keeps such together.
@@ -116,6 +127,8 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Known<'a> {
     pub(crate) book: &'a HealthBook,
     pub(crate) prices: &'a Prices,
+    /// Whether the gateway fetches what is named by its address, for those who want data.
+    pub(crate) fetches: bool,
     pub(crate) now: Instant,
 }
 
@@ -163,7 +176,7 @@ fn standing(
     if candidate.weight == 0 {
         return (Standing::Never, Some(Why::Weight));
     }
-    if let Some(why) = unable(candidate, asked.needs) {
+    if let Some(why) = unable(candidate, asked, known) {
         return (Standing::Never, Some(why));
     }
     match candidate.role {
@@ -182,18 +195,29 @@ fn standing(
 }
 
 /// What a candidate cannot do, as far as that is known.
-pub(crate) fn unable(candidate: &Candidate, needs: &Needs) -> Option<Why> {
-    let able = &candidate.abilities;
+fn unable(candidate: &Candidate, asked: &Asked<'_>, known: &Known<'_>) -> Option<Why> {
+    let (needs, able) = (asked.needs, &candidate.abilities);
+    let provider = candidate.provider.as_ref();
+    // In the words of another API there is no place for an id.
+    let is_native = provider.has(asked.endpoint);
+    let has_files = is_native && able.files.unwrap_or(provider.keeps_files);
+    let takes_addresses = if is_native || !images::wants_data(provider.dialect) {
+        able.image_urls
+    } else {
+        Some(known.fetches)
+    };
     let cases = [
         (needs.images, able.images, Why::Images),
         (needs.audio, able.audio, Why::Audio),
         (needs.video, able.video, Why::Video),
         (needs.tools, able.tools, Why::Tools),
         (needs.schema, able.json_schema, Why::Schema),
+        (needs.named.by_id, Some(has_files), Why::Files),
+        (needs.named.by_address, takes_addresses, Why::Addresses),
     ];
     let found = cases
         .into_iter()
-        .find(|(is_needed, is_able, _)| *is_needed && *is_able == Some(false));
+        .find(|(is_needed, is_able, _): &(bool, Option<bool>, Why)| *is_needed && *is_able == Some(false));
     found.map(|(_, _, why)| why)
 }
 
@@ -335,6 +359,7 @@ mod tests {
     fn names(config: &Config, book: &HealthBook, needs: Needs, key: Option<u64>) -> Vec<String> {
         let route = &config.routes["r"];
         let asked = Asked {
+            endpoint: Endpoint::Chat,
             needs: &needs,
             prompt_bytes: 100,
             key,
@@ -342,6 +367,7 @@ mod tests {
         let known = Known {
             book,
             prices: &config.prices,
+            fetches: config.fetcher.is_some(),
             now: Instant::now(),
         };
         let name = |one: Ranked| {

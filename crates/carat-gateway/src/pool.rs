@@ -41,6 +41,8 @@ pub(crate) enum Unanswered {
 #[derive(Clone)]
 pub(crate) struct Pool {
     connector: HttpsConnector<Doors>,
+    /// How long a connection may take to be made: its name looked up, both ends joined, and keys agreed on.
+    patience: Duration,
     idle: Arc<Idle>,
 }
 
@@ -120,9 +122,12 @@ impl Idle {
 
 impl Pool {
     /// Connections that a connector makes.
-    pub(crate) fn new(connector: HttpsConnector<Doors>) -> Self {
-        let idle = Arc::default();
-        Self { connector, idle }
+    pub(crate) fn new(connector: HttpsConnector<Doors>, patience: Duration) -> Self {
+        Self {
+            connector,
+            patience,
+            idle: Arc::default(),
+        }
     }
 
     /// Sends a request to where its address says, over a connection that is at hand or a new one. `may_repeat`: whether
@@ -160,8 +165,12 @@ impl Pool {
             std::future::poll_fn(|cx| connector.poll_ready(cx)).await?;
             connector.call(uri).await
         };
+        let Ok(connected) = tokio::time::timeout(self.patience, connected).await else {
+            tracing::debug!("a connection to a provider took longer than `timeouts.connect-ms`");
+            return Err(Unanswered::Unreachable);
+        };
         // What exactly went wrong names hosts, which are the operator's business alone.
-        let io = connected.await.map_err(|error| {
+        let io = connected.map_err(|error| {
             tracing::debug!(%error, source = ?error.source(), "a provider cannot be reached");
             Unanswered::Unreachable
         })?;
@@ -248,7 +257,23 @@ mod tests {
             .unwrap()
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        Pool::new(HttpsConnector::from((Doors::new(tcp, None), tls)))
+        let connector = HttpsConnector::from((Doors::new(tcp, None), tls));
+        Pool::new(connector, Duration::from_millis(300))
+    }
+
+    #[tokio::test]
+    async fn who_agrees_on_no_keys_cannot_be_reached() {
+        let (listener, uri) = door().await;
+        let silent = tokio::spawn(async move { listener.accept().await.unwrap() });
+        let uri = uri.to_string().replace("http:", "https:");
+        let request = Request::post(uri).body(Bytes::from_static(b"{}")).unwrap();
+        let began = Instant::now();
+        let pool = pool();
+        let asking = tokio::time::timeout(Duration::from_secs(10), pool.ask(request, || true));
+        let failed = asking.await.expect("it is not waited for for ever").err();
+        assert!(matches!(failed, Some(Unanswered::Unreachable)), "{failed:?}");
+        assert!(began.elapsed() >= Duration::from_millis(300));
+        drop(silent.await.unwrap());
     }
 
     async fn ask(pool: &Pool, uri: &Uri) -> Response<LinkBody> {

@@ -1,7 +1,6 @@
 //! A client's request as a certain provider wants it.
 
 use bytes::Bytes;
-use carat_fetch::Fetcher;
 use http::{HeaderValue, Request};
 use serde_json::Value;
 
@@ -16,7 +15,7 @@ use crate::provider::{Provider, StreamUsage, Surface, Unsupported};
 use crate::route::Candidate;
 use crate::stream::Forwarding;
 use crate::translate::embeddings::Texts;
-use crate::translate::{Addressee, Question, count, gpt, images};
+use crate::translate::{Addressee, Question, count, gpt};
 use crate::upstream;
 
 /// A request that can be sent.
@@ -43,11 +42,7 @@ const ESTIMATE: &str = "exact count (this is an estimate)";
 ///
 /// # Errors
 /// When the provider cannot be asked this: it has no such endpoint, or refuses a field and may not have it dropped.
-pub(crate) async fn prepare(
-    candidate: &Candidate,
-    call: &Call<'_>,
-    fetcher: Option<&Fetcher>,
-) -> Result<Prepared, Failure> {
+pub(crate) fn prepare(candidate: &Candidate, call: &Call<'_>) -> Result<Prepared, Failure> {
     let provider = candidate.provider.as_ref();
     let refused = |message: String| Failure::new(Class::ModelGone, 404, message);
     let is_translated = !provider.has(call.endpoint);
@@ -78,11 +73,7 @@ pub(crate) async fn prepare(
                 return Ok(Prepared::Answer { bytes, dropped });
             }
         },
-        (true, _) => told(
-            candidate,
-            question(candidate, call, fetcher).await?,
-            call.is_stream,
-        )?,
+        (true, _) => told(candidate, call.files.question(call, candidate)?, call.is_stream)?,
     };
     let Written {
         body,
@@ -208,7 +199,7 @@ fn is_anthropic_at_vertex(provider: &Provider) -> bool {
 }
 
 /// The whole body, read to the ground.
-fn value(call: &Call<'_>) -> Result<Value, Failure> {
+pub(crate) fn value(call: &Call<'_>) -> Result<Value, Failure> {
     call.fields.value().map_err(unreadable)
 }
 
@@ -246,22 +237,6 @@ fn counted(candidate: &Candidate, call: &Call<'_>) -> Result<Result<Written, Byt
             renamed: Vec::new(),
         })),
     }
-}
-
-/// What is asked, with images at hand where the provider wants them so and they may be fetched.
-async fn question(
-    candidate: &Candidate,
-    call: &Call<'_>,
-    fetcher: Option<&Fetcher>,
-) -> Result<Question, Failure> {
-    let mut question = Question::read(call.endpoint, &value(call)?)?;
-    if let Some(fetcher) = fetcher.filter(|_| images::wants_data(candidate.provider.dialect)) {
-        // On the heap, since few requests need it.
-        let filled = Box::pin(images::fill(&mut question, fetcher));
-        let filled = tokio::time::timeout_at(call.deadline, filled).await;
-        filled.map_err(|_| Failure::new(Class::Slow, 504, "the images took too long to be fetched"))??;
-    }
-    Ok(question)
 }
 
 /// A body in the provider's words.
@@ -314,11 +289,15 @@ fn fate(candidate: &Candidate, asked: Endpoint, fields: &Fields<'_>, name: &str,
     if provider.unsupported != Unsupported::Forward && provider.drop.iter().any(|other| other == name) {
         return Fate::Drop;
     }
-    let is_chat = provider.dialect == Dialect::OpenAi && asked == Endpoint::Chat;
-    if is_chat && provider.unsupported != Unsupported::Forward {
+    if provider.dialect == Dialect::OpenAi && provider.unsupported != Unsupported::Forward {
         // Who calls the one like the other has both.
         let is_renamed = name == "max_tokens" && provider.rename.contains_key("max_completion_tokens");
-        if let Some(fate) = gpt::fate(&candidate.model, fields, name, value).filter(|_| !is_renamed) {
+        let fate = match asked {
+            Endpoint::Chat if !is_renamed => gpt::fate(&candidate.model, fields, name, value),
+            Endpoint::Responses => gpt::response_fate(&candidate.model, fields, name, value),
+            _ => None,
+        };
+        if let Some(fate) = fate {
             return fate;
         }
     }
@@ -375,7 +354,6 @@ fn stream_options(provider: &Provider, call: &Call<'_>) -> Options {
 
 #[cfg(test)]
 mod tests {
-    use std::future::Future as _;
     use std::sync::Arc;
 
     use super::*;
@@ -415,14 +393,10 @@ mod tests {
             wish: crate::attempt::Wish::default(),
             continues: false,
             is_continued: false,
+            files: crate::files::Files::default(),
         };
         let candidate = config.target(target).unwrap();
-        let mut preparing = std::pin::pin!(prepare(&candidate, &call, None));
-        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-        let std::task::Poll::Ready(prepared) = preparing.as_mut().poll(&mut cx) else {
-            panic!("there is nothing to wait for")
-        };
-        let Prepared::Ask(prepared) = prepared? else {
+        let Prepared::Ask(prepared) = prepare(&candidate, &call)? else {
             panic!()
         };
         assert_eq!(prepared.request.uri().path(), "/v1/chat/completions");

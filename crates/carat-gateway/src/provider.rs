@@ -96,6 +96,7 @@ pub(crate) struct ProviderText {
     pub(crate) reasoning: Option<String>,
     pub(crate) responses: Option<bool>,
     pub(crate) completions: Option<bool>,
+    pub(crate) files: Option<bool>,
     pub(crate) prefill: Option<Prefill>,
     pub(crate) prices: Option<String>,
     /// Whether requests to it stay on this machine or in this house.
@@ -141,6 +142,7 @@ impl ProviderText {
             reasoning: self.reasoning.or(other.reasoning),
             responses: self.responses.or(other.responses),
             completions: self.completions.or(other.completions),
+            files: self.files.or(other.files),
             prefill: self.prefill.or(other.prefill),
             prices: self.prices.or(other.prices),
             local: self.local.or(other.local),
@@ -179,6 +181,8 @@ pub(crate) struct Provider {
     pub(crate) reasoning: Option<String>,
     pub(crate) has_responses: bool,
     pub(crate) has_completions: bool,
+    /// Files can be brought to it, and named by their ids.
+    pub(crate) keeps_files: bool,
     pub(crate) prefill: Prefill,
     pub(crate) prices: String,
     pub(crate) is_local: bool,
@@ -352,6 +356,7 @@ pub(crate) fn provider(
         reasoning: text.reasoning,
         has_responses: text.responses.unwrap_or(false),
         has_completions: text.completions.unwrap_or(true),
+        keeps_files: text.files.unwrap_or(true),
         prefill: text.prefill.unwrap_or(match text.dialect {
             Some(Dialect::Anthropic | Dialect::Bedrock) => Prefill::Last,
             _ => Prefill::None,

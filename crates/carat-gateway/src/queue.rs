@@ -110,6 +110,12 @@ impl<'a> Queue<'a> {
         untried.filter(|i| self.failure(*i).is_none()).collect()
     }
 
+    /// Who would be asked first now of those who have not been.
+    pub(crate) fn foremost(&self) -> Option<usize> {
+        let now = clock::now();
+        self.untried().into_iter().find(|&i| self.rest(i, now).is_none())
+    }
+
     /// Takes note of a failure: whether somebody else may be asked.
     pub(crate) fn failed(&mut self, i: usize, failure: &Failure) -> bool {
         let n = self.failure(i).map_or(0, |failed| failed.n);
@@ -479,6 +485,7 @@ mod tests {
                 wish: Wish::default(),
                 continues: false,
                 is_continued: false,
+                files: crate::files::Files::default(),
                 trace: None,
             };
             let route = &self.config.routes[route];

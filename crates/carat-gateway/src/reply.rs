@@ -89,7 +89,7 @@ pub(crate) fn refusal(dialect: Dialect, failure: &Failure) -> Response<Body> {
     if failure.class.is_final()
         || matches!(
             failure.class,
-            Class::BadKey | Class::ModelGone | Class::Refused | Class::OutOfQuota
+            Class::BadKey | Class::ModelGone | Class::Moved | Class::Refused | Class::OutOfQuota
         )
     {
         // Official clients try again by themselves unless they are told that it cannot help.

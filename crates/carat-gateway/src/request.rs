@@ -24,6 +24,7 @@ use crate::endpoint::{Called, Endpoint, Kind};
 use crate::explain::{self, Chosen};
 use crate::failure::{Class, Failure};
 use crate::fields::{self, Fields};
+use crate::files::Files;
 use crate::gateway::{Gateway, find, unknown_model};
 use crate::guard::{self, Guard};
 use crate::heir::{self, Heir};
@@ -127,6 +128,7 @@ impl Gateway {
             fields: again.as_ref().unwrap_or(&fields),
             continues: false,
             is_continued: false,
+            files: Files::default(),
             trace,
         };
         let call = Call {
@@ -168,6 +170,7 @@ impl Gateway {
         Known {
             book: self.book(),
             prices: &config.prices,
+            fetches: config.fetcher.is_some(),
             now: clock::now(),
         }
     }
@@ -195,8 +198,8 @@ impl Gateway {
             rule: asking.rule.map(|rule| (asking.name, rule)),
         };
         let lookup = route.cache.as_ref().and_then(|keeping| {
-            let most = config.cache_bytes;
-            Lookup::new(&self.cache, keeping, most, &route.name, asking.headers, call)
+            let routes = [route.name.as_str(), asking.route.name.as_str()];
+            Lookup::new(&self.cache, keeping, config, routes, asking.headers, call)
         });
         if let Some((body, target, age)) = lookup.as_ref().and_then(Lookup::find) {
             if let Some(entry) = entry {
@@ -321,6 +324,7 @@ impl Gateway {
             fields: &fields,
             continues: false,
             is_continued: false,
+            files: Files::default(),
             trace: call.trace.clone(),
         };
         let answer = Box::pin(attempt::answer(&self.means(config), &route, &judging, None)).await;
@@ -436,6 +440,10 @@ fn priority(headers: &HeaderMap) -> Option<Priority> {
 fn is_stream(called: &Called, fields: &Fields<'_>) -> Result<bool, Failure> {
     if let Some(is_stream) = called.stream {
         return Ok(is_stream);
+    }
+    // Vectors and counts come whole whatever is said: who answers so has not failed.
+    if called.endpoint.kind() != Kind::Conversation {
+        return Ok(false);
     }
     if fields.raw("stream").is_none() {
         return Ok(called.endpoint.has_lines());
@@ -693,6 +701,14 @@ mod tests {
         assert_eq!(asked(chat, r#"{"stream":null}"#), Ok(false));
         assert_eq!(asked(chat, r#"{"stream":true}"#), Ok(true));
         assert_eq!(asked("/api/chat", "{}"), Ok(true));
+        for path in [
+            "/v1/embeddings",
+            "/v1/messages/count_tokens",
+            "/v1/rerank",
+            "/api/embed",
+        ] {
+            assert_eq!(asked(path, r#"{"stream":true}"#), Ok(false), "{path}");
+        }
         for value in ["1", "\"true\"", "[]", "{}"] {
             assert_eq!(
                 asked(chat, &format!("{{\"stream\":{value}}}")),

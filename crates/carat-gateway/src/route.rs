@@ -82,6 +82,10 @@ pub(crate) struct Abilities {
     pub(crate) video: Option<bool>,
     pub(crate) tools: Option<bool>,
     pub(crate) json_schema: Option<bool>,
+    /// Images and files by their address.
+    pub(crate) image_urls: Option<bool>,
+    /// Files by the id under which its provider keeps them.
+    pub(crate) files: Option<bool>,
 }
 
 /// One model at one provider.

@@ -338,7 +338,8 @@ impl Transform for Chunks {
             return Step::Malformed;
         };
         if let Some(error) = &chunk.error {
-            return Step::Failed(Failure::of_value(error, self.forwarding.secret.as_deref()));
+            let failure = Failure::of_value(error, self.forwarding.secret.as_deref());
+            return Step::Failed(failure.taking(self.usage));
         }
         if let Some(failure) = chunk.base_resp.as_ref().and_then(BaseResponse::failure) {
             return Step::Failed(failure.without(self.forwarding.secret.as_deref()));
@@ -449,13 +450,13 @@ impl Transform for Responses {
         let secret = self.forwarding.secret.as_deref();
         if event.kind == "error" {
             let value = serde_json::from_slice::<Value>(data).unwrap_or_default();
-            return Step::Failed(Failure::of_value(&value, secret));
+            return Step::Failed(Failure::of_value(&value, secret).taking(self.usage));
         }
         if let Some(response) = &event.response {
             let usage = response.usage.and_then(|usage| read_usage(usage, false));
             self.usage = usage.or(self.usage);
             if let (Some(error), "response.failed") = (&response.error, event.kind.as_ref()) {
-                return Step::Failed(Failure::of_value(error, secret));
+                return Step::Failed(Failure::of_value(error, secret).taking(self.usage));
             }
         }
         out.extend_from_slice(record.raw);
@@ -533,13 +534,14 @@ fn whole_usage(body: &[u8], is_apart: bool, secret: Option<&str>) -> Result<Opti
             "the provider answered with something that is not JSON",
         )
     })?;
+    let usage = answer.usage.and_then(|usage| read_usage(usage, is_apart));
     if let Some(error) = &answer.error {
-        return Err(Failure::of_value(error, secret));
+        return Err(Failure::of_value(error, secret).taking(usage));
     }
     if let Some(failure) = answer.base_resp.as_ref().and_then(BaseResponse::failure) {
-        return Err(failure.without(secret));
+        return Err(failure.without(secret).taking(usage));
     }
-    Ok(answer.usage.and_then(|usage| read_usage(usage, is_apart)))
+    Ok(usage)
 }
 
 #[cfg(test)]
@@ -676,6 +678,20 @@ mod tests {
         assert_eq!(out, text);
         assert!(matches!(steps[..], [Step::Quiet, Step::Words, Step::Done]));
         assert_eq!((usage.input, usage.output, is_whole), (3, 1, true));
+    }
+
+    #[test]
+    fn what_a_failed_response_took_is_known() {
+        let failed = r#"{"error":{"code":"server_error","message":"m"},"usage":{"input_tokens":30,"output_tokens":5}}"#;
+        let text = format!("data: {{\"type\":\"response.failed\",\"response\":{failed}}}\n\n");
+        let (_, steps, ..) = run(Endpoint::Responses, false, &text);
+        let took = |failure: &Failure| failure.took.as_ref().map(|usage| (usage.input, usage.output));
+        assert!(
+            matches!(&steps[0], Step::Failed(failure) if took(failure) == Some((30, 5))),
+            "{steps:?}"
+        );
+        let whole = whole_usage(failed.as_bytes(), false, None).unwrap_err();
+        assert_eq!(took(&whole), Some((30, 5)));
     }
 
     #[test]

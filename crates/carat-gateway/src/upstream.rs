@@ -135,6 +135,7 @@ impl Upstream {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
+        // Shared out among the addresses of a name; the pool bounds all of it, and what comes after.
         tcp.set_connect_timeout(Some(connect));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(carat_net::client_tls().map_err(Error::Tls)?)
@@ -142,7 +143,7 @@ impl Upstream {
             .enable_http1()
             .wrap_connector(Doors::new(tcp, engine));
         Ok(Self {
-            pool: Pool::new(connector),
+            pool: Pool::new(connector, connect),
         })
     }
 

@@ -120,7 +120,7 @@ pub(crate) fn fate(model: &str, fields: &Fields<'_>, name: &str, value: &str) ->
     if !matches!(family, Family::Omni | Family::Gpt(..)) {
         return None;
     }
-    let is = |usual: f64| value.parse::<f64>().is_ok_and(|number| number == usual);
+    let chooses = |fields: &Fields<'_>| chooses(family, fields.get("reasoning_effort"));
     let is_refused = match name {
         "max_tokens" if fields.raw("max_completion_tokens").is_none() => {
             return Some(Fate::Rename("max_completion_tokens".into()));
@@ -134,10 +134,10 @@ pub(crate) fn fate(model: &str, fields: &Fields<'_>, name: &str, value: &str) ->
                 None => Fate::Drop,
             });
         }
-        "temperature" | "top_p" => !is(1.0) && !chooses(family, fields),
-        "logprobs" => value != "false" && !chooses(family, fields),
-        "top_logprobs" => !chooses(family, fields),
-        "presence_penalty" | "frequency_penalty" => !is(0.0),
+        "temperature" | "top_p" => !is(value, 1.0) && !chooses(fields),
+        "logprobs" => value != "false" && !chooses(fields),
+        "top_logprobs" => !chooses(fields),
+        "presence_penalty" | "frequency_penalty" => !is(value, 0.0),
         "logit_bias" => true,
         "stop" => family != Family::Omni || !is_of(bare(model), "o1"),
         "parallel_tool_calls" => family == Family::Omni,
@@ -146,19 +146,48 @@ pub(crate) fn fate(model: &str, fields: &Fields<'_>, name: &str, value: &str) ->
     is_refused.then_some(Fate::Drop)
 }
 
+/// The same of a request for a response, whose words for efforts stand in an object of their own.
+pub(crate) fn response_fate(model: &str, fields: &Fields<'_>, name: &str, value: &str) -> Option<Fate> {
+    let family = Family::of(model);
+    if !matches!(family, Family::Omni | Family::Gpt(..)) {
+        return None;
+    }
+    let reasoning: Value = fields.get("reasoning").unwrap_or_default();
+    let wish = reasoning["effort"].as_str();
+    match name {
+        "reasoning" => {
+            let word = effort(model, wish?).filter(|word| Some(*word) != wish)?;
+            let mut told = reasoning.clone();
+            told["effort"] = Value::from(word);
+            Some(Fate::Replace(told.to_string()))
+        }
+        "temperature" | "top_p" if is(value, 1.0) => None,
+        "temperature" | "top_p" | "top_logprobs" => {
+            let is_taken = value == "null" || chooses(family, wish.map(ToString::to_string));
+            (!is_taken).then_some(Fate::Drop)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a number is the usual one, which may be said even where no other may.
+fn is(value: &str, usual: f64) -> bool {
+    value.parse::<f64>().is_ok_and(|number| number == usual)
+}
+
 fn bare(model: &str) -> &str {
     model.rsplit('/').next().unwrap_or(model)
 }
 
-/// Whether how tokens are chosen may be said: where the model does not think this time.
-fn chooses(family: Family<'_>, fields: &Fields<'_>) -> bool {
+/// Whether how tokens are chosen may be said: where the model does not think this time, told this effort.
+fn chooses(family: Family<'_>, effort: Option<String>) -> bool {
     let Family::Gpt(major, minor, rest) = family else {
         return false;
     };
     if (major, minor) == (5, 0) {
         return false;
     }
-    match fields.get::<String>("reasoning_effort").as_deref() {
+    match effort.as_deref() {
         Some(effort) => effort == "none",
         // Those up to 5.4 do not unless they are told to, but for some that always do.
         None => {
@@ -199,6 +228,34 @@ mod tests {
         ] {
             assert_eq!(effort(model, wish), expected, "{model}: {wish}");
         }
+    }
+
+    #[test]
+    fn responses_of_who_thinks_are_asked_for_without_samplers() {
+        let left = |model: &str, body: &str| {
+            let fields = Fields::read(body.as_bytes()).unwrap();
+            let fate =
+                |name: &str, value: &str| response_fate(model, &fields, name, value).unwrap_or(Fate::Keep);
+            String::from_utf8(fields.compose(&[], fate)).unwrap()
+        };
+        let all = r#"{"max_output_tokens":5,"temperature":0.5,"top_p":0.9,"top_logprobs":2,"store":false}"#;
+        for model in ["o3", "gpt-5", "gpt-5.2-codex", "gpt-5.5"] {
+            assert_eq!(
+                left(model, all),
+                r#"{"max_output_tokens":5,"store":false}"#,
+                "{model}"
+            );
+        }
+        for model in ["gpt-4o", "gpt-5-chat-latest", "gpt-5.1", "gpt-oss-120b", "m"] {
+            assert_eq!(left(model, all), all, "{model}");
+        }
+        let told = |effort: &str| format!(r#"{{"reasoning":{{"effort":"{effort}"}},"temperature":0}}"#);
+        assert_eq!(left("gpt-5.5", &told("none")), told("none"));
+        assert_eq!(left("gpt-5.1", &told("low")), r#"{"reasoning":{"effort":"low"}}"#);
+        // A word that another model of the route knows may be none of this one's.
+        assert_eq!(left("o3", &told("xhigh")), r#"{"reasoning":{"effort":"high"}}"#);
+        let usual = r#"{"temperature":1.0,"top_p":1,"top_logprobs":null,"reasoning":{"summary":"auto"}}"#;
+        assert_eq!(left("o3", usual), usual);
     }
 
     #[test]

@@ -591,7 +591,8 @@ impl Answer {
         let mut answer = Self::default();
         let mut arguments = String::new();
         for event in events {
-            if !matches!(event, Event::Arguments(_)) {
+            // Some say words or counts between a call and its arguments: these do not end it.
+            if matches!(event, Event::Call { .. } | Event::End(_)) {
                 answer.end_call(&mut arguments);
             }
             match event {
@@ -611,7 +612,10 @@ impl Answer {
                     }),
                 },
                 Event::Signature(signed) => match answer.pieces.last_mut() {
-                    Some(Piece::Thinking { signature, .. }) => *signature = Some(signed),
+                    Some(Piece::Thinking {
+                        signature: signature @ None,
+                        ..
+                    }) => *signature = Some(signed),
                     _ => answer.pieces.push(Piece::Thinking {
                         text: String::new(),
                         signature: Some(signed),
@@ -636,12 +640,14 @@ impl Answer {
 
     /// Gives the latest call its arguments: text that is no JSON stays text.
     fn end_call(&mut self, text: &mut String) {
-        if let Some(Piece::Call { arguments, .. }) = self.pieces.last_mut()
-            && arguments.is_null()
-        {
+        let calls = self.pieces.iter_mut().rev().filter_map(|piece| match piece {
+            Piece::Call { arguments, .. } => Some(arguments),
+            _ => None,
+        });
+        if let Some(arguments) = calls.take(1).find(|arguments| arguments.is_null()) {
             *arguments = parsed(text);
-            text.clear();
         }
+        text.clear();
     }
 
     fn texts(&self) -> String {
@@ -777,6 +783,17 @@ fn set(object: &mut Value, name: &str, value: Option<impl Into<Value>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_thought_keeps_its_own_signature() {
+        let signed = |text: &str| Event::Signature(text.into());
+        let answer = Answer::of(vec![Event::Thinking("t".into()), signed("a"), signed("b")]);
+        let thought = |text: &str, signature: &str| Piece::Thinking {
+            text: text.into(),
+            signature: Some(signature.into()),
+        };
+        assert_eq!(answer.pieces, [thought("t", "a"), thought("", "b")]);
+    }
 
     #[test]
     fn media_types_of_data_are_those_that_providers_know() {

@@ -132,7 +132,7 @@ fn read_message(
             let mut pieces: Vec<Piece> = thought.into_iter().chain(said).collect();
             for (n, call) in message["tool_calls"].as_array().into_iter().flatten().enumerate() {
                 let name = text(&call["function"]["name"]).unwrap_or_default();
-                let id = text(&call["id"]).unwrap_or_else(|| format!("call_{i}_{n}"));
+                let id = words(&call["id"]).unwrap_or_else(|| format!("call_{i}_{n}"));
                 calls.push(&name, &id);
                 pieces.push(Piece::Call {
                     id,
@@ -444,7 +444,10 @@ impl Writer for LineWriter {
             arguments.push_str(more);
             return;
         }
-        self.end_call(out);
+        // Some say words or counts between a call and its arguments: these do not end it.
+        if matches!(event, Event::Call { .. } | Event::End(_)) {
+            self.end_call(out);
+        }
         let said = |content: &str, thinking: &str| {
             let mut message = json!({"role": "assistant", "content": content});
             set(
@@ -510,7 +513,7 @@ impl Alike for LineReader {
         for call in message["tool_calls"].as_array().into_iter().flatten() {
             self.has_calls = true;
             events.push(Event::Call {
-                id: text(&call["id"]).unwrap_or_else(|| new_id("call_")),
+                id: words(&call["id"]).unwrap_or_else(|| new_id("call_")),
                 name: text(&call["function"]["name"]).unwrap_or_default(),
                 signature: None,
             });

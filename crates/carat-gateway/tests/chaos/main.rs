@@ -232,7 +232,7 @@ async fn chaos(time: Duration, one_in: u64) {
             1,
         )
         .unwrap();
-    let more = format!("{}[ledger]\npath = \"{}\"\n", config(&moodies), path.display());
+    let more = format!("{}[ledger]\npath = '{}'\n", config(&moodies), path.display());
     let rig = Arc::new(rig_with(&more, secret.text()).await);
     let tormenting = tokio::spawn(torment(moodies.clone(), time));
     let (n, failed) = load(&rig, time).await;

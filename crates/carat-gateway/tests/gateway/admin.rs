@@ -27,7 +27,7 @@ impl Office {
     async fn open() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let more = format!(
-            "attempts = 2\n---[ledger]\npath = \"{}\"\n[admin]\n[prices.\"m/ok\"]\ninput = 0\noutput = 1\n",
+            "attempts = 2\n---[ledger]\npath = '{}'\n[admin]\n[prices.\"m/ok\"]\ninput = 0\noutput = 1\n",
             folder.path().join("l.db").display()
         );
         let rig = rig_with(&more, "none yet").await;

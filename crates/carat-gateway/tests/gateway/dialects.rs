@@ -619,6 +619,108 @@ async fn images_by_address_are_fetched_only_where_that_is_allowed() {
     );
 }
 
+/// What is asked about a picture at an address, of a model.
+fn about(model: &str, url: &str) -> String {
+    let image = json!({"type": "image_url", "image_url": {"url": url}});
+    let text = json!({"type": "text", "text": "What is it?"});
+    json!({"model": model, "messages": [{"role": "user", "content": [text, image]}]}).to_string()
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_place_while_pictures_of_others_are_fetched() {
+    let rig = all().await;
+    let mock = rig.mock_address;
+    let (slow, asked) = slow_pictures().await;
+    let text = format!(
+        "media-urls = \"any\"\n[providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\nmax-in-flight = 1\n\
+         [providers.ollama]\nbase-url = \"http://{mock}\"\nmax-in-flight = 1\n\
+         [routes.r]\ncandidates = [\"gemini/status=500\", \"ollama/ok\"]\n"
+    );
+    rig.gateway
+        .replace(carat_gateway::Config::parse(&text, &crate::support::env()).unwrap());
+    let (body, plain) = (
+        about("gemini/ok", &slow),
+        crate::support::chat("gemini/ok", false),
+    );
+    let chat = "/v1/chat/completions";
+    let meanwhile = async {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        rig.post(chat, &plain).await
+    };
+    let (first, other) = tokio::join!(rig.post(chat, &body), meanwhile);
+    assert_eq!((first.status, other.status), (200, 200), "{}", other.text);
+    let limit = std::time::Duration::from_millis(400);
+    assert!(other.took < limit, "{:?}", other.took);
+    assert!(first.took > limit, "{:?}", first.took);
+    // Two are asked, and the picture is fetched once for both.
+    let before = asked.load(std::sync::atomic::Ordering::Relaxed);
+    let reply = rig.post(chat, &about("r", &slow)).await;
+    assert!(reply.route().starts_with("ollama/ok; "), "{}", reply.text);
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), before + 1);
+}
+
+/// A server whose pictures take half a second to come, and how many it was asked for.
+async fn slow_pictures() -> (String, std::sync::Arc<std::sync::atomic::AtomicU64>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/a.png", listener.local_addr().unwrap());
+    let asked = std::sync::Arc::<std::sync::atomic::AtomicU64>::default();
+    let counted = std::sync::Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                assert_ne!(stream.read(&mut buffer).await.unwrap(), 0);
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: image/png\r\ncontent-length: 4\r\nconnection: close\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.write_all(b"\x89PNG").await.unwrap();
+            });
+        }
+    });
+    (url, asked)
+}
+
+#[tokio::test]
+async fn what_is_only_named_goes_to_who_can_be_told_so() {
+    let rig = all().await;
+    let mock = rig.mock_address;
+    let text = format!(
+        "attempts = 1\n[providers.m]\nbase-url = \"http://{mock}/v1\"\n\
+         [providers.here]\nlike = \"vllm\"\nbase-url = \"http://{mock}/v1\"\n\
+         [providers.gemini]\nbase-url = \"http://{mock}/v1beta\"\n\
+         [routes.r]\ncandidates = [\"gemini/ok\", \"here/ok\", \"m/ok\"]\n\
+         [routes.none]\ncandidates = [\"gemini/ok\", \"here/ok\"]\n\
+         [routes.data]\ncandidates = [\"here/no-urls\", \"m/ok\"]\n[models.\"here/no-urls\"]\nimage-urls = false\n"
+    );
+    rig.gateway
+        .replace(carat_gateway::Config::parse(&text, &crate::support::env()).unwrap());
+    let ask = async |body: String| rig.post("/v1/chat/completions", &body).await;
+    let far = "https://example.com/a.png";
+    let reply = ask(about("r", far)).await;
+    assert_eq!(
+        reply.route(),
+        "here/ok; route=r; policy=ordered; attempts=1; passed=gemini/ok:addresses"
+    );
+    assert!(ask(about("data", far)).await.route().starts_with("m/ok; "));
+    let file = |model: &str| {
+        let part = json!({"type": "file", "file": {"file_id": "file-1"}});
+        json!({"model": model, "messages": [{"role": "user", "content": [part]}]}).to_string()
+    };
+    let reply = ask(file("r")).await;
+    assert_eq!(
+        reply.route(),
+        "m/ok; route=r; policy=ordered; attempts=1; passed=gemini/ok:files,here/ok:files"
+    );
+    let reply = ask(file("none")).await;
+    assert!(
+        reply.status == 400 && reply.text.contains("send its data"),
+        "{}",
+        reply.text
+    );
+}
+
 #[tokio::test]
 async fn cohere_is_asked_in_its_own_words() {
     let rig = all().await;

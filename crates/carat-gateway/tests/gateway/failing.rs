@@ -20,6 +20,11 @@ async fn somebody_else_answers_whole() {
         ("status=500", "server_fault"),
         ("status=529", "overloaded"),
         ("status=503", "overloaded"),
+        ("status=421", "overloaded"),
+        ("status=425", "overloaded"),
+        ("status=204", "server_fault"),
+        ("status=301", "moved"),
+        ("status=307", "moved"),
         ("status=401", "bad_key"),
         ("status=404", "model_gone"),
         ("reset", "network"),
@@ -42,6 +47,29 @@ async fn somebody_else_answers_whole() {
             reply.took
         );
     }
+}
+
+#[tokio::test]
+async fn what_is_no_fault_of_the_request_is_not_told_as_one() {
+    for (status, expected) in [(301, 502), (308, 502), (204, 502), (421, 503), (425, 503)] {
+        let rig = rig("attempts = 1").await;
+        let reply = rig.chat(&format!("m/status={status}"), false).await;
+        assert_eq!(reply.status, expected, "{status}: {}", reply.text);
+        if (300..400).contains(&status) {
+            assert!(reply.text.contains("[providers.m]"), "{}", reply.text);
+            let address = rig.mock_address.to_string();
+            assert!(!reply.text.contains(&address), "addresses are the operator's alone");
+            assert_eq!(
+                reply.headers["x-should-retry"], "false",
+                "the address stays wrong"
+            );
+            assert_eq!(rig.mock.of(&format!("status={status}")), 1);
+        }
+    }
+    // Who was asked too early may be asked again.
+    let rig = rig("attempts = 3").await;
+    let reply = rig.chat("m/status=425;times=1", false).await;
+    assert_eq!((reply.status, rig.mock.of("status=425;times=1")), (200, 2));
 }
 
 #[tokio::test]

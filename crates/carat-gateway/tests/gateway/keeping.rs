@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use carat_ledger::{Micros, NewKey, Outcome};
+use carat_ledger::{Budget, Limits, Micros, NewKey, Outcome, Period};
 use serde_json::Value;
 
 use crate::money::paid;
@@ -199,6 +199,78 @@ async fn private_things_stay_here_and_forbidden_ones_outside() {
             .text
             .contains("carat_gateway_guarded_total 2")
     );
+}
+
+#[tokio::test]
+async fn what_goes_on_elsewhere_or_does_more_than_answer_is_asked_anew() {
+    let rig = rig(&KEPT.replace("---", "---responses = true\n")).await;
+    let kept = |more: &str| format!("{{\"model\":\"r\",\"input\":\"Hi\"{more}}}");
+    let ask = async |more: &str| {
+        let reply = rig.post("/v1/responses", &kept(more)).await;
+        (reply.status, cache(&reply).to_string())
+    };
+    for more in [
+        ",\"conversation\":\"conv_1\"",
+        ",\"tools\":[{\"type\":\"mcp\",\"server_url\":\"https://a\"}]",
+    ] {
+        assert_eq!(ask(more).await, (200, "bypass".to_string()));
+        assert_eq!(ask(more).await, (200, "bypass".to_string()));
+    }
+    assert_eq!(asked(&rig), 4);
+    assert_eq!(ask(",\"store\":true").await.1, "miss");
+}
+
+#[tokio::test]
+async fn what_was_let_out_by_an_older_configuration_is_not_given_again() {
+    let routes = "[routes.r]\ncandidates = [\"m/slow=400;say=this_is_forbidden_here\"]\n[routes.r.cache]\nttl-s = 60\n";
+    let rig = rig(&format!("---{routes}")).await;
+    let guarded = format!("{routes}[routes.r.guard]\ndeny-answers = [\"forbidden\"]\n");
+    let text = crate::support::config(rig.mock_address, &format!("---{guarded}"));
+    let config = carat_gateway::Config::parse(&text, &crate::support::env()).unwrap();
+    let replaced = async {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        rig.gateway.replace(config);
+    };
+    // The guard comes while an answer is made that it would not let out.
+    let (first, ()) = tokio::join!(rig.chat("r", false), replaced);
+    assert_eq!((first.status, cache(&first)), (200, "miss"));
+    let again = rig.chat("r", false).await;
+    assert_eq!((again.status, asked(&rig)), (400, 2), "{}", again.text);
+}
+
+#[tokio::test]
+async fn what_answers_in_the_place_of_another_is_looked_at_by_its_guard() {
+    let limits = Limits {
+        soft: Some(Budget {
+            limit: Micros(0),
+            period: Period::Day,
+        }),
+        fallback: Some("open".into()),
+        ..Limits::default()
+    };
+    let rights = NewKey {
+        limits,
+        ..NewKey::default()
+    };
+    let say = "candidates = [\"m/say=this_is_forbidden_here\"]";
+    let more = format!(
+        "[routes.open]\n{say}\n[routes.open.cache]\nttl-s = 60\n\
+         [routes.strict]\n{say}\n[routes.strict.guard]\ndeny-answers = [\"forbidden\"]\n\
+         [prices.\"m/say=this_is_forbidden_here\"]\ninput = 0\noutput = 0\n"
+    );
+    let (rig, _folder) = paid(rights, &more).await;
+    // The route is named by the path alone.
+    let ask = async |route: &str| {
+        let path = format!("/v1beta/models/{route}:generateContent");
+        let body = "{\"contents\":[{\"role\":\"user\",\"parts\":[{\"text\":\"Hi\"}]}]}";
+        rig.post(&path, body).await
+    };
+    let open = ask("open").await;
+    assert_eq!((open.status, cache(&open)), (200, "miss"), "{}", open.text);
+    assert_eq!(cache(&ask("open").await), "hit");
+    let strict = ask("strict").await;
+    assert_eq!(strict.status, 400, "{}", strict.text);
+    assert_eq!(cache(&ask("open").await), "hit");
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ async fn paid_with(top: &str, rights: NewKey, more: &str) -> (Rig, tempfile::Tem
     let mut admin = Admin::open(&path).unwrap();
     let name = "k".to_string();
     let secret = admin.add_key(&NewKey { name, ..rights }, 1).unwrap();
-    let config = format!("{top}---[ledger]\npath = \"{}\"\n{more}", path.display());
+    let config = format!("{top}---[ledger]\npath = '{}'\n{more}", path.display());
     (rig_with(&config, secret.text()).await, folder)
 }
 
@@ -211,6 +211,30 @@ async fn keys_are_asked_for_and_limits_are_told() {
     assert_eq!(rig.get("/v1/models").await.status, 401);
     assert_eq!(rig.get("/metrics").await.status, 401);
     assert_eq!(rig.get("/health").await.status, 200);
+}
+
+#[tokio::test]
+async fn every_answer_to_every_prompt_is_held_for() {
+    let budget = Some(Budget {
+        limit: Micros(99),
+        period: Period::Day,
+    });
+    let rights = limited(Limits {
+        budget,
+        ..Limits::default()
+    });
+    let (rig, _folder) = paid(rights, PRICED).await;
+    let status = async |prompt: &str, n: u64| {
+        let body = format!("{{\"model\":\"m/ok\",\"prompt\":{prompt},\"n\":{n},\"max_tokens\":10}}");
+        rig.post("/v1/completions", &body).await.status
+    };
+    // A token costs a millionth: ten answers may cost a hundred.
+    assert_eq!(status("[\"a\",\"b\",\"c\",\"d\",\"e\"]", 2).await, 402);
+    assert_eq!(status("[[1],[2],[3],[4],[5]]", 2).await, 402);
+    assert_eq!(status("\"a\"", 10).await, 402);
+    assert_eq!(rig.mock.requests.load(Ordering::Relaxed), 0);
+    assert_eq!(status("[1,2,3,4,5]", 2).await, 200, "one prompt of five tokens");
+    assert_eq!(status("[\"a\",\"b\"]", 3).await, 200);
 }
 
 #[tokio::test]
