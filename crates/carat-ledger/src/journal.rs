@@ -7,7 +7,7 @@
 //! any other line that cannot be read, such as a newer version's, is never removed: it is kept under another name.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -30,8 +30,6 @@ const MAX_WAITING: usize = 100_000;
 pub(crate) struct Journal {
     folder: PathBuf,
     state: Mutex<State>,
-    /// Held as long as the journal is: nobody else writes to this ledger.
-    _lock: File,
 }
 
 #[derive(Debug)]
@@ -42,6 +40,8 @@ struct State {
     line: Vec<u8>,
     /// The last line may be there in part.
     is_torn: bool,
+    /// Held as long as the journal is: nobody else writes to this ledger.
+    _lock: File,
 }
 
 /// Lines that the database is to take.
@@ -56,13 +56,23 @@ pub(crate) struct Segment {
 impl Segment {
     /// The database has what could be read of it. What could not may be money that nobody was billed for.
     pub(crate) fn retire(&self) -> Result<(), Error> {
-        if self.n_unread == 0 {
-            return fs::remove_file(&self.path).map_err(|source| failed(&self.path, source));
-        }
         let kept = self.path.with_extension(UNREAD);
-        fs::rename(&self.path, &kept).map_err(|source| failed(&self.path, source))?;
-        tell_unread(&kept);
-        Ok(())
+        let retired = match self.n_unread {
+            0 => fs::remove_file(&self.path),
+            _ => fs::rename(&self.path, &kept).inspect(|()| tell_unread(&kept)),
+        };
+        match retired {
+            // Somebody was faster. Those that come after it must not wait for it.
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                tracing::error!(
+                    path = %self.path.display(),
+                    "this file of the ledger's journal was removed while the gateway ran; the database has what could be \
+                     read of it: leave the journal's folder to the gateway"
+                );
+                Ok(())
+            }
+            retired => retired.map_err(|source| failed(&self.path, source)),
+        }
     }
 }
 
@@ -78,10 +88,7 @@ impl Journal {
     /// Opens the journal, and gives what an earlier process left.
     pub(crate) fn open(folder: &Path) -> Result<(Self, Vec<Segment>), Error> {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
-        let lock_path = folder.join("lock");
-        let lock = OpenOptions::new().create(true).append(true).open(&lock_path);
-        let lock = lock.map_err(|source| failed(&lock_path, source))?;
-        lock.try_lock().map_err(|error| not_locked(lock_path, error))?;
+        let lock = locked(folder)?;
         let numbers = segments(folder, LINES)?;
         let left: Vec<Segment> = numbers
             .iter()
@@ -100,11 +107,11 @@ impl Journal {
             entries: Vec::new(),
             line: Vec::new(),
             is_torn: false,
+            _lock: lock,
         };
         let journal = Self {
             folder: folder.to_path_buf(),
             state: Mutex::new(state),
-            _lock: lock,
         };
         Ok((journal, left))
     }
@@ -150,6 +157,16 @@ impl Journal {
             return Ok(None);
         }
         let next = state.segment + 1;
+        // What waits in memory is written down again by nobody, so that it must get to the database all the same.
+        if !self.folder.exists() {
+            tracing::error!(
+                folder = %self.folder.display(),
+                "the folder of the ledger's journal was removed while the gateway ran; it is made anew, and what it held \
+                 goes to the database: leave it to the gateway"
+            );
+            fs::create_dir_all(&self.folder).map_err(|source| failed(&self.folder, source))?;
+            state._lock = locked(&self.folder)?;
+        }
         let file = create(&path_of(&self.folder, next, LINES))?;
         let path = path_of(&self.folder, state.segment, LINES);
         state.segment = next;
@@ -162,6 +179,15 @@ impl Journal {
             n_unread: 0,
         }))
     }
+}
+
+/// The file that says that a journal is in use.
+fn locked(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("lock");
+    let lock = OpenOptions::new().create(true).append(true).open(&path);
+    let lock = lock.map_err(|source| failed(&path, source))?;
+    lock.try_lock().map_err(|error| not_locked(path, error))?;
+    Ok(lock)
 }
 
 fn failed(path: &Path, source: std::io::Error) -> Error {
@@ -298,6 +324,31 @@ mod tests {
         fs::rename(&kept, &path).unwrap();
         let (_journal, left) = Journal::open(folder.path()).unwrap();
         assert_eq!(left[0].entries.len(), 2);
+    }
+
+    #[test]
+    fn a_journal_that_is_removed_while_it_is_written_loses_nothing_that_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let (journal, _) = Journal::open(&path).unwrap();
+        // One file, which the database has not taken yet.
+        journal.append(entry(1)).unwrap();
+        fs::remove_file(path_of(&path, journal.state().segment, LINES)).unwrap();
+        let segment = journal.rotate().unwrap().unwrap();
+        assert_eq!(segment.entries.len(), 1);
+        segment.retire().unwrap();
+        // All of it.
+        journal.append(entry(2)).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        let segment = journal.rotate().unwrap().unwrap();
+        assert_eq!(segment.entries.len(), 1);
+        segment.retire().unwrap();
+        journal.append(entry(3)).unwrap();
+        assert!(matches!(Journal::open(&path), Err(Error::InUse { .. })));
+        drop(journal);
+        let (_journal, left) = Journal::open(&path).unwrap();
+        let n_left: usize = left.iter().map(|segment| segment.entries.len()).sum();
+        assert_eq!(n_left, 1, "what came after it is there");
     }
 
     #[test]
