@@ -168,8 +168,8 @@ mod tests {
             kind: Kind::Client,
             context,
             parent: Some(1),
-            started: UNIX_EPOCH + Duration::from_nanos(1_700_000_000_000_000_001),
-            took: Duration::from_nanos(5),
+            started: UNIX_EPOCH + Duration::from_nanos(1_700_000_000_000_000_100),
+            took: Duration::from_nanos(500),
             attributes: vec![
                 ("a", "x".into()),
                 ("b", u64::MAX.into()),
@@ -190,8 +190,8 @@ mod tests {
             "parentSpanId": "0000000000000001",
             "name": "chat m",
             "kind": 3,
-            "startTimeUnixNano": "1700000000000000001",
-            "endTimeUnixNano": "1700000000000000006",
+            "startTimeUnixNano": "1700000000000000100",
+            "endTimeUnixNano": "1700000000000000600",
             "attributes": [
                 {"key": "a", "value": {"stringValue": "x"}},
                 {"key": "b", "value": {"intValue": "9223372036854775807"}},

@@ -134,6 +134,8 @@ fn shards_are_joined() {
         model.infos().map(|info| info.name).collect::<Vec<_>>(),
         ["a", "b", "c"]
     );
+    // Some systems let no file be replaced that is mapped.
+    drop(model);
 
     index(serde_json::json!({ "a": "1.safetensors", "b": "2.safetensors", "c": "2.safetensors" }));
     assert!(
