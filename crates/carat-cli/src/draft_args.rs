@@ -2,17 +2,18 @@
 //!
 //! Answers are the same with and without; only their speed differs. Without a drafter guesses come from the text itself.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use carat_engine::Drafting;
 use carat_hub::{Hub, LocalModel, Resolution};
-use carat_model::{DrafterKind, Model};
+use carat_model::{DrafterKind, Family, Model};
 use carat_text::Tokenizer;
 use clap::Args;
 
 use crate::failure::Hinted;
 use crate::interrupt::Interrupt;
+use crate::media_args::pull_towers;
 use crate::model_source::{ModelSource, obtain};
 use crate::output;
 use crate::pull_progress::PullProgress;
@@ -38,7 +39,7 @@ pub(crate) struct FoundDrafter {
 }
 
 impl DraftArgs {
-    /// Finds `model`, pulling it first when it is only in the catalogue; then its drafter comes with it.
+    /// Finds `model`, pulling it first when it is only in the catalogue; then its encoders and its drafter come with it.
     pub(crate) fn obtain(
         &self,
         model: &str,
@@ -48,6 +49,9 @@ impl DraftArgs {
         let hub = Hub::new(settings.hub.clone())?;
         let is_new = matches!(hub.resolve(model)?, Resolution::NeedsDownload(_));
         let local = obtain(model, settings, interrupt)?;
+        if is_new {
+            pull_towers(&hub, &local, interrupt)?;
+        }
         if is_new && !self.no_draft && self.draft.is_none() {
             pull_drafter(&hub, &local, interrupt)?;
         }
@@ -73,7 +77,11 @@ impl DraftArgs {
         if let Some(name) = &self.draft {
             return Ok(found(obtain(name, settings, interrupt)?));
         }
-        Ok(drafter_here(source, settings)?.and_then(found))
+        let here = drafter_here(source, settings)?;
+        if let Some(doubt) = &here.doubt {
+            output::note(&output::printable(doubt));
+        }
+        Ok(here.drafter.and_then(found))
     }
 
     /// Gives `model` the drafter that was found.
@@ -112,18 +120,70 @@ impl DraftArgs {
     }
 }
 
-/// The drafter beside a model, or the catalogue's if it is on this machine. One that cannot be had is none: nobody
-/// asked for it.
-pub(crate) fn drafter_here(source: &ModelSource, settings: &Settings) -> Result<Option<LocalModel>> {
+/// What there is on this machine to guess ahead for a model.
+pub(crate) struct DrafterHere {
+    pub(crate) drafter: Option<LocalModel>,
+    /// What its user may want to know: that others would do as well, or why none beside the model will.
+    doubt: Option<String>,
+}
+
+/// The drafter beside a model, or the catalogue's if it is on this machine, or another one that is here and fits. One
+/// that cannot be had is none: nobody asked for it.
+pub(crate) fn drafter_here(source: &ModelSource, settings: &Settings) -> Result<DrafterHere> {
     let hub = Hub::new(settings.hub.clone())?;
-    let beside = source.checkpoint.find_drafter();
-    let found = match beside.as_deref().and_then(Path::to_str) {
-        Some(path) => hub.resolve(path).ok(),
-        None => hub.drafter_of(&source.local).ok().flatten(),
+    let beside = source.checkpoint.drafters_beside();
+    if let Some(best) = beside.fitting.first() {
+        return Ok(DrafterHere {
+            drafter: best.to_str().and_then(|path| local(hub.resolve(path))),
+            doubt: several(&beside.fitting),
+        });
+    }
+    let of_catalogue = hub.drafter_of(&source.local).ok().flatten();
+    let drafter = of_catalogue
+        .and_then(|found| local(Ok(found)))
+        .or_else(|| elsewhere(&hub, source));
+    Ok(DrafterHere {
+        doubt: beside.unfit.first().filter(|_| drafter.is_none()).map(|why| {
+            let model = &source.local.name;
+            format!("no drafter beside `{model}` can guess ahead for it: {why}")
+        }),
+        drafter,
+    })
+}
+
+fn local(found: Result<Resolution, carat_hub::Error>) -> Option<LocalModel> {
+    match found {
+        Ok(Resolution::Local(local)) => Some(local),
+        Ok(Resolution::NeedsDownload(_)) | Err(_) => None,
+    }
+}
+
+/// A drafter in any store whose files say that it is for this model. Gemma 3 has none.
+fn elsewhere(hub: &Hub, source: &ModelSource) -> Option<LocalModel> {
+    if source.checkpoint.config().family != Family::Gemma4 {
+        return None;
+    }
+    let mut all = hub.drafters();
+    let paths = all.iter().map(|found| found.path.clone());
+    let fitting = source.checkpoint.drafters_among(paths).fitting;
+    let best = fitting.first()?;
+    let at = all.iter().position(|found| found.path == *best)?;
+    Some(all.swap_remove(at))
+}
+
+/// That several drafters fit, and which is taken.
+fn several(fitting: &[PathBuf]) -> Option<String> {
+    let [taken, others @ ..] = fitting else {
+        return None;
     };
-    Ok(match found {
-        Some(Resolution::Local(local)) => Some(local),
-        Some(Resolution::NeedsDownload(_)) | None => None,
+    let name = |path: &PathBuf| format!("`{}`", path.file_name().unwrap_or_default().display());
+    let others: Vec<String> = others.iter().map(name).collect();
+    (!others.is_empty()).then(|| {
+        format!(
+            "several drafters fit this model, and {} is taken; to take another, name it: {}",
+            name(taken),
+            others.join(", ")
+        )
     })
 }
 

@@ -3,16 +3,21 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Result;
+use carat_hub::{Hub, LocalModel};
 use carat_media::{FrameSampling, MediaOptions, PanAndScan, TokenBudget, VideoTools};
-use carat_model::{EncoderPrecision, Model};
+use carat_model::{Checkpoint, EncoderPrecision, MediaSource, Model};
 use carat_prompt::{Attached, Attachment, Kind, Senses, SensesOptions, Source};
 use carat_text::{Message, Part, Role};
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::compute_args::Arithmetic;
+use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
+use crate::output;
 use crate::planning::Towers;
+use crate::pull_progress::PullProgress;
 use crate::settings::Settings;
 
 /// How images, sounds and videos are taken.
@@ -33,6 +38,28 @@ pub(crate) struct MediaArgs {
     /// The GGUF model's encoders [default: a file with mmproj in its name beside the model]
     #[arg(long, value_name = "FILE.gguf")]
     mmproj: Option<PathBuf>,
+}
+
+/// Pulls the encoders of a model that has just been pulled, if it can see. It can do without: only being stopped is an
+/// error.
+pub(crate) fn pull_towers(hub: &Hub, model: &LocalModel, interrupt: &Interrupt) -> Result<()> {
+    let can_have = |checkpoint: &Checkpoint| {
+        let is_there = MediaSource::find(checkpoint).is_ok_and(|found| found.is_some());
+        carat_plan::vision_bytes(checkpoint.config()).is_some() && !is_there
+    };
+    if !Checkpoint::open(&model.path).is_ok_and(|checkpoint| can_have(&checkpoint)) {
+        return Ok(());
+    }
+    match hub.pull_towers(model, &mut PullProgress::new(), interrupt.flag()) {
+        Ok(_) => Ok(()),
+        Err(error @ carat_hub::Error::Cancelled) => Err(error.into()),
+        Err(error) => {
+            output::note(&format!(
+                "its encoders for images and sounds cannot be had, and it takes text only: {error}"
+            ));
+            Ok(())
+        }
+    }
 }
 
 impl MediaArgs {

@@ -1,6 +1,6 @@
 //! Writing to stdout: results only. Everything else (progress, notes, prompts) goes to stderr.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use carat_ledger::Micros;
 pub(crate) use carat_plan::size;
@@ -79,6 +79,13 @@ fn table_text(head: &[&str], rows: &[Vec<String>]) -> String {
         text += &(format_row(row) + "\n");
     }
     text
+}
+
+/// Columns of the terminal that is written to; `None` where that is none.
+pub(crate) fn terminal_width() -> Option<usize> {
+    let is_terminal = io::stdout().is_terminal();
+    let size = is_terminal.then(crossterm::terminal::size)?.ok()?;
+    Some(usize::from(size.0)).filter(|columns| *columns > 0)
 }
 
 /// A text of somebody else's for a terminal, which would take some of its characters as orders.

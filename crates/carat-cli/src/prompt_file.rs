@@ -106,6 +106,19 @@ fn folder_of(path: &Path) -> &Path {
 /// name of its own, so that two who write at once do not write into each other's, and nobody else may read it: it holds
 /// somebody's words.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    write_and_rename(path, write).map_err(without_path)
+}
+
+/// What the system said of the unfinished file, without its name, which nobody knows.
+fn without_path(error: io::Error) -> io::Error {
+    let told = error.to_string();
+    match told.split_once(" at path \"") {
+        Some((said, _)) => io::Error::new(error.kind(), said),
+        None => error,
+    }
+}
+
+fn write_and_rename(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default();
     // Removed again if it does not get its place: what is left of a full disk is not to stay full.
     let part = tempfile::Builder::new()
@@ -124,6 +137,14 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_does_not_name_the_unfinished_file() {
+        let home = tempfile::tempdir().unwrap();
+        let error = replace(&home.path().join("no/such/folder.kv"), |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!error.to_string().contains(PART), "{error}");
+    }
 
     #[test]
     fn what_killed_runs_left_is_removed_and_nothing_else() {

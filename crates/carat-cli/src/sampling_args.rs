@@ -90,7 +90,7 @@ fn seed(text: &str) -> Result<Seed, String> {
         text => text
             .parse()
             .map(Seed::Given)
-            .map_err(|_| "say a whole number, or -1 for a new one each time".into()),
+            .map_err(|_| "say a whole number from 0, or -1 for a new one each time".into()),
     }
 }
 

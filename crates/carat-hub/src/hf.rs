@@ -147,14 +147,35 @@ fn named(source: &HfSource, file: &str) -> Selection {
     }
 }
 
+/// The towers that a repository has for its models, in the format that Gemma was trained in where there is a choice.
+pub(crate) fn towers_in(http: &Http, repo: &str, watch: &mut Watch<'_>) -> Result<Option<String>> {
+    let names = description(http, repo, watch)?.siblings.into_iter();
+    let names = names.map(|sibling| sibling.rfilename);
+    let is_one = |name: &String| {
+        name.ends_with(".gguf") && is_projector(name) && !name.contains('/') && check_file_name(name).is_ok()
+    };
+    let rank = |name: &String| {
+        let name = name.to_ascii_lowercase();
+        let formats = ["bf16", "f16", "q8_0", "f32"];
+        formats
+            .iter()
+            .position(|format| name.contains(format))
+            .unwrap_or(formats.len())
+    };
+    Ok(names.filter(is_one).min_by_key(|name| (rank(name), name.clone())))
+}
+
 fn describe(http: &Http, repo: &str, file: Option<&str>, watch: &mut Watch<'_>) -> Result<Selection> {
+    select(repo, file, description(http, repo, watch)?)
+}
+
+fn description(http: &Http, repo: &str, watch: &mut Watch<'_>) -> Result<Description> {
     let url = http.api_url(repo, "main")?;
     let bytes = http.get_small(&url, MAX_DESCRIPTION_BYTES, watch)?;
-    let description: Description = serde_json::from_slice(&bytes).map_err(|e| Error::BadResponse {
+    serde_json::from_slice(&bytes).map_err(|e| Error::BadResponse {
         what: repo.to_owned(),
         reason: format!("its file list is not what a hub sends ({e})"),
-    })?;
-    select(repo, file, description)
+    })
 }
 
 /// Picks the files; names come from the network and are refused unless they are plain.

@@ -89,9 +89,15 @@ impl Hub {
         drafter.map(|name| self.resolve(name)).transpose()
     }
 
+    /// What is called a drafter on this machine, in whosever store. Of which model it is, only its files say.
+    pub fn drafters(&self) -> Vec<LocalModel> {
+        self.search(LocalModel::is_called_drafter).0
+    }
+
     /// All models on this machine: carat's own, then those of other programs whose name holds `gemma`.
     pub fn list(&self) -> Vec<LocalModel> {
         let mut models = self.store.list();
+        models.retain(|model| !model.is_towers());
         let mut foreign: Vec<LocalModel> = foreign_stores(&self.settings)
             .iter()
             .flat_map(|store| store.list())
@@ -108,7 +114,7 @@ impl Hub {
     /// Removes a model from carat's own store; returns the bytes freed.
     ///
     /// `model` is a catalogue name, an `hf:` name, or the path of the stored file. What an unfinished
-    /// pull of it left is removed too.
+    /// pull of it left is removed too, and the towers beside it with the last model of its repository.
     ///
     /// # Errors
     /// [`Error::NotOwned`] when only another program has it, [`Error::YourOwn`] for a path, [`Error::NotInStore`] when nobody has it.
@@ -132,8 +138,12 @@ impl Hub {
             .iter()
             .map(|o| self.store.discard_partial(o))
             .sum();
+        let before = self.store.list();
         match self.store.remove(is_it)? {
-            Some(freed) => return Ok(freed.saturating_add(half)),
+            Some(freed) => {
+                let towers = self.remove_lone_towers(&before)?;
+                return Ok(freed.saturating_add(half).saturating_add(towers));
+            }
             None if half > 0 => return Ok(half),
             None => {}
         }

@@ -40,6 +40,7 @@ mod progress;
 mod pull;
 mod settings;
 mod store;
+mod towers;
 mod transfer;
 
 pub use catalogue::{Entry, Tuning};

@@ -146,12 +146,13 @@ impl LocalModel {
                         file == wanted
                             || all_parts(wanted).first() == Some(file)
                             || (!wanted.ends_with(".gguf")
+                                && !self.is_towers()
                                 && has_quant(file, wanted)
                                 && (is_drafter(wanted) || !self.is_drafter_beside()))
                     })
             }
             (Identity::Hf { repo, .. }, None) => {
-                repo.eq_ignore_ascii_case(wanted_repo) && !self.is_drafter_beside()
+                repo.eq_ignore_ascii_case(wanted_repo) && !self.is_drafter_beside() && !self.is_towers()
             }
             (Identity::Flat(name), Some(wanted)) => format!("{wanted_repo}_{wanted}")
                 .replace('/', "_")
@@ -182,6 +183,11 @@ impl LocalModel {
             } => is_drafter(file) && !is_drafter(repo),
             _ => false,
         }
+    }
+
+    /// Whether it is called a drafter; its name has the repository's and the file's in it.
+    pub(crate) fn is_called_drafter(&self) -> bool {
+        is_drafter(&self.name)
     }
 
     /// Whether this is its own name, as Ollama reads names: `latest` need not be said.

@@ -459,10 +459,10 @@ mod tests {
         let outside = dir.path().join("outside");
         fs::write(&outside, "GGUF").unwrap();
         let path = store.manifest_path(&origin("a.gguf"));
-        let text = fs::read_to_string(&path)
-            .unwrap()
-            .replace("o/r/a.gguf", "../../outside");
-        fs::write(&path, text).unwrap();
+        let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        manifest.main = "../../outside".into();
+        manifest.files[0].path = "../../outside".into();
+        fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
         assert!(store.list().is_empty());
         assert_eq!(store.remove(|_| true).unwrap(), None);
         assert!(outside.exists());

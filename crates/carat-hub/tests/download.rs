@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use carat_hub::{Error, Event, Hub, HubSettings, ModelFormat, Place, Progress, Secret};
+use carat_hub::{Error, Event, Hub, HubSettings, LocalModel, ModelFormat, Place, Progress, Secret};
 use common::{COMMIT, FakeHub, Log, PIECE, gguf, local, plan, pull, pull_logged, quick, sha};
 
 const MODEL: &str = "hf:o/r:m-Q4_0.gguf";
@@ -609,6 +609,49 @@ fn a_repository_s_drafter_is_pulled_when_it_is_named() {
     let hub = Hub::new(settings).unwrap();
     assert_eq!(local(&hub, "hf:o/r").path, found.path);
     assert!(local(&hub, &format!("hf:o/r:{named}")).path.ends_with(named));
+}
+
+/// Towers lie where they are looked for, beside the models that share them; they are no model, and go with the last.
+#[test]
+fn a_repository_s_towers_come_and_go_with_its_models() {
+    let towers = gguf(1500);
+    let fake = FakeHub::start(&[
+        ("m-Q8_0.gguf", gguf(3000)),
+        ("m-Q4_0.gguf", gguf(2000)),
+        ("mmproj-m-F32.gguf", gguf(1700)),
+        ("mmproj-m-Q8_0.gguf", gguf(1600)),
+        ("mmproj-m-F16.gguf", towers.clone()),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let settings = fake.settings(dir.path());
+    let hub = Hub::new(settings.clone()).unwrap();
+    let pull_towers = |model: &LocalModel| hub.pull_towers(model, &mut (), &AtomicBool::new(false));
+    let [q8, q4] = ["hf:o/r:Q8_0", "hf:o/r:Q4_0"].map(|name| pull(settings.clone(), name).unwrap());
+    let found = pull_towers(&q8).unwrap().unwrap();
+    assert_eq!(fs::read(&found.path).unwrap(), towers);
+    assert_eq!(found.path.parent(), q8.path.parent());
+    assert_eq!(pull_towers(&q4).unwrap(), None, "they are here");
+    assert_eq!(pull_towers(&found).unwrap(), None, "towers have none");
+    // Neither a model nor in the way of one.
+    assert_eq!(hub.list().len(), 2);
+    assert_eq!(local(&hub, "hf:o/r:Q8_0").path, q8.path);
+    assert_eq!(hub.remove("hf:o/r:Q8_0").unwrap(), 3000);
+    assert!(found.path.is_file());
+    assert_eq!(local(&hub, "hf:o/r").path, q4.path);
+    assert_eq!(hub.remove("hf:o/r:Q4_0").unwrap(), 2000 + 1500);
+    assert!(!found.path.exists());
+
+    let plain = FakeHub::start(&[("m-Q8_0.gguf", gguf(3000))]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = plain.settings(dir.path());
+    let model = pull(settings.clone(), "hf:o/r").unwrap();
+    let pull_towers = |settings: &HubSettings| {
+        let hub = Hub::new(settings.clone()).unwrap();
+        hub.pull_towers(&model, &mut (), &AtomicBool::new(false))
+    };
+    assert_eq!(pull_towers(&settings).unwrap(), None, "the repository has none");
+    settings.offline = true;
+    assert_eq!(pull_towers(&settings).unwrap(), None);
 }
 
 #[test]

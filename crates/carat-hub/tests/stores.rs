@@ -368,10 +368,15 @@ fn every_name_that_is_shown_resolves() {
         "hf.co/unsloth/gemma-3-4b-it-GGUF/latest",
         "hf.co/a--b/gemma/Q8_0",
     ];
-    for (place, n_bytes) in places.into_iter().zip(300..) {
+    // Windows has no colons in names.
+    let may_be = |name: &&str| !cfg!(windows) || !name.contains(':');
+    let places: Vec<&str> = places.into_iter().filter(may_be).collect();
+    for (place, n_bytes) in places.iter().zip(300..) {
         put_ollama(&ollama, place, &gguf(n_bytes));
     }
-    for file in ["My Models/gemma (old)/a.gguf", "ada/gemma-GGUF/a: b.gguf"] {
+    let files = ["My Models/gemma (old)/a.gguf", "ada/gemma-GGUF/a: b.gguf"];
+    let files: Vec<&str> = files.into_iter().filter(may_be).collect();
+    for file in &files {
         put(studio.join(file), &gguf(200));
     }
     let hub = with(dir.path(), |s| {
@@ -379,19 +384,16 @@ fn every_name_that_is_shown_resolves() {
         s.lmstudio_dirs = vec![studio.clone()];
     });
     let listed = hub.list();
-    assert_eq!(listed.len(), places.len() + 2);
+    assert_eq!(listed.len(), places.len() + files.len());
     for model in &listed {
         assert_eq!(local(&hub, &model.name).path, model.path, "{}", model.name);
         let error = hub.remove(&model.name).unwrap_err();
         assert!(matches!(error, Error::NotOwned { .. }), "{}: {error}", model.name);
     }
     let names: Vec<&str> = listed.iter().map(|model| model.name.as_str()).collect();
-    for name in [
-        "ada/gemma:latest",
-        "localhost:5000/ada/gemma:1b",
-        "hf:ada/gemma-GGUF:a: b.gguf",
-    ] {
-        assert!(names.contains(&name), "{names:?}");
+    assert!(names.contains(&"ada/gemma:latest"), "{names:?}");
+    for name in ["localhost:5000/ada/gemma:1b", "hf:ada/gemma-GGUF:a: b.gguf"] {
+        assert!(cfg!(windows) || names.contains(&name), "{names:?}");
     }
     assert_eq!(local(&hub, "ada/gemma").name, "ada/gemma:latest");
     let error = hub.resolve("ada/gemma:2b").unwrap_err().to_string();
@@ -434,7 +436,10 @@ fn a_model_is_paired_with_the_catalogue_s_drafter() {
         other => panic!("{other:?}"),
     }
     let file = "sjakek/gemma4-12b-mtp-assistant/gemma-4-12B-it-assistant-Q8_0.gguf";
+    assert!(hub.drafters().is_empty());
     let drafter = put(studio.join(file), &gguf(200));
+    let paths: Vec<_> = hub.drafters().into_iter().map(|found| found.path).collect();
+    assert_eq!(paths, std::slice::from_ref(&drafter));
     match hub.drafter_of(&target).unwrap() {
         Some(Resolution::Local(found)) => assert_eq!(found.path, drafter),
         other => panic!("{other:?}"),

@@ -34,7 +34,7 @@ pub use config::{
     AudioConfig, Config, ConformerConfig, Experts, Family, Gemma4VisionConfig, KvSource, LayerConfig,
     MediaConfig, Rope, SiglipConfig, UnifiedAudioConfig, UnifiedVisionConfig, VisionConfig,
 };
-pub use drafter::{DraftStep, DrafterKind};
+pub use drafter::{DraftStep, DrafterKind, Drafters};
 pub use error::Error;
 pub use gemma::{Observed, Observer};
 pub use kv_cache::{KvCache, ROLLBACK};

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use carat_format::{Array, GgufBuilder, Safetensors, Value};
 use carat_kernels::DType;
-use carat_model::convert::{ConvertOptions, Mix, convert};
+use carat_model::convert::{ConvertOptions, ConvertProgress, Mix, convert};
 use carat_model::{
     Checkpoint, DraftSegment, DrafterKind, Error, Isa, KvCache, LanguageModel, LoadOptions, LogitRows, Model,
     SequenceCache, gguf_name,
@@ -252,9 +252,20 @@ fn a_drafter_of_another_model_is_refused_and_not_found() {
         matches!(refused, Err(Error::ForeignDrafter { .. })),
         "{refused:?}"
     );
-    let found = |name| Checkpoint::open(&fixture(name)).unwrap().find_drafter();
-    assert_eq!(found("gemma4-unified"), Some(fixture("gemma4-unified-assistant")));
-    assert_eq!(found("gemma4-dense"), None);
+    let found = |name| Checkpoint::open(&fixture(name)).unwrap().drafters_beside();
+    assert_eq!(
+        found("gemma4-unified").fitting,
+        [fixture("gemma4-unified-assistant")]
+    );
+    // The folder says of itself what it is for, whatever it is called.
+    assert_eq!(found("gemma4-edge").fitting, [fixture("gemma4-assistant")]);
+    let none = found("gemma3-text");
+    assert!(none.fitting.is_empty() && none.unfit.is_empty(), "{none:?}");
+    // Of the two only one has the dense model's keys and values.
+    assert_eq!(
+        found("gemma4-dense").fitting,
+        [fixture("gemma4-unified-assistant")]
+    );
     assert!(!model.drafts());
 }
 
@@ -351,10 +362,73 @@ fn a_drafter_s_gguf_is_found_beside_the_model_and_drafts_alike() {
     })
     .unwrap();
     write_gguf("gemma4-unified-assistant", &[2, 2, 2, 1], &drafter_path);
-    let found = Checkpoint::open(&model_path).unwrap().find_drafter();
-    assert_eq!(found, Some(drafter_path.clone()));
+    let found = Checkpoint::open(&model_path).unwrap().drafters_beside();
+    assert_eq!(found.fitting, std::slice::from_ref(&drafter_path));
     let want = guessed(&fixture("gemma4-unified"), &fixture("gemma4-unified-assistant"));
     assert_eq!(guessed(&model_path, &drafter_path), want);
+}
+
+#[test]
+fn a_drafter_is_known_by_what_it_says_of_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    for folder in ["BF16", "MTP"] {
+        std::fs::create_dir(at(folder)).unwrap();
+    }
+    let options = ConvertOptions {
+        mix: Mix::F32,
+        pure: false,
+        n_threads: 2,
+    };
+    let model_path = at("tiny-it-qat-Q8_0.gguf");
+    let go_on = &mut |_: ConvertProgress<'_>| ControlFlow::Continue(());
+    convert(&fixture("gemma4-unified"), &model_path, &options, go_on).unwrap();
+    let found = |model: &Path| Checkpoint::open(model).unwrap().drafters_beside();
+    // A model that is called a drafter is none, and a file that cannot be read only matters where it is called one.
+    convert(&fixture("gemma3-text"), &at("draft.gguf"), &options, go_on).unwrap();
+    std::fs::write(at("notes.gguf"), "GGUF").unwrap();
+    let none = found(&model_path);
+    assert!(none.fitting.is_empty() && none.unfit.is_empty(), "{none:?}");
+    // That of another model, in the folder that publishers have for drafters.
+    write_gguf("gemma4-assistant", &[1; 4], &at("MTP/tiny-edge.gguf"));
+    std::fs::write(at("MTP/mtp-cut.gguf"), "GGUF").unwrap();
+    let unfit = found(&model_path);
+    assert!(unfit.fitting.is_empty(), "{unfit:?}");
+    let mut told: Vec<String> = unfit.unfit.iter().map(ToString::to_string).collect();
+    told.sort();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().any(|told| told.contains("mtp-cut.gguf")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|told| told.contains("tiny-edge.gguf` drafts for")),
+        "{told:?}"
+    );
+    // Its own under a name that says nothing, and others that are called more or less like the model.
+    let own = at("MTP/unnamed.gguf");
+    write_gguf("gemma4-unified-assistant", &[2, 2, 2, 1], &own);
+    assert_eq!(found(&model_path).fitting, std::slice::from_ref(&own));
+    let [plain, qat] = ["mtp-tiny-it.gguf", "mtp-tiny-it-qat.gguf"].map(at);
+    for copy in [&plain, &qat] {
+        std::fs::copy(&own, copy).unwrap();
+    }
+    assert_eq!(
+        found(&model_path).fitting,
+        [qat.clone(), plain.clone(), own.clone()]
+    );
+    let other = at("tiny-it-Q4_0.gguf");
+    std::fs::copy(&model_path, &other).unwrap();
+    assert_eq!(found(&other).fitting, [plain, qat, own]);
+    // A large format's folder is beside the drafters', which then is enough.
+    let large = at("BF16/tiny-it-BF16.gguf");
+    std::fs::rename(&other, &large).unwrap();
+    let beside = found(&large);
+    let names: Vec<_> = beside
+        .fitting
+        .iter()
+        .map(|path| path.file_name().unwrap())
+        .collect();
+    assert_eq!(names, ["unnamed.gguf"]);
+    assert!(beside.unfit.is_empty(), "{beside:?}");
 }
 
 /// GGUF does not say how many clusters are scored; 32 are, as in every released drafter.

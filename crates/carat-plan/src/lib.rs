@@ -34,5 +34,5 @@ pub use machine::{Kind, Machine, Place, usable_ram};
 pub use page::{Page, page};
 pub use plan::{Buffers, Kv, Plan, Process, Setup, decode_bytes};
 pub use refusal::{Refusal, Remedy};
-pub use vision::{tower_buffers, vision_bytes};
+pub use vision::{hears, tower_buffers, vision_bytes};
 pub use weights::Weights;

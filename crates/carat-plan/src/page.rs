@@ -26,7 +26,7 @@ const STYLE: &str = ":root{color-scheme:light dark;--paper:#fff;--ink:#14181d;--
     p{color:var(--faint);margin:.3rem 0}.chart{overflow-x:auto}svg{max-width:100%;height:auto;display:block}\
     table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line)}\
     th{font-weight:600}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}\
-    .chart svg{min-width:38rem}.bar{width:30%}.bar i{display:block;height:.7rem;border-radius:2px;background:var(--bar)}tfoot td{font-weight:600}\
+    .chart svg{min-width:38rem}.name{min-width:10rem}.bar{width:30%}.bar i{display:block;height:.7rem;border-radius:2px;background:var(--bar)}tfoot td{font-weight:600}\
     @media (max-width:40rem){.bar{display:none}}";
 
 /// The page.
@@ -72,10 +72,11 @@ fn machines(html: &mut String, page: &Page<'_>) {
     if page.machines.is_empty() {
         return;
     }
-    *html += "<h2>Machines it fits on</h2>\n<p>Tokens a second of one sequence are an upper bound: the memory's published \
-              bandwidth over the bytes that each token reads. carat itself computes on processors; graphics cards are listed for \
-              other programs.</p>\n<div class=\"chart\">\n<table>\n<thead><tr><th>machine</th><th class=\"n\">memory</th>\
-              <th class=\"n\">bandwidth</th><th class=\"n\">tokens/s at most, empty</th><th class=\"n\">context full</th></tr></thead>\n<tbody>\n";
+    *html += "<h2>Machines it fits on</h2>\n<p>Tokens a second of one sequence, with the cache empty and full, are an upper bound: \
+              the memory's published bandwidth over the bytes that each token reads. carat itself computes on processors; graphics \
+              cards are listed for other programs.</p>\n<div class=\"chart\">\n<table>\n<thead><tr><th class=\"name\">machine</th>\
+              <th class=\"n\">memory</th><th class=\"n\">bandwidth</th><th class=\"n\">tokens/s, empty</th><th class=\"n\">full</th>\
+              </tr></thead>\n<tbody>\n";
     for (place, empty, full) in page.machines {
         push(
             html,

@@ -55,6 +55,15 @@ pub fn vision_bytes(config: &Config) -> Option<u64> {
     sees.then(|| BYTES * (tower_parameters() + WIDTH * (config.d_model as u64 + 1)))
 }
 
+/// Whether its towers are for sounds too: as its files say, else those of the published E2B, E4B and 12B of Gemma 4 are.
+#[must_use]
+pub fn hears(config: &Config, media: Option<&MediaConfig>) -> bool {
+    match media {
+        Some(media) => media.audio.is_some(),
+        None => config.family == Family::Gemma4 && !matches!(config.layers.len(), 30 | 60),
+    }
+}
+
 /// Bytes that the towers compute in while they look at an image of the usual size or listen to half a minute, and of
 /// the tables that they keep in f32 beside their files; 0 for a model without. `media` are the settings of its files;
 /// without them the published sizes count.
@@ -183,5 +192,15 @@ mod tests {
         assert_eq!(bytes("31B"), 263);
         assert_eq!(bytes("E4B"), 180);
         assert_eq!(bytes("gemma4-12B"), 54);
+    }
+
+    #[test]
+    fn three_of_the_published_sizes_hear() {
+        let hearing = |size: &&str| hears(&Config::published(size).unwrap(), None);
+        let sizes = ["4B", "27B", "E2B", "E4B", "gemma4-12B", "26B-A4B", "31B"];
+        let found: Vec<&str> = sizes.into_iter().filter(hearing).collect();
+        assert_eq!(found, ["E2B", "E4B", "gemma4-12B"]);
+        let seeing = MediaConfig::default();
+        assert!(!hears(&Config::published("E2B").unwrap(), Some(&seeing)));
     }
 }

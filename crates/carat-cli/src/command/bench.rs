@@ -36,19 +36,19 @@ pub(crate) struct Bench {
     /// The model
     model: String,
     /// Prompt lengths to measure, in tokens; 0 for none
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [512])]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [512], value_parser = whole)]
     prefill: Vec<usize>,
     /// Tokens to decode per measurement; 0 for none
     #[arg(long, value_name = "N", default_value_t = 64)]
     decode: usize,
     /// Tokens already in the cache when decoding begins
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [0])]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [0], value_parser = whole)]
     depth: Vec<usize>,
     /// Sequences that decode together, each at the depth
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1])]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values_t = [1], value_parser = whole)]
     batch: Vec<usize>,
     /// Tokens of one sequence in one pass, each with its logits, as when a draft is checked; none if left out
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = whole)]
     verify: Vec<usize>,
     /// Lengths of drafts to measure instead of all else: tokens guessed ahead and checked in one pass
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = draft_length)]
@@ -466,6 +466,12 @@ impl<'a> Reading<'a> {
         let caches = n_sequences as u64 * at(depth).saturating_sub(at(0));
         time.mul_f64((at(0) + caches) as f64 / self.n_bytes.max(1) as f64)
     }
+}
+
+/// A number of a list.
+fn whole(text: &str) -> Result<usize, String> {
+    let number = text.trim().parse();
+    number.map_err(|_| format!("`{text}` is no whole number; a list is written as 128,512"))
 }
 
 fn draft_length(text: &str) -> Result<usize, String> {

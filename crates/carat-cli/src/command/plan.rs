@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use carat_model::convert::Mix;
-use carat_model::{KvDType, LoadOptions};
-use carat_plan::{CONTEXTS, Drafter, Fit, Grid, Machine, Page, Plan as Costs, Setup};
+use carat_model::{Config, KvDType, LoadOptions};
+use carat_plan::{CONTEXTS, Drafter, Fit, Grid, Kind, Machine, Plan as Costs, Remedy, Setup, Weights, Wish};
 use clap::Args;
 
 use self::subject::{Guesser, Subject};
@@ -17,14 +17,18 @@ use crate::failure::Hinted;
 use crate::settings::Settings;
 use crate::{memory, output, planning};
 
+/// The path that stands for the output.
+const OUTPUT: &str = "-";
+
 /// Say how much memory a model needs, what fits here or elsewhere, and how fast it can be
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  carat plan gemma3:12b                           this machine, every quantization by context\n  carat plan \
                         gemma3:12b --gpu \"RTX 4090\"          another memory\n  carat plan gemma3:27b --quant q4_0 --context 32K \
                         --ram 32GB\n  carat plan ./gemma-3-4b-it --kv-type q8_0 --parallel 4\n  carat plan ./config.json --html \
-                        plan.html\n\nMODEL may also be the path of a config.json, or a size: 270M, 1B, 4B, 12B, 27B. Nothing is \
-                        downloaded.\nSpeeds are upper bounds: published bandwidth over the bytes that a token reads."
+                        plan.html\n  carat plan gemma4:e4b --svg - | rsvg-convert -o plan.png\n\nMODEL may also be the path of a \
+                        config.json, or a size: 270M, 1B, 4B, 12B, 27B of Gemma 3, E2B, E4B, gemma4-12B, 26B-A4B, 31B of Gemma 4. \
+                        Nothing is downloaded.\nSpeeds are upper bounds: published bandwidth over the bytes that a token reads."
 )]
 pub(crate) struct Plan {
     /// The model
@@ -45,7 +49,7 @@ pub(crate) struct Plan {
     /// what is free here]
     #[arg(long, value_name = "SIZE", conflicts_with = "gpu", value_parser = parse_memory)]
     ram: Option<u64>,
-    /// Plan for this graphics card
+    /// Plan for this graphics card or computer of the list, with the most memory that it has
     #[arg(long, value_name = "NAME")]
     gpu: Option<String>,
     /// Leave out the drafter that guesses ahead for the model
@@ -60,10 +64,10 @@ pub(crate) struct Plan {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Write a page with the table as a heat map
+    /// Write a page with the table as a heat map; `-` is the output, instead of all else
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Write the heat map alone
+    /// Write the heat map alone; `-` as above
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -121,31 +125,31 @@ struct Outcome {
     vision: Option<u64>,
     grid: Grid,
     machines: Vec<Machine>,
+    /// What would fit, where the plan does not.
+    instead: Option<String>,
 }
 
 impl Plan {
     pub(crate) fn run(self, settings: &Settings) -> Result<()> {
         let outcome = self.outcome(settings)?;
-        if let Some(path) = &self.svg {
-            let picture = carat_plan::heat_map(&outcome.grid, &outcome.subject.name, &outcome.target_line());
-            write(path, &picture)?;
+        let mut is_output_taken = false;
+        for (path, text) in [
+            (&self.svg, &Outcome::picture as &dyn Fn(&Outcome) -> String),
+            (&self.html, &Outcome::page),
+        ] {
+            let Some(path) = path else { continue };
+            if path == Path::new(OUTPUT) {
+                output::write(&text(&outcome))?;
+                is_output_taken = true;
+            } else {
+                write(path, &text(&outcome))?;
+                let path = output::printable(&path.display().to_string());
+                output::note(&format!("`{path}` is written"));
+            }
         }
-        if let Some(path) = &self.html {
-            let (parts, machines) = (outcome.parts(), outcome.places());
-            let sum = outcome.sum_line();
-            write(
-                path,
-                &carat_plan::page(&Page {
-                    title: &outcome.subject.name,
-                    subtitle: &outcome.target_line(),
-                    parts: &parts,
-                    sum: (outcome.target.needed(&outcome.plan), &sum),
-                    grid: &outcome.grid,
-                    machines: &machines,
-                }),
-            )?;
-        }
-        if self.json {
+        if is_output_taken {
+            Ok(())
+        } else if self.json {
             output::json(&outcome.json())
         } else {
             outcome.print(settings.color, self.machines)
@@ -193,6 +197,10 @@ impl Plan {
         } else {
             Fit::of(target.needed(&plan), target.usable)
         };
+        let is_gpu = target.gpu.as_ref().is_some_and(|gpu| gpu.kind == Kind::Gpu);
+        let instead = (fit == Fit::DoesNotFit && !is_gpu)
+            .then(|| instead(&subject.config, (&weights, &quant), &setup, target.usable))
+            .flatten();
         let grid = Grid::new(
             &subject.config,
             &setup,
@@ -213,6 +221,7 @@ impl Plan {
             vision,
             grid,
             machines: Machine::all()?,
+            instead,
         })
     }
 
@@ -230,8 +239,10 @@ impl Plan {
         if let Some(name) = &self.gpu {
             let machine = Machine::find(name)?;
             let memory = machine.memory_gib.last().copied().unwrap_or(0.0);
+            let least = machine.memory_gib.first().copied().unwrap_or(0.0);
+            let which = if least < memory { ", the most it has" } else { "" };
             return Ok(Target {
-                name: format!("{}, {memory} GiB", machine.name),
+                name: format!("{}, {memory} GiB{which}", machine.name),
                 usable: machine.usable(memory),
                 gpu: Some(machine),
             });
@@ -257,8 +268,39 @@ impl Plan {
     }
 }
 
+/// What `carat run` would take of a model that does not fit as planned, or what would fit in its place.
+fn instead(
+    config: &Config,
+    (weights, quant): (&Weights, &str),
+    setup: &Setup,
+    usable: u64,
+) -> Option<String> {
+    let with = |setup: &Setup| carat_plan::choose(config, weights, setup, Wish::default(), usable);
+    let without_drafter = Setup {
+        drafter: None,
+        ..*setup
+    };
+    // A run gives up a drafter that nobody asked for.
+    match with(setup).or_else(|_| with(&without_drafter)) {
+        Ok(choice) => Some(format!("`carat run` takes what fits: {choice}")),
+        Err(refusal) => {
+            // Published files may be larger than carat's own of the same mix, which then is no other.
+            let is_other = |remedy: &&Remedy| remedy.mix.is_none_or(|mix| !quant.starts_with(mix.name()));
+            let remedies = refusal.remedies.iter().filter(is_other);
+            let remedies: Vec<String> = remedies.map(ToString::to_string).collect();
+            (!remedies.is_empty()).then(|| format!("`carat run` could take {}", remedies.join(", or ")))
+        }
+    }
+}
+
+/// Writes a file whole or not at all: what is left of a full disk would be half a picture.
 fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+    let written = fs::write(path, text);
+    if written.is_err() && path.is_file() {
+        // The error to tell is that of the writing.
+        let _unremoved = fs::remove_file(path);
+    }
+    written.with_context(|| format!("cannot write `{}`", path.display()))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::draft_args::pull_drafter;
 use crate::interrupt::Interrupt;
+use crate::media_args::pull_towers;
 use crate::output;
 use crate::pull_progress::PullProgress;
 use crate::settings::Settings;
@@ -15,8 +16,8 @@ use crate::settings::Settings;
 #[command(
     after_help = "Examples:\n  carat pull gemma3:1b\n  carat pull gemma3:12b-it-q8_0\n  carat pull \
                         hf:ggml-org/gemma-3-4b-it-GGUF:Q4_K_M\n\nAn interrupted pull goes on where it stopped when the \
-                        same command is given again. A model of Gemma 4 \
-                        comes with its drafter. The path of the model is printed."
+                        same command is given again. A model that sees or hears \
+                        comes with its encoders, one of Gemma 4 with its drafter. The path of the model is printed."
 )]
 pub(crate) struct Pull {
     /// Catalogue name or hf:OWNER/REPO[:FILE]
@@ -24,6 +25,9 @@ pub(crate) struct Pull {
     /// Leave out the drafter that guesses ahead for the model
     #[arg(long)]
     no_draft: bool,
+    /// Leave out the encoders for images and sounds
+    #[arg(long)]
+    text_only: bool,
 }
 
 impl Pull {
@@ -47,6 +51,9 @@ impl Pull {
                 hub.pull(&plan, &mut PullProgress::new(), interrupt.flag())?
             }
         };
+        if !self.text_only {
+            pull_towers(&hub, &local, interrupt)?;
+        }
         if !self.no_draft {
             pull_drafter(&hub, &local, interrupt)?;
         }

@@ -302,7 +302,10 @@ impl Card<'_> {
         row("family", format!("{:?}", self.config.family));
         row(
             "parameters",
-            format!("{:.1} M", self.weights.n_parameters as f64 / 1e6),
+            match self.weights.n_parameters as f64 {
+                n if n < 1e9 => format!("{:.1} M", n / 1e6),
+                n => format!("{:.2} B", n / 1e9),
+            },
         );
         let window = window.map_or_else(String::new, |window| format!(" of window {window}"));
         row(

@@ -96,7 +96,11 @@ fn open_folder(dir: &Path) -> Result<LocalModel> {
         [(_, only)] => open_path(only),
         [] => Err(Error::NotAModel {
             path: dir.to_owned(),
-            reason,
+            reason: if dir.join("config.json").is_file() {
+                reason
+            } else {
+                "it holds neither a .gguf file nor a config.json".to_owned()
+            },
         }),
         several => {
             let names: Vec<_> = several.iter().map(|(name, _)| name.as_str()).collect();

@@ -12,6 +12,7 @@ mod source;
 pub use mtp::DraftStep;
 pub(crate) use mtp::{Mtp, Target};
 pub(crate) use small::Small;
+pub use source::Drafters;
 
 /// What a model may have as its drafter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

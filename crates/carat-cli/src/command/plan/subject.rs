@@ -29,6 +29,8 @@ pub(super) struct Subject {
     pub(super) config: Config,
     /// The weights of the files.
     pub(super) stored: Option<Weights>,
+    /// What the file calls its mix of formats.
+    stored_mix: Option<&'static str>,
     /// The mix of the catalogue.
     mix: Option<Mix>,
     /// The size of the catalogue's file, where it is one file of the text model alone, in bytes.
@@ -60,7 +62,7 @@ impl Subject {
             return Ok(Subject::of_shape(name, "a published size", config));
         }
         let hub = Hub::new(settings.hub.clone())?;
-        match hub.resolve(model)? {
+        match hub.resolve(model).map_err(|error| with_sizes(error, model))? {
             Resolution::Local(local) => Subject::of_files(local, settings),
             Resolution::NeedsDownload(plan) => match plan.entry() {
                 Some(entry) => Subject::of_entry(&hub, entry),
@@ -76,6 +78,7 @@ impl Subject {
             origin,
             config,
             stored: None,
+            stored_mix: None,
             mix: None,
             file_bytes: None,
             media: None,
@@ -88,10 +91,11 @@ impl Subject {
         let checkpoint = &source.checkpoint;
         let media = MediaSource::find(checkpoint).ok().flatten();
         let stored = planning::weights_of(checkpoint, source.local.size_bytes);
-        let drafter = drafter_here(&source, settings)?.map(Guesser::Here);
+        let drafter = drafter_here(&source, settings)?.drafter.map(Guesser::Here);
         let config = checkpoint.config().clone();
         Ok(Subject {
             stored: Some(stored),
+            stored_mix: source.file_type(),
             media: media.map(|media| media.config().clone()),
             drafter,
             ..Subject::of_shape(source.local.name, "on this machine", config)
@@ -116,7 +120,8 @@ impl Subject {
     /// Its weights in the mix that was asked for, else as they are stored or published; and what to call that.
     pub(super) fn weights(&self, asked: Option<Mix>) -> (Weights, String) {
         if let (None, Some(stored)) = (asked, self.stored) {
-            return (stored, "as stored".to_owned());
+            let mix = self.stored_mix.map_or_else(String::new, |mix| format!("{mix} "));
+            return (stored, format!("{mix}as stored"));
         }
         let mix = asked.or(self.mix).unwrap_or(USUAL_MIX);
         let weights = self.weights_in(mix, asked.is_none());
@@ -135,6 +140,18 @@ impl Subject {
             .file_bytes
             .filter(|_| is_published_meant && self.mix == Some(mix));
         published.map_or(weights, |bytes| weights.published_in(bytes, &self.config))
+    }
+}
+
+/// A name that nobody knows may have been meant as a size.
+fn with_sizes(error: carat_hub::Error, model: &str) -> anyhow::Error {
+    match error {
+        carat_hub::Error::UnknownModel { .. } if !model.contains([':', '/']) => {
+            let sizes: Vec<String> = Config::published_sizes().collect();
+            let hint = format!("the published sizes are {}", sizes.join(", "));
+            Hinted::new(error.to_string(), hint).into()
+        }
+        other => other.into(),
     }
 }
 

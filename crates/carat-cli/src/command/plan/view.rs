@@ -1,7 +1,7 @@
 //! A plan as people and scripts read it.
 
 use anyhow::Result;
-use carat_plan::{Cell, Fit, Kind, Machine, Place, decode_bytes, size};
+use carat_plan::{Cell, Fit, Grid, Kind, Machine, Page, Place, decode_bytes, hears, heat_map, page, size};
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -10,7 +10,28 @@ use crate::output::{self, counted};
 /// Machines of each kind that are shown unless all are asked for.
 const MACHINES_OF_A_KIND: usize = 3;
 
+/// Columns of a row's name and of a number in the table of contexts.
+const NAME_WIDTH: usize = 8;
+const NUMBER_WIDTH: usize = 6;
+
 impl Outcome {
+    /// The heat map.
+    pub(super) fn picture(&self) -> String {
+        heat_map(&self.grid, &self.subject.name, &self.target_line())
+    }
+
+    /// The page with the heat map.
+    pub(super) fn page(&self) -> String {
+        page(&Page {
+            title: &self.subject.name,
+            subtitle: &self.target_line(),
+            parts: &self.parts(),
+            sum: (self.target.needed(&self.plan), &self.sum_line()),
+            grid: &self.grid,
+            machines: &self.places(),
+        })
+    }
+
     /// What is planned for, in a line.
     pub(super) fn target_line(&self) -> String {
         let sequences = match self.setup.n_sequences {
@@ -44,8 +65,20 @@ impl Outcome {
     pub(super) fn parts(&self) -> Vec<(String, u64, String)> {
         let layers = &self.subject.config.layers;
         let window = layers.iter().find_map(|layer| layer.window).unwrap_or(0);
-        let n_local = layers.iter().filter(|layer| layer.window.is_some()).count();
-        let n_global = layers.len() - n_local;
+        // Some layers of E2B and E4B take the cache of others.
+        let owners = |is_local: bool| {
+            let of_kind = || layers.iter().filter(|layer| layer.window.is_some() == is_local);
+            let (n, n_own) = (
+                of_kind().count(),
+                of_kind().filter(|layer| layer.owns_kv()).count(),
+            );
+            let share = if n_own < n {
+                format!("{n_own} of ")
+            } else {
+                String::new()
+            };
+            format!("{share}{}", counted(n, "layer"))
+        };
         let part = |name: &str, bytes, remark: String| (name.to_owned(), bytes, remark);
         let mut parts = vec![
             part(
@@ -56,16 +89,12 @@ impl Outcome {
             part(
                 "cache, local layers",
                 self.plan.kv.local,
-                format!("in {} of window {window}", counted(n_local, "layer")),
+                format!("in {}, window {window}", owners(true)),
             ),
             part(
                 "cache, global layers",
                 self.plan.kv.global,
-                format!(
-                    "in {} of {}",
-                    counted(n_global, "layer"),
-                    counted(self.setup.context, "token")
-                ),
+                format!("in {}, {}", owners(false), counted(self.setup.context, "token")),
             ),
             part(
                 "buffers",
@@ -81,7 +110,7 @@ impl Outcome {
             parts.push(part(
                 "towers",
                 self.plan.towers,
-                "for images and sounds, with what they compute in".to_owned(),
+                format!("for {}, with what they compute in", self.senses()),
             ));
         }
         if self.plan.drafter > 0 {
@@ -101,6 +130,15 @@ impl Outcome {
             ));
         }
         parts
+    }
+
+    /// What the towers are for.
+    fn senses(&self) -> &'static str {
+        if hears(&self.subject.config, self.subject.media.as_ref()) {
+            "images and sounds"
+        } else {
+            "images"
+        }
     }
 
     /// The machines that the plan fits on, smallest memory first and the fastest of those, with the most tokens a
@@ -142,6 +180,9 @@ impl Outcome {
             self.sum_line(),
             self.target_line()
         ))?;
+        if let Some(instead) = &self.instead {
+            output::line(instead)?;
+        }
         if let Some(gpu) = &self.target.gpu {
             let (empty, full) = self.decode_speeds(gpu);
             output::line(&format!(
@@ -165,30 +206,11 @@ impl Outcome {
         self.print_machines(all_machines)
     }
 
-    /// Contexts that the model has, as columns; words say what the colours do.
+    /// The table of contexts, in as many pieces as the terminal is too narrow for.
     fn print_grid(&self, color: bool) -> Result<()> {
         let context_len = self.subject.config.context_len;
-        let is_shown = |context: usize| context <= context_len;
-        let cells = || self.grid.rows.iter().flat_map(|row| &row.1);
-        let digits = if cells().all(|cell| cell.needed < 10_000_000_000) {
-            2
-        } else {
-            1
-        };
-        let mut text = format!("{:<8}", "GB");
-        for context in self.grid.contexts.iter().filter(|n| is_shown(**n)) {
-            text += &format!("{:>6}      ", short(*context));
-        }
-        text = text.trim_end().to_owned() + "\n";
-        for (mix, cells) in &self.grid.rows {
-            text += &format!("{:<8}", mix.name());
-            for cell in cells.iter().filter(|cell| is_shown(cell.context)) {
-                let told = format!("{:>6.digits$} {:<5}", cell.needed as f64 / 1e9, word(cell.fit));
-                text += &if color { painted(&told, cell.fit) } else { told };
-            }
-            text = text.trim_end().to_owned() + "\n";
-        }
-        if self.grid.contexts.iter().any(|n| !is_shown(*n)) {
+        let mut text = grid_text(&self.grid, context_len, output::terminal_width(), color);
+        if self.grid.contexts.iter().any(|n| *n > context_len) {
             text += &format!(
                 "Longer contexts are beyond this model's {}.\n",
                 counted(context_len, "token")
@@ -217,8 +239,8 @@ impl Outcome {
             }
         }
         output::line(
-            "\nMachines it fits on; tokens/s of one sequence at most, with an empty and a full cache (carat itself computes on \
-             processors; graphics cards are for other programs):",
+            "\nMachines it fits on, and tokens/s of one sequence at most, cache empty and full.\ncarat itself computes on \
+             processors; graphics cards are for other programs.",
         )?;
         output::table(&["MACHINE", "MEMORY", "BANDWIDTH", "EMPTY", "FULL"], &rows)?;
         if rows.len() < places.len() {
@@ -286,6 +308,49 @@ fn cell_json(cell: &Cell) -> Value {
     })
 }
 
+/// Contexts that the model has as columns. Words say what the colours do; where columns are narrow, signs do.
+fn grid_text(grid: &Grid, context_len: usize, width: Option<usize>, color: bool) -> String {
+    let columns: Vec<usize> = (0..grid.contexts.len())
+        .filter(|i| grid.contexts[*i] <= context_len)
+        .collect();
+    let cells = || grid.rows.iter().flat_map(|row| &row.1);
+    let digits = if cells().all(|cell| cell.needed < 10_000_000_000) {
+        2
+    } else {
+        1
+    };
+    let width = width.unwrap_or(usize::MAX);
+    let column_width = |is_narrow| NUMBER_WIDTH + told(Fit::Fits, is_narrow).len();
+    let is_narrow = NAME_WIDTH + columns.len() * column_width(false) > width;
+    let column_width = column_width(is_narrow);
+    let n_together = (width.saturating_sub(NAME_WIDTH) / column_width).max(1);
+    let mut text = String::new();
+    for columns in columns.chunks(n_together) {
+        let mut lines = vec![format!("{:<NAME_WIDTH$}", "GB")];
+        for i in columns {
+            let context = format!("{:>NUMBER_WIDTH$}", short(grid.contexts[*i]));
+            lines[0] += &format!("{context:<column_width$}");
+        }
+        for (mix, cells) in &grid.rows {
+            let mut line = format!("{:<NAME_WIDTH$}", mix.name());
+            for cell in columns.iter().filter_map(|i| cells.get(*i)) {
+                let told = told(cell.fit, is_narrow);
+                let told = format!("{:>NUMBER_WIDTH$.digits$}{told}", cell.needed as f64 / 1e9);
+                line += &if color { painted(&told, cell.fit) } else { told };
+            }
+            lines.push(line);
+        }
+        for line in lines {
+            text += line.trim_end();
+            text += "\n";
+        }
+    }
+    if is_narrow {
+        text += "! is tight: over 90 % of the memory; x does not fit.\n";
+    }
+    text
+}
+
 fn short(context: usize) -> String {
     if context.is_multiple_of(1024) {
         format!("{}K", context / 1024)
@@ -295,12 +360,15 @@ fn short(context: usize) -> String {
 }
 
 /// A fit in the few letters that a column has room for.
-fn word(fit: Fit) -> &'static str {
-    match fit {
-        Fit::Fits => "fits",
-        Fit::Tight => "tight",
-        Fit::DoesNotFit => "no",
-        Fit::BeyondContext => "long",
+fn told(fit: Fit, is_narrow: bool) -> &'static str {
+    match (fit, is_narrow) {
+        (Fit::Fits, false) => " fits ",
+        (Fit::Tight, false) => " tight",
+        (Fit::DoesNotFit, false) => " no   ",
+        (Fit::BeyondContext, false) => " long ",
+        (Fit::Fits, true) => " ",
+        (Fit::Tight, true) => "!",
+        (Fit::DoesNotFit | Fit::BeyondContext, true) => "x",
     }
 }
 
@@ -311,4 +379,53 @@ fn painted(text: &str, fit: Fit) -> String {
         Fit::DoesNotFit | Fit::BeyondContext => 31,
     };
     format!("\u{1b}[{code}m{text}\u{1b}[0m")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use carat_model::convert::Mix;
+    use carat_model::{Config, LoadOptions};
+    use carat_plan::{CONTEXTS, Plan, Weights};
+
+    use crate::planning;
+
+    fn grid() -> Grid {
+        let config = Config::published("12B").unwrap();
+        let setup = planning::setup(&config, &LoadOptions::default(), config.context_len);
+        let mixes = [Mix::Q8_0, Mix::Q4_0].map(|mix| (mix, Weights::of_mix(&config, mix)));
+        Grid::new(&config, &setup, mixes, &CONTEXTS, 15_000_000_000, Plan::peak)
+    }
+
+    #[test]
+    fn the_table_has_words_where_there_is_room_for_them() {
+        let text = grid_text(&grid(), 131_072, None, false);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(
+            lines[0].starts_with("GB          1K          2K") && lines[0].ends_with("128K"),
+            "{text}"
+        );
+        assert!(lines[1].contains("tight") && lines[1].ends_with(" no"), "{text}");
+        assert_eq!(lines[2].matches("fits").count(), 7, "{text}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_gets_signs_and_then_pieces() {
+        for width in [80, 79, 40, 24, 15, 3] {
+            let text = grid_text(&grid(), 131_072, Some(width), false);
+            let table = text.lines().filter(|line| !line.starts_with('!'));
+            let widest = table.map(str::len).max().unwrap();
+            assert!(widest <= width.max(15), "{width}: {text}");
+            assert!(text.ends_with("x does not fit.\n"), "{text}");
+            assert_eq!(text.matches("128K").count(), 1, "{width}: {text}");
+            let n_pieces = text.matches("GB").count();
+            assert_eq!(text.matches("Q4_0").count(), n_pieces, "{width}: {text}");
+            assert_eq!(
+                n_pieces,
+                8usize.div_ceil(((width.max(15) - 8) / 7).max(1)),
+                "{width}: {text}"
+            );
+        }
+    }
 }
