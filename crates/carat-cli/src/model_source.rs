@@ -81,6 +81,18 @@ impl ModelSource {
         Self::of(obtain(model, settings, interrupt)?)
     }
 
+    /// Opens `model`, which must be here: to be looked at is no reason to fetch gigabytes.
+    pub(crate) fn open_here(model: &str, settings: &Settings) -> Result<Self> {
+        match Hub::new(settings.hub.clone())?.resolve(model)? {
+            Resolution::Local(local) => Self::of(local),
+            Resolution::NeedsDownload(_) => Err(Hinted::new(
+                format!("`{model}` is not on this machine"),
+                format!("`carat pull {model}` fetches it; `carat plan {model}` says what it needs"),
+            )
+            .into()),
+        }
+    }
+
     /// Opens a model that was found.
     pub(crate) fn of(local: LocalModel) -> Result<Self> {
         let checkpoint = Checkpoint::open(&local.path)?;

@@ -360,6 +360,13 @@ fn exit_codes_tell_whose_fault_it_is() {
     );
     assert!(fail(&["rm", "gemma3:1b"], 1).contains("not in carat's own store"));
     assert!(fail(&["run", "gemma3:1b"], 2).contains("hint: give a prompt"));
+    for looked_at in [&["show", "gemma3:1b"][..], &["tokenize", "gemma3:1b", "hello"]] {
+        let message = fail(looked_at, 1);
+        assert!(
+            message.contains("`gemma3:1b` is not on this machine")
+                && message.contains("carat pull gemma3:1b")
+        );
+    }
     let folder = TempDir::new().unwrap();
     let broken = folder.path().join("broken.gguf");
     fs::write(&broken, b"GGUF\x03\0\0\0 and no more").unwrap();

@@ -61,7 +61,7 @@ impl Command {
             Self::Models(command) => command.run(),
             Self::Pull(command) => command.run(settings, interrupt),
             Self::List(command) => command.run(settings),
-            Self::Show(command) => command.run(settings, interrupt),
+            Self::Show(command) => command.run(settings),
             Self::Plan(command) => command.run(settings),
             Self::Rm(command) => command.run(settings),
             Self::Tokenize(command) => command.run(settings, interrupt),

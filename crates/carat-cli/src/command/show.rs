@@ -9,7 +9,6 @@ use carat_model::{Config, MediaSource, VisionConfig};
 use clap::Args;
 use serde_json::json;
 
-use crate::interrupt::Interrupt;
 use crate::model_source::ModelSource;
 use crate::output;
 use crate::settings::Settings;
@@ -57,8 +56,8 @@ impl Weights {
 }
 
 impl Show {
-    pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
-        let source = ModelSource::open(&self.model, settings, interrupt)?;
+    pub(crate) fn run(self, settings: &Settings) -> Result<()> {
+        let source = ModelSource::open_here(&self.model, settings)?;
         let template = source.template_text()?;
         if self.template {
             if template.is_none() {

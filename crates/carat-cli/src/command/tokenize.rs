@@ -35,7 +35,7 @@ pub(crate) struct Tokenize {
 impl Tokenize {
     pub(crate) fn run(self, settings: &Settings, interrupt: &Interrupt) -> Result<()> {
         let text = text_input::argument_or_piped(self.text, "text", interrupt)?;
-        let tokenizer = ModelSource::open(&self.model, settings, interrupt)?.tokenizer()?;
+        let tokenizer = ModelSource::open_here(&self.model, settings)?.tokenizer()?;
         let mut ids: Vec<u32> = tokenizer.bos().into_iter().filter(|_| self.bos).collect();
         let special = if self.special {
             Special::Parse

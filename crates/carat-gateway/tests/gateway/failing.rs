@@ -58,7 +58,10 @@ async fn what_is_no_fault_of_the_request_is_not_told_as_one() {
         if (300..400).contains(&status) {
             assert!(reply.text.contains("[providers.m]"), "{}", reply.text);
             let address = rig.mock_address.to_string();
-            assert!(!reply.text.contains(&address), "addresses are the operator's alone");
+            assert!(
+                !reply.text.contains(&address),
+                "addresses are the operator's alone"
+            );
             assert_eq!(
                 reply.headers["x-should-retry"], "false",
                 "the address stays wrong"
