@@ -38,6 +38,8 @@ impl Home {
         let output = Command::new(env!("CARGO_BIN_EXE_carat"))
             .env_clear()
             .env("HOME", self.folder.path())
+            // What Windows calls it.
+            .env("USERPROFILE", self.folder.path())
             .env("CARAT_OFFLINE", "1")
             .stdin(Stdio::null())
             .arg("run")
