@@ -38,8 +38,8 @@ impl Home {
         let output = Command::new(env!("CARGO_BIN_EXE_carat"))
             .env_clear()
             .env("HOME", self.folder.path())
-            // What Windows calls it.
-            .env("USERPROFILE", self.folder.path())
+            // Where the home folder is called otherwise.
+            .env("HF_HOME", self.folder.path().join(".cache/huggingface"))
             .env("CARAT_OFFLINE", "1")
             .stdin(Stdio::null())
             .arg("run")
