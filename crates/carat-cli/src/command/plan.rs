@@ -3,7 +3,8 @@
 mod subject;
 mod view;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -295,12 +296,15 @@ fn instead(
 
 /// Writes a file whole or not at all: what is left of a full disk would be half a picture.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let written = fs::write(path, text);
+    let failed = || format!("cannot write `{}`", path.display());
+    // What cannot be opened is left as it is.
+    let mut file = File::create(path).with_context(failed)?;
+    let written = file.write_all(text.as_bytes());
     if written.is_err() && path.is_file() {
         // The error to tell is that of the writing.
         let _unremoved = fs::remove_file(path);
     }
-    written.with_context(|| format!("cannot write `{}`", path.display()))
+    written.with_context(failed)
 }
 
 #[cfg(test)]
