@@ -36,6 +36,8 @@ pub(crate) struct AnswerOptions {
     pub(crate) show: Show,
     /// Whether tokens are guessed ahead.
     pub(crate) drafting: Drafting,
+    /// The model that guesses, if one does.
+    pub(crate) drafter: Option<String>,
 }
 
 /// An answer that has ended.

@@ -84,20 +84,19 @@ impl DraftArgs {
         Ok(here.drafter.and_then(found))
     }
 
-    /// Gives `model` the drafter that was found.
+    /// Gives `model` the drafter that was found, or gives up one that cannot be used and that nobody asked for.
     pub(crate) fn prepare(
         &self,
         model: &mut Model,
-        found: Option<&FoundDrafter>,
+        drafter: &mut Option<FoundDrafter>,
         tokenizer: &Tokenizer,
     ) -> Result<Drafting> {
         if self.no_draft {
             return Ok(Drafting::Off);
         }
-        let Some(found) = found else {
+        let Some(FoundDrafter { local, is_asked }) = drafter else {
             return Ok(Drafting::Adaptive);
         };
-        let FoundDrafter { local, is_asked } = found;
         match model.add_drafter(&local.path) {
             Ok(DrafterKind::Model) => {
                 let other = ModelSource::of(local.clone())?.tokenizer()?;
@@ -114,7 +113,10 @@ impl DraftArgs {
                 return Err(error).with_context(|| format!("--draft `{}` cannot be used", local.name));
             }
             // One that nobody asked for is no reason to fail.
-            Err(error) => output::note(&format!("the drafter `{}` cannot be used: {error}", local.name)),
+            Err(error) => {
+                output::note(&format!("the drafter `{}` cannot be used: {error}", local.name));
+                *drafter = None;
+            }
         }
         Ok(Drafting::Adaptive)
     }

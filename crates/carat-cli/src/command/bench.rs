@@ -137,8 +137,8 @@ impl Bench {
                 no_draft: false,
             };
             let tokenizer = source.tokenizer()?;
-            let found = drafter.find(&source, settings, interrupt)?;
-            drafter.prepare(&mut model, found.as_ref(), &tokenizer)?;
+            let mut found = drafter.find(&source, settings, interrupt)?;
+            drafter.prepare(&mut model, &mut found, &tokenizer)?;
             let bench = draft::DraftBench {
                 lengths: &self.draft,
                 acceptances: &self.accept,

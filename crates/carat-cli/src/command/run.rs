@@ -131,7 +131,7 @@ impl Run {
             return Err(Hinted::wrong_arguments("a base model takes no system text", hint).into());
         }
         let mut model = Model::from_checkpoint(&source.checkpoint, load)?;
-        let drafting = self.draft.prepare(&mut model, drafter.as_ref(), &tokenizer)?;
+        let drafting = self.draft.prepare(&mut model, &mut drafter, &tokenizer)?;
         let options = AnswerOptions {
             sampling: self.sampling.params(&source.sampling_defaults()?),
             max_tokens: self.max_tokens.map(|n| n as usize),
@@ -141,6 +141,7 @@ impl Run {
             thinking: self.think,
             show: self.show(prompt.is_none(), settings),
             drafting,
+            drafter: drafter.map(|drafter| drafter.local.name),
         };
         let senses = self.senses(&source, &model, prompt.is_none(), settings)?;
         let prompt_file = self
@@ -378,7 +379,11 @@ impl Run {
             },
             "seed": options.sampling.seed,
             "usage": {"prompt_tokens": usage.n_prompt, "completion_tokens": usage.n_generated},
-            "drafts": {"drafted": answer.finished.drafts.drafted, "accepted": answer.finished.drafts.accepted},
+            "drafts": {
+                "drafter": options.drafter,
+                "drafted": answer.finished.drafts.drafted,
+                "accepted": answer.finished.drafts.accepted,
+            },
             "timings": {
                 "prefill_ms": timings.prefill.as_secs_f64() * 1e3,
                 "prefill_tok_per_s": timings.prefill_tok_per_s(),

@@ -125,9 +125,7 @@ impl LocalModels {
         };
         let senses = Senses::of_model(id, &model, &source.checkpoint, options)?;
         let mut setup = setup(id, &source, senses)?;
-        setup.drafting = self
-            .draft
-            .prepare(&mut model, drafter.as_ref(), &setup.tokenizer)?;
+        setup.drafting = self.draft.prepare(&mut model, &mut drafter, &setup.tokenizer)?;
         let store = self.prefix_store(&source, &model, limits.n_max)?;
         let engine = Engine::start_with(model, Arc::clone(&setup.tokenizer), limits, store)?;
         Ok(Ok(LoadedModel {
