@@ -460,6 +460,7 @@ impl AnswerOptions {
             thinking: false,
             show: Show::Never,
             drafting: Drafting::Off,
+            drafter: None,
         }
     }
 }
