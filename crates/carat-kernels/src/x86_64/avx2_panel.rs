@@ -21,7 +21,7 @@
 //! |---|---|---|---|---|
 //! | bytes of 4 bits | 8 + 1 | 7 + 1 | 3 | 20 on 3 ports, 6.7 cycles: 60 % (AMD 80 %) |
 //! | words | 16 | 15 | 3 | 34 on 3 ports, 11.3 cycles: 35 % (AMD 47 %) |
-//! | bytes, VNNI | 8 | 0 | 3 | 11 on two ports, 5.5 cycles: 73 % (AMD 80 %) |
+//! | bytes, VNNI | 8 | 0 | 3, of which one needs not multiply | 10 on two ports, 5 cycles: 80 % (AMD 80 %) |
 //! | words, VNNI | 16 | 0 | 3 | 19 on two ports, 9.5 cycles: 42 % |
 
 use std::arch::x86_64::*;
@@ -87,7 +87,7 @@ unsafe fn multiply<U: Unit, F: Unpack, const WORDS: bool>(
     scratch.sums.resize(n_x.next_multiple_of(TILE_X) * PANEL_ROWS);
     if !WORDS {
         // SAFETY: the caller's word.
-        unsafe { fill_all_shares::<F>(task.x, scratch) };
+        unsafe { fill_all_shares::<U, F>(task.x, scratch) };
     }
     for row in task.rows.clone().step_by(PANEL_ROWS) {
         let rows = row..(row + PANEL_ROWS).min(task.rows.end);
@@ -110,9 +110,12 @@ unsafe fn multiply<U: Unit, F: Unpack, const WORDS: bool>(
 /// # Safety
 /// AVX2 is there.
 #[target_feature(enable = "avx2")]
-unsafe fn fill_all_shares<F: BlockFormat>(x: &QuantizedRows, scratch: &mut PanelScratch) {
+unsafe fn fill_all_shares<U: Unit, F: BlockFormat>(x: &QuantizedRows, scratch: &mut PanelScratch) {
     let all = x.all();
     fill_shares::<F>(&mut scratch.shares, &all, 0..all.isum32.len());
+    if !F::HAS_MIN {
+        scratch.shares.iter_mut().for_each(|share| *share += U::START);
+    }
 }
 
 /// Unpacks columns `cols` of up to [`PANEL_ROWS`] rows; missing rows are zeros.
@@ -355,7 +358,7 @@ impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
         let shares = || {
             if F::HAS_MIN {
                 // SAFETY: the callers have AVX2.
-                return unsafe { zero() };
+                return unsafe { [[_mm256_set1_epi32(U::START); 2]; TILE_X] };
             }
             std::array::from_fn(|i| {
                 // SAFETY: the tile has a share for each part of its blocks; the callers have AVX2.
@@ -412,7 +415,12 @@ impl<'a, F: Unpack, const WORDS: bool> Strip<'a, F, WORDS> {
                     for (half, (sum, dot)) in sums.iter_mut().zip(dots).enumerate() {
                         let at = TILE_ROWS * (Self::SUBS * b + sub) + LANES * half;
                         let scale = _mm256_mul_ps(x_scale, _mm256_loadu_ps(self.scale.as_ptr().add(at)));
-                        *sum = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(dot), *sum);
+                        let dot = if WORDS {
+                            _mm256_cvtepi32_ps(dot)
+                        } else {
+                            unit.to_floats(dot)
+                        };
+                        *sum = _mm256_fmadd_ps(scale, dot, *sum);
                         if F::HAS_MIN {
                             let x_sum = _mm256_broadcast_ss(&*x.sum.add(part));
                             *sum = _mm256_fmadd_ps(_mm256_loadu_ps(self.min.as_ptr().add(at)), x_sum, *sum);

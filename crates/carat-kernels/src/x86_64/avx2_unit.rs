@@ -11,6 +11,8 @@ use super::avx2_products::{Sums, madd_bytes, madd_words, vnni_bytes, vnni_words}
 
 /// The instructions that multiply.
 pub(super) trait Unit: Copy {
+    /// What sums of [`Unit::tile_bytes`] begin with beside their share.
+    const START: i32;
     /// Runs `kernel` with this unit, in a function that has its features.
     ///
     /// # Safety
@@ -34,6 +36,11 @@ pub(super) trait Unit: Copy {
         w: *const u8,
         x: *const i8,
     ) -> Sums;
+    /// Such sums, which began with [`Unit::START`], as numbers.
+    ///
+    /// # Safety
+    /// The set of this unit is there.
+    unsafe fn to_floats(self, sums: __m256i) -> __m256;
     /// The products of a tile's `N` lanes of words.
     ///
     /// # Safety
@@ -54,6 +61,7 @@ pub(super) trait Kernel {
 pub(super) struct Madd;
 
 impl Unit for Madd {
+    const START: i32 = 0;
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn run<K: Kernel>(self, kernel: &mut K) {
         // SAFETY: the caller's word.
@@ -86,6 +94,11 @@ impl Unit for Madd {
         }
     }
     #[inline(always)]
+    unsafe fn to_floats(self, sums: __m256i) -> __m256 {
+        // SAFETY: a register-only instruction of a set that the callers have.
+        unsafe { _mm256_cvtepi32_ps(sums) }
+    }
+    #[inline(always)]
     unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
         // SAFETY: the caller's word.
         unsafe { madd_words::<N>(w, x) }
@@ -103,7 +116,13 @@ fn widen(words: __m256i) -> __m256i {
 #[derive(Clone, Copy)]
 pub(super) struct Vnni;
 
+/// To its bits a whole number of less than 2^22, of either sign, can be added as one: it is then larger by that number.
+const BETWEEN_INTEGERS: f32 = 12_582_912.0;
+
 impl Unit for Vnni {
+    /// So that a subtraction makes numbers of sums, the same as a conversion would. Intel converts on the ports that multiply,
+    /// and subtracts on others. 32 products of bytes are less than 2^20.
+    const START: i32 = BETWEEN_INTEGERS.to_bits().cast_signed();
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     unsafe fn run<K: Kernel>(self, kernel: &mut K) {
         // SAFETY: the caller's word.
@@ -126,6 +145,11 @@ impl Unit for Vnni {
     ) -> Sums {
         // SAFETY: the caller's word.
         unsafe { vnni_bytes::<N>(sums(), w, x) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self, sums: __m256i) -> __m256 {
+        // SAFETY: register-only instructions of a set that the callers have.
+        unsafe { _mm256_sub_ps(_mm256_castsi256_ps(sums), _mm256_set1_ps(BETWEEN_INTEGERS)) }
     }
     #[inline(always)]
     unsafe fn tile_words<const N: usize>(self, w: *const u8, x: *const i16) -> Sums {
